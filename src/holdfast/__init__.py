@@ -1,0 +1,1 @@
+"""Durable Python agents on a cluster of identical machines."""

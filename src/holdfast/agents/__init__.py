@@ -1,0 +1,1 @@
+"""Agents: from a message to a committed turn."""

@@ -1,0 +1,1 @@
+"""Who is there, who owns what, and what is registered."""

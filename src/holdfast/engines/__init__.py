@@ -1,0 +1,1 @@
+"""What implements the log, the bus and the blobs."""

@@ -1,0 +1,1 @@
+"""The engine in one process: a SQLite file."""

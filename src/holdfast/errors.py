@@ -1,0 +1,163 @@
+"""Every error that Holdfast raises, in three families that a caller must tell apart.
+
+    HoldfastError
+    ├── NotDone                  nothing happened: safe to try again
+    │   ├── NoQuorum             a majority of the cohort cannot be reached
+    │   ├── NoResponders         nobody serves that subject at this moment
+    │   ├── Overloaded           a bound was reached (a mailbox, a table of message ids)
+    │   ├── DeadlineExceeded     the deadline passed before the message was started
+    │   ├── Conflict             an expected sequence did not hold
+    │   │   └── Fenced           … and it was a fence: somebody else owns the shard
+    │   └── Closed               the node or the engine was closed
+    ├── Unknown                  it may have happened, may happen later, or never
+    │   └── OutcomeUnknown       … said of a message: `outcome(message_id)` may tell later
+    └── Never                    the same again gives the same answer: do not retry
+        ├── HandlerFailed        the handler raised; the state is as it was before
+        ├── BadMessage           the arguments or the reply do not fit the handler's types
+        ├── BadState             the state does not fit its type, or could not be upgraded
+        ├── TooLarge             a message, reply, state or batch is over its bound
+        ├── UnknownKind          no node serves that kind, or the kind has no such handler
+        ├── AlreadyExists        the name is taken
+        ├── NotFound             there is no such agent, record or dead letter
+        ├── WouldDeadlock        the agent asked is waiting for this very call
+        ├── ReplayMismatch       the message id was used before, with another message
+        ├── DataLoss             a committed record cannot be read from any replica
+        ├── InvalidName          a kind, name, capability or cell that cannot be used
+        └── ConfigError          a setting is missing, unknown or dangerous
+
+A few of them travel between processes; `to_wire` and `from_wire` keep the class and the text.
+"""
+
+from __future__ import annotations
+
+
+class HoldfastError(Exception):
+    """The root of all errors that Holdfast raises."""
+
+
+class NotDone(HoldfastError):
+    """Nothing happened. It is safe to try again."""
+
+
+class NoQuorum(NotDone):
+    """A majority of the cohort cannot be reached, so nothing was written."""
+
+
+class NoResponders(NotDone):
+    """Nobody serves that subject at this moment."""
+
+
+class Overloaded(NotDone):
+    """A bound was reached: try again later, and more slowly."""
+
+
+class DeadlineExceeded(NotDone):
+    """The deadline passed before the message was started."""
+
+
+class Conflict(NotDone):
+    """A record's expectation did not hold; no record of the batch was written."""
+
+
+class Fenced(Conflict):
+    """A batch with a fence was refused: somebody else may own one of its shards.
+
+    The log does not say which; read the epochs to find out.
+    """
+
+
+class Closed(NotDone):
+    """The node, the engine or the subscription was closed."""
+
+
+class Unknown(HoldfastError):
+    """It may have happened, may still happen later, or never."""
+
+
+class OutcomeUnknown(Unknown):
+    """The message may have been applied. Nothing was applied twice."""
+
+
+class Never(HoldfastError):
+    """The same again gives the same answer: do not retry."""
+
+
+class HandlerFailed(Never):
+    """The handler raised. The agent's state is as it was before the message.
+
+    ``kind_of_error`` is the name of the class raised in the handler, ``details`` its traceback.
+    """
+
+    def __init__(self, message: str, kind_of_error: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.kind_of_error = kind_of_error
+        self.details = details
+
+
+class BadMessage(Never):
+    """The arguments or the reply do not fit the handler's types; the text names the field."""
+
+
+class BadState(Never):
+    """The state does not fit its type, or could not be upgraded; the text names the field."""
+
+
+class TooLarge(Never):
+    """A message, reply, state or batch is over its bound."""
+
+
+class UnknownKind(Never):
+    """No node serves that kind of agent, or the kind has no such handler."""
+
+
+class AlreadyExists(Never):
+    """The name is taken."""
+
+
+class NotFound(Never):
+    """There is no such agent, record, blob or dead letter."""
+
+
+class WouldDeadlock(Never):
+    """The agent asked is itself waiting, directly or not, for this call to end."""
+
+
+class ReplayMismatch(Never):
+    """The message id was used before, with another message."""
+
+
+class DataLoss(Never):
+    """A committed record cannot be read from any replica, or a shard's digest does not agree."""
+
+
+class InvalidName(Never, ValueError):
+    """A kind, name, capability, cell or subject that cannot be used."""
+
+
+class ConfigError(Never, ValueError):
+    """A setting is missing, unknown or dangerous; the text says what to do."""
+
+
+def _tree(root: type[HoldfastError]) -> dict[str, type[HoldfastError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+_BY_NAME = _tree(HoldfastError)
+
+
+def to_wire(error: BaseException) -> tuple[str, str, str, str]:
+    """``(class name, text, kind_of_error, details)``: what of an error travels to another process."""
+    name = type(error).__name__
+    if isinstance(error, HandlerFailed):
+        return name, str(error), error.kind_of_error, error.details
+    return (name if name in _BY_NAME else "HoldfastError"), str(error), "", ""
+
+
+def from_wire(name: str, text: str, kind_of_error: str = "", details: str = "") -> HoldfastError:
+    """The error that `to_wire` was given, or a plain `HoldfastError` where the class is not known here."""
+    if name == HandlerFailed.__name__:
+        return HandlerFailed(text, kind_of_error, details)
+    return _BY_NAME.get(name, HoldfastError)(text)

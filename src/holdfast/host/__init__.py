@@ -1,0 +1,1 @@
+"""The supervisor of one machine: its nats-server and its nodes."""

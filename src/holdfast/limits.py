@@ -1,0 +1,92 @@
+"""Every bound in Holdfast, and the relations that must hold between them.
+
+A bound that is not here does not exist: each queue, table, retry and message has its limit in this file. Sizes are in
+bytes, times in seconds. The relations are asserted at import, so that a changed number cannot break another in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Sizes -----------------------------------------------------------------------------------------------------------
+RECORD_BYTES_MAX: Final = 1024 * 1024 - 16 * 1024
+"""One record's subject, headers and payload. The engine's own limit is 1 MiB; the rest is slack for headers."""
+
+BLOB_THRESHOLD_BYTES: Final = 512 * 1024
+"""A state larger than this is kept as a blob, and its record only names it."""
+
+BLOB_BYTES_MAX: Final = 256 * 1024 * 1024
+MESSAGE_BYTES_MAX: Final = 512 * 1024
+"""A message's encoded arguments, and an encoded reply."""
+
+ANSWERS_BYTES_MAX: Final = 256 * 1024
+"""All answers that one agent's record may keep for callers that may still retry."""
+
+STATE_BYTES_MAX: Final = 128 * 1024 * 1024
+NAME_BYTES_MAX: Final = 256
+"""An agent's name, in UTF-8. Quoted in a subject it is at most three times as long."""
+
+METADATA_BYTES_MAX: Final = 64 * 1024
+FRAME_BYTES_MAX: Final = 256 * 1024
+"""Messages to one node are joined into one frame up to this size."""
+
+# Batches ---------------------------------------------------------------------------------------------------------
+BATCH_RECORDS_MAX: Final = 900
+"""Records in one atomic batch (NATS refuses more than 1,000)."""
+
+BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+TURN_RECORDS_MAX: Final = 256
+"""Records that one turn may add to its batch: its state, its timers and the messages that it sent."""
+
+# Agents ----------------------------------------------------------------------------------------------------------
+MAILBOX_MESSAGES_MAX: Final = 4096
+"""Messages that wait for one agent, or for their acknowledgement; the next one is refused with `Overloaded`."""
+
+CALLERS_MAX: Final = 4096
+MESSAGE_IDS_MAX: Final = 4096
+TIMERS_MAX: Final = 1024
+ATTEMPTS_MAX: Final = 5
+"""Attempts at a message from the inbox before it becomes a dead letter."""
+
+UNCLEAN_ENDS_MAX: Final = 3
+"""Processes that one message may take down before it becomes a dead letter."""
+
+INBOX_READ_AHEAD: Final = 512
+"""Inbox messages of one agent held in memory; further ones wait in the log."""
+
+# Times -----------------------------------------------------------------------------------------------------------
+ASK_TIMEOUT_SECONDS: Final = 30.0
+ATTEMPT_SECONDS: Final = 2.0
+"""How long one attempt of an ask may stay unanswered before the caller asks again (the owner joins the two)."""
+
+DEDUP_SECONDS: Final = 300.0
+"""How long an id given by the user is remembered."""
+
+CLOCK_SKEW_SECONDS: Final = 5.0
+"""The largest difference between two hosts' clocks that deadlines allow for."""
+
+IDLE_SECONDS: Final = 300.0
+"""An agent without messages leaves memory after this."""
+
+BEAT_SECONDS: Final = 0.4
+ISOLATE_SECONDS: Final = 2.0
+TAKEOVER_SECONDS: Final = 4.0
+PURGE_SECONDS: Final = 1.0
+APPEND_TIMEOUT_SECONDS: Final = 5.0
+"""After this an append that was not answered has the outcome `Unknown`."""
+
+QUORUM_WAIT_SECONDS: Final = 15.0
+"""How long a refused-for-want-of-quorum append is tried again: an election of the engine takes 4 to 9 s."""
+
+BACKOFF_SECONDS_MIN: Final = 0.01
+BACKOFF_SECONDS_MAX: Final = 1.0
+
+assert BLOB_THRESHOLD_BYTES + ANSWERS_BYTES_MAX < RECORD_BYTES_MAX, "a state, its answers: one record"
+assert MESSAGE_BYTES_MAX < RECORD_BYTES_MAX, "a message fits a record"
+assert RECORD_BYTES_MAX < BATCH_BYTES_MAX, "a record fits a batch"
+assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
+assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
+assert BEAT_SECONDS * 3 < ISOLATE_SECONDS < TAKEOVER_SECONDS, (
+    "isolated before taken over, and never for one lost beat"
+)
+assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"

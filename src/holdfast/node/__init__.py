@@ -1,0 +1,1 @@
+"""One process that serves agents: where everything is put together."""
