@@ -36,18 +36,14 @@ def check_name(name: str) -> str:
     except UnicodeEncodeError as error:
         raise InvalidName(f"{name!r} cannot be written in UTF-8: {error.reason}") from None
     if not 0 < size <= limits.NAME_BYTES_MAX:
-        raise InvalidName(
-            f"an agent's name has 1 to {limits.NAME_BYTES_MAX} bytes in UTF-8, not {size}: {name[:40]!r}"
-        )
+        raise InvalidName(f"an agent's name has 1 to {limits.NAME_BYTES_MAX} bytes in UTF-8, not {size}: {name[:40]!r}")
     return name
 
 
 def check_capability(capability: str) -> str:
     """The capability, if it is 1 to 128 of ``A-Za-z0-9_:./-``. Raises `InvalidName`."""
     if not isinstance(capability, str) or not _CAPABILITY.fullmatch(capability):
-        raise InvalidName(
-            f"{capability!r} is no capability: use 1 to 128 of the characters A-Z a-z 0-9 _ : . / -"
-        )
+        raise InvalidName(f"{capability!r} is no capability: use 1 to 128 of the characters A-Z a-z 0-9 _ : . / -")
     return capability
 
 

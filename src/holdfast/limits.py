@@ -86,7 +86,5 @@ assert MESSAGE_BYTES_MAX < RECORD_BYTES_MAX, "a message fits a record"
 assert RECORD_BYTES_MAX < BATCH_BYTES_MAX, "a record fits a batch"
 assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
-assert BEAT_SECONDS * 3 < ISOLATE_SECONDS < TAKEOVER_SECONDS, (
-    "isolated before taken over, and never for one lost beat"
-)
+assert BEAT_SECONDS * 3 < ISOLATE_SECONDS < TAKEOVER_SECONDS, "isolated before taken over, and never for one lost beat"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"

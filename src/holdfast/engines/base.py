@@ -137,9 +137,7 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def subscribe(
-        self, subject: str, callback: Callable[[Message], None], queue: str = ""
-    ) -> Subscription:
+    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
         """Call back for each message, on the event loop. The callback does not block and does not raise.
 
         When this returns, the subscription is known to the server it was sent to. With a ``queue``, one member of the
@@ -223,9 +221,7 @@ GAPS: Final[tuple[Gap, ...]] = (
         "a majority of the cohort's disks",
         "there is one disk; a lost disk is a lost log: copy the file",
     ),
-    Gap(
-        "local", "several processes", "a second process that opens the file gets ConfigError naming the first"
-    ),
+    Gap("local", "several processes", "a second process that opens the file gets ConfigError naming the first"),
     Gap(
         "nats",
         "read: the newest record",
