@@ -1,0 +1,155 @@
+"""How values become bytes: msgpack through msgspec, numpy arrays as one extension type, and a checksum on every record.
+
+Never pickle: bytes from another process are decoded into declared types only. An array travels as its dtype, its shape
+and its raw data in C order; arrays of objects are refused. Decoded *state* owns its arrays and may change them; decoded
+*views* borrow the bytes and are read-only.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final, get_args, get_origin
+from zlib import crc32
+
+import msgspec
+
+from holdfast.errors import BadMessage, DataLoss
+
+_ARRAY: Final = 1
+_SUM: Final = struct.Struct("<I")
+
+
+def _encode_hook(value: Any) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        if isinstance(value, numpy.ndarray):
+            if value.dtype.hasobject or value.dtype.names is not None:
+                raise TypeError(f"an array of dtype {value.dtype} cannot be stored: only plain numbers, bool and text")
+            head = msgspec.msgpack.encode((value.dtype.str, value.shape))
+            return msgspec.msgpack.Ext(_ARRAY, _SUM.pack(len(head)) + head + value.tobytes())
+        if isinstance(value, numpy.generic):
+            return value.item()
+    raise TypeError(f"values of type {type(value).__qualname__} cannot be stored or sent")
+
+
+def _array(data: memoryview, own: bool) -> Any:
+    try:
+        import numpy
+    except ModuleNotFoundError:
+        raise ValueError("this value holds a numpy array: install it with `pip install holdfast[numpy]`") from None
+    (size,) = _SUM.unpack_from(data)
+    dtype, shape = msgspec.msgpack.decode(data[4 : 4 + size], type=tuple[str, tuple[int, ...]])
+    kind = numpy.dtype(dtype)
+    if kind.hasobject:
+        raise ValueError(f"an array of dtype {dtype} is not accepted")
+    array = numpy.frombuffer(data[4 + size :], dtype=kind).reshape(shape)
+    return array.copy() if own else array
+
+
+def _owned(code: int, data: memoryview) -> Any:
+    if code != _ARRAY:
+        raise ValueError(f"unknown extension type {code}")
+    return _array(data, own=True)
+
+
+def _borrowed(code: int, data: memoryview) -> Any:
+    if code != _ARRAY:
+        raise ValueError(f"unknown extension type {code}")
+    return _array(data, own=False)
+
+
+def _decode_hook(wanted: Any, value: Any) -> Any:
+    numpy = sys.modules.get("numpy")
+    base = get_origin(wanted) or wanted
+    if numpy is not None and isinstance(base, type) and issubclass(base, numpy.ndarray):
+        if isinstance(value, list):
+            value = numpy.array(value)
+        if not isinstance(value, numpy.ndarray):
+            raise TypeError(f"Expected an array, got `{type(value).__name__}`")
+        scalar = _scalar_type(wanted)
+        if scalar is not None and not numpy.issubdtype(value.dtype, scalar):
+            if not numpy.can_cast(value.dtype, scalar, casting="safe"):
+                raise TypeError(f"Expected an array of {scalar.__name__}, got {value.dtype}")
+            value = value.astype(scalar)
+        return value
+    if numpy is not None and isinstance(base, type) and issubclass(base, numpy.generic):
+        return base(value)
+    if isinstance(base, type) and isinstance(value, base):
+        return value
+    raise TypeError(f"Expected `{getattr(base, '__qualname__', base)}`, got `{type(value).__qualname__}`")
+
+
+@lru_cache(maxsize=256)
+def _scalar_type(wanted: Any) -> Any:
+    for argument in get_args(wanted):
+        inner = get_args(argument)
+        if len(inner) == 1 and isinstance(inner[0], type):
+            return inner[0]
+    return None
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
+encode_raw: Final[Callable[[Any], bytes]] = _ENCODER.encode
+"""Encode without translating errors: for our own structs, on the hot path."""
+
+
+def encode(value: Any, what: str) -> bytes:
+    """The value as bytes. ``what`` names it in the error. Raises `BadMessage` for a value that cannot be sent."""
+    try:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise BadMessage(f"{what}: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def decoder(kind: Any, borrowed: bool = False) -> msgspec.msgpack.Decoder[Any]:
+    """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises `msgspec.MsgspecError`."""
+    return msgspec.msgpack.Decoder(kind, dec_hook=_decode_hook, ext_hook=_borrowed if borrowed else _owned)
+
+
+ERRORS: Final = (
+    msgspec.MsgspecError,
+    ValueError,
+    TypeError,
+    UnicodeDecodeError,
+    RecursionError,
+    struct.error,
+    MemoryError,
+)
+"""What a decoder may raise on bytes that do not fit, a hook's own errors included."""
+
+
+def decode(data: bytes, kind: Any, what: str) -> Any:
+    """The value from bytes. ``what`` names it in the error. Raises `BadMessage`, naming the field that does not fit."""
+    try:
+        return decoder(kind).decode(data)
+    except ERRORS as error:
+        raise BadMessage(f"{what}: {error}") from None
+
+
+def to_builtins(data: bytes) -> Any:
+    """Decoded without a type, for people to read: structs become dicts, arrays lists. Raises `BadMessage`."""
+    return msgspec.to_builtins(decode(data, Any, "value"), enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
+        return value.tolist()
+    raise TypeError(f"values of type {type(value).__qualname__} cannot be shown")
+
+
+def seal(body: bytes) -> bytes:
+    """A record's bytes with their checksum (CRC-32, 4 bytes) behind them."""
+    return body + _SUM.pack(crc32(body))
+
+
+def unseal(payload: bytes, what: str) -> memoryview:
+    """A record's bytes without their checksum. Raises `DataLoss` where it does not agree."""
+    view = memoryview(payload)
+    if len(view) < 4 or _SUM.unpack_from(view, len(view) - 4)[0] != crc32(view[:-4]):
+        raise DataLoss(f"{what}: the checksum does not agree with the {len(view)} bytes stored")
+    return view[:-4]
