@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote, unquote
 from zlib import crc32
@@ -78,3 +79,8 @@ def shard_of(token: str, shards: int) -> int:
 def new_id(prefix: str) -> str:
     """A new id that no other process has, such as ``n-5f3a9c21b0e4``: 48 random bits."""
     return f"{prefix}-{secrets.token_hex(6)}"
+
+
+def digest64(data: bytes) -> int:
+    """64 bits that tell two messages apart (BLAKE2b)."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest())

@@ -1,0 +1,208 @@
+"""Agents as their authors see them: a class, its typed state, and what a turn may do.
+
+The author's class is read once, when it is defined: what cannot work (a state that needs arguments, a handler that is
+not a coroutine, an unknown option) is refused there, not at the first message.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+import msgspec
+
+from holdfast import codec, ids, limits
+from holdfast.agents.handler import Handler, P, _Method
+from holdfast.errors import BadState
+
+if TYPE_CHECKING:
+    from holdfast.agents.context import Context
+    from holdfast.agents.ref import AgentRef
+
+S = TypeVar("S")
+AgentT = TypeVar("AgentT", bound="Agent[Any]")
+
+
+class State(msgspec.Struct, kw_only=True):
+    """A convenient base for an agent's state: typed fields, each with a default."""
+
+
+class Kind:
+    """What the runtime knows of an agent class: its name, its handlers, and the codecs of its state."""
+
+    def __init__(self, cls: type[Agent[Any]], name: str, state: Any, options: _Options) -> None:
+        self.cls = cls
+        self.name = ids.check_kind(name)
+        self.capabilities = options.capabilities
+        self.state_version = options.state_version
+        self.idle_seconds = options.idle_seconds
+        self.mailbox_max = options.mailbox_max
+        self.dedup_seconds = options.dedup_seconds
+        self.state_type = state
+        self.methods: dict[str, _Method[Any, Any, Any]] = {}
+        for base in reversed(cls.__mro__):
+            self.methods.update({k: v for k, v in vars(base).items() if isinstance(v, _Method)})
+        try:
+            self.decode_state = codec.decoder(state).decode
+            codec.decoder(state).decode(codec.encode_raw(self.new_state()))
+        except codec.ERRORS as error:
+            raise TypeError(f"the state of {name} cannot be stored: {error}") from None
+        self.frozen = isinstance(state, type) and issubclass(state, msgspec.Struct)
+        self.view_type = _frozen(state) if self.frozen else state
+        self.decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode
+
+    def new_state(self) -> Any:
+        """The state of an agent that never had a message."""
+        origin = get_origin(self.state_type) or self.state_type
+        try:
+            return None if origin in (None, type(None)) else origin()
+        except TypeError as error:
+            raise TypeError(f"the state of {self.name} must be constructible without arguments: {error}") from None
+
+    def encode_state(self, state: Any) -> tuple[bytes, Any]:
+        """The state as bytes, and as the view that readers see. Raises `BadState`, naming the field that does not fit."""
+        try:
+            data = codec.encode_raw(state)
+            view = self.decode_view(data)
+        except codec.ERRORS as error:
+            raise BadState(f"the state of {self.name} does not fit its type: {error}") from None
+        if len(data) > limits.STATE_BYTES_MAX:
+            raise BadState(f"the state of {self.name} has {len(data)} bytes; {limits.STATE_BYTES_MAX} are allowed")
+        return data, view
+
+    def load_state(self, data: bytes, version: int) -> Any:
+        """The state from a record, upgraded where its schema is older. Raises `BadState`."""
+        if version > self.state_version:
+            raise BadState(
+                f"the state of {self.name} has schema version {version}, this code knows {self.state_version}: "
+                "upgrade this node's code"
+            )
+        if version == self.state_version:
+            try:
+                return self.decode_state(data)
+            except codec.ERRORS as error:
+                raise BadState(
+                    f"the stored state of {self.name} does not fit its type: {error}. If the type changed, raise "
+                    "state_version and define upgrade_state"
+                ) from None
+        try:
+            old = msgspec.msgpack.decode(data, ext_hook=codec._owned)
+            new = self.cls.upgrade_state(version, old)
+            return self.decode_state(codec.encode_raw(new))
+        except Exception as error:
+            raise BadState(
+                f"{self.name}.upgrade_state from version {version} to {self.state_version} failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _frozen(state: Any) -> Any:
+    config = state.__struct_config__
+    if config.frozen:
+        return state
+    return type(state.__name__, (state,), {"__module__": state.__module__}, frozen=True)  # type: ignore[call-overload]  # msgspec's metaclass takes it
+
+
+class _Options(msgspec.Struct, frozen=True):
+    capabilities: frozenset[str]
+    state_version: int
+    idle_seconds: float
+    mailbox_max: int
+    dedup_seconds: float
+
+
+class Agent(Generic[S]):
+    """A durable agent: subclass it as ``class Reviewer(Agent[Reviews])`` and decorate its methods.
+
+    Options of the class, as keywords: ``kind`` (default: the class's name), ``capabilities``, ``state_version`` (raise it
+    when the state's type changes, and define `upgrade_state`), ``idle_seconds`` (an idle agent leaves memory after
+    this), ``mailbox_max`` (messages that may wait), ``dedup_seconds`` (how long a message id is remembered).
+
+    One turn at a time handles a message. Attributes other than ``state`` live only as long as this activation.
+    """
+
+    __slots__ = ("__dict__", "context", "state")
+
+    state: S
+    """The agent's durable state. In a reader it is frozen."""
+
+    context: Context
+    """The message being handled, and what a turn may do."""
+
+    __kind__: ClassVar[Kind]
+
+    def __init_subclass__(
+        cls,
+        *,
+        kind: str | None = None,
+        capabilities: Iterable[str] = (),
+        state_version: int = 1,
+        idle_seconds: float = limits.IDLE_SECONDS,
+        mailbox_max: int = limits.MAILBOX_MESSAGES_MAX,
+        dedup_seconds: float = limits.DEDUP_SECONDS,
+    ) -> None:
+        super().__init_subclass__()
+        if isinstance(capabilities, str):
+            raise TypeError(f"capabilities of {cls.__name__} is a set of names, not one str: {{{capabilities!r}}}")
+        if state_version < 1 or idle_seconds <= 0 or mailbox_max < 1 or dedup_seconds <= 0:
+            raise TypeError(f"the options of {cls.__name__} must be positive")
+        state = _state_type(cls)
+        if state is None:
+            return
+        names = _names_around(sys._getframe(1))
+        for method in vars(cls).values():
+            if isinstance(method, _Method):
+                method.resolve(names)
+        found = frozenset(ids.check_capability(capability) for capability in capabilities)
+        cls.__kind__ = Kind(
+            cls, kind or cls.__name__, state, _Options(found, state_version, idle_seconds, mailbox_max, dedup_seconds)
+        )
+
+    @property
+    def name(self) -> str:
+        """The agent's name, without its kind."""
+        return self.context.name
+
+    @classmethod
+    def upgrade_state(cls, version: int, state: Any) -> Any:
+        """Turn a state of an older schema version, as dicts and lists, into one of the present version.
+
+        Called when an older record is loaded; the result is committed with the agent's next turn.
+        """
+        raise NotImplementedError(f"define upgrade_state to read version {version}")
+
+    def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
+        """The address of another agent; what is asked and sent through it belongs to this turn."""
+        return self.context.agent(kind, name)
+
+    def set_timer(
+        self, name: str, seconds: float, method: Handler[Any, P, Any], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Have a handler of this agent run in so many seconds. It survives any failure, and replaces a timer so named.
+
+        It is set when the turn commits. Raises `BadMessage`, `Overloaded` over `limits.TIMERS_MAX` timers.
+        """
+        self.context.set_timer(name, seconds, method, args, kwargs)
+
+    def cancel_timer(self, name: str) -> bool:
+        """Drop a timer when the turn commits; whether there was one."""
+        return self.context.cancel_timer(name)
+
+
+def _state_type(cls: type) -> Any:
+    for base in cls.__mro__:
+        for generic in getattr(base, "__orig_bases__", ()):
+            origin = get_origin(generic)
+            if isinstance(origin, type) and issubclass(origin, Agent):
+                (state,) = get_args(generic)[:1]
+                return None if isinstance(state, TypeVar) else state
+    raise TypeError(f"name the type of the state: class {cls.__name__}(Agent[MyState])")
+
+
+def _names_around(frame: Any) -> Mapping[str, Any]:
+    names: dict[str, Any] = {}
+    while frame is not None and frame.f_locals is not frame.f_globals:
+        names = {**frame.f_locals, **names}
+        frame = frame.f_back
+    return names

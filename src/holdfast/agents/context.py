@@ -1,0 +1,135 @@
+"""A turn as the handler sees it: who sent the message, and what the turn will leave behind when it commits.
+
+Nothing that a turn does through its context happens before the commit, except asking other agents. Calls made inside
+a turn get ids that are a function of the turn's own message, so that a turn that runs again makes the same calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from holdfast import ids, limits
+from holdfast.agents.messages import InboxMessage, Outgoing, Timer
+from holdfast.errors import NotDone, Overloaded
+
+if TYPE_CHECKING:
+    from holdfast.agents.agent import Agent
+    from holdfast.agents.handler import _Method
+    from holdfast.agents.ref import AgentRef
+    from holdfast.agents.router import Router
+
+    AgentT = TypeVar("AgentT", bound=Agent[Any])
+
+
+class TurnHost(Protocol):
+    """What a turn needs of the activation that runs it."""
+
+    token: str
+    timers: dict[str, Timer]
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def router(self) -> Router: ...
+    def now(self) -> float: ...
+    def next_generation(self) -> int: ...
+
+
+class Context:
+    """The message being handled. ``deadline`` is in seconds since 1970, 0 where there is none."""
+
+    __slots__ = ("_calls", "_host", "chain", "deadline", "keep_until", "message_key", "outgoing", "reads_only", "timers")
+
+    def __init__(
+        self,
+        host: TurnHost,
+        message_key: str,
+        deadline: float,
+        keep_until: float,
+        chain: tuple[str, ...],
+        reads_only: bool = False,
+    ) -> None:
+        self._host = host
+        self._calls = 0
+        self.message_key = message_key
+        self.deadline = deadline
+        self.keep_until = keep_until
+        self.chain = chain
+        self.reads_only = reads_only
+        self.outgoing: list[Outgoing] = []
+        self.timers: dict[str, Timer | None] = {}
+
+    @property
+    def agent_id(self) -> str:
+        """``kind/name`` of this agent."""
+        return "/".join(ids.from_agent_token(self._host.token))
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return ids.from_agent_token(self._host.token)[1]
+
+    @property
+    def fence(self) -> int:
+        """The epoch of this activation. It only grows: an outside system that remembers the highest can refuse older ones."""
+        return self._host.epoch
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every run of this message: give it to outside systems, whose effects are at-least-once."""
+        return self._derived("effect")
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message, as it came: the user's, or the caller's number."""
+        return self.message_key
+
+    def _derived(self, what: str) -> str:
+        return blake2b(f"{self._host.token}\n{self.message_key}\n{what}".encode(), digest_size=16).hexdigest()
+
+    def next_call_id(self) -> str:
+        """The id of the next call of this turn."""
+        self._calls += 1
+        return self._derived(str(self._calls))
+
+    def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
+        """The address of another agent; what is asked and sent through it belongs to this turn."""
+        return self._host.router.ref(kind, name, self)
+
+    def send(self, token: str, handler: str, arguments: bytes, message_id: str) -> str:
+        """Add a message to the turn's batch. Raises `Overloaded` over `limits.TURN_RECORDS_MAX`."""
+        if self.reads_only:
+            raise NotDone("a reader writes nothing, so it cannot send: make it a handler")
+        if len(self.outgoing) >= limits.TURN_RECORDS_MAX - 1:
+            raise Overloaded(f"one turn may send {limits.TURN_RECORDS_MAX - 1} messages")
+        key = message_id or self.next_call_id()
+        message = InboxMessage(handler, arguments, message_id=message_id, sent_at=self._host.now())
+        self.outgoing.append(Outgoing(token, message))
+        return key
+
+    def set_timer(
+        self, name: str, seconds: float, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """See `Agent.set_timer`."""
+        if self.reads_only:
+            raise NotDone("a reader writes nothing, so it cannot set a timer: make it a handler")
+        if not seconds >= 0 or seconds == float("inf"):
+            raise ValueError(f"a timer is due in 0 or more seconds, not {seconds}")
+        arguments = method.encode_arguments(args, kwargs, check=True)
+        if name not in self._host.timers and len(self._host.timers) + len(self.timers) >= limits.TIMERS_MAX:
+            raise Overloaded(f"an agent may have {limits.TIMERS_MAX} timers")
+        due = self._host.now() + seconds
+        self.timers[name] = Timer(name, self._host.next_generation(), due, method.name, arguments)
+
+    def cancel_timer(self, name: str) -> bool:
+        """See `Agent.cancel_timer`."""
+        if self.reads_only:
+            raise NotDone("a reader writes nothing, so it cannot cancel a timer: make it a handler")
+        there = self.timers[name] is not None if name in self.timers else name in self._host.timers
+        if name in self._host.timers:
+            self.timers[name] = None
+        else:
+            self.timers.pop(name, None)
+        return there

@@ -1,0 +1,169 @@
+"""Handlers: the methods of an agent that messages are for, and what their messages look like.
+
+A decorated method, looked up on the class, is a typed *method reference*: `ref.ask(Reviewer.review, diff)` is checked
+by mypy and pyright against the method's own signature. Looked up on an instance it is the plain method.
+
+Arguments travel as a msgpack array in the order of the signature, or as a map of names (what a shell sends). Both are
+decoded into the annotated types; what does not fit is refused with the name of the field.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+
+import msgspec
+
+from holdfast import codec
+from holdfast.errors import BadMessage
+
+A_contra = TypeVar("A_contra", contravariant=True)
+A = TypeVar("A")
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+Self = TypeVar("Self", bound="_Method[Any, Any, Any]")
+
+_WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
+
+
+class _Method(Generic[A_contra, P, R_co]):
+    """What a handler and a reader have in common: a name, a signature and its codecs."""
+
+    reads_only = False
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{function.__qualname__} must be an `async def` to be a handler or a reader")
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(f"{function.__qualname__}: a message has no *{parameter.name}; name each argument")
+        self.function = function
+        self.name = function.__name__
+        self.kind = ""
+        self.parameters = parameters
+        self.waits = any(step.opname in _WAITS for step in dis.get_instructions(function))
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self._shapes: tuple[Any, Any, Any] | None = None
+        self._locals: Mapping[str, Any] = {}
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.kind = owner.__name__
+
+    @overload
+    def __get__(self: Self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Callable[P, Coroutine[Any, Any, R_co]]: ...
+    def __get__(self, instance: object | None, owner: type) -> Any:
+        return self if instance is None else self.function.__get__(instance, owner)
+
+    def __repr__(self) -> str:
+        return f"<{'reader' if self.reads_only else 'handler'} {self.__qualname__}>"
+
+    def resolve(self, names: Mapping[str, Any]) -> None:
+        """Look up the annotations now, also among the names of the function that defines the class."""
+        try:
+            self._shapes = self._build(names)
+        except NameError:
+            self._locals = names
+
+    def _build(self, names: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        hints = get_type_hints(self.function, localns=dict(names), include_extras=True)
+        fields: list[Any] = []
+        for parameter in self.parameters:
+            kind = hints.get(parameter.name, Any)
+            if parameter.default is parameter.empty:
+                fields.append((parameter.name, kind))
+            elif parameter.default.__class__ in (list, dict, set, bytearray):
+                fields.append((parameter.name, kind, msgspec.field(default_factory=parameter.default.copy)))
+            else:
+                fields.append((parameter.name, kind, parameter.default))
+        title = f"{self.kind}.{self.name}"
+        try:
+            ordered = msgspec.defstruct(title, fields, array_like=True, forbid_unknown_fields=True)
+            named = msgspec.defstruct(title, fields, forbid_unknown_fields=True)
+            codec.decoder(ordered)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{title} cannot be a message: {error}") from None
+        return ordered, named, hints.get("return", Any)
+
+    def _shape(self) -> tuple[Any, Any, Any]:
+        if self._shapes is None:
+            self._shapes = self._build(self._locals)
+        return self._shapes
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool = False) -> bytes:
+        """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`, naming the field."""
+        if not args and not kwargs and not self.parameters:
+            return b"\x90"
+        ordered = self._shape()[0]
+        title = f"{self.kind}.{self.name}"
+        try:
+            message = ordered(*args, **kwargs)
+        except TypeError as error:
+            raise BadMessage(f"{title}: {error}") from None
+        data = codec.encode(message, title)
+        if check:
+            self.decode_arguments(data)
+        return data
+
+    def decode_arguments(self, data: bytes) -> tuple[Any, ...]:
+        """The arguments in the order of the signature. Raises `BadMessage`, naming the field."""
+        if data == b"\x90" and not self.parameters:
+            return ()
+        ordered, named, _ = self._shape()
+        is_map = bool(data) and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
+        message = codec.decode(data, named if is_map else ordered, f"{self.kind}.{self.name}")
+        return tuple([getattr(message, parameter.name) for parameter in self.parameters])
+
+    async def call(self, agent: object, args: tuple[Any, ...]) -> Any:
+        """Run the method itself on an instance."""
+        return await self.bind(agent, args)
+
+    def bind(self, agent: object, args: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
+        """The coroutine of one run, with keyword-only arguments where the signature has them."""
+        names = {p.name: v for p, v in zip(self.parameters, args, strict=True) if p.kind is p.KEYWORD_ONLY}
+        if names:
+            return self.function(agent, *args[: len(args) - len(names)], **names)
+        return self.function(agent, *args)
+
+    def encode_reply(self, value: Any) -> bytes:
+        """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit the annotation."""
+        if value is None and self._shape()[2] in (None, type(None), Any):
+            return b"\xc0"
+        data = codec.encode(value, f"the reply of {self.kind}.{self.name}")
+        self.decode_reply(data)
+        return data
+
+    def decode_reply(self, data: bytes) -> Any:
+        """The reply in the annotated type. Raises `BadMessage`."""
+        wanted = self._shape()[2]
+        if data == b"\xc0" and wanted in (None, type(None)):
+            return None
+        return codec.decode(data, wanted, f"the reply of {self.kind}.{self.name}")
+
+
+class Handler(_Method[A_contra, P, R_co]):
+    """A method reference to a handler: it may be asked, sent and told."""
+
+
+class Reader(_Method[A_contra, P, R_co]):
+    """A method reference to a reader: it may only be asked, and cannot write."""
+
+    reads_only = True
+
+
+def handler(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Handler[A, P, R]:
+    """Make an ``async def`` of an `Agent` a handler: its changes of ``self.state`` are committed when it returns."""
+    return Handler(function)
+
+
+def reader(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Reader[A, P, R]:
+    """Make an ``async def`` of an `Agent` a reader: it sees committed state, which is frozen, and writes nothing."""
+    return Reader(function)

@@ -1,0 +1,92 @@
+"""A message in an agent's hands: from its arrival until its turn is committed and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast import codec, errors
+from holdfast.agents.messages import ERROR, OK, Call, InboxMessage, Outgoing, Timer
+
+Sink = Callable[[int, int, bytes], None]
+"""Takes (reference, outcome, payload) of a reply."""
+
+
+class Delivery:
+    """One message, whatever way it came: a call, an inbox message (with its sequence), a timer, or a mark."""
+
+    __slots__ = (
+        "arguments",
+        "attempts",
+        "call",
+        "dead",
+        "error",
+        "handler",
+        "key",
+        "message",
+        "outgoing",
+        "reply",
+        "sequence",
+        "sink",
+        "suspect",
+        "timer",
+    )
+
+    def __init__(self, handler: str, arguments: bytes, key: str) -> None:
+        self.handler = handler
+        self.arguments = arguments
+        self.key = key
+        self.call: Call | None = None
+        self.sink: Sink | None = None
+        self.message: InboxMessage | None = None
+        self.sequence = 0
+        self.timer: Timer | None = None
+        self.attempts = 0
+        self.suspect = False
+        self.outgoing: list[Outgoing] = []
+        self.reply = b""
+        self.error = b""
+        self.dead = b""
+
+    def respond(self) -> None:
+        """Give the reply, or the error, to whoever waits for it."""
+        if self.sink is not None and self.call is not None:
+            if self.error:
+                self.sink(self.call.reference, ERROR, self.error)
+            else:
+                self.sink(self.call.reference, OK, self.reply)
+
+    def turn_away(self, outcome: int) -> None:
+        """Tell the caller to try again; an inbox message or a timer is still in the log."""
+        if self.sink is not None and self.call is not None:
+            self.sink(self.call.reference, outcome, b"")
+
+
+def from_call(call: Call, sink: Sink | None) -> Delivery:
+    """A delivery of an ask or a tell."""
+    key = call.message_id or (f"{call.caller}:{call.number}" if call.number else f"{call.caller}?{call.reference}")
+    delivery = Delivery(call.handler, call.arguments, key)
+    delivery.call = call
+    delivery.sink = sink
+    delivery.suspect = call.suspect
+    return delivery
+
+
+def from_inbox(sequence: int, message: InboxMessage, suspect: bool) -> Delivery:
+    """A delivery of an inbox message."""
+    delivery = Delivery(message.handler, message.arguments, message.message_id or f"in:{sequence}")
+    delivery.message = message
+    delivery.sequence = sequence
+    delivery.suspect = suspect
+    return delivery
+
+
+def from_timer(timer: Timer) -> Delivery:
+    """A delivery of a timer that is due."""
+    delivery = Delivery(timer.handler, timer.arguments, f"tm:{timer.name}:{timer.generation}")
+    delivery.timer = timer
+    return delivery
+
+
+def error_bytes(error: BaseException) -> bytes:
+    """An error as it travels in a reply."""
+    return codec.encode_raw(errors.to_wire(error))

@@ -1,0 +1,95 @@
+"""What travels between processes and what lies in an inbox: plain structs, one array each on the wire.
+
+A frame joins all that one process has for another at the end of a tick. Fields are only ever added at the end, with a
+default, so that a process of the version before can read them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Call(msgspec.Struct, array_like=True):
+    """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a message without them."""
+
+    token: str
+    handler: str
+    arguments: bytes
+    reference: int
+    caller: str = ""
+    number: int = 0
+    low: int = 0
+    deadline: float = 0.0
+    message_id: str = ""
+    keep_until: float = 0.0
+    chain: tuple[str, ...] = ()
+    fresh: bool = False
+    suspect: bool = False
+    """It was in the hands of a process that died."""
+
+
+class Frame(msgspec.Struct, array_like=True):
+    """Calls for one node. Replies go to the ``reply`` subject; no reply is wanted for a call whose reference is 0."""
+
+    reply: str
+    calls: list[Call]
+
+
+OK = 0
+ERROR = 1
+NOT_OWNER = 2
+BUSY = 3
+
+
+class Reply(msgspec.Struct, array_like=True):
+    """The answer to a call: `OK` with the reply, `ERROR` with an error, or a reason to try again."""
+
+    reference: int
+    outcome: int
+    payload: bytes = b""
+
+
+class Replies(msgspec.Struct, array_like=True):
+    """Replies of one node, and where to send further calls for its shards."""
+
+    incarnation: str
+    replies: list[Reply]
+
+
+class InboxMessage(msgspec.Struct, array_like=True):
+    """A durable message in an agent's inbox. A sender outside a turn numbers its messages per receiver."""
+
+    handler: str
+    arguments: bytes
+    sender: str = ""
+    number: int = 0
+    message_id: str = ""
+    sent_at: float = 0.0
+    attempts: int = 0
+
+
+class DeadRecord(msgspec.Struct, array_like=True):
+    """A message that kept failing, with its error. ``done``: it was replayed or dropped."""
+
+    message: InboxMessage
+    error: tuple[str, str, str, str]
+    attempts: int
+    at: float
+    done: bool = False
+
+
+class Timer(msgspec.Struct, array_like=True):
+    """A timer of an agent: due at a time (s since 1970), for one of its handlers."""
+
+    name: str
+    generation: int
+    due: float
+    handler: str
+    arguments: bytes
+
+
+class Outgoing(msgspec.Struct):
+    """A message that a turn sends: it is written with the turn's own batch."""
+
+    token: str
+    message: InboxMessage

@@ -1,0 +1,64 @@
+"""An agent's record in the log: all of its durable self in one piece, so that a commit is one record per agent.
+
+The checksum behind it tells a damaged record; ``previous``, ``commit`` and the digest tell a replica that lost some.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast import codec
+from holdfast.agents.messages import Timer
+from holdfast.core.delivery import Caller, Remembered
+from holdfast.errors import DataLoss
+
+FORM = 1
+
+
+class AgentRecord(msgspec.Struct, array_like=True):
+    """See the fields. Sequences are the cell's; 0 stands for none."""
+
+    form: int
+    commit: int
+    """The number of the shard's batch that wrote it."""
+    previous: int
+    """The sequence of the agent's record before this one."""
+    digest: int
+    """On the first record of a shard in a batch: the shard's digest before the batch, else 0."""
+    count: int
+    """… and the number of its agents."""
+    version: int
+    """Grows by one with every record of this agent."""
+    state_version: int
+    state: bytes
+    blob: str
+    """The key of the blob that holds the state, where it is too large for a record."""
+    consumed: int
+    """The sequence of the last inbox message consumed."""
+    callers: dict[str, Caller]
+    ids: dict[str, Remembered]
+    senders: dict[str, tuple[int, float]]
+    """Per sender outside a turn: the number of its last message consumed, and when."""
+    timers: list[Timer]
+    attempt: tuple[str, int] = ("", 0)
+    """A message that is about to be tried again after it was in the hands of a process that died, and how often."""
+
+
+_decode = msgspec.msgpack.Decoder(AgentRecord).decode
+
+
+def pack(record: AgentRecord) -> bytes:
+    """The record's bytes, with a checksum."""
+    return codec.seal(codec.encode_raw(record))
+
+
+def unpack(payload: bytes, what: str) -> AgentRecord:
+    """The record. Raises `DataLoss` where the bytes are damaged or of an unknown form."""
+    body = codec.unseal(payload, what)
+    try:
+        record = _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataLoss(f"{what}: not a record of an agent: {error}") from None
+    if record.form != FORM:
+        raise DataLoss(f"{what}: a record of form {record.form}; this code reads form {FORM}: upgrade it")
+    return record
