@@ -36,48 +36,71 @@ class Remembered(msgspec.Struct, array_like=True):
 
 
 class Verdict(Enum):
-    """What to do with an ask that came in."""
+    """What to do with a message that came in, where there is no answer to give yet."""
 
     NEW = "new"
     DROPPED = "dropped"
     FULL = "full"
+    MISMATCH = "mismatch"
 
 
-def check_caller(callers: dict[str, Caller], name: str, number: int, low: int) -> Verdict | bytes:
-    """Decide on an ask: `bytes` is the first answer. The caller's ``low`` frees the answers below it."""
-    caller = callers.get(name)
-    if caller is None:
-        return Verdict.NEW if len(callers) < limits.CALLERS_MAX else Verdict.FULL
-    if low > caller.low:
-        caller.low = low
-        answers = caller.answers
-        for old in [known for known in answers if known < low]:
-            del answers[old]
-    if number < caller.low:
-        return Verdict.DROPPED
-    return caller.answers.get(number, Verdict.NEW)
+class Seen:
+    """An agent's tables of callers and of ids. ``bytes_kept``: the size of all answers in them."""
 
+    __slots__ = ("bytes_kept", "callers", "ids")
 
-def note_answer(callers: dict[str, Caller], name: str, number: int, low: int, deadline: float, answer: bytes) -> None:
-    """Remember the answer to an ask, as part of its turn."""
-    caller = callers.get(name)
-    if caller is None:
-        callers[name] = Caller(low, deadline, {number: answer})
-        return
-    caller.answers[number] = answer
-    if deadline > caller.deadline:
-        caller.deadline = deadline
+    def __init__(self, callers: dict[str, Caller], ids: dict[str, Remembered]) -> None:
+        self.callers = callers
+        self.ids = ids
+        answers = sum(len(answer) for caller in callers.values() for answer in caller.answers.values())
+        self.bytes_kept = answers + sum(len(entry.answer) for entry in ids.values())
 
+    def check_caller(self, name: str, number: int, low: int) -> Verdict | bytes:
+        """Decide on a numbered ask: `bytes` is the first answer. The caller's ``low`` frees the answers below it."""
+        caller = self.callers.get(name)
+        if caller is None:
+            return Verdict.NEW if len(self.callers) < limits.CALLERS_MAX else Verdict.FULL
+        if low > caller.low:
+            caller.low = low
+            answers = caller.answers
+            for old in [known for known in answers if known < low]:
+                self.bytes_kept -= len(answers.pop(old))
+        if number < caller.low:
+            return Verdict.DROPPED
+        return caller.answers.get(number, Verdict.NEW)
 
-def expire(callers: dict[str, Caller], ids: dict[str, Remembered], now: float) -> None:
-    """Forget callers whose messages can no longer be started anywhere, and ids past their time."""
-    limit = now - limits.CLOCK_SKEW_SECONDS
-    for name in [name for name, caller in callers.items() if caller.deadline < limit]:
-        del callers[name]
-    for key in [key for key, entry in ids.items() if entry.until < now]:
-        del ids[key]
+    def check_id(self, message_id: str, digest: int) -> Verdict | bytes:
+        """Decide on a message with an id: `bytes` is the first answer."""
+        kept = self.ids.get(message_id)
+        if kept is not None:
+            return kept.answer if kept.digest == digest else Verdict.MISMATCH
+        return Verdict.NEW if len(self.ids) < limits.MESSAGE_IDS_MAX else Verdict.FULL
 
+    def note_caller(self, name: str, number: int, low: int, deadline: float, answer: bytes) -> None:
+        """Remember the answer to a numbered ask, as part of its turn."""
+        self.bytes_kept += len(answer)
+        caller = self.callers.get(name)
+        if caller is None:
+            self.callers[name] = Caller(low, deadline, {number: answer})
+            return
+        caller.answers[number] = answer
+        if deadline > caller.deadline:
+            caller.deadline = deadline
 
-def answers_bytes(callers: dict[str, Caller]) -> int:
-    """The size of all answers kept for callers."""
-    return sum(len(answer) for caller in callers.values() for answer in caller.answers.values())
+    def note_id(self, message_id: str, until: float, digest: int, answer: bytes) -> None:
+        """Remember the answer to a message with an id, as part of its turn."""
+        self.ids[message_id] = Remembered(until, digest, answer)
+        self.bytes_kept += len(answer)
+
+    def full(self) -> bool:
+        """Whether the answers kept are so many that none may be added."""
+        return self.bytes_kept > limits.ANSWERS_BYTES_MAX
+
+    def expire(self, now: float) -> None:
+        """Forget callers whose messages can no longer be started anywhere, and ids past their time."""
+        limit = now - limits.CLOCK_SKEW_SECONDS
+        for name in [name for name, caller in self.callers.items() if caller.deadline < limit]:
+            self.bytes_kept -= sum(map(len, self.callers.pop(name).answers.values()))
+        if self.ids:
+            for key in [key for key, entry in self.ids.items() if entry.until < now]:
+                self.bytes_kept -= len(self.ids.pop(key).answer)
