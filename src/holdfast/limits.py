@@ -20,7 +20,13 @@ MESSAGE_BYTES_MAX: Final = 512 * 1024
 """A message's encoded arguments, and an encoded reply."""
 
 ANSWERS_BYTES_MAX: Final = 256 * 1024
-"""All answers that one agent's record may keep for callers that may still retry."""
+"""All answers that one agent's record keeps for callers that may still retry; over it, it takes no more calls."""
+
+REPLY_BYTES_MAX: Final = 256 * 1024
+"""A handler's encoded reply: it is kept in the agent's record. (A reader's is only sent: `MESSAGE_BYTES_MAX`.)"""
+
+TIMERS_BYTES_MAX: Final = 64 * 1024
+"""The arguments of all timers of one agent."""
 
 STATE_BYTES_MAX: Final = 128 * 1024 * 1024
 NAME_BYTES_MAX: Final = 256
@@ -38,6 +44,9 @@ BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 TURN_RECORDS_MAX: Final = 256
 """Records that one turn may add to its batch: its state, its timers and the messages that it sent."""
 
+TURN_BYTES_MAX: Final = 2 * 1024 * 1024
+"""The arguments of all messages that one turn sends."""
+
 # Agents ----------------------------------------------------------------------------------------------------------
 MAILBOX_MESSAGES_MAX: Final = 4096
 """Messages that wait for one agent, or for their acknowledgement; the next one is refused with `Overloaded`."""
@@ -50,6 +59,16 @@ ATTEMPTS_MAX: Final = 5
 
 UNCLEAN_ENDS_MAX: Final = 3
 """Processes that one message may take down before it becomes a dead letter."""
+
+MESSAGE_ID_BYTES_MAX: Final = 128
+WARM_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Records that a node keeps in memory after a recovery, so that the first message to an agent reads nothing."""
+
+SUBMISSIONS_MAX: Final = 20_000
+"""Durable sends and registrations of one process that wait for their batch."""
+
+OPEN_CALLS_MAX: Final = 100_000
+"""Asks of one process that wait for their answer."""
 
 INBOX_READ_AHEAD: Final = 512
 """Inbox messages of one agent held in memory; further ones wait in the log."""
@@ -82,8 +101,11 @@ BACKOFF_SECONDS_MIN: Final = 0.01
 BACKOFF_SECONDS_MAX: Final = 1.0
 
 assert BLOB_THRESHOLD_BYTES + ANSWERS_BYTES_MAX < RECORD_BYTES_MAX, "a state, its answers: one record"
+assert ANSWERS_BYTES_MAX + REPLY_BYTES_MAX + TIMERS_BYTES_MAX < RECORD_BYTES_MAX * 3 // 4, "the rest fits beside a blob"
 assert MESSAGE_BYTES_MAX < RECORD_BYTES_MAX, "a message fits a record"
 assert RECORD_BYTES_MAX < BATCH_BYTES_MAX, "a record fits a batch"
+assert TURN_BYTES_MAX * 5 // 4 + RECORD_BYTES_MAX < BATCH_BYTES_MAX, "an agent's turns until their commit fit a batch"
+assert TURN_RECORDS_MAX * 2 < BATCH_RECORDS_MAX, "an agent's turns until their commit fit a batch"
 assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
 assert BEAT_SECONDS * 3 < ISOLATE_SECONDS < TAKEOVER_SECONDS, "isolated before taken over, and never for one lost beat"

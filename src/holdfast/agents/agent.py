@@ -60,6 +60,13 @@ class Kind:
         except TypeError as error:
             raise TypeError(f"the state of {self.name} must be constructible without arguments: {error}") from None
 
+    def new_agent(self) -> Any:
+        """An instance for one activation. Raises `BadState` where its ``__init__`` raises."""
+        try:
+            return self.cls()
+        except Exception as error:
+            raise BadState(f"{self.name}.__init__ failed: {type(error).__name__}: {error}") from error
+
     def encode_state(self, state: Any) -> tuple[bytes, Any]:
         """The state as bytes, and as the view that readers see. Raises `BadState`, naming the field that does not fit."""
         try:
@@ -119,7 +126,7 @@ class Agent(Generic[S]):
     when the state's type changes, and define `upgrade_state`), ``idle_seconds`` (an idle agent leaves memory after
     this), ``mailbox_max`` (messages that may wait), ``dedup_seconds`` (how long a message id is remembered).
 
-    One turn at a time handles a message. Attributes other than ``state`` live only as long as this activation.
+    One turn at a time handles a message. ``__init__``, if there is one, takes no arguments; attributes other than ``state`` live only as long as this activation.
     """
 
     __slots__ = ("__dict__", "context", "state")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast import ids, limits
 from holdfast.agents.messages import InboxMessage, Outgoing, Timer
-from holdfast.errors import NotDone, Overloaded
+from holdfast.errors import NotDone, Overloaded, TooLarge
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Agent
@@ -27,7 +27,7 @@ class TurnHost(Protocol):
     """What a turn needs of the activation that runs it."""
 
     token: str
-    timers: dict[str, Timer]
+    timers: dict[str, Timer] | None
 
     @property
     def epoch(self) -> int: ...
@@ -40,7 +40,18 @@ class TurnHost(Protocol):
 class Context:
     """The message being handled. ``deadline`` is in seconds since 1970, 0 where there is none."""
 
-    __slots__ = ("_calls", "_host", "chain", "deadline", "keep_until", "message_key", "outgoing", "reads_only", "timers")
+    __slots__ = (
+        "_calls",
+        "_host",
+        "_sent_bytes",
+        "chain",
+        "deadline",
+        "keep_until",
+        "message_key",
+        "outgoing",
+        "reads_only",
+        "timers",
+    )
 
     def __init__(
         self,
@@ -53,13 +64,14 @@ class Context:
     ) -> None:
         self._host = host
         self._calls = 0
+        self._sent_bytes = 0
         self.message_key = message_key
         self.deadline = deadline
         self.keep_until = keep_until
         self.chain = chain
         self.reads_only = reads_only
-        self.outgoing: list[Outgoing] = []
-        self.timers: dict[str, Timer | None] = {}
+        self.outgoing: list[Outgoing] | None = None
+        self.timers: dict[str, Timer | None] | None = None
 
     @property
     def agent_id(self) -> str:
@@ -102,8 +114,13 @@ class Context:
         """Add a message to the turn's batch. Raises `Overloaded` over `limits.TURN_RECORDS_MAX`."""
         if self.reads_only:
             raise NotDone("a reader writes nothing, so it cannot send: make it a handler")
+        if self.outgoing is None:
+            self.outgoing = []
         if len(self.outgoing) >= limits.TURN_RECORDS_MAX - 1:
             raise Overloaded(f"one turn may send {limits.TURN_RECORDS_MAX - 1} messages")
+        self._sent_bytes += len(arguments)
+        if self._sent_bytes > limits.TURN_BYTES_MAX:
+            raise TooLarge(f"one turn may send {limits.TURN_BYTES_MAX} bytes")
         key = message_id or self.next_call_id()
         message = InboxMessage(handler, arguments, message_id=message_id, sent_at=self._host.now())
         self.outgoing.append(Outgoing(token, message))
@@ -118,8 +135,15 @@ class Context:
         if not seconds >= 0 or seconds == float("inf"):
             raise ValueError(f"a timer is due in 0 or more seconds, not {seconds}")
         arguments = method.encode_arguments(args, kwargs, check=True)
-        if name not in self._host.timers and len(self._host.timers) + len(self.timers) >= limits.TIMERS_MAX:
+        if self.timers is None:
+            self.timers = {}
+        known = self._host.timers or {}
+        names = {name, *known, *(new for new, timer in self.timers.items() if timer is not None)}
+        if len(names) > limits.TIMERS_MAX:
             raise Overloaded(f"an agent may have {limits.TIMERS_MAX} timers")
+        size = len(arguments) + sum(len(timer.arguments) for timer in (*known.values(), *self.timers.values()) if timer)
+        if size > limits.TIMERS_BYTES_MAX:
+            raise TooLarge(f"the arguments of an agent's timers may have {limits.TIMERS_BYTES_MAX} bytes: use its state")
         due = self._host.now() + seconds
         self.timers[name] = Timer(name, self._host.next_generation(), due, method.name, arguments)
 
@@ -127,8 +151,11 @@ class Context:
         """See `Agent.cancel_timer`."""
         if self.reads_only:
             raise NotDone("a reader writes nothing, so it cannot cancel a timer: make it a handler")
-        there = self.timers[name] is not None if name in self.timers else name in self._host.timers
-        if name in self._host.timers:
+        known = self._host.timers or {}
+        if self.timers is None:
+            self.timers = {}
+        there = self.timers[name] is not None if name in self.timers else name in known
+        if name in known:
             self.timers[name] = None
         else:
             self.timers.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable
 
 from holdfast import codec, errors
@@ -10,15 +11,19 @@ from holdfast.agents.messages import ERROR, OK, Call, InboxMessage, Outgoing, Ti
 Sink = Callable[[int, int, bytes], None]
 """Takes (reference, outcome, payload) of a reply."""
 
+ERROR_MARK = b"\xc1"
+"""In front of an answer that is an error: a byte that no msgpack value starts with."""
+
 
 class Delivery:
-    """One message, whatever way it came: a call, an inbox message (with its sequence), a timer, or a mark."""
+    """One message, whatever way it came: a call, an inbox message (with its sequence), a timer, or a bare mark."""
 
     __slots__ = (
         "arguments",
         "attempts",
         "call",
         "dead",
+        "done",
         "error",
         "handler",
         "key",
@@ -42,29 +47,39 @@ class Delivery:
         self.timer: Timer | None = None
         self.attempts = 0
         self.suspect = False
-        self.outgoing: list[Outgoing] = []
+        self.outgoing: list[Outgoing] | None = None
         self.reply = b""
         self.error = b""
         self.dead = b""
+        self.done: Future[None] | None = None
+        """Of a mark: done when the record is committed."""
 
     def respond(self) -> None:
         """Give the reply, or the error, to whoever waits for it."""
         if self.sink is not None and self.call is not None:
             if self.error:
                 self.sink(self.call.reference, ERROR, self.error)
+            elif self.reply[:1] == ERROR_MARK:
+                self.sink(self.call.reference, ERROR, self.reply[1:])
             else:
                 self.sink(self.call.reference, OK, self.reply)
 
     def turn_away(self, outcome: int) -> None:
-        """Tell the caller to try again; an inbox message or a timer is still in the log."""
+        """Tell the caller to try again. An inbox message or a timer is still in the log."""
         if self.sink is not None and self.call is not None:
             self.sink(self.call.reference, outcome, b"")
 
 
+def call_key(call: Call) -> str:
+    """What makes a call the same call again."""
+    if call.message_id:
+        return call.message_id
+    return f"{call.caller}:{call.number}" if call.number else f"{call.caller}?{call.reference}"
+
+
 def from_call(call: Call, sink: Sink | None) -> Delivery:
     """A delivery of an ask or a tell."""
-    key = call.message_id or (f"{call.caller}:{call.number}" if call.number else f"{call.caller}?{call.reference}")
-    delivery = Delivery(call.handler, call.arguments, key)
+    delivery = Delivery(call.handler, call.arguments, call_key(call))
     delivery.call = call
     delivery.sink = sink
     delivery.suspect = call.suspect
@@ -77,6 +92,13 @@ def from_inbox(sequence: int, message: InboxMessage, suspect: bool) -> Delivery:
     delivery.message = message
     delivery.sequence = sequence
     delivery.suspect = suspect
+    return delivery
+
+
+def mark(done: Future[None]) -> Delivery:
+    """No message: it only has the agent's record written, and tells when that was acknowledged."""
+    delivery = Delivery("", b"", "")
+    delivery.done = done
     return delivery
 
 

@@ -33,6 +33,8 @@ class Frame(msgspec.Struct, array_like=True):
 
     reply: str
     calls: list[Call]
+    cancelled: list[tuple[str, str]] = []
+    """(token, key) of calls that their caller gave up."""
 
 
 OK = 0

@@ -40,8 +40,10 @@ class AgentRecord(msgspec.Struct, array_like=True):
     senders: dict[str, tuple[int, float]]
     """Per sender outside a turn: the number of its last message consumed, and when."""
     timers: list[Timer]
+    generation: int
+    """The newest generation that a timer of this agent got."""
     attempt: tuple[str, int] = ("", 0)
-    """A message that is about to be tried again after it was in the hands of a process that died, and how often."""
+    """A message in the hands of a process that died (``*``: any), about to run, and how many processes it ended."""
 
 
 _decode = msgspec.msgpack.Decoder(AgentRecord).decode

@@ -1,0 +1,270 @@
+"""Group commit: one batch per (node, cell), of all agents that finished turns since the batch before.
+
+The naive way, a batch per turn or per shard, multiplies fsyncs and Raft entries; they are what a turn costs. Here one
+batch is in flight per cell, and while it is, the next one fills: the busier the node, the cheaper a turn. Each shard's
+first record in the batch carries its own fence, so one owner lost refuses the batch, and the others are sent again.
+
+What becomes of a batch:
+
+* acknowledged: everything that waited for it is released;
+* `Fenced`: the shards whose epoch is another's are dropped, the rest is sent again;
+* `Unknown`: it is never retried and never looked up. Its shards stop and are claimed anew from this very node: the old
+  batch then lies before the new epoch, or can never commit;
+* `NoQuorum`: nothing was written; tried again for a while, then every turn in it is undone and its caller told so;
+* refused for what is in it: the agents are sent one by one, the guilty one's turns one by one; the guilty turn fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from holdfast import codec, limits
+from holdfast.agents.activation import Activation
+from holdfast.agents.mailbox import Delivery
+from holdfast.agents.record import pack
+from holdfast.core import backoff
+from holdfast.core.digest import entry
+from holdfast.engines.base import Record
+from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, TooLarge, Unknown
+
+if TYPE_CHECKING:
+    from holdfast.agents.runtime import Runtime
+    from holdfast.agents.shard import Shard
+
+_RECORD_OVERHEAD: Final = 512
+"""Bytes of subject and headers to allow for per record."""
+
+
+class _Batch:
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.bytes = 0
+        self.agents: list[tuple[Activation, int, bytes]] = []
+        """Each with the place of its record, and the state that the record holds."""
+        self.shards: dict[Shard, int] = {}
+        self.outbox: list[tuple[Shard, str, Record]] = []
+
+
+class Committer:
+    """The one writer of this node's agents in one cell."""
+
+    def __init__(self, runtime: Runtime, cell: str) -> None:
+        self._runtime = runtime
+        self._cell = cell
+        self._dirty: dict[Activation, None] = {}
+        self._one_by_one: dict[Activation, None] = {}
+        self._wake = asyncio.Event()
+        self._random = Random()
+        self.batches = 0
+        self.records = 0
+        self.turns = 0
+
+    def mark(self, activation: Activation) -> None:
+        """The agent has finished turns to commit."""
+        if not self._dirty:
+            self._wake.set()
+        self._dirty[activation] = None
+
+    def busy(self, shard: Shard) -> bool:
+        """Whether turns of the shard wait for their commit."""
+        return any(activation.shard is shard for activation in self._dirty)
+
+    async def run(self) -> None:
+        """Write batches until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._dirty or self._one_by_one:
+                await self._commit(await self._build())
+
+    # Building ------------------------------------------------------------------------------------------------------
+
+    async def _build(self) -> _Batch:
+        if self._one_by_one:
+            source, most = self._one_by_one, 1
+        else:
+            source, most = self._dirty, limits.BATCH_RECORDS_MAX
+        waiting: list[Activation] = []
+        for activation in source:
+            waiting.append(activation)
+            if len(waiting) >= most:
+                break
+        for activation in waiting:
+            if activation.pending and activation.needs_blob():
+                await self._put_blob(activation)
+        batch = _Batch()
+        for activation in waiting:
+            if not activation.pending or not activation.shard.active:
+                source.pop(activation, None)
+                continue
+            if not self._add(batch, activation):
+                break
+            source.pop(activation, None)
+        return batch
+
+    async def _put_blob(self, activation: Activation) -> None:
+        shard = activation.shard
+        key = f"{shard.prefix}.{activation.token}.{shard.next_unique()}"
+        state = activation.state_bytes
+        try:
+            await self._runtime.engine.blobs.put(key, state)
+        except Closed:
+            raise
+        except HoldfastError as error:
+            if shard.active:
+                shard.drop(activation, error if isinstance(error, NoQuorum) else NoQuorum(f"the state's blob: {error}"))
+            return
+        if activation.blob:
+            activation.old_blobs = [*(activation.old_blobs or ()), activation.blob]
+        activation.blob, activation.state_in_blob = key, state
+
+    def _add(self, batch: _Batch, activation: Activation) -> bool:
+        """Add the agent's record and what its turns send; False where the batch has no room left for them."""
+        shard = activation.shard
+        size = len(activation.state_bytes) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
+        many = 1 + activation.outgoing_records
+        if batch.records and (
+            batch.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(batch.records) + many * 2 > limits.BATCH_RECORDS_MAX
+        ):
+            return False
+        first = shard not in batch.shards
+        if first:
+            shard.commit += 1
+            batch.shards[shard] = shard.commit
+        digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
+        state = activation.state_bytes
+        payload = pack(activation.snapshot(shard.commit, digest, count))
+        if len(payload) + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
+            self._refused(activation, TooLarge(f"the record of {activation.token} has {len(payload)} bytes"))
+            if first:
+                del batch.shards[shard]
+            return True
+        batch.agents.append((activation, len(batch.records), state))
+        subject = f"{shard.prefix}.st.{activation.token}"
+        batch.records.append(Record(subject, payload, shard.fence if first else None))
+        batch.bytes += len(payload) + _RECORD_OVERHEAD
+        for message in activation.in_batch:
+            if message.outgoing:
+                self._add_outgoing(batch, shard, message)
+            if message.dead:
+                end = message.sequence or f"t{shard.next_unique()}"
+                batch.records.append(Record(f"{shard.prefix}.dl.{activation.token}.{end}", message.dead))
+        return True
+
+    def _add_outgoing(self, batch: _Batch, shard: Shard, message: Delivery) -> None:
+        for sent in message.outgoing or ():
+            target = self._runtime.shard_of(sent.token)
+            cell = self._runtime.cell_of(target)
+            unique = shard.next_unique()
+            subject = f"{cell}.{target}.in.{sent.token}.{unique}"
+            payload = codec.seal(codec.encode_raw(sent.message))
+            if cell != self._cell:
+                # The relay puts it under that subject in the other cell.
+                payload = codec.seal(codec.encode_raw((subject, payload)))
+                record = Record(f"{shard.prefix}.out.{cell}.{unique}", payload)
+                batch.outbox.append((shard, cell, record))
+            else:
+                record = Record(subject, payload)
+            batch.records.append(record)
+            batch.bytes += len(payload) + _RECORD_OVERHEAD
+
+    # Writing -------------------------------------------------------------------------------------------------------
+
+    async def _commit(self, batch: _Batch) -> None:
+        give_up_at = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS
+        attempt = 0
+        while batch.agents:
+            try:
+                sequences = await self._runtime.engine.log.append(self._cell, batch.records)
+            except Conflict:
+                await self._fenced(batch)
+                return
+            except Closed:
+                raise
+            except NoQuorum as error:
+                attempt += 1
+                if self._runtime.loop.time() > give_up_at:
+                    for activation, _, _ in batch.agents:
+                        if activation.shard.active:
+                            activation.shard.drop(activation, error)
+                    return
+                await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
+                if not all(shard.active for shard in batch.shards):
+                    self._put_back(batch)
+                    return
+            except Unknown:
+                self._runtime.reclaim(self._cell, [shard for shard in batch.shards if shard.active])
+                return
+            except HoldfastError as error:
+                if len(batch.agents) == 1:
+                    self._refused(batch.agents[0][0], error)
+                else:
+                    self._put_back(batch)
+                    self._one_by_one.update((activation, None) for activation, _, _ in batch.agents)
+                return
+            else:
+                self._acknowledged(batch, sequences)
+                return
+
+    def _acknowledged(self, batch: _Batch, sequences: range) -> None:
+        self.batches += 1
+        self.records += len(batch.records)
+        for shard, cell, record in batch.outbox:
+            if shard.active:
+                self._runtime.relay(shard, cell).add(record.subject, record.payload)
+        for activation, place, state in batch.agents:
+            shard = activation.shard
+            if shard.active and activation.loaded:
+                token, sequence = activation.token, sequences[place]
+                shard.digest ^= entry(token, activation.sequence) ^ entry(token, sequence)
+                shard.index[token] = sequence
+                self.turns += len(activation.in_batch)
+                activation.committed(sequence, state)
+                if activation.old_blobs:
+                    self._runtime.spawn(self._runtime.delete_blobs(activation.old_blobs))
+                    activation.old_blobs = None
+
+    def _put_back(self, batch: _Batch) -> None:
+        """Nothing was written: what is still ours goes into the next batch."""
+        for activation, _, _ in batch.agents:
+            if activation.shard.active:
+                activation.not_written()
+                self.mark(activation)
+        self._wake.set()
+
+    async def _fenced(self, batch: _Batch) -> None:
+        """Find out which shards are another's, and let them go."""
+        for attempt in range(1, 12):
+            lost = []
+            for shard in batch.shards:
+                try:
+                    epoch = await self._runtime.engine.log.read(self._cell, shard.fence.subject)
+                except (NoQuorum, Unknown):
+                    continue
+                # A lagging replica shows an older epoch, never a newer one.
+                if epoch is not None and epoch.sequence > shard.epoch:
+                    lost.append(shard)
+            if lost or not all(shard.active for shard in batch.shards):
+                self._runtime.lost(self._cell, [shard for shard in lost if shard.active])
+                self._put_back(batch)
+                return
+            await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
+        # No replica shows who took it: find out by claiming it anew.
+        self._runtime.reclaim(self._cell, [shard for shard in batch.shards if shard.active])
+
+    def _refused(self, activation: Activation, error: HoldfastError) -> None:
+        """The log will not take this agent's record: its turns are undone, and the guilty one is found."""
+        shard = activation.shard
+        if not shard.active:
+            return
+        if len(activation.in_batch) + len(activation.pending) > 1:
+            shard.rerun_alone(activation)
+            return
+        for message in activation.in_batch:
+            if message.call is None:
+                message.attempts = limits.ATTEMPTS_MAX
+        shard.drop(activation, error)
+
+

@@ -1,0 +1,340 @@
+"""A shard that this node owns: which agents it has, which of them are in memory, and what waits in their inboxes.
+
+The index (agent → sequence of its newest record) is rebuilt from the log when the shard is claimed, and from then on
+only this owner changes it. So a load never asks "what is the newest record?", which a lagging replica answers wrongly;
+it asks for exactly the sequence that the index names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from holdfast import codec, ids, limits
+from holdfast.agents import mailbox
+from holdfast.agents.activation import Activation
+from holdfast.agents.mailbox import Delivery
+from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
+from holdfast.agents.record import AgentRecord, unpack
+from holdfast.core.digest import entry
+from holdfast.engines.base import Expect, Stored
+from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
+
+if TYPE_CHECKING:
+    from holdfast.agents.runtime import Runtime
+
+_READS_MAX = 40
+_decode_inbox = msgspec.msgpack.Decoder(InboxMessage).decode
+
+
+class Shard:
+    """See the module. ``active``: owned, recovered, and not let go of; once False it stays so."""
+
+    def __init__(self, runtime: Runtime, number: int, cell: str, epoch: int, clean: bool) -> None:
+        self.runtime = runtime
+        self.number = number
+        self.cell = cell
+        self.epoch = epoch
+        self.prefix = f"{cell}.{number}"
+        self.fence = Expect(f"{self.prefix}.epoch", epoch)
+        self.active = False
+        self.draining = False
+        self.commit = 0
+        self.digest = 0
+        self.index: dict[str, int] = {}
+        self.warm: dict[str, bytes] = {}
+        self.activations: dict[str, Activation] = {}
+        self.unique = 0
+        self._held: dict[str, list[Delivery | int]] = {}
+        self.outbox: dict[str, dict[str, bytes]] = {}
+        """Per target cell: the records, by subject, that its relay has still to carry over."""
+        self._suspect_before = 0 if clean else epoch
+        self._inbox_open: dict[int, None] = {}
+        self._inbox_seen = 0
+        self._consumed_count = 0
+        self._purged_at = runtime.loop.time()
+
+    # Recovery ----------------------------------------------------------------------------------------------------
+
+    def recover(self, records: Iterable[Stored]) -> tuple[list[tuple[str, Timer]], list[Stored]]:
+        """Rebuild the index from all of the shard's records before its epoch, in order; return timers and inbox.
+
+        Raises `DataLoss` where a record is damaged, or where the digest shows that the replica read lacks one.
+        """
+        timers: list[tuple[str, Timer]] = []
+        inbox: list[Stored] = []
+        newest: list[tuple[int, str, AgentRecord]] = []
+        for stored in records:
+            kind, _, rest = stored.subject[len(self.prefix) + 1 :].partition(".")
+            if kind == "in":
+                inbox.append(stored)
+            elif kind == "out":
+                self.outbox.setdefault(rest.partition(".")[0], {})[stored.subject] = stored.payload
+            elif kind == "st":
+                record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
+                self.index[rest] = stored.sequence
+                self.digest ^= entry(rest, stored.sequence)
+                if self.runtime.warm_bytes < limits.WARM_BYTES_MAX:
+                    self.warm[rest] = stored.payload
+                    self.runtime.warm_bytes += len(stored.payload)
+                timers.extend((rest, timer) for timer in record.timers)
+                if not newest or record.commit > newest[0][2].commit:
+                    newest = []
+                if not newest or record.commit == newest[0][2].commit:
+                    newest.append((stored.sequence, rest, record))
+        self._verify(newest)
+        return timers, inbox
+
+    def _verify(self, newest: list[tuple[int, str, AgentRecord]]) -> None:
+        """Compare with the digest that the newest batch carries of the index before it."""
+        if not newest:
+            return
+        before, count = self.digest, len(self.index)
+        for sequence, token, record in newest:
+            before ^= entry(token, sequence) ^ entry(token, record.previous)
+            count -= record.previous == 0
+        first = min(newest)[2]
+        self.commit = first.commit
+        if (before, count) != (first.digest, first.count):
+            raise DataLoss(
+                f"shard {self.prefix}: the {len(self.index)} agents that this replica shows are not those of batch "
+                f"{first.commit}, which counted {first.count} before it: the replica has diverged, read another"
+            )
+
+    def start(self, timers: list[tuple[str, Timer]], inbox: list[Stored]) -> None:
+        """Begin to serve."""
+        self.active = True
+        for token, timer in timers:
+            self.watch(token, timer)
+        for stored in inbox:
+            self.receive(stored)
+
+    # Agents ------------------------------------------------------------------------------------------------------
+
+    def activation(self, token: str) -> Activation:
+        """The agent in memory; where it is not, its loading begins. Raises `UnknownKind`, `InvalidName`."""
+        found = self.activations.get(token)
+        if found is not None:
+            return found
+        kind = self.runtime.kinds.get(token.partition("/")[0])
+        if kind is None:
+            name = ids.from_agent_token(token)[0]
+            raise UnknownKind(f"the owner of {token} does not serve the kind {name}: it serves {self.runtime.serves}")
+        activation = Activation(self, token, kind)
+        self.activations[token] = activation
+        sequence = self.index.get(token, 0)
+        payload = self.warm.pop(token, None)
+        if payload is not None:
+            self.runtime.warm_bytes -= len(payload)
+        try:
+            if sequence == 0:
+                activation.load(None, b"", 0)
+            elif payload is not None:
+                record = unpack(payload, f"{self.cell} {sequence} {token}")
+                if not record.blob:
+                    activation.load(record, record.state, sequence)
+                    return activation
+                self.runtime.spawn(self._load(activation, sequence))
+            else:
+                self.runtime.spawn(self._load(activation, sequence))
+        except HoldfastError as error:
+            self.runtime.loop.call_soon(self._cannot_load, activation, error)
+        return activation
+
+    async def _load(self, activation: Activation, sequence: int) -> None:
+        try:
+            record = await self._read_exactly(activation.token, sequence)
+            state = record.state
+            if record.blob:
+                state = await self.runtime.engine.blobs.get(record.blob)
+            if self.active and self.activations.get(activation.token) is activation:
+                activation.load(record, state, sequence)
+        except HoldfastError as error:
+            self._cannot_load(activation, error)
+
+    async def _read_exactly(self, token: str, sequence: int) -> AgentRecord:
+        for _ in range(_READS_MAX):
+            try:
+                stored = await self.runtime.engine.log.read_sequence(self.cell, sequence)
+            except (NoQuorum, Unknown):
+                stored = None
+            if stored is not None and stored.subject == f"{self.prefix}.st.{token}":
+                return unpack(stored.payload, f"{self.cell} {sequence} {token}")
+            await asyncio.sleep(0.1)
+        raise DataLoss(f"record {sequence} of {token} in {self.cell} is committed, but no replica shows it")
+
+    def _cannot_load(self, activation: Activation, error: HoldfastError) -> None:
+        if self.activations.get(activation.token) is activation:
+            self.drop(activation, error, limits.TAKEOVER_SECONDS)
+
+    def drop(self, activation: Activation, error: HoldfastError, seconds: float = 0.0) -> None:
+        """Forget what of the agent is not committed: calls get the error, its inbox and timers come again later."""
+        self.activations.pop(activation.token, None)
+        payload = mailbox.error_bytes(error)
+        kept: list[Delivery | int] = []
+        for message in activation.abandon():
+            if isinstance(message, int) or message.call is None:
+                kept.append(message)
+            else:
+                message.error = payload
+                message.respond()
+        self._hold(activation.token, kept, seconds)
+
+    def rerun_alone(self, activation: Activation) -> None:
+        """Run the agent's uncommitted turns again, each with its own batch, so that a guilty one is found."""
+        del self.activations[activation.token]
+        messages = activation.abandon()
+        again = self.activation(activation.token)
+        again.solo = True
+        for message in messages:
+            if isinstance(message, int):
+                self._hand(activation.token, message)
+            elif message.call is not None:
+                again.deliver(message)
+            else:
+                self._hand(activation.token, message)
+
+    def _hold(self, token: str, messages: list[Delivery | int], seconds: float) -> None:
+        """Keep what the log holds for an agent in order, until it can be given to it."""
+        if messages:
+            self._held.setdefault(token, []).extend(messages)
+            self.later(seconds, self._give_held, token)
+
+    def _give_held(self, token: str) -> None:
+        for message in self._held.pop(token, ()):
+            self._hand(token, message)
+
+    def _hand(self, token: str, message: Delivery | int) -> None:
+        """Give an inbox message or a timer to its agent; an agent that no code here knows keeps it waiting."""
+        if token in self._held:
+            self._held[token].append(message)
+            return
+        try:
+            activation = self.activation(token)
+        except HoldfastError:
+            self._hold(token, [message], limits.TAKEOVER_SECONDS)
+            return
+        if isinstance(message, int) or message.timer is None:
+            activation.deliver_inbox(message)
+        else:
+            activation.deliver_timer(message)
+
+    def passivate(self, now: float) -> int:
+        """Let idle agents leave memory; return how many did."""
+        idle = [token for token, activation in self.activations.items() if activation.idle(now)]
+        for token in idle:
+            activation = self.activations.pop(token)
+            activation.loaded = False
+        return len(idle)
+
+    # Inbox -------------------------------------------------------------------------------------------------------
+
+    def receive(self, stored: Stored) -> None:
+        """Take a record of an inbox, in order."""
+        if not self.active or stored.sequence <= self._inbox_seen:
+            return
+        self._inbox_seen = stored.sequence
+        self._inbox_open[stored.sequence] = None
+        token = stored.subject.split(".", 4)[3]
+        self._hand(token, self._from_stored(stored))
+
+    def _from_stored(self, stored: Stored) -> Delivery:
+        try:
+            message = _decode_inbox(codec.unseal(stored.payload, stored.subject))
+        except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
+            message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
+        return mailbox.from_inbox(stored.sequence, message, stored.sequence < self._suspect_before)
+
+    def refill(self, activation: Activation) -> None:
+        """Read on in the inbox of an agent that has more messages than are held in memory."""
+        self.runtime.spawn(self._refill(activation))
+
+    async def _refill(self, activation: Activation) -> None:
+        inbox = activation.inbox
+        assert inbox is not None
+        ready: list[Delivery] = []
+        while self.active and activation.inbox is inbox and isinstance(head := next(iter(inbox), None), int):
+            some = [item for item, _ in zip(inbox, range(64), strict=False) if isinstance(item, int)]
+            try:
+                found = await asyncio.gather(*(self.runtime.engine.log.read_sequence(self.cell, s) for s in some))
+            except (NoQuorum, Unknown):
+                found = [None]
+            if activation.inbox is not inbox or inbox[0] != head:
+                return
+            for stored in found:
+                if stored is None:  # no replica that answers has it yet: go on from here in a moment
+                    break
+                inbox.popleft()
+                ready.append(self._from_stored(stored))
+            if ready:
+                inbox.extendleft(reversed(ready))
+                break
+            await asyncio.sleep(0.1)
+        activation.reading = False
+        activation.pump()
+
+    def consumed(self, sequence: int) -> None:
+        """An inbox message is done with; the log may forget it when all before it are."""
+        self._inbox_open.pop(sequence, None)
+        self._consumed_count += 1
+        if self._consumed_count == 1:
+            self.later(limits.PURGE_SECONDS, self._purge_soon)
+
+    def _purge_soon(self) -> None:
+        if self._consumed_count:
+            self._consumed_count = 0
+            before = next(iter(self._inbox_open), self._inbox_seen + 1)
+            self.runtime.spawn(self.runtime.purge(self.cell, f"{self.prefix}.in.>", before))
+
+    # What the committer, the relays and turns need --------------------------------------------------------------------
+
+    def next_unique(self) -> str:
+        """The end of a subject that no other record has."""
+        self.unique += 1
+        return f"{self.number}-{self.epoch}-{self.unique}"
+
+    def mark(self, activation: Activation) -> None:
+        """The agent has something to commit."""
+        self.runtime.committers[self.cell].mark(activation)
+
+    def watch(self, token: str, timer: Timer) -> None:
+        """Have the timer fire when it is due, if it is still set then."""
+        self.runtime.timers.add(timer.due, self, token, timer)
+
+    def fire(self, token: str, timer: Timer) -> None:
+        """A timer is due."""
+        if self.active:
+            self._hand(token, mailbox.from_timer(timer))
+
+    def later(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
+        """Call in a while, if the shard is still served then."""
+        self.runtime.loop.call_later(seconds, self._if_active, function, args)
+
+    def _if_active(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self.active:
+            function(*args)
+
+    def live(self) -> bool:
+        """Whether an answer from memory may be given now."""
+        return self.active and self.runtime.live()
+
+    def busy(self) -> bool:
+        """Whether a turn runs or waits for its commit."""
+        return any(a.running or a.pending or a.in_batch for a in self.activations.values())
+
+    # End ---------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop serving at once: handlers that wait are cancelled, callers are told to ask the next owner."""
+        self.active = False
+        for payload in self.warm.values():
+            self.runtime.warm_bytes -= len(payload)
+        self.warm = {}
+        activations, self.activations = self.activations, {}
+        for activation in activations.values():
+            for message in activation.abandon():
+                if isinstance(message, Delivery):
+                    message.turn_away(NOT_OWNER)

@@ -1,0 +1,362 @@
+"""One turn: run the handler on the uncommitted state, and put what it did into the tables that the next batch writes.
+
+A handler without an ``await`` is run to its end at once, without a task: a task per turn is a third of the cost of one.
+One that waits runs as a task. A handler that raises costs one decode: the state goes back to the bytes of the last
+finished turn. The state is encoded after each turn, so that its type and size are checked while the guilty turn is known.
+
+A numbered call that fails is remembered as well: its caller is told that it will never happen, so an older attempt that
+turns up later must not run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from holdfast import codec, ids, limits
+from holdfast.agents import mailbox
+from holdfast.agents.context import Context
+from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
+from holdfast.agents.messages import NOT_OWNER, DeadRecord, InboxMessage
+from holdfast.errors import (
+    BadMessage,
+    DeadlineExceeded,
+    HandlerFailed,
+    HoldfastError,
+    NotDone,
+    TooLarge,
+    UnknownKind,
+    to_wire,
+)
+
+if TYPE_CHECKING:
+    from holdfast.agents.activation import Activation
+    from holdfast.agents.handler import _Method
+
+
+def digest(handler: str, arguments: bytes) -> int:
+    """64 bits that tell one message from another under the same id."""
+    return ids.digest64(handler.encode() + b"\n" + arguments)
+
+
+def refuse(message: Delivery, error: HoldfastError) -> None:
+    """Answer a call that saw nothing of the agent's state."""
+    message.error = error_bytes(error)
+    message.respond()
+
+
+def _method(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any, Any], tuple[Any, ...]]:
+    method = activation.kind.methods.get(message.handler)
+    if method is None:
+        raise UnknownKind(f"{activation.kind.name} has no handler {message.handler!r}")
+    return method, method.decode_arguments(message.arguments)
+
+
+def _context(activation: Activation, message: Delivery, reads_only: bool = False) -> Context:
+    call = message.call
+    if call is None:
+        return Context(activation, message.key, 0.0, 0.0, (activation.token,), reads_only)
+    chain = (*call.chain, activation.token)
+    return Context(activation, message.key, call.deadline, call.keep_until, chain, reads_only)
+
+
+# Running -----------------------------------------------------------------------------------------------------------
+
+
+def start(activation: Activation, message: Delivery) -> None:
+    """Run the handler: to its end where it does not wait, else as a task."""
+    try:
+        method, args = _method(activation, message)
+        if method.reads_only:
+            raise BadMessage(f"{activation.kind.name}.{method.name} is a reader: it can be asked, not sent")
+    except HoldfastError as error:
+        _failed(activation, message, error)
+        return
+    context = _context(activation, message)
+    activation.running = message
+    if method.waits:
+        activation.task = activation.shard.runtime.spawn(_run(activation, message, method, args, context))
+        return
+    agent = activation.agent
+    agent.state = activation.state
+    agent.context = context
+    try:
+        method.bind(agent, args).send(None)
+    except StopIteration as end:
+        _finished(activation, message, method, context, end.value)
+    except Exception as error:
+        _raised(activation, message, error)
+    else:
+        raise AssertionError(f"{method} waited, although it has no await")
+
+
+async def _run(
+    activation: Activation,
+    message: Delivery,
+    method: _Method[Any, Any, Any],
+    args: tuple[Any, ...],
+    context: Context,
+) -> None:
+    activation.agent.state = activation.state
+    activation.agent.context = context
+    try:
+        value = await method.bind(activation.agent, args)
+    except asyncio.CancelledError:
+        if activation.shard.active and activation.running is message:
+            _raised(activation, message, HandlerFailed("the handler was cancelled", "CancelledError"))
+        else:
+            raise
+    except Exception as error:
+        if activation.running is message:
+            _raised(activation, message, error)
+    else:
+        if activation.running is message:
+            _finished(activation, message, method, context, value)
+
+
+def _raised(activation: Activation, message: Delivery, error: Exception) -> None:
+    """The state goes back; an error of our own keeps its class, a user's becomes `HandlerFailed`."""
+    activation.state = activation.kind.load_state(activation.state_bytes, activation.kind.state_version)
+    activation.running = None
+    _failed(activation, message, _shown(activation.kind.name, message.handler, error), ran=True)
+    activation.pump()
+
+
+def _shown(kind: str, handler: str, error: Exception) -> HoldfastError:
+    """An error from inside a handler, as its caller sees it."""
+    if isinstance(error, HoldfastError) and not isinstance(error, NotDone):
+        return error
+    details = "".join(traceback.format_exception(error))[-8192:]
+    return HandlerFailed(f"{kind}.{handler}: {str(error) or type(error).__name__}"[:2048], type(error).__name__, details)
+
+
+def _finished(
+    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context, value: Any
+) -> None:
+    try:
+        if message.call is not None or value is not None:
+            message.reply = method.encode_reply(value)
+            if len(message.reply) > limits.REPLY_BYTES_MAX:
+                text = f"the reply of {activation.kind.name}.{message.handler} has {len(message.reply)} bytes"
+                raise TooLarge(f"{text}; {limits.REPLY_BYTES_MAX} are allowed")
+        state = activation.agent.state
+        state_bytes, view = activation.kind.encode_state(state)
+    except HoldfastError as error:
+        _raised(activation, message, error)
+        return
+    except Exception as error:  # a user's own codec or property
+        _raised(activation, message, BadMessage(f"{type(error).__name__}: {error}"))
+        return
+    activation.state = state
+    if state_bytes != activation.state_bytes:
+        activation.state_bytes = state_bytes
+        activation.view = None if activation.pending or activation.in_batch else view
+    if context.timers:
+        _keep_timers(activation, context)
+    message.outgoing = context.outgoing
+    activation.running = None
+    _consume(activation, message)
+    activation.note(message)
+    activation.pump()
+
+
+def _keep_timers(activation: Activation, context: Context) -> None:
+    timers = activation.timers if activation.timers is not None else {}
+    for name, timer in (context.timers or {}).items():
+        if timer is None:
+            timers.pop(name, None)
+        else:
+            timers[name] = timer
+            activation.shard.watch(activation.token, timer)
+    activation.timers = timers or None
+
+
+def _consume(activation: Activation, message: Delivery) -> None:
+    """Put into the tables of the record that this message was handled."""
+    call = message.call
+    letter = message.message
+    if activation.attempt[1] and not message.suspect:
+        activation.attempt = ("", 0)
+    if call is not None:
+        if call.message_id:
+            until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
+            activation.seen.note_id(call.message_id, until, digest(call.handler, call.arguments), message.reply)
+        elif call.number:
+            activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, message.reply)
+    elif letter is not None:
+        activation.consumed = message.sequence
+        now = activation.now()
+        if letter.sender:
+            if activation.senders is None:
+                activation.senders = {}
+            activation.senders[letter.sender] = (letter.number, now)
+        if letter.message_id:
+            until = now + activation.kind.dedup_seconds
+            activation.seen.note_id(letter.message_id, until, digest(letter.handler, letter.arguments), message.reply)
+    elif message.timer is not None and activation.timers:
+        if activation.timers.get(message.timer.name) == message.timer:
+            del activation.timers[message.timer.name]
+
+
+# Failing -----------------------------------------------------------------------------------------------------------
+
+
+def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran: bool = False) -> None:
+    """A message without an effect: the caller gets the error; a durable message is tried again, then buried."""
+    call = message.call
+    if call is not None:
+        if ran and (call.number or call.message_id):
+            message.reply = ERROR_MARK + error_bytes(error)
+            _consume(activation, message)
+            activation.note(message)
+        else:
+            activation.settle(message, error)
+        return
+    message.attempts += 1
+    if message.attempts >= limits.ATTEMPTS_MAX or isinstance(error, (BadMessage, UnknownKind)):
+        bury(activation, message, error)
+        return
+    seconds = limits.BACKOFF_SECONDS_MIN * 4**message.attempts
+    if message.timer is not None:
+        activation.shard.later(seconds, activation.deliver_timer, message)
+        return
+    if activation.inbox is None:
+        activation.inbox = deque()
+    activation.inbox.appendleft(message)
+    activation.retry_at = activation.shard.runtime.loop.time() + seconds
+    activation.shard.later(seconds, _reopen, activation)
+
+
+def _reopen(activation: Activation) -> None:
+    activation.retry_at = 0.0
+    activation.pump()
+
+
+def bury(activation: Activation, message: Delivery, error: HoldfastError) -> None:
+    """Give up a message: its caller gets the error, a durable one becomes a dead letter."""
+    if message.call is None:
+        letter = message.message or InboxMessage(message.handler, message.arguments, sent_at=activation.now())
+        dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
+        message.dead = codec.seal(codec.encode_raw(dead))
+    message.reply = ERROR_MARK + error_bytes(error)
+    message.suspect = False
+    _consume(activation, message)
+    activation.note(message)
+
+
+# Suspects ----------------------------------------------------------------------------------------------------------
+
+
+def start_suspect(activation: Activation, message: Delivery) -> None:
+    """Run a message that was in the hands of a process that died, so that it ends three processes at most.
+
+    First behind a committed mark on the agent; where that process ended too, one message of the node at a time, each
+    behind a mark that names it; a message that bears such a mark is given up.
+    """
+    key, ends = activation.attempt
+    if key == message.key and ends >= limits.UNCLEAN_ENDS_MAX - 1:
+        bury(activation, message, HandlerFailed(f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"))
+    elif activation.probation and key == "*":
+        start(activation, message)
+    else:
+        activation.running = message
+        alone = ends > 0
+        activation.attempt = (message.key, limits.UNCLEAN_ENDS_MAX - 1) if alone else ("*", 1)
+        activation.probation = not alone
+        activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, alone))
+
+
+async def _behind_mark(activation: Activation, message: Delivery, alone: bool) -> None:
+    if not alone:
+        await _marked(activation)
+        if activation.running is message:
+            start(activation, message)
+            activation.pump()
+        return
+    async with activation.shard.runtime.quarantine:
+        await _marked(activation)
+        if activation.running is not message:
+            return
+        start(activation, message)
+        task = activation.task
+        if activation.running is message and task is not None and task is not asyncio.current_task():
+            await asyncio.wait([task])
+        await _marked(activation)
+    activation.pump()
+
+
+def _marked(activation: Activation) -> asyncio.Future[None]:
+    """Commit the record as it is; the future is done when it is acknowledged, cancelled when the shard is lost."""
+    future: asyncio.Future[None] = activation.shard.runtime.loop.create_future()
+    activation.note(mailbox.mark(future))
+    return future
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+
+def committed_view(activation: Activation) -> Any:
+    """The committed state, frozen where its type can be."""
+    if not activation.kind.frozen:
+        return activation.kind.decode_view(activation.committed_bytes)
+    if activation.view is None:
+        activation.view = activation.kind.decode_view(activation.committed_bytes)
+    return activation.view
+
+
+def read(activation: Activation, message: Delivery) -> None:
+    """Run a reader on the committed state, beside whatever turn runs."""
+    call = message.call
+    assert call is not None
+    if call.deadline and call.deadline < activation.now():
+        refuse(message, DeadlineExceeded("the deadline passed before the message was started"))
+        return
+    try:
+        method, args = _method(activation, message)
+    except HoldfastError as error:
+        refuse(message, error)
+        return
+    agent = object.__new__(activation.kind.cls)
+    agent.__dict__ = activation.agent.__dict__
+    agent.state = committed_view(activation)
+    agent.context = _context(activation, message, reads_only=True)
+    run = method.bind(agent, args)
+    if method.waits:
+        activation.shard.runtime.spawn(_read_later(activation, message, method, run))
+        return
+    try:
+        run.send(None)
+    except StopIteration as end:
+        _read_done(activation, message, method, end.value)
+    except Exception as error:
+        refuse(message, _shown(activation.kind.name, message.handler, error))
+
+
+async def _read_later(
+    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], run: Coroutine[Any, Any, Any]
+) -> None:
+    try:
+        value = await run
+    except Exception as error:
+        refuse(message, _shown(activation.kind.name, message.handler, error))
+    else:
+        _read_done(activation, message, method, value)
+
+
+def _read_done(activation: Activation, message: Delivery, method: _Method[Any, Any, Any], value: Any) -> None:
+    # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.
+    if not activation.shard.live():
+        message.turn_away(NOT_OWNER)
+        return
+    try:
+        message.reply = method.encode_reply(value)
+        if len(message.reply) > limits.MESSAGE_BYTES_MAX:
+            text = f"the reply of {activation.kind.name}.{message.handler} has {len(message.reply)} bytes"
+            raise TooLarge(f"{text}; {limits.MESSAGE_BYTES_MAX} are allowed")
+    except HoldfastError as error:
+        refuse(message, error)
+        return
+    message.respond()
