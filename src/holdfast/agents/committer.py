@@ -44,7 +44,8 @@ class _Batch:
         self.agents: list[tuple[Activation, int, bytes]] = []
         """Each with the place of its record, and the state that the record holds."""
         self.shards: dict[Shard, int] = {}
-        self.outbox: list[tuple[Shard, str, Record]] = []
+        self.outbox: list[tuple[Shard, str, int]] = []
+        """Sends to another cell: the shard, the cell, and the place of the record."""
 
 
 class Committer:
@@ -164,7 +165,7 @@ class Committer:
                 # The relay puts it under that subject in the other cell.
                 payload = codec.seal(codec.encode_raw((subject, payload)))
                 record = Record(f"{shard.prefix}.out.{cell}.{unique}", payload)
-                batch.outbox.append((shard, cell, record))
+                batch.outbox.append((shard, cell, len(batch.records)))
             else:
                 record = Record(subject, payload)
             batch.records.append(record)
@@ -211,9 +212,9 @@ class Committer:
     def _acknowledged(self, batch: _Batch, sequences: range) -> None:
         self.batches += 1
         self.records += len(batch.records)
-        for shard, cell, record in batch.outbox:
+        for shard, cell, place in batch.outbox:
             if shard.active:
-                self._runtime.relay(shard, cell).add(record.subject, record.payload)
+                shard.relay(cell).add(sequences[place], batch.records[place].payload)
         for activation, place, state in batch.agents:
             shard = activation.shard
             if shard.active and activation.loaded:

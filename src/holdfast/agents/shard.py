@@ -19,6 +19,7 @@ from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
 from holdfast.agents.record import AgentRecord, unpack
+from holdfast.agents.relay import Relay
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
@@ -49,8 +50,9 @@ class Shard:
         self.activations: dict[str, Activation] = {}
         self.unique = 0
         self._held: dict[str, list[Delivery | int]] = {}
-        self.outbox: dict[str, dict[str, bytes]] = {}
-        """Per target cell: the records, by subject, that its relay has still to carry over."""
+        self._outbox: list[tuple[str, int, bytes]] = []
+        """What the owner before left to carry over: target cell, sequence, payload."""
+        self._relays: dict[str, Relay] = {}
         self._suspect_before = 0 if clean else epoch
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
@@ -72,7 +74,7 @@ class Shard:
             if kind == "in":
                 inbox.append(stored)
             elif kind == "out":
-                self.outbox.setdefault(rest.partition(".")[0], {})[stored.subject] = stored.payload
+                self._outbox.append((rest.partition(".")[0], stored.sequence, stored.payload))
             elif kind == "st":
                 record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
                 self.index[rest] = stored.sequence
@@ -111,6 +113,15 @@ class Shard:
             self.watch(token, timer)
         for stored in inbox:
             self.receive(stored)
+        for cell, sequence, payload in self._outbox:
+            self.relay(cell).add(sequence, payload)
+        self._outbox = []
+
+    def relay(self, cell: str) -> Relay:
+        """What carries this shard's sends into another cell."""
+        if cell not in self._relays:
+            self._relays[cell] = Relay(self.runtime, self, cell)
+        return self._relays[cell]
 
     # Agents ------------------------------------------------------------------------------------------------------
 

@@ -68,6 +68,9 @@ def _context(activation: Activation, message: Delivery, reads_only: bool = False
 
 def start(activation: Activation, message: Delivery) -> None:
     """Run the handler: to its end where it does not wait, else as a task."""
+    if message.attempts >= limits.ATTEMPTS_MAX:
+        bury(activation, message, TooLarge(f"what {message.handler} did to {activation.token} cannot be written"))
+        return
     try:
         method, args = _method(activation, message)
         if method.reads_only:

@@ -1,0 +1,170 @@
+"""An agent's address: what its callers hold. Making one does no I/O, and the agent need not exist before.
+
+`ask` waits for the reply; `send` returns when the message is durable; `tell` may lose it. Which one a method allows is in
+its type: a reader can be asked, and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+import msgspec
+
+from holdfast import ids, limits
+from holdfast.agents.handler import Handler, Reader, _Method
+from holdfast.errors import BadMessage, TooLarge
+
+if TYPE_CHECKING:
+    from holdfast.agents.agent import Agent
+    from holdfast.agents.context import Context
+    from holdfast.agents.router import Router
+
+AgentT_co = TypeVar("AgentT_co", bound="Agent[Any]", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How a message is sent; see `AgentRef.options`."""
+
+    timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
+    message_id: str = ""
+    fresh: bool = False
+
+
+_DEFAULT = Options()
+
+
+class AgentRef(Generic[AgentT_co]):
+    """The address of one agent. It stays valid wherever the agent lives, and whatever happens to that place."""
+
+    __slots__ = ("_context", "_kind", "_options", "_router", "_token")
+
+    def __init__(
+        self,
+        router: Router,
+        kind: type[AgentT_co],
+        name: str,
+        context: Context | None = None,
+        options: Options = _DEFAULT,
+    ) -> None:
+        self._router = router
+        self._kind = kind
+        self._token = ids.agent_token(kind.__kind__.name, name)
+        self._context = context
+        self._options = options
+
+    @property
+    def agent_id(self) -> str:
+        """``kind/name``."""
+        return "/".join(ids.from_agent_token(self._token))
+
+    @property
+    def name(self) -> str:
+        """The agent's name, without its kind."""
+        return ids.from_agent_token(self._token)[1]
+
+    def __repr__(self) -> str:
+        return f"AgentRef({self.agent_id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AgentRef) and other._token == self._token
+
+    def __hash__(self) -> int:
+        return hash(self._token)
+
+    def options(
+        self, *, timeout_seconds: float | None = None, message_id: str | None = None, fresh: bool | None = None
+    ) -> AgentRef[AgentT_co]:
+        """The same address with other options for its messages.
+
+        ``timeout_seconds``: when an ask or a send gives up. ``message_id``: the same id again, within the agent's
+        ``dedup_seconds``, has no second effect and gets the first answer; use such an address for one message.
+        ``fresh``: a reader sees everything that was acknowledged anywhere before it, at the price of a commit.
+        """
+        old = self._options
+        if timeout_seconds is not None and not 0 < timeout_seconds < 1e9:
+            raise ValueError(f"timeout_seconds must be more than 0, not {timeout_seconds}")
+        if message_id is not None and not 0 < len(message_id.encode()) <= limits.MESSAGE_ID_BYTES_MAX:
+            raise ValueError(f"a message_id has 1 to {limits.MESSAGE_ID_BYTES_MAX} bytes in UTF-8")
+        new = Options(
+            old.timeout_seconds if timeout_seconds is None else timeout_seconds,
+            old.message_id if message_id is None else message_id,
+            old.fresh if fresh is None else fresh,
+        )
+        copy = AgentRef.__new__(AgentRef)
+        copy._router, copy._kind, copy._token = self._router, self._kind, self._token
+        copy._context, copy._options = self._context, new
+        return copy
+
+    def _encode(self, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], check: bool) -> bytes:
+        if not isinstance(method, _Method):
+            raise BadMessage(f"{method!r} is no handler or reader: write {self._kind.__name__}.its_name")
+        if method.name not in self._kind.__kind__.methods:
+            raise BadMessage(f"{method!r} is not a method of {self._kind.__name__}")
+        data = method.encode_arguments(args, kwargs, check)
+        if len(data) > limits.MESSAGE_BYTES_MAX:
+            text = f"the arguments of {method.name} have {len(data)} bytes; {limits.MESSAGE_BYTES_MAX} are allowed"
+            raise TooLarge(text)
+        return data
+
+    @overload
+    async def ask(self, method: Handler[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def ask(self, method: Reader[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def ask(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        """Have the agent handle a message, and return its reply: then what the handler changed is durable.
+
+        Raises:
+            HandlerFailed: the handler raised; the state is as it was.
+            BadMessage: the arguments or the reply do not fit the types.
+            TooLarge: the arguments, the reply or the state are over their bound.
+            Overloaded: the agent's mailbox is full.
+            DeadlineExceeded: the time was over before it was started; nothing happened.
+            OutcomeUnknown: the time was over, and it may have happened, once.
+            WouldDeadlock: the agent is itself waiting for this very call.
+            ReplayMismatch: the message id was used before, with another message.
+            BadState: the agent's stored state cannot be read by this code.
+            UnknownKind: the node that owns the agent does not serve its kind.
+        """
+        options = self._options
+        data = self._encode(method, args, kwargs, False)
+        reply = await self._router.ask(
+            self._token,
+            method.name,
+            data,
+            options.timeout_seconds,
+            reads_only=method.reads_only,
+            message_id="" if method.reads_only else options.message_id,
+            fresh=options.fresh,
+            context=self._context,
+        )
+        return method.decode_reply(reply)
+
+    async def send(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Put a message into the agent's durable inbox; it is handled once, in order, whenever the agent can.
+
+        Inside a turn the message is part of the turn: it is sent when the turn commits. Outside, when this returns, a
+        quorum has it. What keeps failing goes to the dead letters.
+
+        Raises:
+            BadMessage: the arguments do not fit the types.
+            TooLarge: the arguments are over their bound.
+            Overloaded: too many sends of this process wait.
+            NoQuorum: nothing was written for want of a majority, until the time was over.
+            OutcomeUnknown: the time was over, and it may have been written, once.
+        """
+        if method.reads_only:
+            raise BadMessage(f"{method!r} is a reader: it can be asked, not sent")
+        data = self._encode(method, args, dict(kwargs), True)
+        options = self._options
+        if self._context is not None:
+            self._context.send(self._token, method.name, data, options.message_id)
+        else:
+            await self._router.send(self._token, method.name, data, options.timeout_seconds, options.message_id)
+
+    def tell(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Send without any promise: the message may be lost, and costs least. Raises `BadMessage`, `TooLarge`."""
+        if method.reads_only:
+            raise BadMessage(f"{method!r} is a reader: it can be asked, not told")
+        self._router.tell(self._token, method.name, self._encode(method, args, dict(kwargs), False))

@@ -1,0 +1,357 @@
+"""The caller's side of every message: where it goes, when it is tried again, and what its caller is told at the end.
+
+A call goes to its agent's shard. Where this node owns the shard it is handed over directly; else it joins a frame for
+the node that last answered for the shard, or, when none is known, for the shard's own subject. Nobody there, another
+owner by now, an answer that does not come: the call is sent again until its deadline. The owner joins the attempts of
+one call, and the agent's record remembers its answer, so trying again is safe. Failover looks like latency.
+
+At the deadline it matters whether an attempt is unaccounted for: if each was turned away before it began, nothing
+happened (`DeadlineExceeded`), else nobody can know (`OutcomeUnknown`).
+
+One sweep looks after all deadlines and attempts: a timer per call would cost more than the rest of this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from holdfast import codec, ids, limits
+from holdfast.agents import mailbox
+from holdfast.agents.messages import BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
+from holdfast.agents.ref import AgentRef
+from holdfast.agents.sender import Sender
+from holdfast.clock import Clock
+from holdfast.core import backoff
+from holdfast.engines.base import Bus, Message, Subscription
+from holdfast.errors import (
+    Closed,
+    DeadlineExceeded,
+    HoldfastError,
+    NotDone,
+    OutcomeUnknown,
+    Overloaded,
+    WouldDeadlock,
+    from_wire,
+)
+
+if TYPE_CHECKING:
+    from holdfast.agents.agent import Agent
+    from holdfast.agents.context import Context
+    from holdfast.agents.runtime import Runtime
+
+    AgentT = TypeVar("AgentT", bound=Agent[Any])
+
+_SWEEP_SECONDS = 0.25
+_decode_replies = msgspec.msgpack.Decoder(Replies).decode
+_decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
+
+
+class _Open:
+    """A call without its answer yet."""
+
+    __slots__ = ("attempts", "call", "deadline", "future", "refused", "refusals", "sent_at", "shard", "target", "unanswered")
+
+    def __init__(self, call: Call, shard: int, deadline: float, future: asyncio.Future[tuple[int, bytes]]) -> None:
+        self.call = call
+        self.shard = shard
+        self.deadline = deadline
+        self.future = future
+        self.attempts = 0
+        self.unanswered = 0
+        self.refusals = 0
+        self.refused = "no attempt was made"
+        self.sent_at = 0.0
+        self.target = ""
+
+
+class Router:
+    """See the module. One per process; all its calls are numbered by one counter."""
+
+    def __init__(self, bus: Bus, clock: Clock, caller: str, shards: int) -> None:
+        self.caller = caller
+        self.runtime: Runtime | None = None
+        self.sender: Sender | None = None
+        self.random = Random()
+        self._bus = bus
+        self._clock = clock
+        self._shards = shards
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._open: dict[int, _Open] = {}
+        self._open_to: dict[str, dict[int, None]] = {}
+        """Per receiver the numbers still open, lowest first."""
+        self._owners: dict[int, str] = {}
+        self._frames: dict[int, list[int]] = {}
+        self._frame = 0
+        self._outgoing: dict[str, Frame] = {}
+        self._reply = f"hf.r.{caller}"
+        self._subscription: Subscription | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self.retries = 0
+
+    async def start(self) -> None:
+        """Begin to hear replies."""
+        self._subscription = await self._bus.subscribe(f"{self._reply}.>", self._on_message)
+        self._sweeper = self._loop.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted for."""
+        for opened in list(self._open.values()):
+            self._fail(opened, "the node was closed", Closed)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    def ref(self, kind: type[AgentT], name: str, context: Context | None = None) -> AgentRef[AgentT]:
+        """The address of an agent. Raises `InvalidName`."""
+        return AgentRef(self, kind, name, context)
+
+    # Asking --------------------------------------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        token: str,
+        handler: str,
+        arguments: bytes,
+        timeout_seconds: float,
+        *,
+        reads_only: bool = False,
+        message_id: str = "",
+        fresh: bool = False,
+        context: Context | None = None,
+    ) -> bytes:
+        """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises."""
+        if len(self._open) >= limits.OPEN_CALLS_MAX:
+            raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
+        deadline = self._clock.now() + timeout_seconds
+        self._number = number = self._number + 1
+        call = Call(token, handler, arguments, number, self.caller, deadline=deadline, fresh=fresh)
+        if context is not None:
+            if not reads_only and token in context.chain:
+                chain = " → ".join((*context.chain, token))
+                raise WouldDeadlock(f"{token} is waiting for this very call ({chain}): send to it instead")
+            call.chain = context.chain
+            if context.deadline and context.deadline < deadline:
+                call.deadline = deadline = context.deadline
+            if not reads_only and not message_id:
+                message_id = context.next_call_id()
+                call.keep_until = context.deadline and context.deadline + limits.CLOCK_SKEW_SECONDS
+        if message_id:
+            call.message_id = message_id
+        elif not reads_only:
+            call.number = number
+            open_to = self._open_to.get(token)
+            if open_to is None:
+                self._open_to[token] = {number: None}
+                call.low = number
+            else:
+                open_to[number] = None
+                call.low = next(iter(open_to))
+        opened = _Open(call, ids.shard_of(token, self._shards), deadline, self._loop.create_future())
+        self._open[number] = opened
+        self._send(opened)
+        try:
+            outcome, payload = await opened.future
+        except asyncio.CancelledError:
+            self._cancel(opened)
+            raise
+        if outcome == OK:
+            return payload
+        raise self._error(opened, payload)
+
+    async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
+        """Append to the agent's inbox. See `AgentRef.send` for what it raises."""
+        if self.sender is None:
+            raise Closed("this node has no connection to the log")
+        await self.sender.send(token, handler, arguments, timeout_seconds, message_id)
+
+    def tell(self, token: str, handler: str, arguments: bytes) -> None:
+        """Hand over a message that may be lost."""
+        call = Call(token, handler, arguments, 0, self.caller)
+        runtime = self.runtime
+        shard = ids.shard_of(token, self._shards)
+        if runtime is not None and shard in runtime.shards:
+            runtime.take(call, None)
+        else:
+            self._enqueue(self._subject(shard), call)
+
+    def _error(self, opened: _Open, payload: bytes) -> HoldfastError:
+        try:
+            error = from_wire(*_decode_error(payload))
+        except msgspec.MsgspecError:
+            return OutcomeUnknown(f"the answer of {opened.call.token} cannot be read")
+        if isinstance(error, NotDone) and opened.unanswered > 1:
+            return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt was not answered")
+        return error
+
+    # Sending -------------------------------------------------------------------------------------------------------
+
+    def _send(self, opened: _Open) -> None:
+        opened.attempts += 1
+        opened.unanswered += 1
+        opened.sent_at = self._loop.time()
+        call = opened.call
+        runtime = self.runtime
+        if runtime is not None and opened.shard in runtime.shards:
+            opened.target = runtime.incarnation
+            runtime.take(call, self._on_reply)
+            return
+        opened.target = self._owners.get(opened.shard, "")
+        self._enqueue(f"hf.n.{opened.target}" if opened.target else f"hf.s.{opened.shard}", call)
+
+    def _subject(self, shard: int) -> str:
+        owner = self._owners.get(shard)
+        return f"hf.n.{owner}" if owner else f"hf.s.{shard}"
+
+    def _enqueue(self, subject: str, call: Call) -> None:
+        self._frame_to(subject).calls.append(call)
+
+    def _frame_to(self, subject: str) -> Frame:
+        frame = self._outgoing.get(subject)
+        if frame is None:
+            if not self._outgoing:
+                self._loop.call_soon(self._flush)
+            frame = self._outgoing[subject] = Frame(f"{self._reply}.0", [])
+        return frame
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        for subject, frame in outgoing.items():
+            calls, size, start = frame.calls, 0, 0
+            for index, call in enumerate(calls):
+                size += len(call.arguments) + len(call.token) + 96
+                if size > limits.FRAME_BYTES_MAX and index > start:
+                    self._publish(subject, Frame(frame.reply, calls[start:index]))
+                    start, size = index, len(call.arguments)
+            frame.calls = calls[start:]
+            self._publish(subject, frame)
+
+    def _publish(self, subject: str, frame: Frame) -> None:
+        self._frame += 1
+        references = [call.reference for call in frame.calls if call.reference]
+        if references:
+            self._frames[self._frame] = references
+            if len(self._frames) > 8192:  # nobody-there comes at once or never
+                del self._frames[next(iter(self._frames))]
+        self._bus.publish(subject, codec.encode_raw(frame), f"{self._reply}.{self._frame}")
+
+    # Answers -------------------------------------------------------------------------------------------------------
+
+    def _on_message(self, message: Message) -> None:
+        if message.no_responders:
+            references = self._frames.pop(int(message.subject.rpartition(".")[2]), ())
+            for reference in references:
+                opened = self._open.get(reference)
+                if opened is not None:
+                    self._turned_away(opened, "nobody serves its shard")
+            return
+        try:
+            replies = _decode_replies(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return  # damaged: the attempts end unanswered
+        opens, owner = self._open, replies.incarnation
+        for reply in replies.replies:
+            opened = opens.get(reply.reference)
+            if opened is not None:
+                if reply.outcome <= ERROR:
+                    self._owners[opened.shard] = owner
+                self._on_reply(reply.reference, reply.outcome, reply.payload)
+
+    def _on_reply(self, reference: int, outcome: int, payload: bytes) -> None:
+        opened = self._open.get(reference)
+        if opened is None:
+            return
+        if outcome == NOT_OWNER:
+            self._turned_away(opened, "its owner is changing")
+        elif outcome == BUSY:
+            self._turned_away(opened, "the agent keeps all the answers that it may", keep_owner=True)
+        else:
+            self._close(opened)
+            if not opened.future.done():
+                opened.future.set_result((outcome, payload))
+
+    def _close(self, opened: _Open) -> None:
+        call = opened.call
+        del self._open[call.reference]
+        if call.number:
+            open_to = self._open_to[call.token]
+            del open_to[call.number]
+            if not open_to:
+                del self._open_to[call.token]
+
+    def _turned_away(self, opened: _Open, why: str, keep_owner: bool = False) -> None:
+        opened.unanswered -= 1
+        opened.refused = why
+        if not keep_owner:
+            self._owners.pop(opened.shard, None)
+        opened.refusals += 1
+        seconds = 0.0 if opened.refusals == 1 else backoff.delay_seconds(opened.refusals, self.random, 0.25)
+        if opened.unanswered == 0 and self._clock.now() + seconds > opened.deadline:
+            self._fail(opened, "the deadline passed", DeadlineExceeded)
+            return
+        self._loop.call_later(seconds, self._again, opened.call.reference, opened.attempts)
+
+    def _again(self, reference: int, attempts: int) -> None:
+        opened = self._open.get(reference)
+        if opened is not None and opened.attempts == attempts:
+            self.retries += 1
+            self._send(opened)
+
+    def _fail(self, opened: _Open, why: str, error: Callable[[str], HoldfastError]) -> None:
+        self._close(opened)
+        if opened.future.done():
+            return
+        call = opened.call
+        title = f"{call.token} {call.handler}"
+        if opened.unanswered > 0:
+            opened.future.set_exception(OutcomeUnknown(f"{title}: {why}, and an attempt was not answered"))
+        else:
+            opened.future.set_exception(error(f"{title}: {why}, and nothing was done: {opened.refused}"))
+
+    def _cancel(self, opened: _Open) -> None:
+        call = opened.call
+        if call.reference not in self._open:
+            return
+        self._close(opened)
+        key = mailbox.call_key(call)
+        if self.runtime is not None and opened.shard in self.runtime.shards:
+            self.runtime.cancel(call.token, key)
+        elif opened.target:
+            self._frame_to(f"hf.n.{opened.target}").cancelled.append((call.token, key))
+
+    # Time and failures -----------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now, monotonic = self._clock.now(), self._loop.time()
+            oldest = monotonic - limits.ATTEMPT_SECONDS
+            for opened in list(self._open.values()):
+                if opened.deadline <= now:
+                    self._fail(opened, "the deadline passed", DeadlineExceeded)
+                elif opened.unanswered and opened.sent_at < oldest:
+                    # Its owner may be gone with the message in its hands, or only slow; then it joins the attempts.
+                    opened.call.suspect = True
+                    self._owners.pop(opened.shard, None)
+                    self.retries += 1
+                    self._send(opened)
+
+    def node_died(self, incarnation: str) -> None:
+        """A node is known to be dead: what it had in its hands is asked again at once."""
+        for shard in [shard for shard, owner in self._owners.items() if owner == incarnation]:
+            del self._owners[shard]
+        for opened in list(self._open.values()):
+            if opened.target == incarnation and opened.unanswered:
+                opened.call.suspect = True
+                self._send(opened)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counts since the start."""
+        return {"open_calls": len(self._open), "retries": self.retries, "frames": self._frame}

@@ -1,0 +1,309 @@
+"""What all shards of one node share: the engine, the committers, the timers, and which kinds of agents it serves.
+
+It is also where messages come in. A caller joins its calls for one node into a frame; here a frame is taken apart, each
+call goes to its agent, and the replies of one tick go back as one frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from holdfast import codec, ids, limits
+from holdfast.agents import mailbox
+from holdfast.agents.agent import Agent, Kind
+from holdfast.agents.committer import Committer
+from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
+from holdfast.agents.router import Router
+from holdfast.agents.shard import Shard
+from holdfast.agents.timers import Timers
+from holdfast.clock import Clock
+from holdfast.core import backoff
+from holdfast.engines.base import Engine, Message, Stored, Subscription
+from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
+
+_decode_frame = msgspec.msgpack.Decoder(Frame).decode
+
+
+class Runtime:
+    """The agents' side of a node. ``reclaim`` and ``lost`` are told which shards must be claimed anew, or are gone."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        router: Router,
+        incarnation: str,
+        cells: list[str],
+        shards: int,
+        serve: Iterable[type[Agent[Any]]],
+    ) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.router = router
+        self.incarnation = incarnation
+        self.loop = asyncio.get_running_loop()
+        self.kinds: dict[str, Kind] = {}
+        for cls in serve:
+            kind = getattr(cls, "__kind__", None)
+            if not isinstance(kind, Kind):
+                raise ConfigError(f"{cls!r} is no agent class: write class MyAgent(Agent[MyState])")
+            if self.kinds.setdefault(kind.name, kind) is not kind:
+                raise ConfigError(f"two classes are served under the kind {kind.name!r}: give one kind=... of its own")
+        self.shards: dict[int, Shard] = {}
+        self.committers = {cell: Committer(self, cell) for cell in cells}
+        self.timers = Timers(clock)
+        self.quarantine = asyncio.Lock()
+        self.warm_bytes = 0
+        self.isolated = False
+        self.on_reclaim: Callable[[str, list[int]], None] = lambda cell, numbers: None
+        self.on_lost: Callable[[str, list[int]], None] = lambda cell, numbers: None
+        self._cells = cells
+        self._shard_count = shards
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._outlets: dict[str, list[Reply]] = {}
+        self._subscriptions: dict[str, Subscription] = {}
+        self.failures: list[BaseException] = []
+        router.runtime = self
+
+    @property
+    def serves(self) -> str:
+        """The kinds served, for messages to people."""
+        return ", ".join(sorted(self.kinds)) or "none"
+
+    async def start(self) -> None:
+        """Begin to commit, and to take calls for the shards that will be added."""
+        for committer in self.committers.values():
+            self.spawn(committer.run())
+        self.spawn(self._passivate())
+        await self._subscribe(f"hf.n.{self.incarnation}")
+
+    async def _subscribe(self, subject: str) -> None:
+        self._subscriptions[subject] = await self.engine.bus.subscribe(subject, self._on_frame)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run beside everything else, until the node closes."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
+            self.failures.append(error)
+            self.loop.call_exception_handler(
+                {"message": "a task of the Holdfast node failed", "exception": error, "task": task}
+            )
+
+    # Shards ------------------------------------------------------------------------------------------------------
+
+    def shard_of(self, token: str) -> int:
+        """The shard of an agent."""
+        return ids.shard_of(token, self._shard_count)
+
+    def cell_of(self, shard: int) -> str:
+        """The cell of a shard."""
+        return self._cells[shard % len(self._cells)]
+
+    async def add_shards(self, cell: str, claims: Mapping[int, tuple[int, bool]], records: list[Stored]) -> None:
+        """Serve shards just claimed, from all their records before the claim.
+
+        ``claims``: per shard its epoch, and whether the owner before let go of it cleanly. Raises `DataLoss`; then none
+        of them is served.
+        """
+        shards = {number: Shard(self, number, cell, epoch, clean) for number, (epoch, clean) in claims.items()}
+        of: dict[int, list[Stored]] = {number: [] for number in shards}
+        skip = len(cell) + 1
+        for stored in records:
+            number = int(stored.subject[skip : stored.subject.index(".", skip)])
+            if stored.sequence < claims[number][0]:
+                of[number].append(stored)
+        found: dict[int, tuple[list[Any], list[Stored]]] = {}
+        for number, shard in shards.items():
+            try:
+                found[number] = shard.recover(of[number])
+            except DataLoss:
+                for other in shards.values():
+                    other.stop()
+                raise
+            await asyncio.sleep(0)  # beats and other shards' turns go on
+        for number, shard in shards.items():
+            old = self.shards.get(number)
+            if old is not None:
+                old.stop()
+            self.shards[number] = shard
+            shard.start(*found[number])
+        missing = [f"hf.s.{number}" for number in shards if f"hf.s.{number}" not in self._subscriptions]
+        await asyncio.gather(*(self._subscribe(subject) for subject in missing))
+
+    def on_inbox(self, cell: str, records: list[Stored]) -> None:
+        """Take records that the live tail of the inboxes brought."""
+        skip = len(cell) + 1
+        for stored in records:
+            number = int(stored.subject[skip : stored.subject.index(".", skip)])
+            shard = self.shards.get(number)
+            if shard is not None and shard.cell == cell:
+                shard.receive(stored)
+
+    def drop_shards(self, numbers: Iterable[int]) -> None:
+        """Stop serving at once: they are another's, or will be claimed anew."""
+        for number in numbers:
+            shard = self.shards.pop(number, None)
+            if shard is not None:
+                shard.stop()
+                subscription = self._subscriptions.pop(f"hf.s.{number}", None)
+                if subscription is not None:
+                    self.spawn(subscription.close())
+
+    async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None:
+        """Start no more turns in these shards, and wait until those that run are committed, or the time is over."""
+        shards = [self.shards[number] for number in numbers if number in self.shards]
+        for shard in shards:
+            shard.draining = True
+        end = self.loop.time() + timeout_seconds
+        while any(shard.active and shard.busy() for shard in shards) and self.loop.time() < end:
+            await asyncio.sleep(0.005)
+        self.drop_shards([shard.number for shard in shards])
+
+    def reclaim(self, cell: str, shards: list[Shard]) -> None:
+        """A batch's outcome is unknown: stop its shards, and have them claimed anew from this node."""
+        numbers = [shard.number for shard in shards]
+        self.drop_shards(numbers)
+        self.on_reclaim(cell, numbers)
+
+    def lost(self, cell: str, shards: list[Shard]) -> None:
+        """The log refused a fence: these shards are another's."""
+        numbers = [shard.number for shard in shards]
+        self.drop_shards(numbers)
+        self.on_lost(cell, numbers)
+
+    def live(self) -> bool:
+        """Whether this node may answer from memory."""
+        return not self.isolated
+
+    # Calls -------------------------------------------------------------------------------------------------------
+
+    def _on_frame(self, message: Message) -> None:
+        try:
+            frame = _decode_frame(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return  # not ours, or damaged: its sender's attempt ends unanswered
+        reply = frame.reply
+        outlet = self._outlets.get(reply)
+
+        def sink(reference: int, outcome: int, payload: bytes) -> None:
+            nonlocal outlet
+            if outlet is None or not outlet:
+                outlet = self._outlets.get(reply)
+                if outlet is None:
+                    outlet = self._outlets[reply] = []
+                    if len(self._outlets) == 1:
+                        self.loop.call_soon(self._flush)
+            outlet.append(Reply(reference, outcome, payload))
+
+        for call in frame.calls:
+            self.take(call, sink if call.reference else None)
+        for token, key in frame.cancelled:
+            self.cancel(token, key)
+
+    def cancel(self, token: str, key: str) -> None:
+        """A caller gave up."""
+        shard = self.shards.get(self.shard_of(token))
+        activation = shard.activations.get(token) if shard is not None else None
+        if activation is not None:
+            activation.cancel(key)
+
+    def take(self, call: Call, sink: mailbox.Sink | None) -> None:
+        """Give a call to its agent; where the shard is not served here the caller is told at once."""
+        shard = self.shards.get(ids.shard_of(call.token, self._shard_count))
+        if shard is None or not shard.active or shard.draining or self.isolated:
+            if sink is not None:
+                sink(call.reference, NOT_OWNER, b"")
+            return
+        try:
+            activation = shard.activations.get(call.token) or shard.activation(call.token)
+        except HoldfastError as error:
+            if sink is not None:
+                sink(call.reference, ERROR, mailbox.error_bytes(error))
+            return
+        activation.deliver(mailbox.from_call(call, sink))
+
+    def _flush(self) -> None:
+        outlets, self._outlets = self._outlets, {}
+        for subject, replies in outlets.items():
+            for some in _split(replies):
+                self.engine.bus.publish(subject, codec.encode_raw(Replies(self.incarnation, some)))
+            replies.clear()
+
+    # Housekeeping ------------------------------------------------------------------------------------------------
+
+    async def _passivate(self) -> None:
+        shortest = min((kind.idle_seconds for kind in self.kinds.values()), default=limits.IDLE_SECONDS)
+        while True:
+            await asyncio.sleep(min(max(shortest / 4, 0.05), 15.0))
+            now = self.loop.time()
+            for shard in list(self.shards.values()):
+                shard.passivate(now)
+                await asyncio.sleep(0)
+
+    async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
+        """Have the log forget what is done with. What fails is tried again a few times; the next purge covers it."""
+        for attempt in range(1, 6):
+            try:
+                await self.engine.log.purge(cell, subject, before_sequence)
+                return
+            except (NoQuorum, Unknown):
+                await asyncio.sleep(backoff.delay_seconds(attempt, self.router.random))
+
+    async def delete_blobs(self, keys: list[str]) -> None:
+        """Remove blobs that no record names any more. What fails is swept when the shard is next recovered."""
+        for key in keys:
+            try:
+                await self.engine.blobs.delete(key)
+            except (NoQuorum, Unknown):
+                return
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start."""
+        return {
+            "shards": len(self.shards),
+            "agents": sum(len(shard.index) for shard in self.shards.values()),
+            "resident": sum(len(shard.activations) for shard in self.shards.values()),
+            "timers": len(self.timers),
+            "batches": sum(committer.batches for committer in self.committers.values()),
+            "records": sum(committer.records for committer in self.committers.values()),
+            "turns": sum(committer.turns for committer in self.committers.values()),
+        }
+
+    async def close(self) -> None:
+        """Stop everything at once. Let go of shards first with `drain`."""
+        self.drop_shards(list(self.shards))
+        for subscription in list(self._subscriptions.values()):
+            await subscription.close()
+        self._subscriptions.clear()
+        self.timers.close()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _split(replies: list[Reply]) -> Iterable[list[Reply]]:
+    """The replies in frames of at most `limits.FRAME_BYTES_MAX`, but for one that is larger alone."""
+    size = sum(len(reply.payload) for reply in replies) + 16 * len(replies)
+    if size <= limits.FRAME_BYTES_MAX:
+        yield list(replies)
+        return
+    some: list[Reply] = []
+    size = 0
+    for reply in replies:
+        size += len(reply.payload) + 16
+        if some and size > limits.FRAME_BYTES_MAX:
+            yield some
+            some, size = [], len(reply.payload) + 16
+        some.append(reply)
+    yield some
