@@ -91,6 +91,12 @@ BEAT_SECONDS: Final = 0.4
 ISOLATE_SECONDS: Final = 2.0
 TAKEOVER_SECONDS: Final = 4.0
 PURGE_SECONDS: Final = 1.0
+STABLE_SECONDS: Final = 2.0
+"""Shards move to a node that joined only when the view of who is there has not changed for so long."""
+
+DRAIN_SECONDS: Final = 10.0
+"""How long turns that run may take to finish before their shard is let go of."""
+
 APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 

@@ -1,0 +1,192 @@
+"""Who is there: nodes beat, hosts say which of their nodes are alive, and nobody's silence is taken for death too early.
+
+Each beat is a full snapshot, so a lost one costs nothing. A node's process that ends is reaped by its host, which says
+so at once: its next beat does not list it. A node without a host, or with its host, is given up when nothing was heard
+of it for `limits.TAKEOVER_SECONDS`.
+
+All this decides how fast things move, never whether they are right: a node given up by mistake finds its fence refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from holdfast import codec, limits
+from holdfast.engines.base import Engine, Message, Subscription
+
+BEAT_SUBJECT = "hf.beat"
+HOST_SUBJECT = "hf.host"
+
+
+class Beat(msgspec.Struct, array_like=True):
+    """A node's snapshot of itself."""
+
+    incarnation: str
+    host: str
+    name: str
+    started_at: float
+    """Seconds since 1970."""
+    kinds: list[str]
+    shards: int
+    agents: int
+    version: str
+    leaving: bool = False
+
+
+class HostBeat(msgspec.Struct, array_like=True):
+    """A host's list of its nodes that are alive."""
+
+    host: str
+    nodes: list[str]
+
+
+class Member(msgspec.Struct):
+    """A node as this node sees it. ``heard_at``: on the event loop's clock."""
+
+    beat: Beat
+    heard_at: float
+    dead: bool = False
+
+
+_decode_beat = msgspec.msgpack.Decoder(Beat).decode
+_decode_host = msgspec.msgpack.Decoder(HostBeat).decode
+
+
+class Membership:
+    """The view that one node has of all. ``alone``: no other process can be there (the embedded engine)."""
+
+    def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
+        self.alone = alone
+        self.on_change: Callable[[], None] = _nothing
+        self.on_death: Callable[[str], None] = _ignore
+        self._engine = engine
+        self._describe = describe
+        self._members: dict[str, Member] = {}
+        self._hosts: dict[str, tuple[HostBeat, float]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        self._subscriptions: list[Subscription] = []
+        self._task: asyncio.Task[None] | None = None
+        self._unreachable_since = 0.0
+
+    async def start(self) -> None:
+        """Begin to beat and to listen."""
+        self._note_self()
+        if self.alone:
+            return
+        self._subscriptions = [
+            await self._engine.bus.subscribe(BEAT_SUBJECT, self._on_beat),
+            await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host),
+        ]
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            self.beat()
+            self._look()
+            await asyncio.sleep(limits.BEAT_SECONDS)
+
+    def beat(self, leaving: bool = False) -> None:
+        """Publish this node's snapshot now."""
+        beat = self._note_self()
+        if not self.alone:
+            beat.leaving = leaving
+            self._engine.bus.publish(BEAT_SUBJECT, codec.encode_raw(beat))
+
+    def _note_self(self) -> Beat:
+        beat = self._describe()
+        self._members[beat.incarnation] = Member(beat, self._loop.time())
+        return beat
+
+    def _on_beat(self, message: Message) -> None:
+        try:
+            beat = _decode_beat(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        known = self._members.get(beat.incarnation)
+        if known is not None and known.dead:
+            return
+        self._members[beat.incarnation] = Member(beat, self._loop.time())
+        if beat.leaving:
+            self._die(beat.incarnation)
+        elif known is None or known.beat.kinds != beat.kinds:
+            self.on_change()
+
+    def _on_host(self, message: Message) -> None:
+        try:
+            beat = _decode_host(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        self._hosts[beat.host] = (beat, self._loop.time())
+        for incarnation, member in list(self._members.items()):
+            if member.beat.host == beat.host and not member.dead and incarnation not in beat.nodes:
+                self._die(incarnation)
+
+    def _look(self) -> None:
+        """Give up who was not heard for too long; forget the dead after a while."""
+        now = self._loop.time()
+        for incarnation, member in list(self._members.items()):
+            silent = now - member.heard_at
+            if not member.dead and silent > limits.TAKEOVER_SECONDS:
+                self._die(incarnation)
+            elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
+                del self._members[incarnation]
+        if self._engine.connected():
+            self._unreachable_since = 0.0
+        elif not self._unreachable_since:
+            self._unreachable_since = now
+
+    def _die(self, incarnation: str) -> None:
+        member = self._members[incarnation]
+        if not member.dead:
+            member.dead = True
+            self.on_death(incarnation)
+            self.on_change()
+
+    # Questions ---------------------------------------------------------------------------------------------------
+
+    def live(self) -> list[Beat]:
+        """The nodes that are there, oldest first."""
+        beats = [member.beat for member in self._members.values() if not member.dead]
+        return sorted(beats, key=lambda beat: (beat.started_at, beat.incarnation))
+
+    def is_dead(self, incarnation: str, host: str) -> bool:
+        """Whether its shards may be claimed: known dead, or not heard for long enough by this node."""
+        if self.alone:
+            return incarnation != self._describe().incarnation
+        member = self._members.get(incarnation)
+        if member is not None:
+            return member.dead
+        known = self._hosts.get(host)
+        if known is not None and incarnation not in known[0].nodes:
+            return True
+        return self._loop.time() - self._started_at > limits.TAKEOVER_SECONDS
+
+    def unreachable(self) -> bool:
+        """Whether this node has had no connection to a server for longer than it may answer from memory."""
+        since = self._unreachable_since
+        return bool(since) and self._loop.time() - since > limits.ISOLATE_SECONDS
+
+    def settled(self) -> bool:
+        """Whether every live node has had the time to be heard at least once."""
+        return self.alone or self._loop.time() - self._started_at > 2.5 * limits.BEAT_SECONDS
+
+    async def close(self) -> None:
+        """Say goodbye, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self.beat(leaving=True)
+        for subscription in self._subscriptions:
+            await subscription.close()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _ignore(_incarnation: str) -> None:
+    pass

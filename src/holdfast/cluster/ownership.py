@@ -1,0 +1,385 @@
+"""Which shards are whose: claiming, recovering, letting go.
+
+A shard's owner is whoever wrote its newest epoch record, by compare-and-set; that record's sequence is the epoch, and
+the fence of all its owner's batches. Nothing here needs agreement: every node computes the wanted owners from its own
+view, and the log decides between two that want the same. Every node tails all epochs, so an outcome that was not heard
+is settled by what the log shows.
+
+A shard may be claimed when it never had an owner, was released, or its owner is dead; and by its owner itself, when a
+batch of it has an unknown outcome. A claim is followed by a recovery: one ordered tail of everything that the shard
+has, up to the own epoch record. No turn starts before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping
+from random import Random
+from typing import Any, Protocol
+
+import msgspec
+
+from holdfast import codec, ids, limits
+from holdfast.clock import Clock
+from holdfast.cluster.membership import Membership
+from holdfast.core import backoff, plan
+from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
+
+_CLAIM_MAX = 256
+
+
+class EpochRecord(msgspec.Struct, array_like=True):
+    """Who owns a shard; nobody where ``owner`` is empty, and then ``next`` may name who should claim it."""
+
+    owner: str
+    host: str
+    nonce: str
+    at: float
+    next: str = ""
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """A shard's newest epoch record and its sequence. Sequence 0: it never had one."""
+
+    sequence: int
+    record: EpochRecord
+
+
+class ShardHost(Protocol):
+    """What serves the shards that are claimed."""
+
+    async def add_shards(self, cell: str, claims: Mapping[int, tuple[int, bool]], records: list[Stored]) -> None: ...
+    def on_inbox(self, cell: str, records: list[Stored]) -> None: ...
+    def drop_shards(self, numbers: Iterable[int]) -> None: ...
+    async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None: ...
+
+
+_NOBODY = Epoch(0, EpochRecord("", "", "", 0.0))
+_decode = msgspec.msgpack.Decoder(EpochRecord).decode
+
+
+class Ownership:
+    """This node's part in the ownership of all shards of all cells. ``serves``: whether it wants any."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        membership: Membership,
+        host: ShardHost,
+        incarnation: str,
+        host_name: str,
+        cells: list[str],
+        shards: int,
+        serves: bool,
+    ) -> None:
+        self.epochs: dict[int, Epoch] = {}
+        self.owned: dict[int, int] = {}
+        """Shards served by this node, with their epochs."""
+        self.takeovers = 0
+        self.failures: dict[str, str] = {}
+        """Cells whose recovery fails, and why."""
+        self._engine = engine
+        self._clock = clock
+        self._membership = membership
+        self._host = host
+        self._incarnation = incarnation
+        self._host_name = host_name
+        self._cells = cells
+        self._shards = shards
+        self._serves = serves
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._busy: set[int] = set()
+        """Shards being claimed, recovered or released."""
+        self._again: set[int] = set()
+        """Shards to be claimed anew from this very node."""
+        self._heard: set[str] = set()
+        self._view: tuple[Any, float] = ((), 0.0)
+        self._random = Random()
+        self._closing = False
+        membership.on_change = self._wake.set
+
+    # Running -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to follow the epochs, and to claim."""
+        for cell in self._cells:
+            self._spawn(self._follow_epochs(cell))
+        self._spawn(self._run())
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
+            self._loop.call_exception_handler({"message": "ownership failed", "exception": error, "task": task})
+
+    async def _follow_epochs(self, cell: str) -> None:
+        tail = self._engine.log.tail(cell, [f"{cell}.*.epoch"])
+        async for chunk in tail:
+            for stored in chunk.records:
+                number = int(stored.subject.split(".")[1])
+                self.epochs[number] = Epoch(stored.sequence, _decode(codec.unseal(stored.payload, stored.subject)))
+                if self.owned.get(number, stored.sequence) < stored.sequence:
+                    del self.owned[number]
+                    self._host.drop_shards([number])
+            if chunk.caught_up:
+                self._heard.add(cell)
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), 0.5)
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if self._serves and not self._closing and len(self._heard) == len(self._cells):
+                if self._membership.settled():
+                    self._step()
+
+    def _step(self) -> None:
+        live = self._eligible()
+        wanted = plan.targets(range(self._shards), live, self._holders())
+        for cell in self._cells:
+            claims = [n for n in self._of(cell) if n not in self._busy and self._may_claim(n, wanted.get(n))]
+            for start in range(0, len(claims), _CLAIM_MAX):
+                some = claims[start : start + _CLAIM_MAX]
+                self._busy.update(some)
+                self._spawn(self._claim(cell, some))
+        moved = [n for n in self.owned if n not in self._busy and wanted.get(n) not in (None, self._incarnation)]
+        view = tuple(live)
+        if view != self._view[0]:
+            self._view = (view, self._loop.time())
+        if moved and self._loop.time() - self._view[1] > limits.STABLE_SECONDS:
+            self._busy.update(moved)
+            self._spawn(self._release({number: wanted[number] for number in moved}))
+
+    def _of(self, cell: str) -> range:
+        return range(self._cells.index(cell), self._shards, len(self._cells))
+
+    def _eligible(self) -> list[str]:
+        """The nodes that may own shards: those that serve every kind that some node serves, or most of them."""
+        serving = [beat for beat in self._membership.live() if beat.kinds]
+        kinds = {kind for beat in serving for kind in beat.kinds}
+        most = max((len(kinds.intersection(beat.kinds)) for beat in serving), default=0)
+        return [beat.incarnation for beat in serving if len(kinds.intersection(beat.kinds)) == most]
+
+    def _holders(self) -> dict[int, str]:
+        return {number: epoch.record.owner or epoch.record.next for number, epoch in self.epochs.items()}
+
+    def _may_claim(self, number: int, wanted: str | None) -> bool:
+        if number in self._again:
+            return True
+        record = self.epochs.get(number, _NOBODY).record
+        if record.owner == self._incarnation:
+            return number not in self.owned
+        if wanted != self._incarnation:
+            return False
+        return not record.owner or self._membership.is_dead(record.owner, record.host)
+
+    # Claiming ------------------------------------------------------------------------------------------------------
+
+    async def _claim(self, cell: str, numbers: list[int]) -> None:
+        try:
+            claimed = await self._write_claims(cell, numbers)
+            if claimed:
+                await self._recover(cell, claimed)
+        finally:
+            self._busy.difference_update(numbers)
+            self._wake.set()
+
+    async def _write_claims(self, cell: str, numbers: list[int]) -> dict[int, tuple[int, bool]]:
+        """Write the epoch records; return those that are ours now, each with whether its end before was clean."""
+        before = {number: self.epochs.get(number, _NOBODY) for number in numbers}
+        nonce = ids.new_id("c")
+        payload = self._payload(EpochRecord(self._incarnation, self._host_name, nonce, self._clock.now()))
+        records = []
+        for number in numbers:
+            subject = f"{cell}.{number}.epoch"
+            records.append(Record(subject, payload, Expect(subject, before[number].sequence)))
+        claimed: dict[int, int] = {}
+        try:
+            sequences = await self._engine.log.append(cell, records)
+            claimed = dict(zip(numbers, sequences, strict=True))
+        except Conflict:
+            # One of them was faster: claim one by one those that are still free, in the next step.
+            await self._refresh(cell, numbers)
+            if len(numbers) > 1:
+                for number in numbers:
+                    claimed.update(await self._claim_one(cell, number, payload, before[number]))
+        except (NoQuorum, Unknown):
+            # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
+            await asyncio.sleep(backoff.delay_seconds(8, self._random))
+            return {}
+        found = {}
+        for number, sequence in claimed.items():
+            self.epochs[number] = Epoch(
+                sequence, EpochRecord(self._incarnation, self._host_name, nonce, self._clock.now())
+            )
+            owner = before[number].record.owner
+            clean = not owner or owner == self._incarnation
+            self.takeovers += not clean
+            self._again.discard(number)
+            found[number] = (sequence, clean)
+        return found
+
+    async def _claim_one(self, cell: str, number: int, payload: bytes, before: Epoch) -> dict[int, int]:
+        subject = f"{cell}.{number}.epoch"
+        if self.epochs.get(number, _NOBODY).sequence != before.sequence:
+            return {}
+        try:
+            sequences = await self._engine.log.append(cell, [Record(subject, payload, Expect(subject, before.sequence))])
+        except (Conflict, NoQuorum, Unknown):
+            return {}
+        return {number: sequences[0]}
+
+    async def _refresh(self, cell: str, numbers: list[int]) -> None:
+        """Read the epochs, for a tail that lags; a read that lags itself changes nothing."""
+        for number in numbers:
+            try:
+                stored = await self._engine.log.read(cell, f"{cell}.{number}.epoch")
+            except (NoQuorum, Unknown):
+                return
+            if stored is not None and stored.sequence > self.epochs.get(number, _NOBODY).sequence:
+                self.epochs[number] = Epoch(stored.sequence, _decode(codec.unseal(stored.payload, stored.subject)))
+
+    def _payload(self, record: EpochRecord) -> bytes:
+        return codec.seal(codec.encode_raw(record))
+
+    # Recovering ----------------------------------------------------------------------------------------------------
+
+    async def _recover(self, cell: str, claims: dict[int, tuple[int, bool]]) -> None:
+        attempt = 0
+        while True:
+            records, lost = await self._read_all(cell, claims)
+            for number in lost:
+                claims.pop(number, None)
+            if not claims or self._closing:
+                return
+            try:
+                await self._host.add_shards(cell, claims, records)
+            except DataLoss as error:
+                # Another replica may have what this one lacks, or shows damaged.
+                self.failures[cell] = str(error)
+                self._loop.call_exception_handler({"message": f"recovery of {cell} is repeated", "exception": error})
+                attempt += 1
+                await asyncio.sleep(backoff.delay_seconds(attempt + 5, self._random))
+                continue
+            self.failures.pop(cell, None)
+            break
+        current = {number: epoch for number, (epoch, _) in claims.items()}
+        for number, epoch in current.items():
+            if self.epochs[number].sequence == epoch:
+                self.owned[number] = epoch
+            else:
+                self._host.drop_shards([number])
+        self._spawn(self._follow_inboxes(cell, current))
+
+    async def _read_all(self, cell: str, claims: Mapping[int, tuple[int, bool]]) -> tuple[list[Stored], set[int]]:
+        """Everything that the shards have, up to their epoch records; and those that are another's by now."""
+        open_to = {f"{cell}.{number}.epoch": number for number in claims}
+        lost: set[int] = set()
+        records: list[Stored] = []
+        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
+        try:
+            async for chunk in tail:
+                for stored in chunk.records:
+                    if stored.subject in open_to:
+                        number = open_to[stored.subject]
+                        if stored.sequence >= claims[number][0]:
+                            del open_to[stored.subject]
+                        if stored.sequence > claims[number][0]:
+                            lost.add(number)
+                    elif not stored.subject.endswith(".epoch"):
+                        records.append(stored)
+                if not open_to:
+                    break
+        finally:
+            await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+        return records, lost
+
+    async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
+        """Hand on what comes into the inboxes of shards claimed together, as long as one of them is still ours."""
+        filters = [f"{cell}.{number}.in.>" for number in current]
+        tail = self._engine.log.tail(cell, filters, min(current.values()) + 1)
+        try:
+            async for chunk in tail:
+                if not any(self.owned.get(number) == epoch for number, epoch in current.items()):
+                    return
+                if chunk.records:
+                    self._host.on_inbox(cell, chunk.records)
+        finally:
+            await tail.aclose()  # type: ignore[attr-defined]
+
+    # Letting go ----------------------------------------------------------------------------------------------------
+
+    def lost(self, _cell: str, numbers: list[int]) -> None:
+        """The log refused a fence of ours."""
+        for number in numbers:
+            self.owned.pop(number, None)
+        self._wake.set()
+
+    def reclaim(self, _cell: str, numbers: list[int]) -> None:
+        """A batch's outcome is unknown: claim its shards anew, so that it lies before the new epoch or never happens."""
+        for number in numbers:
+            self.owned.pop(number, None)
+        self._again.update(numbers)
+        self._wake.set()
+
+    async def _release(self, targets: dict[int, str]) -> None:
+        """Finish what runs, and let the wanted owners claim."""
+        try:
+            await self._host.drain(targets, limits.DRAIN_SECONDS)
+            held = {number: self.owned.pop(number) for number in targets if number in self.owned}
+            by_cell: dict[str, dict[int, int]] = {}
+            for number, epoch in held.items():
+                by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = epoch
+            await asyncio.gather(*(self._write_release(cell, some, targets) for cell, some in by_cell.items()))
+        finally:
+            self._busy.difference_update(targets)
+            self._wake.set()
+
+    async def _write_release(self, cell: str, held: dict[int, int], targets: Mapping[int, str]) -> None:
+        records = []
+        for number, epoch in held.items():
+            subject = f"{cell}.{number}.epoch"
+            record = EpochRecord("", self._host_name, ids.new_id("r"), self._clock.now(), targets.get(number, ""))
+            records.append(Record(subject, self._payload(record), Expect(subject, epoch)))
+        for attempt in range(1, 8):
+            try:
+                sequences = await self._engine.log.append(cell, records)
+            except Conflict:
+                return  # another's by now, or an attempt before this one happened
+            except (NoQuorum, Unknown):
+                await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
+            else:
+                for number, sequence in zip(held, sequences, strict=True):
+                    if self.epochs[number].sequence < sequence:
+                        record = EpochRecord("", self._host_name, "", self._clock.now(), targets.get(number, ""))
+                        self.epochs[number] = Epoch(sequence, record)
+                return
+
+    async def close(self) -> None:
+        """Let go of every shard, so that the next owner need not wait."""
+        self._closing = True
+        while self._busy:
+            await asyncio.sleep(0.01)
+        if self.owned and self._engine.connected():
+            others = [node for node in self._eligible() if node != self._incarnation]
+            wanted = plan.targets(range(self._shards), others, self._holders()) if others else {}
+            try:
+                async with asyncio.timeout(limits.DRAIN_SECONDS * 2):
+                    await self._release({number: wanted.get(number, "") for number in self.owned})
+            except (TimeoutError, Closed):
+                pass
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
