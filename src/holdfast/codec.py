@@ -106,7 +106,7 @@ def encode(value: Any, what: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def decoder(kind: Any, borrowed: bool = False) -> msgspec.msgpack.Decoder[Any]:
-    """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises `msgspec.MsgspecError`."""
+    """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises one of `ERRORS`."""
     return msgspec.msgpack.Decoder(kind, dec_hook=_decode_hook, ext_hook=_borrowed if borrowed else _owned)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from random import Random
+from typing import TYPE_CHECKING
 
 from holdfast import limits
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 def delay_seconds(attempt: int, random: Random, most: float = limits.BACKOFF_SECONDS_MAX) -> float:

@@ -5,7 +5,8 @@ server, or too long for a table. Here a caller numbers its asks per receiver, an
 open; the receiver keeps answers from there up. A caller's entry may go only when the deadlines of all its messages are
 over, on any host's clock: an older attempt that turns up later is past its deadline, and is never started.
 
-Ids that users give (and calls made inside a turn) have no order, so they are kept until a stated time, in a bounded table.
+Ids that users give (and calls made inside a turn) have no order, so they are kept until a stated time, in a bounded
+table.
 
 All is plain data in, decision out; the tables are part of the agent's record and are committed with its state.
 """
