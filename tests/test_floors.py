@@ -37,11 +37,10 @@ def root_imports(tree: ast.AST, submodules: set[str]) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import) and any(alias.name == "holdfast" for alias in node.names):
             yield node
-        if isinstance(node, ast.ImportFrom):
-            if node.level > 0 or (
-                node.module == "holdfast" and any(alias.name not in submodules for alias in node.names)
-            ):
-                yield node
+        if isinstance(node, ast.ImportFrom) and (
+            node.level > 0 or (node.module == "holdfast" and any(alias.name not in submodules for alias in node.names))
+        ):
+            yield node
 
 
 def imports_of(tree: ast.Module, module: str, type_checking: bool) -> Iterator[ast.AST]:
