@@ -1,0 +1,112 @@
+"""Messages that kept failing: seeing them, trying them again, giving them up.
+
+They lie in the log beside their agent's records, so any node can show them. A replay is one atomic batch, the message
+into the inbox and the dead letter marked as done, so that it happens once also when two people try.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast import codec, ids
+from holdfast.agents.messages import DeadRecord
+from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.errors import BadMessage, Conflict, HandlerFailed, HoldfastError, NotFound, from_wire
+
+_decode = msgspec.msgpack.Decoder(DeadRecord).decode
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message that an agent gave up. ``arguments`` are plain dicts and lists; ``at`` is in seconds since 1970."""
+
+    id: str
+    agent_id: str
+    handler: str
+    arguments: Any
+    error: str
+    kind_of_error: str
+    details: str
+    attempts: int
+    at: float
+
+
+class DeadLetters:
+    """The dead letters of all agents, in all cells."""
+
+    def __init__(self, engine: Engine, cells: list[str]) -> None:
+        self._engine = engine
+        self._cells = cells
+
+    async def all(self, agent_id: str = "") -> list[DeadLetter]:
+        """Those that wait, oldest first; of one agent (``KIND/NAME``) or of all. Raises `InvalidName`, `NoQuorum`."""
+        token = ids.agent_token(*ids.parse_agent_id(agent_id)) if agent_id else "*"
+        found: list[DeadLetter] = []
+        for cell in self._cells:
+            tail = self._engine.log.tail(cell, [f"{cell}.*.dl.{token}.*"])
+            try:
+                async for chunk in tail:
+                    found += [letter for stored in chunk.records if (letter := _letter(stored)) is not None]
+                    if chunk.caught_up:
+                        break
+            finally:
+                await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+        return sorted(found, key=lambda letter: letter.at)
+
+    async def replay(self, letter_id: str) -> None:
+        """Put the message into its agent's inbox again. Raises `NotFound` where it was replayed or dropped before."""
+        stored, dead = await self._read(letter_id)
+        cell, shard, _, token, end = stored.subject.split(".")
+        # A new message: neither its sender's number nor its id may make it one that was seen before.
+        message = msgspec.structs.replace(dead.message, sender="", number=0, message_id="")
+        inbox = f"{cell}.{shard}.in.{token}.dl-{end}-{stored.sequence}"
+        payload = codec.seal(codec.encode_raw(message))
+        await self._finish(letter_id, stored, dead, [Record(inbox, payload, Expect(inbox, 0))])
+
+    async def drop(self, letter_id: str) -> None:
+        """Forget the message. Raises `NotFound` where it was replayed or dropped before."""
+        stored, dead = await self._read(letter_id)
+        await self._finish(letter_id, stored, dead, [])
+
+    async def _read(self, letter_id: str) -> tuple[Stored, DeadRecord]:
+        parts = letter_id.split(".")
+        if len(parts) != 5 or parts[2] != "dl" or parts[0] not in self._cells:
+            raise NotFound(f"{letter_id!r} is the id of no dead letter: `holdfast dead-letters list` shows them")
+        stored = await self._engine.log.read(parts[0], letter_id)
+        if stored is None:
+            raise NotFound(f"there is no dead letter {letter_id}: it may have been replayed or dropped")
+        dead = _decode(codec.unseal(stored.payload, letter_id))
+        if dead.done:
+            raise NotFound(f"the dead letter {letter_id} was replayed or dropped before")
+        return stored, dead
+
+    async def _finish(self, letter_id: str, stored: Stored, dead: DeadRecord, records: list[Record]) -> None:
+        cell = stored.subject.partition(".")[0]
+        done = codec.seal(codec.encode_raw(msgspec.structs.replace(dead, done=True)))
+        mark = Record(letter_id, done, Expect(letter_id, stored.sequence))
+        try:
+            sequences = await self._engine.log.append(cell, [*records, mark])
+        except Conflict:
+            raise NotFound(f"the dead letter {letter_id} was replayed or dropped by somebody else") from None
+        await self._engine.log.purge(cell, letter_id, sequences[-1] + 1)
+
+
+def _letter(stored: Stored) -> DeadLetter | None:
+    try:
+        dead = _decode(codec.unseal(stored.payload, stored.subject))
+    except (HoldfastError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if dead.done:
+        return None
+    try:
+        arguments = codec.to_builtins(dead.message.arguments)
+    except BadMessage:
+        arguments = dead.message.arguments.hex()
+    error = from_wire(*dead.error)
+    details = error.details if isinstance(error, HandlerFailed) else ""
+    kind = error.kind_of_error if isinstance(error, HandlerFailed) else type(error).__name__
+    agent_id = "/".join(ids.from_agent_token(stored.subject.split(".")[3]))
+    return DeadLetter(
+        stored.subject, agent_id, dead.message.handler, arguments, str(error), kind, details, dead.attempts, dead.at
+    )

@@ -1,0 +1,371 @@
+"""A node: one process's part in the cluster, and the one object that users hold.
+
+It puts the parts together (engine, registry, membership, ownership, agents) and has no logic of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+
+from holdfast import codec, ids, limits
+from holdfast.agents.agent import Agent
+from holdfast.agents.ref import AgentRef
+from holdfast.agents.router import Router
+from holdfast.agents.runtime import Runtime
+from holdfast.agents.sender import Sender
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.cluster.manifest import Manifest, ensure
+from holdfast.cluster.membership import Beat, Membership
+from holdfast.cluster.ownership import Ownership
+from holdfast.cluster.registry import Entry, Registry
+from holdfast.core.query import Where
+from holdfast.engines.appender import GroupAppender
+from holdfast.engines.base import Engine
+from holdfast.engines.local.engine import LocalEngine
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.errors import ConfigError, NotFound
+from holdfast.node import settings
+from holdfast.node.dead_letters import DeadLetters
+from holdfast.version import VERSION
+
+AgentT = TypeVar("AgentT", bound=Agent[Any])
+
+REGISTRY_CELL = "g1reg"
+SHARDS = 128
+
+
+class MemberInfo(msgspec.Struct, frozen=True):
+    """A node of the cluster. ``started_at`` is in seconds since 1970."""
+
+    incarnation: str
+    name: str
+    host: str
+    kinds: list[str]
+    shards: int
+    agents: int
+    started_at: float
+    version: str
+
+
+class AgentInfo(msgspec.Struct, frozen=True):
+    """Where an agent lives. ``owner`` is the incarnation of a node, empty while nobody owns its shard."""
+
+    agent_id: str
+    shard: int
+    cell: str
+    epoch: int
+    owner: str
+    host: str
+    registered: bool
+    capabilities: list[str]
+    metadata: dict[str, Any]
+
+
+class Found(list[AgentRef[Any]]):
+    """Agents that were found: a list, which can also be walked with ``async for``."""
+
+    async def __aiter__(self) -> AsyncIterator[AgentRef[Any]]:
+        for agent in self:
+            yield agent
+
+
+class Node:
+    """One process's part in the cluster. Make it with `Node.join`."""
+
+    def __init__(self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, incarnation: str) -> None:
+        self.engine = engine
+        self.manifest = manifest
+        self.name = name
+        self.host = host
+        self.incarnation = incarnation
+        self._clock = clock
+        self._started_at = clock.now()
+        self._closed = False
+        self.registry: Registry
+        self.dead_letters = DeadLetters(engine, list(manifest.cells))
+        self._router: Router
+        self._runtime: Runtime
+        self._membership: Membership
+        self._ownership: Ownership
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def join(
+        cls,
+        url: str | Sequence[str],
+        *,
+        serve: Iterable[type[Agent[Any]]] = (),
+        name: str = "",
+        host: str = "",
+        incarnation: str = "",
+        replicas: int | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        tls_ca: str = "",
+        tls_cert: str = "",
+        tls_key: str = "",
+        user: str = "",
+        password: str = "",
+    ) -> AsyncIterator[Node]:
+        """Join: ``"local:FILE"`` on one machine, ``"nats://HOST:PORT"`` (several with commas) on a cluster.
+
+        ``serve``: the agent classes that may live here; none for a mere client. ``name``: for people. ``host`` and
+        ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``replicas``: of the log, when this node
+        is the first to find the servers empty (default: 3 where there are three, else 1). The rest is for servers that
+        ask for certificates or a password.
+
+        On leaving, turns that run are finished and committed, and the shards are let go of.
+
+        Raises `ConfigError` for what cannot work, `NoQuorum` where no majority of the servers answers.
+        """
+        engine = _engine(settings.parse(list(url) if not isinstance(url, str) else url), {
+            "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password,
+        })  # fmt: skip
+        await engine.open()
+        try:
+            node = await cls._start(engine, list(serve), name, host, incarnation, replicas, clock)
+        except BaseException:
+            await engine.close()
+            raise
+        try:
+            yield node
+        finally:
+            await node.close()
+
+    @classmethod
+    async def _start(
+        cls,
+        engine: Engine,
+        serve: list[type[Agent[Any]]],
+        name: str,
+        host: str,
+        incarnation: str,
+        replicas: int | None,
+        clock: Clock,
+    ) -> Node:
+        if replicas is None:
+            replicas = engine.servers()
+            replicas = 3 if replicas >= 3 else 1
+        await engine.ensure_cells([REGISTRY_CELL], replicas)
+        wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=SHARDS, now=clock.now())
+        manifest = await ensure(engine, REGISTRY_CELL, wanted)
+        await engine.ensure_cells(manifest.cells, replicas)
+        incarnation = incarnation or ids.new_id("n")
+        node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), incarnation)
+        cells = list(manifest.cells)
+        alone = engine.name == "local"
+        node.registry = Registry(engine, REGISTRY_CELL, clock)
+        node._router = Router(engine.bus, clock, ids.new_id("p"), manifest.shards)
+        appenders = [(cell, GroupAppender(engine.log, cell)) for cell in cells]
+        node._router.sender = Sender(list(appenders), clock, node._router.caller, manifest.shards)
+        node._runtime = Runtime(engine, clock, node._router, incarnation, cells, manifest.shards, serve)
+        node._membership = Membership(engine, node._beat, alone)
+        node._ownership = Ownership(
+            engine, clock, node._membership, node._runtime, incarnation, node.host, cells, manifest.shards, bool(serve)
+        )
+        node._runtime.on_lost = node._ownership.lost
+        node._runtime.on_reclaim = node._ownership.reclaim
+        node._membership.on_death = node._router.node_died
+        await node.registry.open()
+        await node._router.start()
+        await node._runtime.start()
+        await node._membership.start()
+        await node._ownership.start()
+        node._watch = asyncio.get_running_loop().create_task(node._watch_liveness())
+        return node
+
+    def _beat(self) -> Beat:
+        counts = self._runtime.statistics()
+        return Beat(
+            self.incarnation,
+            self.host,
+            self.name,
+            self._started_at,
+            sorted(self._runtime.kinds),
+            counts["shards"],
+            counts["agents"],
+            VERSION,
+        )
+
+    async def _watch_liveness(self) -> None:
+        while True:
+            self._runtime.isolated = self._membership.unreachable()
+            await asyncio.sleep(limits.BEAT_SECONDS / 2)
+
+    async def close(self) -> None:
+        """Finish what runs, let go of the shards, and leave. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._ownership.close()
+        await self._runtime.close()
+        await self._router.close()
+        await self._membership.close()
+        await self.registry.close()
+        await self.engine.close()
+
+    # Agents ------------------------------------------------------------------------------------------------------
+
+    def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
+        """An agent's address. No I/O; the agent need not exist. Raises `InvalidName`."""
+        return self._router.ref(kind, name)
+
+    async def create(
+        self,
+        kind: type[AgentT],
+        name: str,
+        *,
+        capabilities: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> AgentRef[AgentT]:
+        """Register an agent under a name that nobody else in the cluster has, so that it can be found.
+
+        It is found by its class's capabilities and by those given here. Raises `AlreadyExists`, `InvalidName`,
+        `BadMessage` for metadata that cannot be stored, `TooLarge`, `NoQuorum`, `OutcomeUnknown`.
+        """
+        ref = self.agent(kind, name)
+        own = kind.__kind__.capabilities
+        await self.registry.create(kind.__kind__.name, name, capabilities={*own, *capabilities}, metadata=metadata or {})
+        return ref
+
+    def lookup(self, kind: type[Agent[Any]] | str, name: str) -> Entry | None:
+        """What is registered of an agent, or None. A memory read."""
+        return self.registry.lookup(_kind_name(kind), name)
+
+    def find(
+        self,
+        *,
+        capability: str | Iterable[str] = (),
+        kind: type[Agent[Any]] | str | None = None,
+        where: Iterable[Where | tuple[str, str, Any]] = (),
+        limit: int | None = None,
+    ) -> Found:
+        """Registered agents with all these capabilities, of this kind, whose metadata match. A memory read."""
+        wanted = [capability] if isinstance(capability, str) else list(capability)
+        name = None if kind is None else _kind_name(kind)
+        entries = self.registry.find(capability=wanted, kind=name, where=where, limit=limit)
+        return Found(AgentRef(self._router, self._runtime.known(e.kind), e.name, kind_name=e.kind) for e in entries)
+
+    def count(self, *, kind: type[Agent[Any]] | str | None = None, capability: str | None = None) -> int:
+        """How many agents are registered. A memory read."""
+        return self.registry.count(kind=None if kind is None else _kind_name(kind), capability=capability)
+
+    async def update(
+        self,
+        kind: type[Agent[Any]] | str,
+        name: str,
+        *,
+        capabilities: Iterable[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Replace what is registered of an agent. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
+        return await self.registry.update(_kind_name(kind), name, capabilities=capabilities, metadata=metadata)
+
+    async def unregister(self, kind: type[Agent[Any]] | str, name: str) -> None:
+        """Free the name. The agent's state stays. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
+        await self.registry.unregister(_kind_name(kind), name)
+
+    async def call(
+        self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
+    ) -> Any:
+        """Ask by names alone, as a shell does: ``arguments`` is a list, or a map of names; the reply is plain data.
+
+        Readers and handlers alike. Raises what `AgentRef.ask` raises.
+        """
+        token = ids.agent_token(*ids.parse_agent_id(agent_id))
+        data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        reply = await self._router.ask(token, handler, data, timeout_seconds, message_id=ids.new_id("call"))
+        return codec.to_builtins(reply)
+
+    async def send(
+        self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
+    ) -> None:
+        """Send by names alone; see `call`. What does not fit the handler becomes a dead letter."""
+        token = ids.agent_token(*ids.parse_agent_id(agent_id))
+        data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        await self._router.send(token, handler, data, timeout_seconds, "")
+
+    # The cluster -------------------------------------------------------------------------------------------------
+
+    def members(self) -> list[MemberInfo]:
+        """The nodes that are there, as this node sees it, oldest first."""
+        return [
+            MemberInfo(b.incarnation, b.name, b.host, b.kinds, b.shards, b.agents, b.started_at, b.version)
+            for b in self._membership.live()
+        ]
+
+    def describe(self, agent_id: str) -> AgentInfo:
+        """Where an agent lives, and what is registered of it. A memory read. Raises `InvalidName`."""
+        kind, name = ids.parse_agent_id(agent_id)
+        shard = self._runtime.shard_of(ids.agent_token(kind, name))
+        epoch = self._ownership.epochs.get(shard)
+        entry = self.registry.lookup(kind, name)
+        return AgentInfo(
+            agent_id,
+            shard,
+            self._runtime.cell_of(shard),
+            epoch.sequence if epoch else 0,
+            epoch.record.owner if epoch else "",
+            epoch.record.host if epoch else "",
+            entry is not None,
+            sorted(entry.capabilities) if entry else [],
+            dict(entry.metadata) if entry else {},
+        )
+
+    async def ready(self, timeout_seconds: float = 30.0) -> None:
+        """Wait until every shard of the cluster has an owner that serves it. Raises `NotFound` after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not self._all_owned():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise NotFound(f"after {timeout_seconds} s not every shard has an owner: does a node serve agents?") from None
+
+    def _all_owned(self) -> bool:
+        live = {beat.incarnation: beat for beat in self._membership.live()}
+        owned = sum(beat.shards for beat in live.values())
+        owners = {epoch.record.owner for epoch in self._ownership.epochs.values()}
+        return owned >= self.manifest.shards and owners <= set(live) and len(self._ownership.epochs) == self.manifest.shards
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the start: of this node's agents, calls and engine."""
+        return {
+            **self._runtime.statistics(),
+            **self._router.statistics(),
+            "takeovers": self._ownership.takeovers,
+            "owned": len(self._ownership.owned),
+            "registered": self.registry.count(),
+            "recovery_failures": dict(self._ownership.failures),
+            "process": os.getpid(),
+            "engine": dict(self.engine.statistics()),
+        }
+
+
+def _engine(where: settings.Local | settings.Nats, secrets: Mapping[str, str]) -> Engine:
+    if isinstance(where, settings.Local):
+        given = [name for name, value in secrets.items() if value]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: the embedded engine has no server to show them to")
+        return LocalEngine(where.path)
+    return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})
+
+
+def _kind_name(kind: type[Agent[Any]] | str) -> str:
+    return kind if isinstance(kind, str) else kind.__kind__.name
+
+
+def _plain_arguments(arguments: Any) -> Any:
+    if isinstance(arguments, Mapping):
+        return dict(arguments)
+    return list(arguments) if isinstance(arguments, (list, tuple)) else [arguments]
+
+

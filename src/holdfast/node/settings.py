@@ -1,0 +1,47 @@
+"""Where a node's log is: ``local:FILE`` or ``nats://HOST:PORT``, with everything else that a connection needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from holdfast.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Local(msgspec.Struct, frozen=True):
+    """The embedded engine, in one file."""
+
+    path: Path
+
+
+class Nats(msgspec.Struct, frozen=True):
+    """Servers of a cluster, the nearest first."""
+
+    urls: tuple[str, ...]
+
+
+def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
+    """What a URL names. Raises `ConfigError` that says how to write it."""
+    urls = [part.strip() for one in ([url] if isinstance(url, str) else url) for part in str(one).split(",")]
+    urls = [part for part in urls if part]
+    if not urls:
+        raise ConfigError('a node joins something: "local:FILE" on one machine, "nats://HOST:PORT" on a cluster')
+    if urls[0].startswith("local:"):
+        path = urls[0].removeprefix("local:")
+        if len(urls) > 1 or not path or path.startswith("//"):
+            raise ConfigError(f'{url!r}: write "local:FILE", for example "local:dev.db"')
+        return Local(Path(path))
+    for one in urls:
+        parts = urlsplit(one)
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ConfigError(f'{one!r} is no place to join: write "local:FILE" or "nats://HOST:PORT"')
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ConfigError(f"{one!r}: the port is no number from 1 to 65535") from None
+    return Nats(tuple(urls))
