@@ -1,0 +1,84 @@
+"""A node as a process of its own: what `holdfast up` starts, once per core or so.
+
+It says on its standard output, one JSON object a line, when it is ready; SIGTERM and SIGINT make it let go of its shards
+and end. It dies with the host that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+
+import msgspec
+
+from holdfast.children import die_with_parent
+from holdfast.errors import HoldfastError
+from holdfast.loops import run
+from holdfast.node.loading import load_agents
+from holdfast.node.node import Node
+
+
+class NodeSettings(msgspec.Struct):
+    """Everything that a node process is told."""
+
+    urls: list[str]
+    app: str = ""
+    """Several applications are separated by a space."""
+    name: str = ""
+    host: str = ""
+    incarnation: str = ""
+    replicas: int | None = None
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    user: str = ""
+    password: str = ""
+
+
+def say(event: str, **facts: object) -> None:
+    """One line for whoever started this process."""
+    print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
+
+
+async def serve(settings: NodeSettings) -> None:
+    """Serve until told to end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    kinds = [cls for app in settings.app.split() for cls in load_agents(app)]
+    async with Node.join(
+        settings.urls,
+        serve=kinds,
+        name=settings.name,
+        host=settings.host,
+        incarnation=settings.incarnation,
+        replicas=settings.replicas,
+        tls_ca=settings.tls_ca,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        user=settings.user,
+        password=settings.password,
+    ) as node:
+        say("ready", incarnation=node.incarnation, kinds=[cls.__kind__.name for cls in kinds])
+        await stop.wait()
+    say("ended")
+
+
+def main() -> int:
+    """``python -m holdfast.node.process``, with `NodeSettings` as JSON on the standard input."""
+    die_with_parent()
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=NodeSettings)
+    try:
+        run(serve(settings))
+    except HoldfastError as error:
+        say("failed", error=f"{type(error).__name__}: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
