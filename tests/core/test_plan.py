@@ -27,7 +27,7 @@ def moved(before: dict[int, str], after: dict[int, str]) -> set[int]:
 @given(nodes=names, per_node=st.integers(8, 20), data=st.data())
 def test_load_is_bounded_whoever_owned_what(nodes: list[str], per_node: int, data: st.DataObject) -> None:
     shards = range(per_node * len(nodes) + data.draw(st.integers(0, 7)))
-    former = nodes + ["gone-1", "gone-2"]
+    former = [*nodes, "gone-1", "gone-2"]
     owners = {s: data.draw(st.sampled_from(former)) for s in data.draw(st.lists(st.sampled_from(shards), unique=True))}
     plan = targets(shards, nodes, owners)
     assert set(plan) == set(shards)
