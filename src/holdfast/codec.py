@@ -7,6 +7,7 @@ and its raw data in C order; arrays of objects are refused. Decoded *state* owns
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -19,6 +20,9 @@ import msgspec
 from holdfast.errors import BadMessage, DataLoss
 
 _ARRAY: Final = 1
+_DTYPE: Final = re.compile(r"[<>|][?biufcmMSUV][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?", re.ASCII)
+"""What ``dtype.str`` is for plain numbers, dates, bytes and text: numpy's parser is given nothing else."""
+
 _SUM: Final = struct.Struct("<I")
 
 
@@ -26,8 +30,9 @@ def _encode_hook(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(value, numpy.ndarray):
-            if value.dtype.hasobject or value.dtype.names is not None:
-                raise TypeError(f"an array of dtype {value.dtype} cannot be stored: only plain numbers, bool and text")
+            kind = value.dtype
+            if kind.names is not None or not kind.itemsize or not _DTYPE.fullmatch(kind.str):
+                raise TypeError(f"an array of dtype {kind} cannot be stored: only plain numbers, bool, dates and text")
             head = msgspec.msgpack.encode((value.dtype.str, value.shape))
             return msgspec.msgpack.Ext(_ARRAY, _SUM.pack(len(head)) + head + value.tobytes())
         if isinstance(value, numpy.generic):
@@ -42,11 +47,13 @@ def _array(data: memoryview, own: bool) -> Any:
         raise ValueError("this value holds a numpy array: install it with `pip install holdfast[numpy]`") from None
     (size,) = _SUM.unpack_from(data)
     dtype, shape = msgspec.msgpack.decode(data[4 : 4 + size], type=tuple[str, tuple[int, ...]])
-    kind = numpy.dtype(dtype)
-    if kind.hasobject:
-        raise ValueError(f"an array of dtype {dtype} is not accepted")
-    array = numpy.frombuffer(data[4 + size :], dtype=kind).reshape(shape)
-    return array.copy() if own else array
+    if not _DTYPE.fullmatch(dtype) or min(shape, default=0) < 0:
+        raise ValueError(f"an array of dtype {dtype[:40]!r} and shape {shape[:40]} is not accepted")
+    array = numpy.frombuffer(data[4 + size :], dtype=dtype).reshape(shape)
+    if own:
+        return array.copy()
+    array.flags.writeable = False
+    return array
 
 
 def _owned(code: int, data: memoryview) -> Any:
@@ -69,6 +76,8 @@ def _decode_hook(wanted: Any, value: Any) -> Any:
             value = numpy.array(value)
         if not isinstance(value, numpy.ndarray):
             raise TypeError(f"Expected an array, got `{type(value).__name__}`")
+        if value.dtype.hasobject:
+            raise TypeError("Expected an array of numbers or text, got a list of other values")
         scalar = _scalar_type(wanted)
         if scalar is not None and not numpy.issubdtype(value.dtype, scalar):
             if not numpy.can_cast(value.dtype, scalar, casting="safe"):
@@ -116,6 +125,7 @@ ERRORS: Final = (
     TypeError,
     UnicodeDecodeError,
     RecursionError,
+    OverflowError,
     struct.error,
     MemoryError,
 )
@@ -132,14 +142,17 @@ def decode(data: bytes, kind: Any, what: str) -> Any:
 
 def to_builtins(data: bytes) -> Any:
     """Decoded without a type, for people to read: structs become dicts, arrays lists. Raises `BadMessage`."""
-    return msgspec.to_builtins(decode(data, Any, "value"), enc_hook=_plain)
+    try:
+        return msgspec.to_builtins(decode(data, Any, "value"), enc_hook=_plain)
+    except ERRORS as error:
+        raise BadMessage(f"value: {error}") from None
 
 
 def _plain(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         return value.tolist()
-    raise TypeError(f"values of type {type(value).__qualname__} cannot be shown")
+    return str(value)
 
 
 def seal(body: bytes) -> bytes:
