@@ -1,0 +1,250 @@
+"""The one thread that writes: it commits everything that waits in one transaction, with one fsync.
+
+Naive: each append its own transaction; then one disk does a few hundred appends a second. Here the event loop gathers
+the appends of a tick and hands them over as one list, the thread takes all lists that wait, writes them in one
+transaction and tells the loop once. Each append is still all or nothing: its expectations are checked before anything
+of it is written, against an index of the newest sequence per subject that this thread alone keeps.
+
+After a commit whose fsync failed nothing is known about the file, so the writer dies: what waited is `Unknown`, and all
+later appends are refused (PostgreSQL learnt this in 2018: "fsyncgate").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from holdfast.engines.base import Record, Stored
+from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName, NoQuorum, Unknown
+
+Applied = Callable[[str, list[Stored]], None]
+Work = Callable[[sqlite3.Connection], Any]
+
+
+class _Append:
+    __slots__ = ("cell", "future", "records", "result")
+
+    def __init__(self, cell: str, records: Sequence[Record], future: asyncio.Future[range]) -> None:
+        self.cell = cell
+        self.records = records
+        self.future = future
+        self.result: range | HoldfastError | None = None
+
+
+class _Task:
+    __slots__ = ("future", "result", "work")
+
+    def __init__(self, work: Work, future: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.future = future
+        self.result: Any = None
+
+
+class Cell:
+    """A cell as the writer knows it: the newest sequence of each subject, and of all."""
+
+    def __init__(self, number: int, last: int, newest: dict[str, int]) -> None:
+        self.number = number
+        self.last = last
+        self.newest = newest
+
+
+class Writer:
+    """See the module. ``applied`` is called on the loop after each commit, per cell, with the records in order."""
+
+    def __init__(self, connection: sqlite3.Connection, applied: Applied) -> None:
+        self._connection = connection
+        self._applied = applied
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[_Append | _Task] = []
+        self._handed: deque[list[_Append | _Task]] = deque()
+        self._wake = threading.Semaphore(0)
+        self._closing = False
+        self._dead: str = ""
+        self._undo: list[tuple[Cell, int, dict[str, int]]] = []
+        self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
+        self.cells: dict[str, Cell] = {}
+        """Used on the thread only, once it runs."""
+        self.last = 0
+        self.commits = 0
+        self.records = 0
+
+    def start(self) -> None:
+        """Read the index and begin to write."""
+        for name, number, last in self._connection.execute("SELECT name, number, last FROM cells"):
+            rows = self._connection.execute("SELECT subject, sequence FROM records WHERE cell = ?", (number,))
+            self.cells[name] = Cell(number, last, dict(rows))
+            self.last = max(self.last, last)
+        self._thread.start()
+
+    def append(self, cell: str, records: Sequence[Record]) -> asyncio.Future[range]:
+        """Hand over one append; the future ends with its sequences."""
+        future: asyncio.Future[range] = self._loop.create_future()
+        self._gather(_Append(cell, records, future))
+        return future
+
+    def call(self, work: Work) -> asyncio.Future[Any]:
+        """Do something else in the writer's transaction; the future ends with its result."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._gather(_Task(work, future))
+        return future
+
+    def _gather(self, item: _Append | _Task) -> None:
+        if self._closing:
+            raise Closed("the log was closed")
+        if self._dead:
+            raise Closed(self._dead)
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(item)
+
+    def _hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._handed.append(gathered)
+        self._wake.release()
+
+    async def close(self) -> None:
+        """Write what waits, and end."""
+        if not self._closing:
+            self._closing = True
+            if self._gathered:
+                self._hand_over()
+            self._wake.release()
+        while self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    # On the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            waiting: list[_Append | _Task] = []
+            while self._handed:
+                waiting += self._handed.popleft()
+            if waiting:
+                changed = self._write(waiting)
+                self._loop.call_soon_threadsafe(self._tell, waiting, changed)
+            elif self._closing and not self._handed:
+                return
+
+    def _write(self, waiting: list[_Append | _Task]) -> dict[str, list[Stored]]:
+        if self._dead:
+            for item in waiting:
+                item.result = Closed(self._dead)
+            return {}
+        changed: dict[str, list[Stored]] = {}
+        self._undo: list[tuple[Cell, int, dict[str, int]]] = []
+        last = self.last
+        connection = self._connection
+        committing = False
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            rows: list[tuple[int, int, str, bytes]] = []
+            replaced: list[tuple[int]] = []
+            for item in waiting:
+                if isinstance(item, _Append):
+                    self._append(item, rows, replaced, changed)
+                    continue
+                self._flush(rows, replaced)
+                try:
+                    item.result = item.work(connection)
+                except HoldfastError as error:
+                    item.result = error
+            self._flush(rows, replaced)
+            lasts = {cell.number: cell.last for cell, _, _ in self._undo}
+            connection.executemany("UPDATE cells SET last = ? WHERE number = ?", [(v, k) for k, v in lasts.items()])
+            committing = True
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._failed(error, committing, waiting)
+            self.last = last
+            for cell, before, sequences in reversed(self._undo):
+                cell.last = before
+                for subject, sequence in sequences.items():
+                    if sequence:
+                        cell.newest[subject] = sequence
+                    else:
+                        cell.newest.pop(subject, None)
+            return {}
+        self.commits += 1
+        return changed
+
+    def forget(self, cell: Cell, subjects: list[str]) -> None:
+        """Take purged subjects out of the index, as part of the transaction that a `call` runs in."""
+        self._undo.append((cell, cell.last, {subject: cell.newest.pop(subject) for subject in subjects}))
+
+    def _append(
+        self,
+        item: _Append,
+        rows: list[tuple[int, int, str, bytes]],
+        replaced: list[tuple[int]],
+        changed: dict[str, list[Stored]],
+    ) -> None:
+        cell = self.cells.get(item.cell)
+        if cell is None:
+            item.result = InvalidName(f"there is no cell {item.cell!r}")
+            return
+        newest = cell.newest
+        for _, _, expect in item.records:
+            if expect is not None and newest.get(expect.subject, 0) != expect.sequence:
+                fenced = any(r.expect is not None and r.expect.subject != r.subject for r in item.records)
+                text = f"{expect.subject} is at {newest.get(expect.subject, 0)}, not {expect.sequence}"
+                item.result = Fenced(text) if fenced else Conflict(text)
+                return
+        first = sequence = self.last + 1
+        stored = changed.setdefault(item.cell, [])
+        number = cell.number
+        before: dict[str, int] = {}
+        self._undo.append((cell, cell.last, before))
+        for subject, payload, _ in item.records:
+            old = newest.get(subject, 0)
+            before[subject] = old
+            if old:
+                replaced.append((old,))
+            newest[subject] = sequence
+            rows.append((sequence, number, subject, payload))
+            stored.append(Stored(subject, sequence, payload))
+            sequence += 1
+        cell.last = self.last = sequence - 1
+        item.result = range(first, sequence)
+
+    def _flush(self, rows: list[tuple[int, int, str, bytes]], replaced: list[tuple[int]]) -> None:
+        if rows:
+            self.records += len(rows)
+            execute = self._connection.executemany
+            execute("INSERT INTO records (sequence, cell, subject, payload) VALUES (?, ?, ?, ?)", rows)
+            execute("DELETE FROM records WHERE sequence = ?", replaced)
+            rows.clear()
+            replaced.clear()
+
+    def _failed(self, error: sqlite3.Error, committing: bool, waiting: list[_Append | _Task]) -> None:
+        full = getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_BUSY"))
+        try:
+            self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            full = full and not self._connection.in_transaction
+        outcome: HoldfastError
+        if full or not committing:
+            outcome = NoQuorum(f"nothing was written: {error}")
+        else:
+            self._dead = f"the log could not be made durable ({error}); what is on the disk is read by a new start"
+            outcome = Unknown(self._dead)
+        for item in waiting:
+            if not isinstance(item.result, HoldfastError):
+                item.result = outcome
+
+    def _tell(self, waiting: list[_Append | _Task], changed: dict[str, list[Stored]]) -> None:
+        for item in waiting:
+            future, result = item.future, item.result
+            if future.done():
+                continue
+            if isinstance(result, HoldfastError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        for cell, stored in changed.items():
+            self._applied(cell, stored)
