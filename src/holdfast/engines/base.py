@@ -203,6 +203,10 @@ class Engine(ABC):
         """Whether this process reaches a server at this moment. It says nothing about a quorum."""
 
     @abstractmethod
+    def servers(self) -> int:
+        """How many servers of the cluster this process knows, itself not counted; 1 where there is none."""
+
+    @abstractmethod
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since `open`: appends, records, bytes, unknown outcomes, reconnections and the like."""
 

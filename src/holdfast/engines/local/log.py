@@ -92,43 +92,43 @@ class LocalLog(Log):
         for subject in subjects:
             checks.check_filter(subject)
         wanted = _matcher(tuple(subjects))
-        tail = _Tail(cell, from_sequence)
+        tail = _Tail(cell)
+        following = max(from_sequence, 1)
+        caught_up = False
         self._tails.add(tail)
         try:
-            while tail.behind:
-                # What is committed while these pages are read is offered as well, and left out by its sequence.
-                until = self._committed.get(cell, 0)
-                rows = self._reader.execute(
-                    "SELECT subject, sequence, payload FROM records WHERE sequence BETWEEN ? AND ? AND cell = ?"
-                    " ORDER BY sequence LIMIT ?",
-                    (tail.next, until, number, _PAGE),
-                ).fetchall()
-                if rows:
-                    tail.next = rows[-1][1] + 1
-                if len(rows) < _PAGE:
-                    tail.next = max(tail.next, until + 1)
-                    tail.behind = False
-                found = [Stored(*row) for row in rows if wanted(row[0])]
-                if found or not tail.behind:
-                    yield Chunk(found, not tail.behind and not tail.offered)
-                await asyncio.sleep(0)
             while True:
-                if not tail.offered:
-                    tail.wake.clear()
-                    await tail.wake.wait()
                 if self._closed:
                     raise Closed("the log was closed")
                 if tail.behind:
-                    break
-                offered, tail.offered = tail.offered, []
-                found = [stored for stored in offered if stored.sequence >= tail.next and wanted(stored.subject)]
-                if offered:
-                    tail.next = max(tail.next, offered[-1].sequence + 1)
-                if found:
-                    yield Chunk(found, not tail.offered)
-            # It was too slow for what is kept in memory: read on in the file.
-            async for chunk in self.tail(cell, subjects, tail.next):
-                yield chunk
+                    # From the file up to what is committed now; all that is committed later is offered from now on.
+                    tail.behind = False
+                    tail.offered = []
+                    until = self._committed.get(cell, 0)
+                    reading = True
+                    while reading:
+                        rows = self._reader.execute(
+                            "SELECT subject, sequence, payload FROM records"
+                            " WHERE sequence BETWEEN ? AND ? AND cell = ? ORDER BY sequence LIMIT ?",
+                            (following, until, number, _PAGE),
+                        ).fetchall()
+                        reading = len(rows) == _PAGE
+                        following = rows[-1][1] + 1 if reading else max(following, until + 1)
+                        found = [Stored(*row) for row in rows if wanted(row[0])]
+                        if found or not reading:
+                            caught_up = not (reading or tail.behind or tail.offered)
+                            yield Chunk(found, caught_up)
+                        await asyncio.sleep(0)
+                elif tail.offered:
+                    offered, tail.offered = tail.offered, []
+                    found = [stored for stored in offered if stored.sequence >= following and wanted(stored.subject)]
+                    following = max(following, offered[-1].sequence + 1)
+                    if found or not caught_up:
+                        caught_up = not (tail.behind or tail.offered)
+                        yield Chunk(found, caught_up)
+                else:
+                    tail.wake.clear()
+                    await tail.wake.wait()
         finally:
             self._tails.discard(tail)
 
@@ -156,23 +156,22 @@ class LocalLog(Log):
 
 
 class _Tail:
-    """One reader's place. ``offered``: what was committed since; where that grows too long, it is read from the file."""
+    """One reader's place. ``offered``: what was committed since; ``behind``: it grew too long, and is in the file."""
 
-    __slots__ = ("__weakref__", "behind", "cell", "next", "offered", "wake")
+    __slots__ = ("__weakref__", "behind", "cell", "offered", "wake")
 
-    def __init__(self, cell: str, start: int) -> None:
+    def __init__(self, cell: str) -> None:
         self.cell = cell
-        self.next = max(start, 1)
         self.behind = True
         self.offered: list[Stored] = []
         self.wake = asyncio.Event()
 
     def offer(self, records: list[Stored]) -> None:
-        if len(self.offered) > 10 * _PAGE:
-            self.offered = []
-            self.behind = True
-        if not self.behind or self.offered or records[0].sequence > self.next:
+        if not self.behind:
             self.offered += records
+            if len(self.offered) > 10 * _PAGE:
+                self.offered = []
+                self.behind = True
         self.wake.set()
 
 

@@ -31,7 +31,7 @@ class _Append:
     def __init__(self, cell: str, records: Sequence[Record], future: asyncio.Future[range]) -> None:
         self.cell = cell
         self.records = records
-        self.future = future
+        self.future: asyncio.Future[Any] = future
         self.result: range | HoldfastError | None = None
 
 
@@ -66,6 +66,7 @@ class Writer:
         self._closing = False
         self._dead: str = ""
         self._undo: list[tuple[Cell, int, dict[str, int]]] = []
+        self._made: list[str] = []
         self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
         self.cells: dict[str, Cell] = {}
         """Used on the thread only, once it runs."""
@@ -137,7 +138,8 @@ class Writer:
                 item.result = Closed(self._dead)
             return {}
         changed: dict[str, list[Stored]] = {}
-        self._undo: list[tuple[Cell, int, dict[str, int]]] = []
+        self._undo = []
+        self._made = []
         last = self.last
         connection = self._connection
         committing = False
@@ -169,9 +171,20 @@ class Writer:
                         cell.newest[subject] = sequence
                     else:
                         cell.newest.pop(subject, None)
+            for name in self._made:
+                del self.cells[name]
             return {}
         self.commits += 1
         return changed
+
+    def add_cells(self, connection: sqlite3.Connection, names: Sequence[str]) -> None:
+        """Make the cells that are missing, as part of the transaction that a `call` runs in."""
+        for name in names:
+            if name not in self.cells:
+                number = 1 + max((cell.number for cell in self.cells.values()), default=0)
+                connection.execute("INSERT INTO cells (name, number, last) VALUES (?, ?, 0)", (name, number))
+                self.cells[name] = Cell(number, 0, {})
+                self._made.append(name)
 
     def forget(self, cell: Cell, subjects: list[str]) -> None:
         """Take purged subjects out of the index, as part of the transaction that a `call` runs in."""

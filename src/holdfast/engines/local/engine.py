@@ -1,0 +1,138 @@
+"""The engine in one process: one SQLite file, and a lock that keeps every other process out."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from holdfast import limits
+from holdfast.engines import checks
+from holdfast.engines.base import Engine
+from holdfast.engines.local.blobs import LocalBlobs
+from holdfast.engines.local.bus import LocalBus
+from holdfast.engines.local.log import LocalLog
+from holdfast.engines.local.writer import Writer
+from holdfast.errors import Closed, ConfigError
+
+FORMAT: Final = 1
+_APPLICATION: Final = 0x48464C47  # "HFLG", in the file's header, so that `file` and we know it
+_SCHEMA: Final = """
+CREATE TABLE cells (name TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, last INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (sequence INTEGER PRIMARY KEY, cell INTEGER NOT NULL, subject TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE blobs (key TEXT PRIMARY KEY, checksum INTEGER NOT NULL, value BLOB NOT NULL);
+"""
+
+
+class LocalEngine(Engine):
+    """See `holdfast.engines.base.Engine`. ``path``: the file; it is made where there is none, its directory as well."""
+
+    name = "local"
+    record_bytes_max = limits.RECORD_BYTES_MAX
+    batch_records_max = limits.BATCH_RECORDS_MAX
+    batch_bytes_max = limits.BATCH_BYTES_MAX
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = -1
+        self._connections: list[sqlite3.Connection] = []
+        self._writer: Writer | None = None
+
+    async def open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            connection = self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            await self.close()
+            raise ConfigError(f"{self.path} cannot be opened: {error}") from None
+        except ConfigError:
+            await self.close()
+            raise
+        reader = self._connect()
+        reader.execute("PRAGMA query_only = ON")
+        # The loop hears of a commit from the writer, and the log's tails from the loop.
+        self._writer = Writer(connection, lambda cell, records: self.log.applied(cell, records))
+        self.log: LocalLog = LocalLog(self._writer, reader)
+        self.blobs: LocalBlobs = LocalBlobs(self._writer, reader)
+        self.bus: LocalBus = LocalBus()
+        self.log.note_cells()
+        self._writer.start()
+
+    def _take_lock(self) -> None:
+        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise ConfigError(
+                f"{self.path} is open in process {owner}: one process at a time has a local log; stop that one, or run a cluster"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        self._lock = lock
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=32)
+        self._connections.append(connection)
+        return connection
+
+    def _prepare(self) -> sqlite3.Connection:
+        connection = self._connect()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != _APPLICATION:
+            raise ConfigError(f"{self.path} is a SQLite file of something else; give a path of its own")
+        if version > FORMAT:
+            raise ConfigError(f"{self.path} was written by a newer Holdfast (format {version}); upgrade this one")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # with WAL: one fsync at each commit, before it returns
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA cache_size = -32000")
+        if not tables:
+            connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
+            )
+        return connection
+
+    async def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self.log.close()
+            self.blobs.closed = self.bus.closed = True
+            await writer.close()
+        connections, self._connections = self._connections, []
+        for connection in reversed(connections):
+            connection.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def ensure_cells(self, cells: Sequence[str], replicas: int) -> None:
+        for cell in cells:
+            checks.check_cell(cell)
+        if replicas != 1:
+            raise ConfigError(f"the local engine keeps one copy, not {replicas}: leave replicas out, or run a cluster")
+        writer = self._writer
+        if writer is None:
+            raise Closed("the engine is not open")
+        await asyncio.shield(writer.call(lambda connection: writer.add_cells(connection, cells)))
+        self.log.note_cells()
+
+    def connected(self) -> bool:
+        return self._writer is not None
+
+    def servers(self) -> int:
+        return 1
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        writer = self._writer
+        if writer is None:
+            return {}
+        return {"commits": writer.commits, "records": writer.records, "published": self.bus.published}
