@@ -33,6 +33,9 @@ NAME_BYTES_MAX: Final = 256
 """An agent's name, in UTF-8. Quoted in a subject it is at most three times as long."""
 
 METADATA_BYTES_MAX: Final = 64 * 1024
+CAPABILITIES_MAX: Final = 64
+"""Capabilities of one agent."""
+
 FRAME_BYTES_MAX: Final = 256 * 1024
 """Messages to one node are joined into one frame up to this size."""
 

@@ -108,7 +108,7 @@ def _frozen(state: Any) -> Any:
     config = state.__struct_config__
     if config.frozen:
         return state
-    return type(state.__name__, (state,), {"__module__": state.__module__}, frozen=True)  # type: ignore[call-overload]  # msgspec's metaclass takes it
+    return type(state.__name__, (state,), {"__module__": state.__module__}, frozen=True)
 
 
 class _Options(msgspec.Struct, frozen=True):

@@ -43,14 +43,16 @@ class AgentRef(Generic[AgentT_co]):
     def __init__(
         self,
         router: Router,
-        kind: type[AgentT_co],
+        kind: type[AgentT_co] | None,
         name: str,
         context: Context | None = None,
         options: Options = _DEFAULT,
+        kind_name: str = "",
     ) -> None:
+        """``kind`` is None for an agent whose class this process does not have; ``kind_name`` names it then."""
         self._router = router
         self._kind = kind
-        self._token = ids.agent_token(kind.__kind__.name, name)
+        self._token = ids.agent_token(kind_name if kind is None else kind.__kind__.name, name)
         self._context = context
         self._options = options
 
@@ -99,8 +101,8 @@ class AgentRef(Generic[AgentT_co]):
 
     def _encode(self, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], check: bool) -> bytes:
         if not isinstance(method, _Method):
-            raise BadMessage(f"{method!r} is no handler or reader: write {self._kind.__name__}.its_name")
-        if method.name not in self._kind.__kind__.methods:
+            raise BadMessage(f"{method!r} is no handler or reader: write the class and its method, such as Counter.add")
+        if self._kind is not None and method.name not in self._kind.__kind__.methods:
             raise BadMessage(f"{method!r} is not a method of {self._kind.__name__}")
         data = method.encode_arguments(args, kwargs, check)
         if len(data) > limits.MESSAGE_BYTES_MAX:

@@ -74,6 +74,11 @@ class Runtime:
         """The kinds served, for messages to people."""
         return ", ".join(sorted(self.kinds)) or "none"
 
+    def known(self, kind: str) -> type[Agent[Any]] | None:
+        """The class served under a kind, if this node serves it."""
+        found = self.kinds.get(kind)
+        return None if found is None else found.cls
+
     async def start(self) -> None:
         """Begin to commit, and to take calls for the shards that will be added."""
         for committer in self.committers.values():

@@ -33,6 +33,8 @@ class Beat(msgspec.Struct, array_like=True):
     shards: int
     agents: int
     version: str
+    supervised: bool = False
+    """Whether a host started it, so that the host's word on its life counts."""
     leaving: bool = False
 
 
@@ -49,6 +51,8 @@ class Member(msgspec.Struct):
     beat: Beat
     heard_at: float
     dead: bool = False
+    ended: bool = False
+    """Its end is certain: it said so, or its host did. One that was only silent is welcome back."""
 
 
 _decode_beat = msgspec.msgpack.Decoder(Beat).decode
@@ -107,13 +111,17 @@ class Membership:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         known = self._members.get(beat.incarnation)
-        if known is not None and known.dead:
+        if known is not None and known.ended:
             return
         self._members[beat.incarnation] = Member(beat, self._loop.time())
-        if beat.leaving:
-            self._die(beat.incarnation)
-        elif known is None or known.beat.kinds != beat.kinds:
+        if beat.leaving or self._disowned(beat):
+            self._die(beat.incarnation, ended=True)
+        elif known is None or known.dead or known.beat.kinds != beat.kinds:
             self.on_change()
+
+    def _disowned(self, beat: Beat) -> bool:
+        host = self._hosts.get(beat.host) if beat.supervised else None
+        return host is not None and self._loop.time() - host[1] < limits.TAKEOVER_SECONDS and beat.incarnation not in host[0].nodes
 
     def _on_host(self, message: Message) -> None:
         try:
@@ -122,8 +130,8 @@ class Membership:
             return
         self._hosts[beat.host] = (beat, self._loop.time())
         for incarnation, member in list(self._members.items()):
-            if member.beat.host == beat.host and not member.dead and incarnation not in beat.nodes:
-                self._die(incarnation)
+            if member.beat.supervised and member.beat.host == beat.host and incarnation not in beat.nodes:
+                self._die(incarnation, ended=True)
 
     def _look(self) -> None:
         """Give up who was not heard for too long; forget the dead after a while."""
@@ -139,8 +147,9 @@ class Membership:
         elif not self._unreachable_since:
             self._unreachable_since = now
 
-    def _die(self, incarnation: str) -> None:
+    def _die(self, incarnation: str, ended: bool = False) -> None:
         member = self._members[incarnation]
+        member.ended = member.ended or ended
         if not member.dead:
             member.dead = True
             self.on_death(incarnation)
@@ -150,6 +159,8 @@ class Membership:
 
     def live(self) -> list[Beat]:
         """The nodes that are there, oldest first."""
+        if self.alone:
+            self._note_self()
         beats = [member.beat for member in self._members.values() if not member.dead]
         return sorted(beats, key=lambda beat: (beat.started_at, beat.incarnation))
 

@@ -79,12 +79,15 @@ class Found(list[AgentRef[Any]]):
 class Node:
     """One process's part in the cluster. Make it with `Node.join`."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, incarnation: str) -> None:
+    def __init__(
+        self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, incarnation: str, supervised: bool
+    ) -> None:
         self.engine = engine
         self.manifest = manifest
         self.name = name
         self.host = host
         self.incarnation = incarnation
+        self._supervised = supervised
         self._clock = clock
         self._started_at = clock.now()
         self._closed = False
@@ -157,8 +160,9 @@ class Node:
         wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=SHARDS, now=clock.now())
         manifest = await ensure(engine, REGISTRY_CELL, wanted)
         await engine.ensure_cells(manifest.cells, replicas)
+        supervised = bool(incarnation)
         incarnation = incarnation or ids.new_id("n")
-        node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), incarnation)
+        node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), incarnation, supervised)
         cells = list(manifest.cells)
         alone = engine.name == "local"
         node.registry = Registry(engine, REGISTRY_CELL, clock)
@@ -167,8 +171,9 @@ class Node:
         node._router.sender = Sender(list(appenders), clock, node._router.caller, manifest.shards)
         node._runtime = Runtime(engine, clock, node._router, incarnation, cells, manifest.shards, serve)
         node._membership = Membership(engine, node._beat, alone)
+        host = node.host if supervised else ""
         node._ownership = Ownership(
-            engine, clock, node._membership, node._runtime, incarnation, node.host, cells, manifest.shards, bool(serve)
+            engine, clock, node._membership, node._runtime, incarnation, host, cells, manifest.shards, bool(serve)
         )
         node._runtime.on_lost = node._ownership.lost
         node._runtime.on_reclaim = node._ownership.reclaim
@@ -192,6 +197,7 @@ class Node:
             counts["shards"],
             counts["agents"],
             VERSION,
+            self._supervised,
         )
 
     async def _watch_liveness(self) -> None:
@@ -315,7 +321,7 @@ class Node:
             self._runtime.cell_of(shard),
             epoch.sequence if epoch else 0,
             epoch.record.owner if epoch else "",
-            epoch.record.host if epoch else "",
+            next((b.host for b in self._membership.live() if epoch and b.incarnation == epoch.record.owner), ""),
             entry is not None,
             sorted(entry.capabilities) if entry else [],
             dict(entry.metadata) if entry else {},
