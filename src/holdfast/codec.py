@@ -56,7 +56,8 @@ def _array(data: memoryview, own: bool) -> Any:
     return array
 
 
-def _owned(code: int, data: memoryview) -> Any:
+def owned_array(code: int, data: memoryview) -> Any:
+    """An array of its own from an extension value: the hook of decoders. Raises `ValueError`."""
     if code != _ARRAY:
         raise ValueError(f"unknown extension type {code}")
     return _array(data, own=True)
@@ -116,7 +117,7 @@ def encode(value: Any, what: str) -> bytes:
 @lru_cache(maxsize=4096)
 def decoder(kind: Any, borrowed: bool = False) -> msgspec.msgpack.Decoder[Any]:
     """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises one of `ERRORS`."""
-    return msgspec.msgpack.Decoder(kind, dec_hook=_decode_hook, ext_hook=_borrowed if borrowed else _owned)
+    return msgspec.msgpack.Decoder(kind, dec_hook=_decode_hook, ext_hook=_borrowed if borrowed else owned_array)
 
 
 ERRORS: Final = (

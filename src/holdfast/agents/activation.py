@@ -15,12 +15,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
-from holdfast.agents import turn
+from holdfast.agents import repeats, turn
 from holdfast.agents.mailbox import Delivery, error_bytes
 from holdfast.agents.messages import BUSY, Timer
 from holdfast.agents.record import FORM, AgentRecord
-from holdfast.core.delivery import Seen, Verdict
-from holdfast.errors import DeadlineExceeded, HoldfastError, OutcomeUnknown, Overloaded, ReplayMismatch, UnknownKind
+from holdfast.core.delivery import Seen
+from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, UnknownKind
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind
@@ -32,43 +32,12 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent",
-        "attempt",
-        "blob",
-        "committed_bytes",
-        "consumed",
-        "generation",
-        "in_batch",
-        "in_hand",
-        "inbox",
-        "kind",
-        "last_used",
-        "loaded",
-        "mailbox",
-        "old_blobs",
-        "outgoing_bytes",
-        "outgoing_records",
-        "pending",
-        "probation",
-        "reading",
-        "retry_at",
-        "running",
-        "seen",
-        "senders",
-        "sequence",
-        "shard",
-        "solo",
-        "state",
-        "state_bytes",
-        "state_in_blob",
-        "task",
-        "timers",
-        "token",
-        "turn_from_inbox",
-        "version",
-        "view",
-        "waiting_readers",
-    )
+        "agent", "attempt", "blob", "committed_bytes", "consumed", "generation", "in_batch", "in_hand",
+        "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs", "outgoing_bytes", "outgoing_records",
+        "pending", "probation", "reading", "retry_at", "running", "seen", "senders", "sequence", "shard",
+        "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token", "turn_from_inbox",
+        "version", "view", "waiting_readers"
+    )  # fmt: skip
 
     def __init__(self, shard: Shard, token: str, kind: Kind) -> None:
         self.shard = shard
@@ -190,7 +159,7 @@ class Activation:
             if known is None:
                 self._enqueue(message)
             elif call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
-                turn.refuse(message, _mismatch(call.message_id))
+                turn.refuse(message, repeats.mismatch(call.message_id))
             else:
                 known.call, known.sink = call, message.sink
         else:
@@ -241,68 +210,6 @@ class Activation:
         elif self.running is message and self.task is not None:
             self.task.cancel()
 
-    # What was seen before ----------------------------------------------------------------------------------------
-
-    def _already_seen(self, message: Delivery) -> bool:
-        """Whether what earlier turns left in the record answers the message, or turns it away."""
-        call = message.call
-        if call is None:
-            return self._inbox_seen(message)
-        verdict: Verdict | bytes = Verdict.NEW
-        if call.message_id:
-            verdict = self.seen.check_id(call.message_id, turn.digest(call.handler, call.arguments))
-        elif call.number:
-            verdict = self.seen.check_caller(call.caller, call.number, call.low)
-        if verdict is Verdict.NEW:
-            return False
-        if isinstance(verdict, bytes):
-            message.reply = verdict
-            self.settle(message)
-        elif verdict is Verdict.MISMATCH:
-            self.settle(message, _mismatch(call.message_id))
-        elif verdict is Verdict.DROPPED:
-            self.settle(message, OutcomeUnknown("the caller closed this message before; whether it ran is not known"))
-        else:
-            self.seen.expire(self.now())
-            if len(self.seen.callers) < limits.CALLERS_MAX and len(self.seen.ids) < limits.MESSAGE_IDS_MAX:
-                return False
-            text = f"{self.token} remembers all the callers or message ids that it may, and none is old enough to go"
-            self.settle(message, Overloaded(text))
-        return True
-
-    def _inbox_seen(self, message: Delivery) -> bool:
-        letter = message.message
-        if letter is None:
-            timer = message.timer
-            return timer is not None and (self.timers or {}).get(timer.name) != timer
-        if message.sequence <= self.consumed:
-            self.shard.consumed(message.sequence)
-            return True
-        again = bool(letter.sender) and letter.number <= (self.senders or {}).get(letter.sender, (0, 0.0))[0]
-        if letter.message_id and not again:
-            verdict = self.seen.check_id(letter.message_id, turn.digest(letter.handler, letter.arguments))
-            if verdict is Verdict.MISMATCH:
-                turn.bury(self, message, _mismatch(letter.message_id))
-                return True
-            if verdict is Verdict.FULL:
-                self.seen.expire(self.now())
-            again = isinstance(verdict, bytes)
-        if not again:
-            return False
-        # A second copy of a message that was consumed: only its place in the inbox is to be noted.
-        self.consumed = message.sequence
-        self.note(message)
-        return True
-
-    def settle(self, message: Delivery, error: HoldfastError | None = None) -> None:
-        """Answer a call that needs no turn, but not before what is uncommitted now is committed."""
-        if error is not None:
-            message.error = error_bytes(error)
-        if self.pending or self.in_batch:
-            self.note(message)
-        else:
-            self._release(message)
-
     # Turns -------------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -315,7 +222,7 @@ class Activation:
             message = self._next()
             if message is None:
                 return
-            if not self._already_seen(message):
+            if not repeats.already_seen(self, message):
                 self._start(message)
 
     def _next(self) -> Delivery | None:
@@ -347,6 +254,15 @@ class Activation:
             turn.start_suspect(self, message)
         else:
             turn.start(self, message)
+
+    def settle(self, message: Delivery, error: HoldfastError | None = None) -> None:
+        """Answer a call that needs no turn, but not before what is uncommitted now is committed."""
+        if error is not None:
+            message.error = error_bytes(error)
+        if self.pending or self.in_batch:
+            self.note(message)
+        else:
+            self._release(message)
 
     def note(self, message: Delivery) -> None:
         """The message waits for the batch that will cover it."""
@@ -461,7 +377,3 @@ class Activation:
         """Whether it may leave memory."""
         busy = self.running or self.pending or self.in_batch or self.mailbox or self.inbox
         return not busy and self.loaded and now - self.last_used > self.kind.idle_seconds
-
-
-def _mismatch(message_id: str) -> ReplayMismatch:
-    return ReplayMismatch(f"the message id {message_id!r} was used before, with another message: give each its own id")

@@ -94,7 +94,7 @@ class Kind:
                     "state_version and define upgrade_state"
                 ) from None
         try:
-            old = msgspec.msgpack.decode(data, ext_hook=codec._owned)
+            old = msgspec.msgpack.decode(data, ext_hook=codec.owned_array)
             new = self.cls.upgrade_state(version, old)
             return self.decode_state(codec.encode_raw(new))
         except Exception as error:
@@ -126,7 +126,8 @@ class Agent(Generic[S]):
     when the state's type changes, and define `upgrade_state`), ``idle_seconds`` (an idle agent leaves memory after
     this), ``mailbox_max`` (messages that may wait), ``dedup_seconds`` (how long a message id is remembered).
 
-    One turn at a time handles a message. ``__init__``, if there is one, takes no arguments; attributes other than ``state`` live only as long as this activation.
+    One turn at a time handles a message. ``__init__``, if there is one, takes no arguments; attributes other than
+    ``state`` live only as long as this activation.
     """
 
     __slots__ = ("__dict__", "context", "state")

@@ -267,5 +267,3 @@ class Committer:
             if message.call is None:
                 message.attempts = limits.ATTEMPTS_MAX
         shard.drop(activation, error)
-
-

@@ -127,7 +127,12 @@ class Context:
         return key
 
     def set_timer(
-        self, name: str, seconds: float, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        name: str,
+        seconds: float,
+        method: _Method[Any, Any, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> None:
         """See `Agent.set_timer`."""
         if self.reads_only:
@@ -143,7 +148,9 @@ class Context:
             raise Overloaded(f"an agent may have {limits.TIMERS_MAX} timers")
         size = len(arguments) + sum(len(timer.arguments) for timer in (*known.values(), *self.timers.values()) if timer)
         if size > limits.TIMERS_BYTES_MAX:
-            raise TooLarge(f"the arguments of an agent's timers may have {limits.TIMERS_BYTES_MAX} bytes: use its state")
+            raise TooLarge(
+                f"the arguments of an agent's timers may have {limits.TIMERS_BYTES_MAX} bytes: use its state"
+            )
         due = self._host.now() + seconds
         self.timers[name] = Timer(name, self._host.next_generation(), due, method.name, arguments)
 

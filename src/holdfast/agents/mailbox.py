@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable
 
-from holdfast import codec, errors
+from holdfast import codec, errors, ids
 from holdfast.agents.messages import ERROR, OK, Call, InboxMessage, Outgoing, Timer
 
 Sink = Callable[[int, int, bytes], None]
@@ -112,3 +112,8 @@ def from_timer(timer: Timer) -> Delivery:
 def error_bytes(error: BaseException) -> bytes:
     """An error as it travels in a reply."""
     return codec.encode_raw(errors.to_wire(error))
+
+
+def digest(handler: str, arguments: bytes) -> int:
+    """64 bits that tell one message from another under the same id."""
+    return ids.digest64(handler.encode() + b"\n" + arguments)

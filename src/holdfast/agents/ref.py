@@ -99,7 +99,9 @@ class AgentRef(Generic[AgentT_co]):
         copy._context, copy._options = self._context, new
         return copy
 
-    def _encode(self, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], check: bool) -> bytes:
+    def _encode(
+        self, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], check: bool
+    ) -> bytes:
         if not isinstance(method, _Method):
             raise BadMessage(f"{method!r} is no handler or reader: write the class and its method, such as Counter.add")
         if self._kind is not None and method.name not in self._kind.__kind__.methods:

@@ -54,7 +54,18 @@ _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 class _Open:
     """A call without its answer yet."""
 
-    __slots__ = ("attempts", "call", "deadline", "future", "refused", "refusals", "sent_at", "shard", "target", "unanswered")
+    __slots__ = (
+        "attempts",
+        "call",
+        "deadline",
+        "future",
+        "refusals",
+        "refused",
+        "sent_at",
+        "shard",
+        "target",
+        "unanswered",
+    )
 
     def __init__(self, call: Call, shard: int, deadline: float, future: asyncio.Future[tuple[int, bytes]]) -> None:
         self.call = call

@@ -59,8 +59,8 @@ class Runtime:
         self.quarantine = asyncio.Lock()
         self.warm_bytes = 0
         self.isolated = False
-        self.on_reclaim: Callable[[str, list[int]], None] = lambda cell, numbers: None
-        self.on_lost: Callable[[str, list[int]], None] = lambda cell, numbers: None
+        self.on_reclaim: Callable[[str, list[int]], None] = _ignore
+        self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
         self._shard_count = shards
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -295,6 +295,10 @@ class Runtime:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ignore(_cell: str, _numbers: list[int]) -> None:
+    pass
 
 
 def _split(replies: list[Reply]) -> Iterable[list[Reply]]:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from holdfast import codec, ids, limits
+from holdfast import codec, limits
 from holdfast.agents import mailbox
 from holdfast.agents.context import Context
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
@@ -35,11 +35,6 @@ from holdfast.errors import (
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.handler import _Method
-
-
-def digest(handler: str, arguments: bytes) -> int:
-    """64 bits that tell one message from another under the same id."""
-    return ids.digest64(handler.encode() + b"\n" + arguments)
 
 
 def refuse(message: Delivery, error: HoldfastError) -> None:
@@ -133,7 +128,9 @@ def _shown(kind: str, handler: str, error: Exception) -> HoldfastError:
     if isinstance(error, HoldfastError) and not isinstance(error, NotDone):
         return error
     details = "".join(traceback.format_exception(error))[-8192:]
-    return HandlerFailed(f"{kind}.{handler}: {str(error) or type(error).__name__}"[:2048], type(error).__name__, details)
+    return HandlerFailed(
+        f"{kind}.{handler}: {str(error) or type(error).__name__}"[:2048], type(error).__name__, details
+    )
 
 
 def _finished(
@@ -186,7 +183,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
-            activation.seen.note_id(call.message_id, until, digest(call.handler, call.arguments), message.reply)
+            activation.seen.note_id(call.message_id, until, mailbox.digest(call.handler, call.arguments), message.reply)
         elif call.number:
             activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, message.reply)
     elif letter is not None:
@@ -198,10 +195,12 @@ def _consume(activation: Activation, message: Delivery) -> None:
             activation.senders[letter.sender] = (letter.number, now)
         if letter.message_id:
             until = now + activation.kind.dedup_seconds
-            activation.seen.note_id(letter.message_id, until, digest(letter.handler, letter.arguments), message.reply)
-    elif message.timer is not None and activation.timers:
-        if activation.timers.get(message.timer.name) == message.timer:
-            del activation.timers[message.timer.name]
+            activation.seen.note_id(
+                letter.message_id, until, mailbox.digest(letter.handler, letter.arguments), message.reply
+            )
+    elif (timer := message.timer) is not None and (activation.timers or {}).get(timer.name) == timer:
+        assert activation.timers is not None
+        del activation.timers[timer.name]
 
 
 # Failing -----------------------------------------------------------------------------------------------------------

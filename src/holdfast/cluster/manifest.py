@@ -11,7 +11,7 @@ import msgspec
 from holdfast import codec, ids, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
-from holdfast.errors import Conflict, ConfigError, DataLoss, NoQuorum, Unknown
+from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, Unknown
 
 RECORD_VERSION: Final = 1
 """The form of all records that this code writes; it reads no later one."""

@@ -121,7 +121,9 @@ class Membership:
 
     def _disowned(self, beat: Beat) -> bool:
         host = self._hosts.get(beat.host) if beat.supervised else None
-        return host is not None and self._loop.time() - host[1] < limits.TAKEOVER_SECONDS and beat.incarnation not in host[0].nodes
+        if host is None or self._loop.time() - host[1] > limits.TAKEOVER_SECONDS:
+            return False
+        return beat.incarnation not in host[0].nodes
 
     def _on_host(self, message: Message) -> None:
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any, Protocol
 
@@ -135,14 +136,12 @@ class Ownership:
 
     async def _run(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 0.5)
-            except TimeoutError:
-                pass
             self._wake.clear()
-            if self._serves and not self._closing and len(self._heard) == len(self._cells):
-                if self._membership.settled():
-                    self._step()
+            wants = self._serves and not self._closing
+            if wants and len(self._heard) == len(self._cells) and self._membership.settled():
+                self._step()
 
     def _step(self) -> None:
         live = self._eligible()
@@ -235,7 +234,9 @@ class Ownership:
         if self.epochs.get(number, _NOBODY).sequence != before.sequence:
             return {}
         try:
-            sequences = await self._engine.log.append(cell, [Record(subject, payload, Expect(subject, before.sequence))])
+            sequences = await self._engine.log.append(
+                cell, [Record(subject, payload, Expect(subject, before.sequence))]
+            )
         except (Conflict, NoQuorum, Unknown):
             return {}
         return {number: sequences[0]}

@@ -282,7 +282,9 @@ class Registry:
         attempt = 0
         expected = self._sequences.get(token, 0)
         entry = self._entries.get(token)
-        current = None if entry is None else _EntryRecord("", False, entry.registered_at, sorted(entry.capabilities), dict(entry.metadata))  # fmt: skip
+        current: _EntryRecord | None = None
+        if entry is not None:
+            current = _EntryRecord("", False, entry.registered_at, sorted(entry.capabilities), dict(entry.metadata))
         fresh = False
         while True:
             attempt += 1

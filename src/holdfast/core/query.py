@@ -43,7 +43,9 @@ def compile_conditions(conditions: Iterable[Condition]) -> Callable[[Mapping[str
     checks: list[tuple[list[str], str, Callable[[Any, Any], bool], Any]] = []
     for condition in conditions:
         if not isinstance(condition, tuple) or len(condition) != 3:
-            raise BadMessage(f'{condition!r} is no condition: write ("path", "eq", value) or Where("path", "eq", value)')
+            raise BadMessage(
+                f'{condition!r} is no condition: write ("path", "eq", value) or Where("path", "eq", value)'
+            )
         path, name, value = condition
         if not isinstance(path, str) or not path:
             raise BadMessage(f'{path!r} is no path into metadata: write "name" or "outer.inner"')

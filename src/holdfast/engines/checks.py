@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-
 from holdfast.engines.base import Record
 from holdfast.errors import InvalidName, TooLarge
 
@@ -67,5 +66,3 @@ def check_batch(cell: str, records: Sequence[Record], record_max: int, batch_max
     if total > bytes_max:
         raise TooLarge(f"a batch of {total} bytes; {bytes_max} are allowed")
     return total
-
-

@@ -240,7 +240,9 @@ class Node:
         """
         ref = self.agent(kind, name)
         own = kind.__kind__.capabilities
-        await self.registry.create(kind.__kind__.name, name, capabilities={*own, *capabilities}, metadata=metadata or {})
+        await self.registry.create(
+            kind.__kind__.name, name, capabilities={*own, *capabilities}, metadata=metadata or {}
+        )
         return ref
 
     def lookup(self, kind: type[Agent[Any]] | str, name: str) -> Entry | None:
@@ -334,13 +336,19 @@ class Node:
                 while not self._all_owned():
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise NotFound(f"after {timeout_seconds} s not every shard has an owner: does a node serve agents?") from None
+            raise NotFound(
+                f"after {timeout_seconds} s not every shard has an owner: does a node serve agents?"
+            ) from None
 
     def _all_owned(self) -> bool:
         live = {beat.incarnation: beat for beat in self._membership.live()}
         owned = sum(beat.shards for beat in live.values())
         owners = {epoch.record.owner for epoch in self._ownership.epochs.values()}
-        return owned >= self.manifest.shards and owners <= set(live) and len(self._ownership.epochs) == self.manifest.shards
+        return (
+            owned >= self.manifest.shards
+            and owners <= set(live)
+            and len(self._ownership.epochs) == self.manifest.shards
+        )
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start: of this node's agents, calls and engine."""
@@ -373,5 +381,3 @@ def _plain_arguments(arguments: Any) -> Any:
     if isinstance(arguments, Mapping):
         return dict(arguments)
     return list(arguments) if isinstance(arguments, (list, tuple)) else [arguments]
-
-

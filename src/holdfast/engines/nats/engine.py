@@ -1,2 +1,2 @@
 """placeholder"""
-from holdfast.engines.local.engine import LocalEngine as NatsEngine
+

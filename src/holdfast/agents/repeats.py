@@ -1,0 +1,72 @@
+"""Messages that came before: answered from the agent's record, or turned away, but never run again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from holdfast import limits
+from holdfast.agents import mailbox, turn
+from holdfast.agents.mailbox import Delivery
+from holdfast.core.delivery import Verdict
+from holdfast.errors import OutcomeUnknown, Overloaded, ReplayMismatch
+
+if TYPE_CHECKING:
+    from holdfast.agents.activation import Activation
+
+
+def mismatch(message_id: str) -> ReplayMismatch:
+    """The error for an id that came with another message before."""
+    return ReplayMismatch(f"the message id {message_id!r} was used before, with another message: give each its own id")
+
+
+def already_seen(activation: Activation, message: Delivery) -> bool:
+    """Whether what earlier turns left in the record answers the message, or turns it away."""
+    call = message.call
+    if call is None:
+        return _inbox_seen(activation, message)
+    verdict: Verdict | bytes = Verdict.NEW
+    if call.message_id:
+        verdict = activation.seen.check_id(call.message_id, mailbox.digest(call.handler, call.arguments))
+    elif call.number:
+        verdict = activation.seen.check_caller(call.caller, call.number, call.low)
+    if verdict is Verdict.NEW:
+        return False
+    if isinstance(verdict, bytes):
+        message.reply = verdict
+        activation.settle(message)
+    elif verdict is Verdict.MISMATCH:
+        activation.settle(message, mismatch(call.message_id))
+    elif verdict is Verdict.DROPPED:
+        activation.settle(message, OutcomeUnknown("the caller closed this message before; whether it ran is not known"))
+    else:
+        activation.seen.expire(activation.now())
+        if len(activation.seen.callers) < limits.CALLERS_MAX and len(activation.seen.ids) < limits.MESSAGE_IDS_MAX:
+            return False
+        text = f"{activation.token} remembers all the callers or message ids that it may, and none is old enough to go"
+        activation.settle(message, Overloaded(text))
+    return True
+
+
+def _inbox_seen(activation: Activation, message: Delivery) -> bool:
+    letter = message.message
+    if letter is None:
+        timer = message.timer
+        return timer is not None and (activation.timers or {}).get(timer.name) != timer
+    if message.sequence <= activation.consumed:
+        activation.shard.consumed(message.sequence)
+        return True
+    again = bool(letter.sender) and letter.number <= (activation.senders or {}).get(letter.sender, (0, 0.0))[0]
+    if letter.message_id and not again:
+        verdict = activation.seen.check_id(letter.message_id, mailbox.digest(letter.handler, letter.arguments))
+        if verdict is Verdict.MISMATCH:
+            turn.bury(activation, message, mismatch(letter.message_id))
+            return True
+        if verdict is Verdict.FULL:
+            activation.seen.expire(activation.now())
+        again = isinstance(verdict, bytes)
+    if not again:
+        return False
+    # A second copy of a message that was consumed: only its place in the inbox is to be noted.
+    activation.consumed = message.sequence
+    activation.note(message)
+    return True

@@ -1,0 +1,285 @@
+"""One connection to a server: nats-py's client, with a reader and a writer of our own on the hot path.
+
+nats-py makes a `Msg`, a queue entry and a task switch of every message. Here a message is handed to its callback as it is
+parsed, with its headers as bytes, and all that one tick of the loop sends is written at once. What is rare (INFO, PING,
+reconnection, TLS) stays nats-py's business.
+
+What cannot be sent now is dropped or refused, never kept for later: a batch that is sent after a reconnection would be
+one that its writer believes lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription as NatsSubscription
+from nats.protocol.parser import Parser
+
+from holdfast import limits
+from holdfast.errors import Closed, ConfigError, NoQuorum, NoResponders, Unknown
+from holdfast.ids import new_id
+
+Callback = Callable[[str, str, bytes, bytes], None]
+"""Takes (subject, reply, headers, payload); headers are empty where there are none. It does not raise."""
+
+_BUFFERED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""More than this waiting for a socket means a server that does not read."""
+
+_logger = logging.getLogger(__name__)
+
+
+class _Parser(Parser):
+    """Messages straight to their callbacks; everything else as nats-py does it."""
+
+    nc: Connection
+
+    def reset(self) -> None:
+        super().reset()
+        self._rest = b""
+
+    async def parse(self, data: bytes = b"") -> None:
+        buffer = self._rest + data if self._rest else data
+        callbacks = self.nc.callbacks
+        position, end = 0, len(buffer)
+        while position < end:
+            line_end = buffer.find(b"\r\n", position)
+            if line_end < 0:
+                break
+            operation = buffer[position]
+            start = line_end + 2
+            if operation == 0x4D or operation == 0x48:  # MSG subject sid [reply] size, HMSG … header size
+                parts = buffer[position:line_end].split()
+                size = int(parts[-1])
+                position_after = start + size + 2
+                if position_after > end:
+                    break
+                callback = callbacks.get(int(parts[2]))
+                if callback is not None:
+                    headed = operation == 0x48
+                    payload_at = start + int(parts[-2]) if headed else start
+                    reply = parts[3].decode() if len(parts) == (6 if headed else 5) else ""
+                    try:
+                        callback(
+                            parts[1].decode(), reply, buffer[start:payload_at], buffer[payload_at : start + size]
+                        )
+                    except Exception:
+                        _logger.exception("the callback of %s failed", parts[1])
+                position = position_after
+            else:
+                self.buf = bytearray(buffer[position:start])
+                position = start
+                await super().parse()
+        self._rest = buffer[position:]
+
+
+class Connection(Client):
+    """See the module. ``on_disconnect`` is called each time the connection is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps: Parser = _Parser(self)
+        self.callbacks: dict[int, Callback] = {}
+        self.on_disconnect: list[Callable[[], None]] = []
+        self.reconnections = 0
+        self.unanswered = 0
+        self.sent_bytes = 0
+        self.last_error = ""
+        self._inbox = new_id("hf.i")
+        self._requests: dict[int, asyncio.Future[tuple[bytes, bytes]]] = {}
+        self._request = 0
+        self._out: list[bytes] = []
+        self._closing = False
+
+    async def open(
+        self, urls: Sequence[str], tls: ssl.SSLContext | None, user: str, password: str, timeout_seconds: float
+    ) -> None:
+        """Connect to the first server that answers. Raises `NoQuorum`, `ConfigError` for refused credentials."""
+        self._loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"user": user, "password": password} if user else {}
+        connecting = self._loop.create_task(
+            self.connect(
+                list(urls),
+                name="holdfast",
+                dont_randomize=True,
+                connect_timeout=1,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, as a float as well
+                max_reconnect_attempts=-1,
+                ping_interval=1,
+                max_outstanding_pings=2,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnect,
+                reconnected_cb=self._on_reconnect,
+                tls=tls,
+                skip_subject_validation=True,
+                **options,
+            )
+        )
+        await asyncio.wait({connecting}, timeout=timeout_seconds)
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await self.shut()
+            if "authorization" in self.last_error.lower() or "certificate" in self.last_error.lower():
+                raise ConfigError(f"{', '.join(urls)}: {self.last_error}")
+            raise NoQuorum(f"no server answers at {', '.join(urls)}: {self.last_error or 'no connection'}")
+        try:
+            connecting.result()
+        except (nats_errors.Error, OSError, ValueError) as error:
+            raise ConfigError(f"{', '.join(urls)}: {error}") from None
+        await self.listen(f"{self._inbox}.*", self._on_reply)
+
+    async def shut(self) -> None:
+        """Close, without waiting for what is under way: its outcome is `Unknown`."""
+        if self._closing:
+            return
+        self._write_out()
+        self._closing = True
+        self._abandon()
+        await self.close()
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error) or type(error).__name__
+        if text != self.last_error:
+            _logger.debug("the connection says: %s", text)
+        self.last_error = text
+
+    async def _on_disconnect(self) -> None:
+        self._abandon()
+        for callback in self.on_disconnect:
+            callback()
+
+    async def _on_reconnect(self) -> None:
+        self.reconnections += 1
+
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py closes for good at most errors; a process that serves agents comes back.
+        await self._on_error(nats_errors.Error(err_msg))
+        if "permissions violation" not in err_msg:
+            await self._process_op_err(nats_errors.Error(err_msg))
+
+    def _abandon(self) -> None:
+        """No answer will come on this connection any more."""
+        self._out.clear()
+        requests, self._requests = self._requests, {}
+        for future in requests.values():
+            if not future.done():
+                future.set_exception(Unknown("the connection was lost before the answer came"))
+
+    # Writing -------------------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether what is sent now goes to a socket."""
+        return self.is_connected and not self._closing
+
+    def send(self, data: bytes) -> bool:
+        """Write with all else of this tick. False: it was dropped, and will never be sent."""
+        if not self.ready():
+            return False
+        if not self._out:
+            self._loop.call_soon(self._write_out)
+        self._out.append(data)
+        return True
+
+    def _write_out(self) -> None:
+        out, self._out = self._out, []
+        writer = getattr(self._transport, "_io_writer", None)
+        if not out or writer is None or not self.ready() or writer.transport.is_closing():
+            return
+        if writer.transport.get_write_buffer_size() > _BUFFERED_BYTES_MAX:
+            self.last_error = "the server does not read: what is sent to it is dropped"
+            return
+        data = b"".join(out)
+        self.sent_bytes += len(data)
+        writer.write(data)
+
+    # Reading -------------------------------------------------------------------------------------------------------
+
+    async def listen(self, subject: str, callback: Callback, queue: str = "") -> int:
+        """Subscribe, and return the subscription's number once the server knows of it. Raises `Closed`, `NoQuorum`."""
+        if self._closing:
+            raise Closed("the engine was closed")
+        self._sid += 1
+        number = self._sid
+        self.callbacks[number] = callback
+        # nats-py says it again to the next server after a reconnection.
+        self._subs[number] = NatsSubscription(self, number, subject, queue)
+        if self.send(f"SUB {subject} {queue} {number}\r\n".encode()):
+            self._write_out()
+            try:
+                await self.flush(timeout=limits.APPEND_TIMEOUT_SECONDS)  # type: ignore[arg-type]
+            except (nats_errors.Error, OSError) as error:
+                if self._closing:
+                    raise Closed("the engine was closed") from None
+                self.last_error = str(error)  # it is said again when the connection is back
+        return number
+
+    def unlisten(self, number: int) -> None:
+        """End a subscription."""
+        self.callbacks.pop(number, None)
+        if self._subs.pop(number, None) is not None:
+            self.send(f"UNSUB {number}\r\n".encode())
+
+    # Asking --------------------------------------------------------------------------------------------------------
+
+    def open_request(self) -> tuple[int, str, asyncio.Future[tuple[bytes, bytes]]]:
+        """A number, the reply subject to give, and the future of (headers, payload)."""
+        self._request = number = self._request + 1
+        future: asyncio.Future[tuple[bytes, bytes]] = self._loop.create_future()
+        self._requests[number] = future
+        return number, f"{self._inbox}.{number}", future
+
+    async def answer(
+        self, number: int, future: asyncio.Future[tuple[bytes, bytes]], timeout_seconds: float
+    ) -> tuple[bytes, bytes]:
+        """Await an answer. Raises `Unknown` after the timeout, or when the connection is lost."""
+        timer = self._loop.call_later(timeout_seconds, self._late, number, timeout_seconds)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._requests.pop(number, None)
+
+    def _late(self, number: int, timeout_seconds: float) -> None:
+        future = self._requests.pop(number, None)
+        if future is not None and not future.done():
+            self.unanswered += 1
+            future.set_exception(Unknown(f"no answer within {timeout_seconds} s"))
+
+    async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> tuple[bytes, bytes]:
+        """Ask, and return (headers, payload). Raises `NoQuorum` where nothing was sent, `NoResponders`, `Unknown`."""
+        number, reply, future = self.open_request()
+        if not self.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)):
+            self._requests.pop(number, None)
+            if self._closing:
+                raise Closed("the engine was closed")
+            raise NoQuorum(f"no server is reached: {self.last_error or 'not connected'}")
+        headers, answer = await self.answer(number, future, timeout_seconds)
+        if status(headers) == 503 and not answer:
+            raise NoResponders(f"nobody serves {subject}")
+        return headers, answer
+
+    def _on_reply(self, subject: str, _reply: str, headers: bytes, payload: bytes) -> None:
+        future = self._requests.pop(int(subject.rpartition(".")[2]), None)
+        if future is not None and not future.done():
+            future.set_result((headers, payload))
+
+
+def status(headers: bytes) -> int:
+    """The status in the first line of headers (``NATS/1.0 503``), 0 where there is none."""
+    text = headers[9:12]
+    return int(text) if text.isdigit() else 0
+
+
+def header(headers: bytes, name: bytes) -> str:
+    """The value of a header, empty where it is missing. ``name`` as the server writes it."""
+    start = headers.find(b"\r\n" + name + b":")
+    if start < 0:
+        return ""
+    start += len(name) + 3
+    return headers[start : headers.find(b"\r\n", start)].strip().decode()
