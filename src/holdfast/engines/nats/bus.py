@@ -45,7 +45,7 @@ class NatsBus(Bus):
         if len(payload) > limits.RECORD_BYTES_MAX:
             raise TooLarge(f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are allowed")
         try:
-            _, answer = await self._connection.request(subject, payload, timeout_seconds)
+            _, answer = await self._connection.ask(subject, payload, timeout_seconds)
         except Closed:
             raise
         except (NoQuorum, Unknown) as error:

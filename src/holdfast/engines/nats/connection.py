@@ -65,9 +65,7 @@ class _Parser(Parser):
                     payload_at = start + int(parts[-2]) if headed else start
                     reply = parts[3].decode() if len(parts) == (6 if headed else 5) else ""
                     try:
-                        callback(
-                            parts[1].decode(), reply, buffer[start:payload_at], buffer[payload_at : start + size]
-                        )
+                        callback(parts[1].decode(), reply, buffer[start:payload_at], buffer[payload_at : start + size])
                     except Exception:
                         _logger.exception("the callback of %s failed", parts[1])
                 position = position_after
@@ -89,7 +87,7 @@ class Connection(Client):
         self.reconnections = 0
         self.unanswered = 0
         self.sent_bytes = 0
-        self.last_error = ""
+        self.trouble = ""
         self._inbox = new_id("hf.i")
         self._requests: dict[int, asyncio.Future[tuple[bytes, bytes]]] = {}
         self._request = 0
@@ -125,9 +123,9 @@ class Connection(Client):
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await self.shut()
-            if "authorization" in self.last_error.lower() or "certificate" in self.last_error.lower():
-                raise ConfigError(f"{', '.join(urls)}: {self.last_error}")
-            raise NoQuorum(f"no server answers at {', '.join(urls)}: {self.last_error or 'no connection'}")
+            if "authorization" in self.trouble.lower() or "certificate" in self.trouble.lower():
+                raise ConfigError(f"{', '.join(urls)}: {self.trouble}")
+            raise NoQuorum(f"no server answers at {', '.join(urls)}: {self.trouble or 'no connection'}")
         try:
             connecting.result()
         except (nats_errors.Error, OSError, ValueError) as error:
@@ -145,9 +143,9 @@ class Connection(Client):
 
     async def _on_error(self, error: Exception) -> None:
         text = str(error) or type(error).__name__
-        if text != self.last_error:
+        if text != self.trouble:
             _logger.debug("the connection says: %s", text)
-        self.last_error = text
+        self.trouble = text
 
     async def _on_disconnect(self) -> None:
         self._abandon()
@@ -192,7 +190,7 @@ class Connection(Client):
         if not out or writer is None or not self.ready() or writer.transport.is_closing():
             return
         if writer.transport.get_write_buffer_size() > _BUFFERED_BYTES_MAX:
-            self.last_error = "the server does not read: what is sent to it is dropped"
+            self.trouble = "the server does not read: what is sent to it is dropped"
             return
         data = b"".join(out)
         self.sent_bytes += len(data)
@@ -216,7 +214,7 @@ class Connection(Client):
             except (nats_errors.Error, OSError) as error:
                 if self._closing:
                     raise Closed("the engine was closed") from None
-                self.last_error = str(error)  # it is said again when the connection is back
+                self.trouble = str(error)  # it is said again when the connection is back
         return number
 
     def unlisten(self, number: int) -> None:
@@ -251,14 +249,14 @@ class Connection(Client):
             self.unanswered += 1
             future.set_exception(Unknown(f"no answer within {timeout_seconds} s"))
 
-    async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> tuple[bytes, bytes]:
+    async def ask(self, subject: str, payload: bytes, timeout_seconds: float) -> tuple[bytes, bytes]:
         """Ask, and return (headers, payload). Raises `NoQuorum` where nothing was sent, `NoResponders`, `Unknown`."""
         number, reply, future = self.open_request()
         if not self.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)):
             self._requests.pop(number, None)
             if self._closing:
                 raise Closed("the engine was closed")
-            raise NoQuorum(f"no server is reached: {self.last_error or 'not connected'}")
+            raise NoQuorum(f"no server is reached: {self.trouble or 'not connected'}")
         headers, answer = await self.answer(number, future, timeout_seconds)
         if status(headers) == 503 and not answer:
             raise NoResponders(f"nobody serves {subject}")

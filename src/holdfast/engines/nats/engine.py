@@ -1,2 +1,211 @@
-"""placeholder"""
+"""The engine on a cluster of nats-servers: cells are replicated streams, written with fsync before the acknowledgement."""
 
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from holdfast import limits
+from holdfast.core import backoff
+from holdfast.engines import checks
+from holdfast.engines.base import Engine
+from holdfast.engines.nats import api
+from holdfast.engines.nats.blobs import NatsBlobs
+from holdfast.engines.nats.bus import NatsBus
+from holdfast.engines.nats.connection import Connection
+from holdfast.engines.nats.log import NatsLog
+from holdfast.errors import Closed, ConfigError, HoldfastError, InvalidName, Never, NoQuorum, Unknown
+
+SERVER_MIN: Final = (2, 15)
+BLOB_CELL: Final = "g1blobs"
+_PAYLOAD_BYTES: Final = 1024 * 1024
+_ENSURE_SECONDS: Final = 60.0
+"""A fresh cohort elects its leaders once all its members are there."""
+
+
+class _Stream(msgspec.Struct):
+    config: dict[str, Any]
+
+
+class NatsEngine(Engine):
+    """See `holdfast.engines.base.Engine`. ``urls``: servers, the nearest first; files in PEM; all of it for `open`."""
+
+    name = "nats"
+    record_bytes_max = limits.RECORD_BYTES_MAX
+    batch_records_max = limits.BATCH_RECORDS_MAX
+    batch_bytes_max = limits.BATCH_BYTES_MAX
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        tls_ca: str = "",
+        tls_cert: str = "",
+        tls_key: str = "",
+        user: str = "",
+        password: str = "",
+    ) -> None:
+        self._urls = list(urls)
+        self._tls = (tls_ca, tls_cert, tls_key)
+        self._user = user
+        self._password = password
+        self._connection: Connection | None = None
+        self._random = Random()
+
+    async def open(self) -> None:
+        connection = Connection()
+        tls = self._tls_context()
+        await connection.open(self._urls, tls, self._user, self._password, limits.QUORUM_WAIT_SECONDS)
+        self._connection = connection
+        self.log: NatsLog = NatsLog(connection)
+        self.bus: NatsBus = NatsBus(connection)
+        self.blobs: NatsBlobs = NatsBlobs(connection, self.log, BLOB_CELL)
+        try:
+            self._check_server(connection)
+        except ConfigError:
+            await self.close()
+            raise
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        authority, certificate, key = self._tls
+        for path in (authority, certificate, key):
+            if path and not Path(path).is_file():
+                raise ConfigError(f"there is no file {path}: tls_ca, tls_cert and tls_key are files in PEM")
+        if not authority and not certificate:
+            if any(url.startswith("tls:") for url in self._urls):
+                return ssl.create_default_context()
+            return None
+        try:
+            context = ssl.create_default_context(cafile=authority or None)
+            if certificate:
+                context.load_cert_chain(certificate, key or None)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"the certificates cannot be used: {error}") from None
+        return context
+
+    def _check_server(self, connection: Connection) -> None:
+        facts = connection._server_info
+        url = self._urls[0]
+        version = str(facts.get("version", "0"))
+        numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:2] if part.isdigit())
+        if numbers < SERVER_MIN:
+            wanted = ".".join(map(str, SERVER_MIN))
+            raise ConfigError(f"the server at {url} is nats-server {version}; {wanted} or newer is needed")
+        if not facts.get("jetstream"):
+            raise ConfigError(f"the server at {url} runs without JetStream: add `jetstream {{}}` to its settings")
+        if not facts.get("headers"):
+            raise ConfigError(f"the server at {url} has headers turned off: Holdfast's batches need them")
+        if int(facts.get("max_payload", 0)) < _PAYLOAD_BYTES:
+            raise ConfigError(f"the server at {url} has max_payload below 1 MiB: leave it at its default")
+
+    def _open(self) -> Connection:
+        if self._connection is None or self.log.closed:
+            raise Closed("the engine is not open")
+        return self._connection
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.log.close()
+            await asyncio.sleep(0)  # tails say goodbye to their consumers
+            await connection.shut()
+
+    # Cells -----------------------------------------------------------------------------------------------------------
+
+    async def ensure_cells(self, cells: Sequence[str], replicas: int) -> None:
+        for cell in cells:
+            checks.check_cell(cell)
+        if replicas not in (1, 3, 5):
+            raise ConfigError(f"a cell has 1, 3 or 5 replicas, not {replicas}")
+        for cell in (*cells, BLOB_CELL):
+            await self._ensure(cell, replicas)
+
+    async def _ensure(self, cell: str, replicas: int) -> None:
+        connection = self._open()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _ENSURE_SECONDS
+        attempt = 0
+        while True:
+            try:
+                found = await api.call(connection, f"STREAM.INFO.{cell}", None, 2.0)
+                break
+            except InvalidName:  # there is none
+                error: HoldfastError | None = await self._create(connection, cell, replicas)
+            except (NoQuorum, Unknown) as refused:
+                error = refused
+            attempt += 1
+            if error is not None and loop.time() > end:
+                raise NoQuorum(f"the cell {cell} cannot be made or found: {error}")
+            await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
+        config = msgspec.json.decode(found, type=_Stream).config
+        for name, value in _settings(cell, replicas).items():
+            if name == "num_replicas":
+                continue  # the first to come decides
+            if config.get(name, type(value)()) != value:
+                raise ConfigError(
+                    f"the stream {cell} has {name} = {config.get(name)!r} and not {value!r}: "
+                    "was it made by something other than Holdfast?"
+                )
+
+    async def _create(self, connection: Connection, cell: str, replicas: int) -> HoldfastError | None:
+        try:
+            await api.call(connection, f"STREAM.CREATE.{cell}", _settings(cell, replicas), 5.0)
+        except Closed:
+            raise
+        except (NoQuorum, Unknown, Never) as error:
+            return error  # somebody else may have been faster: it is looked for again
+        return None
+
+    # What it knows -----------------------------------------------------------------------------------------------------
+
+    def connected(self) -> bool:
+        return self._connection is not None and self._connection.ready()
+
+    def servers(self) -> int:
+        known = self._connection._server_info.get("connect_urls", ()) if self._connection is not None else ()
+        return max(len(known), 1)
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        connection = self._connection
+        if connection is None:
+            return {}
+        return {
+            "appends": self.log.appends,
+            "records": self.log.records,
+            "unknown": self.log.unknown,
+            "published": self.bus.published,
+            "dropped": self.bus.dropped,
+            "sent_bytes": connection.sent_bytes,
+            "reconnections": connection.reconnections,
+            "server": str(connection._server_info.get("server_name", "")),
+        }
+
+
+def _settings(cell: str, replicas: int) -> dict[str, Any]:
+    """How the stream of a cell is set up: the newest record of each subject, for ever."""
+    return {
+        "name": cell,
+        "subjects": [f"{cell}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": 1,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_consumers": -1,
+        "max_msg_size": -1,
+        "duplicate_window": 1_000_000_000 * 120,
+        "allow_direct": True,
+        "allow_atomic": True,
+        "allow_rollup_hdrs": False,
+        "deny_delete": False,
+        "deny_purge": False,
+    }

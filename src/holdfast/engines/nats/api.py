@@ -1,0 +1,66 @@
+"""The few requests of the JetStream API that we make, with their errors as ours."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from holdfast.engines.nats.connection import Connection, status
+from holdfast.errors import Closed, HoldfastError, InvalidName, Never, NoQuorum, NoResponders, TooLarge, Unknown
+
+WRONG_LAST_SEQUENCE: Final = 10071
+IN_PROCESS: Final = 10164
+"""Another write with an expectation on the same subject is under way; the expectation itself may hold."""
+
+STREAM_NOT_FOUND: Final = 10059
+STREAM_EXISTS: Final = 10058
+CONSUMER_NOT_FOUND: Final = 10014
+_TOO_LARGE: Final = frozenset({10054, 10199, 10097})
+_INCOMPLETE: Final = frozenset({10176})
+"""A batch of which a part did not arrive: the servers changed leaders in its middle. None of it is written."""
+
+
+class ApiError(msgspec.Struct):
+    """What a server says when it refuses."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class Response(msgspec.Struct):
+    """The part that all answers have."""
+
+    error: ApiError | None = None
+
+
+def error_of(found: ApiError, what: str) -> HoldfastError:
+    """The error that a refusal is. Nothing was written, now or later."""
+    text = f"{what}: {found.description} ({found.err_code})"
+    if found.err_code == STREAM_NOT_FOUND:
+        return InvalidName(text)
+    if found.err_code in _TOO_LARGE:
+        return TooLarge(text)
+    if found.code >= 500 or found.err_code in _INCOMPLETE or found.err_code == IN_PROCESS:
+        return NoQuorum(text)
+    return Never(text)
+
+
+async def call(connection: Connection, subject: str, body: Any, timeout_seconds: float) -> bytes:
+    """Ask ``$JS.API.<subject>``, and return the answer's JSON. Raises `NoQuorum`, `Unknown`, and what `error_of` gives."""
+    payload = b"" if body is None else msgspec.json.encode(body)
+    try:
+        headers, answer = await connection.ask(f"$JS.API.{subject}", payload, timeout_seconds)
+    except NoResponders:
+        raise NoQuorum(f"{subject}: no server leads JetStream at this moment") from None
+    except Closed:
+        raise
+    except Unknown as error:
+        raise Unknown(f"{subject}: {error}") from None
+    if not answer:
+        raise NoQuorum(f"{subject}: status {status(headers)}, there is no leader at this moment")
+    found = msgspec.json.decode(answer, type=Response).error
+    if found is not None:
+        raise error_of(found, subject)
+    return answer

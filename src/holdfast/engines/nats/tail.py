@@ -1,0 +1,171 @@
+"""One ordered reading of a cell, that goes on at the next sequence whatever happens to servers.
+
+The server pushes through a disposable consumer: one replica, in memory, no acknowledgements. It numbers what it delivers,
+so a gap is seen; its heartbeat tells its death within two seconds. Then, and after a reconnection, a new consumer begins
+behind the last record that was read. Flow control is answered when a message was read, not when it arrived: a reader
+that is slow slows the server, and no memory fills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from holdfast.engines.base import Chunk, Stored
+from holdfast.engines.nats import api
+from holdfast.engines.nats.connection import Connection, header, status
+from holdfast.errors import Closed
+from holdfast.ids import new_id
+
+_HEARTBEAT_SECONDS: Final = 0.5
+_SILENCE_SECONDS: Final = 1.6
+_CHUNK_RECORDS: Final = 2000
+_API_SECONDS: Final = 2.0
+_NANOSECONDS: Final = 1_000_000_000
+
+
+class _Created(msgspec.Struct):
+    num_pending: int = 0
+
+
+class Tail:
+    """See the module. It has at most one consumer at a time."""
+
+    def __init__(self, connection: Connection, cell: str, subjects: Sequence[str], from_sequence: int) -> None:
+        self._connection = connection
+        self._cell = cell
+        self._subjects = list(subjects)
+        self._following = max(from_sequence, 1)
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._arrived: deque[tuple[str, str, bytes, bytes]] = deque()
+        self._subscription = 0
+        self._consumer = ""
+        self._delivered = 0
+        self._heard_at = 0.0
+        self._caught_up = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the reading with `Closed`."""
+        self._stopped = True
+        self._wake.set()
+
+    async def next(self) -> Chunk:
+        """The next records. Raises `Closed` when stopped; `NoQuorum` or `Unknown` where there is no consumer now."""
+        while not self._stopped:
+            if not self._consumer:
+                pending = await self._begin()
+                if pending == 0:
+                    # Nothing to read up to here: that is news, also without a record.
+                    return Chunk([], True)
+            chunk = self._take()
+            if chunk is not None:
+                return chunk
+            if self._consumer:
+                await self._wait()
+        raise Closed("the log was closed")
+
+    async def _wait(self) -> None:
+        self._wake.clear()
+        silence = self._heard_at + _SILENCE_SECONDS - self._loop.time()
+        timer = self._loop.call_later(max(silence, 0.0), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        if not self._arrived and self._loop.time() - self._heard_at >= _SILENCE_SECONDS:
+            await self.forget()
+
+    async def _begin(self) -> int:
+        """Make a consumer that begins at the next sequence; return how many records wait for it."""
+        connection = self._connection
+        name = new_id("t")
+        deliver = f"hf.t.{name}"
+        self._arrived.clear()
+        self._delivered = 0
+        self._heard_at = self._loop.time()
+        self._subscription = await connection.listen(deliver, self._on_message)
+        config: dict[str, object] = {
+            "name": name,
+            "deliver_subject": deliver,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self._following,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "replay_policy": "instant",
+            "flow_control": True,
+            "idle_heartbeat": int(_HEARTBEAT_SECONDS * _NANOSECONDS),
+            "inactive_threshold": 5 * _NANOSECONDS,
+            "num_replicas": 1,
+            "mem_storage": True,
+            "filter_subjects": self._subjects,
+        }
+        body = {"stream_name": self._cell, "config": config, "action": "create"}
+        try:
+            answer = await api.call(connection, f"CONSUMER.CREATE.{self._cell}.{name}", body, _API_SECONDS)
+        except BaseException:
+            connection.unlisten(self._subscription)
+            self._subscription = 0
+            raise
+        self._consumer = name
+        self._heard_at = self._loop.time()
+        return msgspec.json.decode(answer, type=_Created).num_pending
+
+    def _on_message(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
+        self._heard_at = self._loop.time()
+        self._arrived.append((subject, reply, headers, payload))
+        self._wake.set()
+
+    def _take(self) -> Chunk | None:
+        """What arrived, up to a bound; None where there is no record in it."""
+        records: list[Stored] = []
+        caught_up = False
+        arrived = self._arrived
+        while arrived and len(records) < _CHUNK_RECORDS:
+            subject, reply, headers, payload = arrived.popleft()
+            if headers and status(headers) == 100:
+                self._control(reply, headers)
+                continue
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>
+            tokens = reply.split(".")
+            if len(tokens) < 9 or tokens[-6] != self._consumer:
+                continue  # the rest of a consumer that was given up
+            sequence, delivered = int(tokens[-4]), int(tokens[-3])
+            if delivered != self._delivered + 1:
+                self._restart()
+                break
+            self._delivered = delivered
+            self._following = sequence + 1
+            caught_up = tokens[-1] == "0"
+            records.append(Stored(subject, sequence, payload))
+        return Chunk(records, caught_up) if records else None
+
+    def _control(self, reply: str, headers: bytes) -> None:
+        if reply:  # flow control: what was sent before it has been read
+            self._connection.send(f"PUB {reply} 0\r\n\r\n".encode())
+            return
+        stalled = header(headers, b"Nats-Consumer-Stalled")
+        if stalled:
+            self._connection.send(f"PUB {stalled} 0\r\n\r\n".encode())
+        last = header(headers, b"Nats-Last-Consumer")
+        if last and int(last) > self._delivered:
+            self._restart()  # something that was delivered did not arrive
+
+    def _restart(self) -> None:
+        self._arrived.clear()
+        self._connection.unlisten(self._subscription)
+        self._subscription, self._consumer = 0, ""
+
+    async def forget(self) -> None:
+        """Give up the consumer; the server forgets it by itself where it cannot be told."""
+        name = self._consumer
+        if self._subscription:
+            self._restart()
+        if name and self._connection.ready():
+            subject = f"$JS.API.CONSUMER.DELETE.{self._cell}.{name}"
+            self._connection.send(f"PUB {subject} 0\r\n\r\n".encode())
