@@ -10,11 +10,10 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel end this process when the one that started it ends (Linux; elsewhere this does nothing)."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when ``parent``, which started it, ends (Linux; elsewhere this does nothing)."""
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel was told
         os._exit(1)

@@ -25,6 +25,8 @@ class NodeSettings(msgspec.Struct):
     """Everything that a node process is told."""
 
     urls: list[str]
+    parent: int
+    """The process that started it, and that it dies with."""
     app: str = ""
     """Several applications are separated by a space."""
     name: str = ""
@@ -70,8 +72,8 @@ async def serve(settings: NodeSettings) -> None:
 
 def main() -> int:
     """``python -m holdfast.node.process``, with `NodeSettings` as JSON on the standard input."""
-    die_with_parent()
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=NodeSettings)
+    die_with_parent(settings.parent)
     try:
         run(serve(settings))
     except HoldfastError as error:

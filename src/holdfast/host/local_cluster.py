@@ -1,0 +1,216 @@
+"""Complete hosts on one machine's loopback interface: for development, tests and demonstrations.
+
+Each host is a process of its own with its own server, directory and ports, and its nodes as children; killing it takes
+all of them down at once, as a machine's loss does. What they stored is found again by the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from holdfast.errors import ConfigError
+from holdfast.host.nats_config import ServerSettings
+from holdfast.host.nats_server import free_ports
+from holdfast.host.process import encode
+from holdfast.host.supervisor import HostSettings, Report
+
+
+class _HostChild:
+    def __init__(self, settings: HostSettings) -> None:
+        self.settings = settings
+        self.process: asyncio.subprocess.Process | None = None
+        self.reader: asyncio.Task[None] | None = None
+        self.nodes: dict[str, int] = {}
+        self.server_pid = 0
+        self.error = ""
+        self.changed = asyncio.Event()
+
+
+class LocalCluster:
+    """Hosts ``h1``, ``h2``, … with nodes ``h1-1``, …; use it with ``async with``.
+
+    ``directory``: where the hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it.
+    ``ports``: the first port to use; 0 takes free ones. ``report``: hears of each event with the host's name.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        apps: Sequence[str] = (),
+        *,
+        hosts: int = 3,
+        nodes: int = 1,
+        ports: int = 0,
+        report: Report | None = None,
+    ) -> None:
+        if hosts not in (1, 3, 5):
+            raise ConfigError(f"a cluster has 1, 3 or 5 hosts, not {hosts}: an even number gains no safety")
+        if nodes < 0:
+            raise ConfigError(f"a host has 0 or more nodes, not {nodes}")
+        directory = Path(directory)
+        found = list(range(ports, ports + 2 * hosts)) if ports else free_ports(2 * hosts)
+        names = [f"h{index + 1}" for index in range(hosts)]
+        routes = tuple(f"127.0.0.1:{port}" for port in found[hosts:]) if hosts > 1 else ()
+        self.urls = [f"nats://127.0.0.1:{port}" for port in found[:hosts]]
+        self._report = report or _ignore
+        self._hosts: dict[str, _HostChild] = {}
+        for index, name in enumerate(names):
+            server = ServerSettings(
+                name,
+                str((directory / name).resolve()),
+                port=found[index],
+                cluster_port=found[hosts + index],
+                routes=routes,
+            )
+            others = self.urls[index + 1 :] + self.urls[:index]
+            replicas = 3 if hosts >= 3 else 1
+            settings = HostSettings(name, server, others, nodes, [_absolute(app) for app in apps], replicas)
+            self._hosts[name] = _HostChild(settings)
+
+    @property
+    def hosts(self) -> list[str]:
+        """Their names."""
+        return list(self._hosts)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.kill()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self, timeout_seconds: float = 60.0) -> None:
+        """Start the hosts, and return once all their nodes are ready. Raises `ConfigError` with what went wrong."""
+        await asyncio.gather(*(self.start_host(name, timeout_seconds) for name in self._hosts))
+
+    async def start_host(self, name: str, timeout_seconds: float = 60.0) -> None:
+        """Start one host, and return once its nodes are ready. Raises `ConfigError`."""
+        host = self._find(name)
+        if host.process is not None and host.process.returncode is None:
+            return
+        host.nodes, host.server_pid, host.error = {}, 0, ""
+        host.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "holdfast.host.process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert host.process.stdin is not None
+        host.process.stdin.write(encode(host.settings))
+        host.reader = asyncio.get_running_loop().create_task(self._read(name, host))
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while len(host.nodes) < host.settings.nodes or not host.server_pid:
+                    if host.error or host.reader.done():
+                        raise ConfigError(f"host {name} did not start: {host.error or 'its process ended'}")
+                    host.changed.clear()
+                    await host.changed.wait()
+        except TimeoutError:
+            raise ConfigError(f"host {name} was not ready after {timeout_seconds} s: {host.error}") from None
+
+    async def _read(self, name: str, host: _HostChild) -> None:
+        assert host.process is not None and host.process.stdout is not None
+        while line := await host.process.stdout.readline():
+            try:
+                facts: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.MsgspecError:
+                facts = {"event": "said", "text": line.decode(errors="replace").rstrip()}
+            event = str(facts.pop("event", ""))
+            if event == "node-ready":
+                host.nodes[facts["node"]] = facts["node_pid"]
+            elif event == "node-ended":
+                host.nodes.pop(facts["node"], None)
+                host.error = str(facts.get("error", ""))
+            elif event == "server":
+                host.server_pid = facts["server_pid"]
+            elif event == "failed":
+                host.error = str(facts.get("error", ""))
+            host.changed.set()
+            self._report(event, {"host": name, **facts})
+        host.changed.set()
+
+    def _find(self, name: str) -> _HostChild:
+        try:
+            return self._hosts[name]
+        except KeyError:
+            raise ConfigError(f"there is no host {name!r}: there are {', '.join(self._hosts)}") from None
+
+    def node_pid(self, node: str) -> int:
+        """The process of a node, such as ``h1-1``. Raises `ConfigError` where it does not run."""
+        pid = self._find(node.partition("-")[0]).nodes.get(node)
+        if pid is None:
+            raise ConfigError(f"node {node} does not run")
+        return pid
+
+    def server_pid(self, host: str) -> int:
+        """The process of a host's nats-server."""
+        return self._find(host).server_pid
+
+    def kill_node(self, node: str) -> int:
+        """``kill -9`` a node; its host starts it again. Return the process that was killed."""
+        pid = self.node_pid(node)
+        self._find(node.partition("-")[0]).nodes.pop(node)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    async def kill_host(self, name: str) -> None:
+        """``kill -9`` a host; its server and its nodes die with it."""
+        host = self._find(name)
+        if host.process is not None and host.process.returncode is None:
+            host.process.kill()
+            await host.process.wait()
+        if host.reader is not None:
+            await asyncio.gather(host.reader, return_exceptions=True)
+
+    async def kill(self) -> None:
+        """``kill -9`` all hosts."""
+        await asyncio.gather(*(self.kill_host(name) for name in self._hosts))
+
+    async def stop(self) -> None:
+        """End all hosts in order."""
+        running = [
+            host for host in self._hosts.values() if host.process is not None and host.process.returncode is None
+        ]
+        for host in running:
+            assert host.process is not None
+            host.process.terminate()
+        for host in running:
+            assert host.process is not None
+            try:
+                async with asyncio.timeout(45):
+                    await host.process.wait()
+            except TimeoutError:
+                host.process.kill()
+                await host.process.wait()
+            if host.reader is not None:
+                await asyncio.gather(host.reader, return_exceptions=True)
+
+
+def _absolute(app: str) -> str:
+    """A file's path that does not depend on the directory, also with ``:Class`` behind it."""
+    where, colon, names = app.partition(".py:")
+    path = where + ".py" if colon else app
+    if path.endswith(".py"):
+        return str(Path(path).resolve()) + (f":{names}" if colon else "")
+    return app
+
+
+def _ignore(_event: str, _facts: dict[str, Any]) -> None:
+    pass

@@ -1,0 +1,134 @@
+"""The settings of a host's nats-server, generated: nobody has to know which of them lose data at their defaults.
+
+The ones that matter: ``sync_interval: always`` (the default acknowledges up to two minutes before the disk has it), and
+pings between servers that find a frozen one within three seconds (the default takes more than a minute).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+
+import msgspec
+
+from holdfast.errors import ConfigError
+
+
+class Security(msgspec.Struct, frozen=True):
+    """Certificates (files in PEM) and a password, for clients and servers alike."""
+
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    user: str = ""
+    password: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether a server may be reached from other machines with it."""
+        return all((self.tls_ca, self.tls_cert, self.tls_key, self.user, self.password))
+
+
+class ServerSettings(msgspec.Struct, frozen=True):
+    """One nats-server. ``routes``: the cohort's members as HOST:PORT, this one included; empty for a single server."""
+
+    name: str
+    directory: str
+    listen: str = "127.0.0.1"
+    port: int = 4222
+    cluster: str = "holdfast"
+    cluster_port: int = 0
+    routes: tuple[str, ...] = ()
+    monitor_port: int = 0
+    max_file_bytes: int = 0
+    security: Security = Security()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is only reached from this very machine."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def check(settings: ServerSettings) -> None:
+    """Raises `ConfigError` for settings that would be dangerous, or cannot work."""
+    security = settings.security
+    if not is_loopback(settings.listen) and not security.complete:
+        raise ConfigError(
+            f"listening on {settings.listen}, beyond this machine, needs certificates and a password: give --tls-ca, "
+            "--tls-cert, --tls-key, --user and --password-file, or listen on 127.0.0.1"
+        )
+    if bool(security.tls_cert) != bool(security.tls_key):
+        raise ConfigError("a certificate and its key belong together: give both --tls-cert and --tls-key")
+    for path in (security.tls_ca, security.tls_cert, security.tls_key):
+        if path and not Path(path).is_file():
+            raise ConfigError(f"there is no file {path}: certificates and keys are files in PEM")
+    if bool(security.user) != bool(security.password):
+        raise ConfigError("a user and a password belong together: give both --user and --password-file")
+    if len(settings.routes) in (2, 4):
+        raise ConfigError(f"a cohort has 1, 3 or 5 hosts, not {len(settings.routes)}: an even one gains no safety")
+
+
+def render(settings: ServerSettings) -> str:
+    """The settings file. Raises `ConfigError`."""
+    check(settings)
+    quoted = json.dumps
+    lines = [
+        f"server_name: {quoted(settings.name)}",
+        f"listen: {quoted(f'{settings.listen}:{settings.port}')}",
+        'ping_interval: "5s"',
+        'write_deadline: "5s"',
+        "max_payload: 1MB",
+        "max_pending: 128MB",
+        'lame_duck_duration: "30s"',
+        "jetstream {",
+        f"  store_dir: {quoted(str(Path(settings.directory) / 'jetstream'))}",
+        "  sync_interval: always",
+        "  max_memory_store: 256MB",
+        *([f"  max_file_store: {settings.max_file_bytes}"] if settings.max_file_bytes else []),
+        "}",
+    ]
+    if settings.monitor_port:
+        lines.append(f'http: "127.0.0.1:{settings.monitor_port}"')
+    lines += _tls(settings.security, "")
+    security = settings.security
+    if security.user:
+        lines.append(f"authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
+    if settings.routes:
+        scheme = "tls" if security.tls_cert else "nats"
+        login = ""
+        lines += [
+            "cluster {",
+            f"  name: {quoted(settings.cluster)}",
+            f"  listen: {quoted(f'{settings.listen}:{settings.cluster_port}')}",
+            '  ping_interval: "1s"',
+            "  ping_max: 2",
+            '  write_deadline: "2s"',
+            "  compression: off",
+        ]
+        if security.user:
+            lines.append(f"  authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
+            login = f"{security.user}:{security.password}@"
+        lines += _tls(security, "  ")
+        lines += ["  routes: [", *(f"    {quoted(f'{scheme}://{login}{route}')}" for route in settings.routes), "  ]"]
+        lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def _tls(security: Security, indent: str) -> list[str]:
+    if not security.tls_cert:
+        return []
+    quoted = json.dumps
+    lines = [
+        f"{indent}tls {{",
+        f"{indent}  cert_file: {quoted(security.tls_cert)}",
+        f"{indent}  key_file: {quoted(security.tls_key)}",
+    ]
+    if security.tls_ca:
+        lines += [f"{indent}  ca_file: {quoted(security.tls_ca)}", f"{indent}  verify: true"]
+    return [*lines, f"{indent}}}"]

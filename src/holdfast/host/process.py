@@ -1,0 +1,78 @@
+"""A host as a process of its own: what `holdfast up` and `LocalCluster` start.
+
+It is told its `HostSettings` as JSON on the standard input, and says what happens on its standard output, one JSON object
+a line. SIGTERM and SIGINT make it end in order. Its children die with it, whatever way it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import msgspec
+
+from holdfast.children import die_with_parent
+from holdfast.errors import HoldfastError
+from holdfast.host.supervisor import Host, HostSettings, Report
+from holdfast.loops import run
+
+
+class _Told(msgspec.Struct):
+    parent: int
+    settings: HostSettings
+
+
+def encode(settings: HostSettings) -> bytes:
+    """What to write to the standard input of a host's process started by this one."""
+    return msgspec.json.encode(_Told(os.getpid(), settings)) + b"\n"
+
+
+async def serve(settings: HostSettings, report: Report) -> None:
+    """Run a host until SIGTERM or SIGINT. Raises `ConfigError`, `NoQuorum` where it cannot start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    host = Host(settings, report)
+    starting = loop.create_task(host.start())
+    stopping = loop.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            failing = loop.create_task(host.failed())
+            await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result()
+            failing.cancel()
+        report("stopping", {})
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await host.stop()
+    report("stopped", {})
+
+
+def main() -> int:
+    """``python -m holdfast.host.process``."""
+
+    def report(event: str, facts: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
+
+    told = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Told)
+    die_with_parent(told.parent)
+    try:
+        run(serve(told.settings, report))
+    except HoldfastError as error:
+        report("failed", {"error": f"{type(error).__name__}: {error}"})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
