@@ -135,12 +135,17 @@ class Ownership:
             self._wake.set()
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), 0.5)
+                async with asyncio.timeout(0.5):
+                    await self._wake.wait()
             self._wake.clear()
-            wants = self._serves and not self._closing
-            if wants and len(self._heard) == len(self._cells) and self._membership.settled():
+            if (
+                self._serves
+                and not self._closing
+                and len(self._heard) == len(self._cells)
+                and self._membership.settled()
+            ):
                 self._step()
 
     def _step(self) -> None:
@@ -370,6 +375,7 @@ class Ownership:
     async def close(self) -> None:
         """Let go of every shard, so that the next owner need not wait."""
         self._closing = True
+        self._wake.set()
         while self._busy:
             await asyncio.sleep(0.01)
         if self.owned and self._engine.connected():
