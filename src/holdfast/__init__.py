@@ -1,1 +1,86 @@
 """Durable Python agents on a cluster of identical machines."""
+
+from holdfast.agents.agent import Agent, State
+from holdfast.agents.context import Context
+from holdfast.agents.handler import Handler, Reader, handler, reader
+from holdfast.agents.ref import AgentRef
+from holdfast.cluster.registry import Entry
+from holdfast.core.query import Where
+from holdfast.errors import (
+    AlreadyExists,
+    BadMessage,
+    BadState,
+    Closed,
+    ConfigError,
+    Conflict,
+    DataLoss,
+    DeadlineExceeded,
+    Fenced,
+    HandlerFailed,
+    HoldfastError,
+    InvalidName,
+    Never,
+    NoQuorum,
+    NoResponders,
+    NotDone,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    ReplayMismatch,
+    TooLarge,
+    Unknown,
+    UnknownKind,
+    WouldDeadlock,
+)
+from holdfast.host.local_cluster import LocalCluster
+from holdfast.loops import run
+from holdfast.node.dead_letters import DeadLetter
+from holdfast.node.node import AgentInfo, MemberInfo, Node
+from holdfast.node.stored import StoredAgent, StoredTimer
+from holdfast.version import VERSION as __version__
+
+__all__ = [
+    "Agent",
+    "AgentInfo",
+    "AgentRef",
+    "AlreadyExists",
+    "BadMessage",
+    "BadState",
+    "Closed",
+    "ConfigError",
+    "Conflict",
+    "Context",
+    "DataLoss",
+    "DeadLetter",
+    "DeadlineExceeded",
+    "Entry",
+    "Fenced",
+    "Handler",
+    "HandlerFailed",
+    "HoldfastError",
+    "InvalidName",
+    "LocalCluster",
+    "MemberInfo",
+    "Never",
+    "NoQuorum",
+    "NoResponders",
+    "Node",
+    "NotDone",
+    "NotFound",
+    "OutcomeUnknown",
+    "Overloaded",
+    "Reader",
+    "ReplayMismatch",
+    "State",
+    "StoredAgent",
+    "StoredTimer",
+    "TooLarge",
+    "Unknown",
+    "UnknownKind",
+    "Where",
+    "WouldDeadlock",
+    "__version__",
+    "handler",
+    "reader",
+    "run",
+]

@@ -1,1 +1,1 @@
-"""The command `holdfast`."""
+"""The `holdfast` command: a face without logic of its own."""

@@ -41,7 +41,6 @@ class ServerSettings(msgspec.Struct, frozen=True):
     cluster_port: int = 0
     routes: tuple[str, ...] = ()
     monitor_port: int = 0
-    max_file_bytes: int = 0
     security: Security = Security()
 
 
@@ -74,8 +73,8 @@ def check(settings: ServerSettings) -> None:
         raise ConfigError(f"a cohort has 1, 3 or 5 hosts, not {len(settings.routes)}: an even one gains no safety")
 
 
-def render(settings: ServerSettings) -> str:
-    """The settings file. Raises `ConfigError`."""
+def render(settings: ServerSettings, disk_bytes: int) -> str:
+    """The settings file, for a disk of this size. Raises `ConfigError`."""
     check(settings)
     quoted = json.dumps
     lines = [
@@ -90,7 +89,7 @@ def render(settings: ServerSettings) -> str:
         f"  store_dir: {quoted(str(Path(settings.directory) / 'jetstream'))}",
         "  sync_interval: always",
         "  max_memory_store: 256MB",
-        *([f"  max_file_store: {settings.max_file_bytes}"] if settings.max_file_bytes else []),
+        f"  max_file_store: {disk_bytes * 9 // 10}",
         "}",
     ]
     if settings.monitor_port:

@@ -16,7 +16,7 @@ from typing import Final
 
 from holdfast.children import die_with_parent
 from holdfast.errors import ConfigError
-from holdfast.host.nats_config import ServerSettings, render
+from holdfast.host.nats_config import ServerSettings, check, render
 
 VERSION_MIN: Final = (2, 15, 0)
 _START_SECONDS: Final = 20.0
@@ -90,10 +90,12 @@ class NatsServer:
     async def start(self) -> None:
         """Start, and return once it takes connections. Raises `ConfigError` with the end of its log."""
         settings = self.settings
-        config = render(settings)
         binary = find_binary()
         await check_version(binary)
+        check(settings)
         Path(settings.directory).mkdir(parents=True, exist_ok=True)
+        # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
+        config = render(settings, shutil.disk_usage(settings.directory).total)
         path = Path(settings.directory) / "nats-server.conf"
         path.touch(0o600)
         path.write_text(config)

@@ -33,6 +33,7 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NotFound
 from holdfast.node import settings
 from holdfast.node.dead_letters import DeadLetters
+from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.version import VERSION
 
 AgentT = TypeVar("AgentT", bound=Agent[Any])
@@ -328,6 +329,19 @@ class Node:
             sorted(entry.capabilities) if entry else [],
             dict(entry.metadata) if entry else {},
         )
+
+    async def inspect(self, agent_id: str) -> StoredAgent:
+        """What the log has of an agent: its state as plain data, its timers. It may be a moment old.
+
+        Raises `NotFound` for an agent that never finished a message, `NoQuorum`, `InvalidName`.
+        """
+        shard = self._runtime.shard_of(ids.agent_token(*ids.parse_agent_id(agent_id)))
+        return await read_stored(self.engine, self._runtime.cell_of(shard), shard, agent_id)
+
+    async def settled(self) -> None:
+        """Wait until every live node has had the time to be heard: about a second after joining."""
+        while not self._membership.settled():
+            await asyncio.sleep(0.02)
 
     async def ready(self, timeout_seconds: float = 30.0) -> None:
         """Wait until every shard of the cluster has an owner that serves it. Raises `NotFound` after the timeout."""

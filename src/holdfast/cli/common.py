@@ -1,0 +1,180 @@
+"""What all commands share: where to connect, how to print, and which exit code an error has."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from holdfast.agents.agent import Agent
+from holdfast.errors import ConfigError, HandlerFailed, HoldfastError, NotDone, Unknown
+from holdfast.host.nats_config import Security
+from holdfast.loops import run
+from holdfast.node.loading import load_agents
+from holdfast.node.node import Node
+
+T = TypeVar("T")
+
+DIRECTORY: Final = Path(".holdfast")
+WHERE_FILE: Final = "cluster.json"
+"""In its directory `holdfast up` leaves the URLs of its servers, for the commands that are run beside it."""
+
+EXIT_NEVER: Final = 1
+EXIT_CONFIG: Final = 2
+EXIT_NOT_DONE: Final = 3
+EXIT_UNKNOWN: Final = 4
+
+At = Annotated[
+    str,
+    typer.Option(
+        "--at",
+        envvar="HOLDFAST_AT",
+        metavar="URL",
+        help="local:FILE, or nats://HOST:PORT (several with commas). Default: what `holdfast up` runs here.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AgentId = Annotated[str, typer.Argument(metavar="KIND/NAME", help="The agent, for example Reviewer/acme.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after this long.")]
+App = Annotated[
+    str, typer.Option("--app", metavar="APP", help="Serve these agents meanwhile: needed for an embedded log.")
+]
+
+out = Console(soft_wrap=False)
+problems = Console(stderr=True)
+
+
+def security_from_environment() -> Security:
+    """Certificates and password of a client: HOLDFAST_TLS_CA, _TLS_CERT, _TLS_KEY, _USER and _PASSWORD_FILE."""
+    get = os.environ.get
+    return Security(
+        get("HOLDFAST_TLS_CA", ""),
+        get("HOLDFAST_TLS_CERT", ""),
+        get("HOLDFAST_TLS_KEY", ""),
+        get("HOLDFAST_USER", ""),
+        read_password(get("HOLDFAST_PASSWORD_FILE", "")),
+    )
+
+
+def read_password(path: str) -> str:
+    """The first line of a file, empty for no file. Raises `ConfigError`."""
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text().splitlines()[0].strip()
+    except (OSError, IndexError) as error:
+        raise ConfigError(f"the password cannot be read from {path}: {error}") from None
+
+
+def where(at: str) -> list[str]:
+    """The URLs to join. Raises `ConfigError` where nothing is said and nothing is found."""
+    if at:
+        return [at]
+    path = DIRECTORY / WHERE_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[str])
+    except OSError:
+        raise ConfigError(
+            "where? Give --at local:FILE or --at nats://HOST:PORT, set HOLDFAST_AT, or start `holdfast up` here"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path} cannot be read ({error}): give --at URL") from None
+
+
+@asynccontextmanager
+async def joined(at: str, app: str = "") -> AsyncIterator[Node]:
+    """A node that serves nothing, or an application, and has heard who is there."""
+    urls = where(at)
+    local = urls[0].startswith("local:")
+    if local and not Path(urls[0].removeprefix("local:")).exists() and not app:
+        raise ConfigError(f"there is no file {urls[0].removeprefix('local:')}")
+    serve: list[type[Agent[Any]]] = load_agents(app) if app else []
+    security = Security() if local else security_from_environment()
+    async with Node.join(
+        urls,
+        serve=serve,
+        tls_ca=security.tls_ca,
+        tls_cert=security.tls_cert,
+        tls_key=security.tls_key,
+        user=security.user,
+        password=security.password,
+    ) as node:
+        await node.settled()
+        yield node
+
+
+def needs_app(at: str, app: str) -> None:
+    """Raises `ConfigError` where messages to an embedded log's agents would find nobody who serves them."""
+    if not app and where(at)[0].startswith("local:"):
+        raise ConfigError("an embedded log is served by this very command: say by which agents, with --app app.py")
+
+
+def execute(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
+    """Run a command's work; an error of ours becomes a message and an exit code."""
+    try:
+        return run(work)
+    except HoldfastError as error:
+        fail(error, as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise AssertionError("not reached")
+
+
+def fail(error: HoldfastError, as_json: bool) -> None:
+    """Say what went wrong, and exit with 1 never, 2 settings, 3 nothing was done, 4 outcome unknown."""
+    name = type(error).__name__
+    if as_json:
+        print_json({"error": name, "text": str(error)})
+    else:
+        problems.print(f"[bold red]{name}[/]: ", end="")
+        problems.print(str(error), markup=False, highlight=False)
+        if isinstance(error, HandlerFailed) and error.details:
+            problems.print(error.details.rstrip(), style="dim", markup=False, highlight=False)
+    if isinstance(error, ConfigError):
+        raise typer.Exit(EXIT_CONFIG)
+    if isinstance(error, NotDone):
+        raise typer.Exit(EXIT_NOT_DONE)
+    raise typer.Exit(EXIT_UNKNOWN if isinstance(error, Unknown) else EXIT_NEVER)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on the standard output."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(value, enc_hook=_plain), indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "keys") else str(value)
+
+
+def table(*columns: str) -> Table:
+    """A table as all commands print it. A column whose name begins with ``#`` holds numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+        )
+    return made
+
+
+def shown(value: Any) -> str:
+    """A value in one line."""
+    return (
+        value if isinstance(value, str) else json.dumps(msgspec.to_builtins(value, enc_hook=_plain), ensure_ascii=False)
+    )
+
+
+def ago(seconds: float) -> str:
+    """A length of time as people say it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 0.0):.0f} s"

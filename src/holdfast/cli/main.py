@@ -1,0 +1,92 @@
+"""The `holdfast` command."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import agents, dead_letters, messages
+from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+from holdfast.cli.run import run_app
+from holdfast.cli.up import up
+from holdfast.version import VERSION
+
+app = typer.Typer(
+    name="holdfast",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Durable Python agents on a cluster of identical machines.",
+    epilog="Exit codes: 0 done, 1 no (never retry), 2 settings, 3 nothing was done (retry), 4 outcome unknown.",
+)
+app.command("run")(run_app)
+app.command("up")(up)
+app.add_typer(agents.app, name="agents")
+app.command("call")(messages.call)
+app.command("send")(messages.send)
+app.add_typer(dead_letters.app, name="dead-letters")
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version, and exit.")] = False,
+) -> None:
+    if version:
+        print(VERSION)
+        raise typer.Exit
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    print(VERSION)
+
+
+@app.command("status")
+def status(at: At = "", as_json: Json = False) -> None:
+    """Show the cluster: its nodes, what they serve, and whether all of it is served."""
+
+    async def work() -> None:
+        async with joined(at) as node:
+            members = [member for member in node.members() if member.incarnation != node.incarnation]
+            owned = sum(member.shards for member in members)
+            total = node.manifest.shards
+            facts = {
+                "cluster": node.manifest.cluster_id,
+                "engine": node.engine.name,
+                "cells": list(node.manifest.cells),
+                "shards": total,
+                "owned": owned,
+                "registered": node.count(),
+                "dead_letters": len(await node.dead_letters.all()),
+                "nodes": members,
+            }
+            if as_json:
+                print_json(facts)
+                return
+            local = node.engine.name == "local"
+            state = "an embedded log; nobody has it open" if local else f"{owned} of {total} shards served"
+            out.print(f"cluster [bold]{facts['cluster']}[/], {state}", highlight=False)
+            out.print(f"{facts['registered']} registered agents, {facts['dead_letters']} dead letters", highlight=False)
+            if members:
+                out.print()
+                made = table("NODE", "HOST", "SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION")
+                for member in members:
+                    serves = " ".join(member.kinds) or "-"
+                    up_for = ago(time.time() - member.started_at)
+                    numbers = (str(member.shards), str(member.agents), up_for)
+                    made.add_row(member.name, member.host, serves, *numbers, member.version)
+                out.print(made)
+
+    execute(work(), as_json)
+
+
+def main() -> None:
+    """What the console script runs."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

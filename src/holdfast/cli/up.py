@@ -1,0 +1,155 @@
+"""`holdfast up`: this machine as a host of a cluster, or several complete hosts on it for development."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, out, read_password
+from holdfast.errors import ConfigError
+from holdfast.host.local_cluster import LocalCluster
+from holdfast.host.nats_config import Security, ServerSettings
+from holdfast.host.process import serve
+from holdfast.host.supervisor import HostSettings
+from holdfast.node.loading import load_agents
+
+
+def up(
+    apps: Annotated[list[str] | None, typer.Argument(metavar="[APP]...", help="What the nodes serve: app.py.")] = None,
+    hosts: Annotated[
+        int, typer.Option("--hosts", help="Complete hosts on loopback: 1, or 3 or 5 for development.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=0, help="Node processes per host.")] = 1,
+    directory: Annotated[Path, typer.Option("--dir", help="Where the data lie.")] = DIRECTORY,
+    name: Annotated[str, typer.Option("--name", help="This host's name; it stays the same for its life.")] = "",
+    listen: Annotated[str, typer.Option("--listen", help="Address for clients and other hosts.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65000, help="Port for clients.")] = 4222,
+    cluster_port: Annotated[int, typer.Option("--cluster-port", min=1, max=65000, help="Port for other hosts.")] = 6222,
+    cohort: Annotated[
+        str,
+        typer.Option("--cohort", metavar="HOST:PORT,...", help="All 3 or 5 hosts, this one too; the same everywhere."),
+    ] = "",
+    join: Annotated[str, typer.Option("--join", metavar="URL,...", help="Start no server: use these.")] = "",
+    tls_ca: Annotated[str, typer.Option("--tls-ca", envvar="HOLDFAST_TLS_CA", help="PEM file.")] = "",
+    tls_cert: Annotated[str, typer.Option("--tls-cert", envvar="HOLDFAST_TLS_CERT", help="PEM file.")] = "",
+    tls_key: Annotated[str, typer.Option("--tls-key", envvar="HOLDFAST_TLS_KEY", help="PEM file.")] = "",
+    user: Annotated[str, typer.Option("--user", envvar="HOLDFAST_USER")] = "",
+    password_file: Annotated[str, typer.Option("--password-file", envvar="HOLDFAST_PASSWORD_FILE")] = "",
+    as_json: Json = False,
+) -> None:
+    """Run this machine's host until Ctrl-C: one nats-server, and nodes that serve the APPs.
+
+    What is stored is found again by the next start in the same directory.
+    """
+
+    async def work() -> None:
+        for app in apps or ():
+            load_agents(app)  # a mistake in it is said here, once, and not by every node
+        security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
+        say = _Speaker(as_json)
+        if hosts != 1:
+            if cohort or join or security != Security() or listen != "127.0.0.1":
+                raise ConfigError(
+                    "--hosts is for development on loopback: leave --cohort, --join, --listen and TLS out"
+                )
+            await _up_many(hosts, nodes, directory, port, apps or [], say)
+            return
+        server = None
+        urls = [url for url in join.split(",") if url]
+        if not urls:
+            routes = tuple(route.strip() for route in cohort.split(",") if route.strip())
+            server = ServerSettings(
+                name or socket.gethostname(),
+                str(directory.resolve()),
+                listen,
+                port,
+                cluster_port=cluster_port,
+                routes=routes,
+                security=security,
+            )
+            replicas = 3 if len(routes) >= 3 else 1
+        else:
+            replicas = 0
+        settings = HostSettings(
+            name or socket.gethostname(), server, urls, nodes, apps or [], replicas or None, security
+        )
+        scheme = "tls" if security.tls_cert else "nats"
+        with _Where(directory, urls or [f"{scheme}://{'127.0.0.1' if listen == '0.0.0.0' else listen}:{port}"]):
+            await serve(settings, say)
+
+    execute(work(), as_json)
+
+
+async def _up_many(hosts: int, nodes: int, directory: Path, port: int, apps: list[str], say: _Speaker) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    cluster = LocalCluster(directory, apps, hosts=hosts, nodes=nodes, ports=port, report=say)
+    starting = asyncio.ensure_future(cluster.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            with _Where(directory, cluster.urls):
+                say("up", {"urls": cluster.urls})
+                await stopping
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await cluster.stop()
+
+
+class _Where:
+    """The file that tells the other commands where this cluster is, as long as it is up."""
+
+    def __init__(self, directory: Path, urls: list[str]) -> None:
+        self._path = directory / WHERE_FILE
+        self._text = json.dumps(urls)
+
+    def __enter__(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(self._text)
+
+    def __exit__(self, *_: object) -> None:
+        if self._path.exists() and self._path.read_text() == self._text:
+            self._path.unlink()
+
+
+class _Speaker:
+    """Says what happens: a line for people, or JSON lines for programs."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._started = time.monotonic()
+
+    def __call__(self, event: str, facts: dict[str, Any]) -> None:
+        if self._as_json:
+            print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
+            return
+        host = f"{facts['host']:<6}" if "host" in facts else ""
+        texts = {
+            "server": "server {server} listens at {url}",
+            "server-ended": "server {server} ended with code {code}; it is started again",
+            "server-failed": "[red]server {server} does not start: {error}[/]",
+            "node-ready": "node {node} serves {kinds} (pid {node_pid})",
+            "node-ended": "[red]node {node} ended with code {code} {error}[/]; it is started again",
+            "node-said": "[dim]{node}: {text}[/]",
+            "up": "[bold green]up[/]: join it with {urls}; Ctrl-C ends it",
+            "stopping": "[dim]finishing what runs[/]",
+            "stopped": "[dim]stopped[/]",
+            "failed": "[red]{error}[/]",
+        }
+        if event in texts:
+            plain = {key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
+            text = texts[event].format_map({**plain, "kinds": plain.get("kinds") or "nothing"})
+            out.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {host}{text}", highlight=False)

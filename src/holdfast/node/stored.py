@@ -1,0 +1,48 @@
+"""What the log has of an agent, for people to look at: no agent is woken for it, and no class is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast import codec, ids
+from holdfast.agents.record import unpack
+from holdfast.engines.base import Engine
+from holdfast.errors import BadMessage, NotFound
+
+
+class StoredTimer(msgspec.Struct, frozen=True):
+    """A timer that is set. ``due`` is in seconds since 1970."""
+
+    name: str
+    handler: str
+    due: float
+
+
+class StoredAgent(msgspec.Struct, frozen=True):
+    """An agent's newest record. ``state`` is plain data; ``version`` counts its records; sizes are in bytes."""
+
+    agent_id: str
+    version: int
+    state_version: int
+    state: Any
+    state_bytes: int
+    timers: list[StoredTimer]
+
+
+async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> StoredAgent:
+    """The newest record that a replica shows. Raises `NotFound`, `NoQuorum`, `DataLoss`, `InvalidName`."""
+    token = ids.agent_token(*ids.parse_agent_id(agent_id))
+    subject = f"{cell}.{shard}.st.{token}"
+    stored = await engine.log.read(cell, subject)
+    if stored is None:
+        raise NotFound(f"{agent_id} has no state: it never finished a message")
+    record = unpack(stored.payload, subject)
+    data = await engine.blobs.get(record.blob) if record.blob else record.state
+    try:
+        state = codec.to_builtins(data)
+    except BadMessage as error:
+        state = f"<{error}>"
+    timers = [StoredTimer(timer.name, timer.handler, timer.due) for timer in record.timers]
+    return StoredAgent(agent_id, record.version, record.state_version, state, len(data), timers)

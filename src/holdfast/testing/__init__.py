@@ -1,1 +1,0 @@
-"""What users test their agents with."""
