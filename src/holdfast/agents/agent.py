@@ -44,21 +44,28 @@ class Kind:
         for base in reversed(cls.__mro__):
             self.methods.update({k: v for k, v in vars(base).items() if isinstance(v, _Method)})
         try:
+            first = self._construct()
+        except TypeError as error:
+            raise TypeError(f"the state of {name} must be constructible without arguments: {error}") from None
+        try:
             self.decode_state = codec.decoder(state).decode
-            codec.decoder(state).decode(codec.encode_raw(self.new_state()))
+            self.decode_state(codec.encode_raw(first))
         except codec.ERRORS as error:
             raise TypeError(f"the state of {name} cannot be stored: {error}") from None
         self.frozen = isinstance(state, type) and issubclass(state, msgspec.Struct)
         self.view_type = _frozen(state) if self.frozen else state
         self.decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode
 
-    def new_state(self) -> Any:
-        """The state of an agent that never had a message."""
+    def _construct(self) -> Any:
         origin = get_origin(self.state_type) or self.state_type
+        return None if origin in (None, type(None)) else origin()
+
+    def new_state(self) -> Any:
+        """The state of an agent that never had a message; it shares nothing with another's. Raises `BadState`."""
         try:
-            return None if origin in (None, type(None)) else origin()
-        except TypeError as error:
-            raise TypeError(f"the state of {self.name} must be constructible without arguments: {error}") from None
+            return self.decode_state(codec.encode_raw(self._construct()))
+        except Exception as error:
+            raise BadState(f"a new state of {self.name} cannot be made: {type(error).__name__}: {error}") from error
 
     def new_agent(self) -> Any:
         """An instance for one activation. Raises `BadState` where its ``__init__`` raises."""

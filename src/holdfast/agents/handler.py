@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
@@ -26,6 +27,7 @@ R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 Self = TypeVar("Self", bound="_Method[Any, Any, Any]")
 
+_PLACE = re.compile(r"\$\[(\d+)\]")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
 
 
@@ -119,8 +121,16 @@ class _Method(Generic[A_contra, P, R_co]):
             return ()
         ordered, named, _ = self._shape()
         is_map = bool(data) and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
-        message = codec.decode(data, named if is_map else ordered, f"{self.kind}.{self.name}")
+        try:
+            message = codec.decode(data, named if is_map else ordered, f"{self.kind}.{self.name}")
+        except BadMessage as error:
+            raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
         return tuple([getattr(message, parameter.name) for parameter in self.parameters])
+
+    def _name_of(self, place: re.Match[str]) -> str:
+        """What stands for ``$[0]`` in an error: the parameter's name."""
+        index = int(place[1])
+        return f"$.{self.parameters[index].name}" if index < len(self.parameters) else place[0]
 
     async def call(self, agent: object, args: tuple[Any, ...]) -> Any:
         """Run the method itself on an instance."""

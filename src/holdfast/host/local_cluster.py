@@ -107,7 +107,7 @@ class LocalCluster:
         host.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "holdfast.host.process",
+            "holdfast.host",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,

@@ -59,7 +59,7 @@ async def serve(settings: HostSettings, report: Report) -> None:
 
 
 def main() -> int:
-    """``python -m holdfast.host.process``."""
+    """``python -m holdfast.host``."""
 
     def report(event: str, facts: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
@@ -73,6 +73,3 @@ def main() -> int:
         return 2
     return 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -179,7 +179,7 @@ class Host:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "holdfast.node.process",
+            "holdfast.node",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,

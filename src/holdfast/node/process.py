@@ -71,7 +71,7 @@ async def serve(settings: NodeSettings) -> None:
 
 
 def main() -> int:
-    """``python -m holdfast.node.process``, with `NodeSettings` as JSON on the standard input."""
+    """``python -m holdfast.node``, with `NodeSettings` as JSON on the standard input."""
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=NodeSettings)
     die_with_parent(settings.parent)
     try:
@@ -81,6 +81,3 @@ def main() -> int:
         return 2
     return 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())

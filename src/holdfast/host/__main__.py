@@ -1,0 +1,7 @@
+"""``python -m holdfast.host``: see `holdfast.host.process`."""
+
+import sys
+
+from holdfast.host.process import main
+
+sys.exit(main())
