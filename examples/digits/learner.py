@@ -1,5 +1,6 @@
 """An agent that learns one digit from images, one at a time, and whose model is its durable state."""
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -47,6 +48,7 @@ class Learner(Agent[Model], capabilities={"digits"}):
         return self.state.weights
 
 
+@cache
 def digits() -> tuple[Any, Any, Any, Any]:
     """scikit-learn's 1,797 bundled images: training images and labels, held-out images and labels."""
     from sklearn.datasets import load_digits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -25,6 +25,7 @@ from holdfast.core import backoff
 from holdfast.engines.base import Engine, Message, Stored, Subscription
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
+_LINGER_SECONDS: Final = 1.0
 _decode_frame = msgspec.msgpack.Decoder(Frame).decode
 
 
@@ -87,7 +88,8 @@ class Runtime:
         await self._subscribe(f"hf.n.{self.incarnation}")
 
     async def _subscribe(self, subject: str) -> None:
-        self._subscriptions[subject] = await self.engine.bus.subscribe(subject, self._on_frame)
+        # In a queue, so that one attempt reaches one node, also while a shard moves and two of them listen.
+        self._subscriptions[subject] = await self.engine.bus.subscribe(subject, self._on_frame, "owner")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else, until the node closes."""
@@ -160,9 +162,12 @@ class Runtime:
             shard = self.shards.pop(number, None)
             if shard is not None:
                 shard.stop()
-                subscription = self._subscriptions.pop(f"hf.s.{number}", None)
-                if subscription is not None:
-                    self.spawn(subscription.close())
+                # What is on its way to this node is still to be turned away, so it listens a little longer.
+                self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
+
+    def _stop_listening(self, number: int) -> None:
+        if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
+            self.spawn(subscription.close())
 
     async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None:
         """Start no more turns in these shards, and wait until those that run are committed, or the time is over."""

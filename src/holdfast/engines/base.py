@@ -122,7 +122,7 @@ class Subscription(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """End the interest. Closing twice is harmless."""
+        """End the interest; what was sent before may still arrive until this returns. Closing twice is harmless."""
 
 
 class Bus(ABC):

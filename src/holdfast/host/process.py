@@ -72,4 +72,3 @@ def main() -> int:
         report("failed", {"error": f"{type(error).__name__}: {error}"})
         return 2
     return 0
-

@@ -80,4 +80,3 @@ def main() -> int:
         say("failed", error=f"{type(error).__name__}: {error}")
         return 2
     return 0
-

@@ -59,4 +59,4 @@ class _Subscription(Subscription):
         self._number = number
 
     async def close(self) -> None:
-        self._connection.unlisten(self._number)
+        await self._connection.unlisten_in_order(self._number)

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from nats import errors as nats_errors
@@ -222,6 +223,17 @@ class Connection(Client):
         self.callbacks.pop(number, None)
         if self._subs.pop(number, None) is not None:
             self.send(f"UNSUB {number}\r\n".encode())
+
+    async def unlisten_in_order(self, number: int) -> None:
+        """End a subscription once all that the server sent before it heard of the end has arrived."""
+        if self._subs.pop(number, None) is not None and self.send(f"UNSUB {number}\r\n".encode()):
+            self._write_out()
+            try:
+                with suppress(nats_errors.Error, OSError):
+                    await self.flush(timeout=1)
+            finally:
+                self.callbacks.pop(number, None)
+        self.callbacks.pop(number, None)
 
     # Asking --------------------------------------------------------------------------------------------------------
 
