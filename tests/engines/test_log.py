@@ -108,7 +108,9 @@ async def test_of_many_that_create_one_succeeds(engine: Engine, cell: str) -> No
 async def test_an_old_fence_is_refused(engine: Engine, cell: str) -> None:
     epoch = await put(engine, cell, "7.epoch", b"one")
     fence = Expect(f"{cell}.7.epoch", epoch)
-    assert len(await engine.log.append(cell, [Record(f"{cell}.7.st.a", b"1", fence), Record(f"{cell}.7.st.b", b"1")])) == 2
+    assert (
+        len(await engine.log.append(cell, [Record(f"{cell}.7.st.a", b"1", fence), Record(f"{cell}.7.st.b", b"1")])) == 2
+    )
     await put(engine, cell, "7.epoch", b"two", expect=epoch)
     for records in (
         [Record(f"{cell}.7.st.a", b"2", fence)],
@@ -123,7 +125,9 @@ async def test_an_old_fence_is_refused(engine: Engine, cell: str) -> None:
 async def test_each_shard_of_a_batch_has_its_own_fence(engine: Engine, cell: str) -> None:
     epochs = [await put(engine, cell, f"{shard}.epoch") for shard in range(3)]
     fences = [Expect(f"{cell}.{shard}.epoch", epoch) for shard, epoch in enumerate(epochs)]
-    batch = [Record(f"{cell}.{shard}.st.{n}", b"", fences[shard] if n == 0 else None) for shard in range(3) for n in range(4)]
+    batch = [
+        Record(f"{cell}.{shard}.st.{n}", b"", fences[shard] if n == 0 else None) for shard in range(3) for n in range(4)
+    ]
     assert len(await engine.log.append(cell, batch)) == 12
     await put(engine, cell, "1.epoch")
     with pytest.raises(Fenced):
