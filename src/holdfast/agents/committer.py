@@ -260,10 +260,5 @@ class Committer:
         shard = activation.shard
         if not shard.active:
             return
-        if len(activation.in_batch) + len(activation.pending) > 1:
-            shard.rerun_alone(activation)
-            return
-        for message in activation.in_batch:
-            if message.call is None:
-                message.attempts = limits.ATTEMPTS_MAX
-        shard.drop(activation, error)
+        uncommitted = activation.in_batch + activation.pending
+        shard.rerun_alone(activation, uncommitted[0] if len(uncommitted) == 1 else None, error)

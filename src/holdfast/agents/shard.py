@@ -194,13 +194,22 @@ class Shard:
                 message.respond()
         self._hold(activation.token, kept, seconds)
 
-    def rerun_alone(self, activation: Activation) -> None:
-        """Run the agent's uncommitted turns again, each with its own batch, so that a guilty one is found."""
+    def rerun_alone(self, activation: Activation, guilty: Delivery | None, error: HoldfastError) -> None:
+        """Run the agent's uncommitted turns again, each with its own batch, so that a guilty one is found.
+
+        The one that was found gets the error; a durable one becomes a dead letter with its next attempt.
+        """
         del self.activations[activation.token]
         messages = activation.abandon()
         again = self.activation(activation.token)
         again.solo = True
         for message in messages:
+            if message is guilty and guilty is not None:
+                guilty.attempts = limits.ATTEMPTS_MAX
+                if guilty.call is not None:
+                    guilty.error = mailbox.error_bytes(error)
+                    guilty.respond()
+                    continue
             if isinstance(message, int):
                 self._hand(activation.token, message)
             elif message.call is not None:

@@ -1,0 +1,217 @@
+"""A turn is committed whole, before anybody learns of it; what goes wrong in one leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.agents.kinds import Append, Counter, Fault, Gate, serving
+
+from holdfast import BadMessage, BadState, HandlerFailed, NotDone, TooLarge, UnknownKind, limits
+from holdfast.engines.base import Record
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+async def test_state_is_there_after_a_restart(path: Path) -> None:
+    async with serving(path) as node:
+        for name in ("a", "b", "ä/ö. *>", "日本"):
+            assert await node.agent(Counter, name).ask(Counter.add, len(name)) == len(name)
+    async with serving(path) as node:
+        for name in ("a", "b", "ä/ö. *>", "日本"):
+            assert await node.agent(Counter, name).ask(Counter.value) == len(name)
+        assert await node.agent(Counter, "never").ask(Counter.value) == 0
+
+
+async def test_a_reply_waits_for_the_acknowledgement(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        gate = Gate(node)
+        asking = asyncio.create_task(agent.ask(Counter.add, 1))
+        await asyncio.sleep(0.1)
+        assert gate.waiting == 1
+        assert not asking.done()
+        assert await agent.ask(Counter.value) == 1, "a reader saw what was not committed"
+        gate.open.set()
+        assert await asking == 2
+        assert await agent.ask(Counter.value) == 2
+
+
+async def test_a_reply_waits_for_every_commit_that_its_turn_could_see(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        gate = Gate(node)
+        adding = asyncio.create_task(agent.ask(Counter.add, 1))
+        await asyncio.sleep(0.05)
+        looking = asyncio.create_task(agent.ask(Counter.look))
+        breaking = asyncio.create_task(agent.ask(Counter.break_after, 1))
+        await asyncio.sleep(0.05)
+        assert not looking.done() and not breaking.done() and not adding.done()
+        gate.open.set()
+        assert (await adding, await looking) == (1, 1)
+        with pytest.raises(HandlerFailed):
+            await breaking
+
+
+async def test_turns_collapse_into_few_records(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "hot")
+        before = node.statistics()["records"]
+        replies = await asyncio.gather(*(agent.ask(Counter.add, 1) for _ in range(1000)))
+        assert sorted(replies) == list(range(1, 1001))
+        assert node.statistics()["turns"] >= 1000
+        assert node.statistics()["records"] - before < 100
+
+
+async def test_one_turn_at_a_time_per_agent_and_agents_side_by_side(path: Path) -> None:
+    async with serving(path) as node:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        one = node.agent(Counter, "one")
+        assert await asyncio.gather(*(one.ask(Counter.slow, 0.05) for _ in range(4))) == [1, 2, 3, 4]
+        assert loop.time() - started >= 0.2
+        started = loop.time()
+        many = [node.agent(Counter, f"many-{n}") for n in range(50)]
+        await asyncio.gather(*(agent.ask(Counter.slow, 0.3) for agent in many))
+        assert loop.time() - started < 3
+
+
+async def test_an_exception_leaves_the_state_as_before(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        await agent.ask(Counter.note, "kept")
+        with pytest.raises(HandlerFailed, match="broken after 5") as caught:
+            await agent.ask(Counter.break_after, 5)
+        assert caught.value.kind_of_error == "ValueError"
+        assert "break_after" in caught.value.details
+        assert await agent.ask(Counter.value) == 1
+        assert await agent.ask(Counter.texts) == ["kept"]
+        assert await agent.ask(Counter.add, 1) == 2
+    async with serving(path) as node:
+        assert await node.agent(Counter, "a").ask(Counter.texts) == ["kept"]
+
+
+async def test_a_state_that_does_not_fit_names_the_field(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        with pytest.raises(BadState, match=r"\$\.n"):
+            await agent.ask(Counter.spoil, "text")
+        with pytest.raises(BadState):
+            await agent.ask(Counter.spoil, [1])
+        assert await agent.ask(Counter.add, 1) == 2
+
+
+async def test_a_reply_too_large_is_refused_and_undone(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        with pytest.raises(TooLarge, match="long_reply"):
+            await agent.ask(Counter.long_reply, limits.REPLY_BYTES_MAX + 1)
+        assert await agent.ask(Counter.value) == 0
+        assert len(await agent.ask(Counter.long_reply, limits.REPLY_BYTES_MAX - 10)) == limits.REPLY_BYTES_MAX - 10
+
+
+async def test_arguments_are_checked_with_the_name_of_the_field(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        with pytest.raises(BadMessage, match=r"\$\.by"):
+            await agent.ask(Counter.add, "one")  # type: ignore[arg-type]
+        with pytest.raises(BadMessage, match="by"):
+            await agent.send(Counter.add, "one")  # type: ignore[arg-type]
+        with pytest.raises(BadMessage):
+            await agent.ask(Counter.add, 1, 2, 3)  # type: ignore[call-arg]
+        with pytest.raises(BadMessage):
+            await agent.ask(Counter.add, other=1)  # type: ignore[call-arg]
+        with pytest.raises(BadMessage):
+            await agent.ask(Counter.add, object())  # type: ignore[arg-type]
+        with pytest.raises(TooLarge):
+            await agent.ask(Counter.note, "x" * (limits.MESSAGE_BYTES_MAX + 1))
+        assert await agent.ask(Counter.value) == 0
+
+
+async def test_a_reader_cannot_write(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        with pytest.raises(HandlerFailed, match="immutable"):
+            await agent.ask(Counter.sneak)
+        for write in (agent.send, agent.tell):
+            with pytest.raises(BadMessage, match="reader"):
+                result = write(Counter.value)  # type: ignore[operator]
+                if result is not None:
+                    await result
+        assert await agent.ask(Counter.value) == 0
+
+
+async def test_a_kind_that_nobody_serves(path: Path) -> None:
+    async with serving(path) as node:
+        with pytest.raises(UnknownKind, match="Nothing"):
+            await node.call("Nothing/a", "x")
+        with pytest.raises(UnknownKind, match="nothing"):
+            await node.call("Counter/a", "nothing")
+
+
+async def test_by_names_alone(path: Path) -> None:
+    async with serving(path) as node:
+        assert await node.call("Counter/a", "add", [2]) == 2
+        assert await node.call("Counter/a", "add", {"by": 3}) == 5
+        assert await node.call("Counter/a", "value") == 5
+        with pytest.raises(BadMessage, match="by"):
+            await node.call("Counter/a", "add", {"by": "x"})
+        with pytest.raises(BadMessage):
+            await node.call("Counter/a", "add", {"of": 1})
+
+
+async def test_one_turn_that_the_log_refuses_harms_no_other(path: Path) -> None:
+    async with serving(path) as node:
+
+        async def refuse(real: Append, cell: str, records: Sequence[Record]) -> range:
+            if any(b"poison" in record.payload for record in records):
+                raise TooLarge("this one is too large")
+            return await real(cell, records)
+
+        gate = Gate(node)
+        fault = Fault(node, ".st.", refuse)
+        others = [asyncio.create_task(node.agent(Counter, f"o{n}").ask(Counter.add, 1)) for n in range(100)]
+        guilty = node.agent(Counter, "guilty")
+        before = asyncio.create_task(guilty.ask(Counter.note, "fine"))
+        bad = asyncio.create_task(guilty.ask(Counter.note, "poison"))
+        after = asyncio.create_task(guilty.ask(Counter.note, "later"))
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        assert await asyncio.gather(*others) == [1] * 100
+        assert await before == ["fine"]
+        with pytest.raises(TooLarge):
+            await bad
+        assert await after == ["fine", "later"]
+        assert await guilty.ask(Counter.texts) == ["fine", "later"]
+        assert fault.times > 1
+
+
+async def test_without_a_quorum_turns_are_undone_and_their_callers_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from holdfast.errors import NoQuorum
+
+    monkeypatch.setattr(limits, "QUORUM_WAIT_SECONDS", 0.3)
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        broken = True
+
+        async def refuse(real: Append, cell: str, records: Sequence[Record]) -> range:
+            if broken:
+                raise NoQuorum("no majority")
+            return await real(cell, records)
+
+        Fault(node, ".st.", refuse)
+        with pytest.raises(NotDone):
+            await agent.ask(Counter.add, 1)
+        broken = False
+        assert await agent.ask(Counter.add, 1) == 2
