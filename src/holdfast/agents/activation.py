@@ -33,7 +33,7 @@ class Activation:
 
     __slots__ = (
         "agent", "attempt", "blob", "committed_bytes", "consumed", "generation", "in_batch", "in_hand",
-        "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs", "outgoing_bytes", "outgoing_records",
+        "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes", "outgoing_records",
         "pending", "probation", "reading", "retry_at", "running", "seen", "senders", "sequence", "shard",
         "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token", "turn_from_inbox",
         "version", "view", "waiting_readers"
@@ -51,6 +51,8 @@ class Activation:
         self.committed_bytes = b""
         self.view: Any = None
         """The committed state as readers see it; None where it is not decoded now."""
+        self.next_view: Any = None
+        """The view of ``state_bytes``, to become the view when they are committed."""
         self.sequence = 0
         self.version = 0
         self.consumed = 0
@@ -326,8 +328,8 @@ class Activation:
         self.version += 1
         if self.committed_bytes is not state_bytes:
             self.committed_bytes = state_bytes
-            if self.state_bytes is not state_bytes or self.pending:
-                self.view = None
+            self.view = self.next_view if self.state_bytes is state_bytes else None
+            self.next_view = None
         done, self.in_batch = self.in_batch, []
         for message in done:
             self._release(message)

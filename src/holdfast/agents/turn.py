@@ -153,7 +153,7 @@ def _finished(
     activation.state = state
     if state_bytes != activation.state_bytes:
         activation.state_bytes = state_bytes
-        activation.view = None if activation.pending or activation.in_batch else view
+        activation.next_view = view
     if context.timers:
         _keep_timers(activation, context)
     message.outgoing = context.outgoing
