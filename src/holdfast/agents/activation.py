@@ -32,9 +32,9 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent", "attempt", "blob", "committed_bytes", "consumed", "generation", "in_batch", "in_hand",
+        "agent", "attempt", "blob", "committed_bytes", "consumed", "generation", "held", "in_batch", "in_hand",
         "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes", "outgoing_records",
-        "pending", "probation", "reading", "retry_at", "running", "seen", "senders", "sequence", "shard",
+        "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders", "sequence", "shard",
         "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token", "turn_from_inbox",
         "version", "view", "waiting_readers"
     )  # fmt: skip
@@ -68,6 +68,9 @@ class Activation:
         self.loaded = False
         self.running: Delivery | None = None
         self.solo = False
+        self.pumping = False
+        self.held = False
+        """Whether its state is being put into a blob: no further turn may change it before its commit."""
         self.task: asyncio.Task[Any] | None = None
         self.mailbox: deque[Delivery] | None = None
         self.inbox: deque[Delivery | int] | None = None
@@ -216,16 +219,22 @@ class Activation:
 
     def pump(self) -> None:
         """Start what can be started: one turn at a time, mailbox and inbox by turns."""
-        while self.running is None and self.loaded and self.shard.active and not self.shard.draining:
-            if self.solo and (self.pending or self.in_batch):
-                return
-            if self.outgoing_records >= limits.TURN_RECORDS_MAX or self.outgoing_bytes >= limits.TURN_BYTES_MAX // 4:
-                return
-            message = self._next()
-            if message is None:
-                return
-            if not repeats.already_seen(self, message):
-                self._start(message)
+        if self.pumping:
+            return  # a turn that ended at once; the loop that started it goes on
+        self.pumping = True
+        try:
+            while self._may_start() and (message := self._next()) is not None:
+                if not repeats.already_seen(self, message):
+                    self._start(message)
+        finally:
+            self.pumping = False
+
+    def _may_start(self) -> bool:
+        if self.running is not None or self.held or not self.loaded or not self.shard.active or self.shard.draining:
+            return False
+        if self.solo and (self.pending or self.in_batch):
+            return False
+        return self.outgoing_records < limits.TURN_RECORDS_MAX and self.outgoing_bytes < limits.TURN_BYTES_MAX // 4
 
     def _next(self) -> Delivery | None:
         if self.inbox and self.retry_at == 0.0 and (self.turn_from_inbox or not self.mailbox):
@@ -282,7 +291,11 @@ class Activation:
         self.outgoing_records = self.outgoing_bytes = 0
         if self.seen.callers or self.seen.ids:
             self.seen.expire(self.now())
+        self.held = False
         in_blob = self.state_in_blob is not None and self.state_in_blob is self.state_bytes
+        if not in_blob and self.blob:
+            self.old_blobs = [*(self.old_blobs or ()), self.blob]
+            self.blob, self.state_in_blob = "", None
         return AgentRecord(
             FORM,
             commit,

@@ -100,6 +100,8 @@ class Committer:
             if not activation.pending or not activation.shard.active:
                 source.pop(activation, None)
                 continue
+            if activation.needs_blob():
+                continue  # a turn that ran meanwhile changed its state: again, with the next batch
             if not self._add(batch, activation):
                 break
             source.pop(activation, None)
@@ -108,6 +110,7 @@ class Committer:
     async def _put_blob(self, activation: Activation) -> None:
         shard = activation.shard
         key = f"{shard.prefix}.{activation.token}.{shard.next_unique()}"
+        activation.held = True
         state = activation.state_bytes
         try:
             await self._runtime.engine.blobs.put(key, state)

@@ -144,6 +144,7 @@ class Runtime:
                 old.stop()
             self.shards[number] = shard
             shard.start(*found[number])
+        self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number][1]]))
         missing = [f"hf.s.{number}" for number in shards if f"hf.s.{number}" not in self._subscriptions]
         await asyncio.gather(*(self._subscribe(subject) for subject in missing))
 
@@ -268,6 +269,19 @@ class Runtime:
                 return
             except (NoQuorum, Unknown):
                 await asyncio.sleep(backoff.delay_seconds(attempt, self.router.random))
+
+    async def _sweep_blobs(self, shards: list[Shard]) -> None:
+        """Remove the blobs that owners who ended uncleanly left behind without a record that names them."""
+        for shard in shards:
+            try:
+                keys = await self.engine.blobs.keys(shard.prefix)
+            except HoldfastError:
+                return  # the next takeover sweeps again
+            # The keys of this owner's own blobs end in its epoch.
+            old = [key for key in keys if key not in shard.blobs and f"-{shard.epoch}-" not in key.rpartition(".")[2]]
+            shard.blobs.clear()
+            if shard.active and old:
+                await self.delete_blobs(old)
 
     async def delete_blobs(self, keys: list[str]) -> None:
         """Remove blobs that no record names any more. What fails is swept when the shard is next recovered."""

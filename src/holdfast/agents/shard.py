@@ -50,6 +50,8 @@ class Shard:
         self.activations: dict[str, Activation] = {}
         self.unique = 0
         self._held: dict[str, list[Delivery | int]] = {}
+        self.blobs: set[str] = set()
+        """The blobs that records named at the claim."""
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
@@ -79,6 +81,8 @@ class Shard:
                 record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
                 self.index[rest] = stored.sequence
                 self.digest ^= entry(rest, stored.sequence)
+                if record.blob:
+                    self.blobs.add(record.blob)
                 if self.runtime.warm_bytes < limits.WARM_BYTES_MAX:
                     self.warm[rest] = stored.payload
                     self.runtime.warm_bytes += len(stored.payload)
