@@ -245,7 +245,8 @@ async def main(path, first):
         if first:
             for n in range(20):
                 await node.agent(Victim, f"v{n}").send(Victim.take, False)
-            await asyncio.gather(*(node.agent(Victim, f"v{n}").send(Victim.take, n == 7) for n in range(20)), return_exceptions=True)
+            sends = (node.agent(Victim, f"v{n}").send(Victim.take, n == 7) for n in range(20))
+            await asyncio.gather(*sends, return_exceptions=True)
         await node.ready()
         while sum([await node.agent(Victim, f"v{n}").ask(Victim.value) for n in range(20)]) < 39:
             await asyncio.sleep(0.02)

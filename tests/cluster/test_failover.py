@@ -1,0 +1,248 @@
+"""Three hosts, each with its own server and node process, and what happens to agents when some of them are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tests.cluster.app import Account, Post
+
+from holdfast import AlreadyExists, LocalCluster, Node, OutcomeUnknown
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+APP = str(Path(__file__).parent / "app.py")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalCluster]:
+    async with LocalCluster(tmp_path_factory.mktemp("cluster"), [APP]) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
+    async with Node.join(cluster.urls) as made:
+        yield made
+
+
+async def all_up(cluster: LocalCluster, node: Node) -> None:
+    """Wait until all hosts have their nodes again, and every shard an owner."""
+    for host in cluster.hosts:
+        await cluster.start_host(host)
+    async with asyncio.timeout(60):
+        while len([member for member in node.members() if member.kinds]) < 3:
+            await asyncio.sleep(0.05)
+    await node.ready(60)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def owner_name(node: Node, agent_id: str) -> str:
+    owner = node.describe(agent_id).owner
+    return next((member.name for member in node.members() if member.incarnation == owner), "")
+
+
+async def kill_after_ack(cluster: LocalCluster, node: Node, trials: int) -> None:
+    """Kill -9 the owner right after an acknowledgement; compare every agent with what was acknowledged."""
+    names = [f"k{n}" for n in range(30)]
+    acknowledged = dict.fromkeys(names, 0)
+    unknown = dict.fromkeys(names, 0)
+    for name in names:
+        acknowledged[name] = await node.agent(Account, name).ask(Account.value)
+    stop = False
+
+    async def background(name: str) -> None:
+        while not stop:
+            try:
+                value = await node.agent(Account, name).ask(Account.add, 1)
+            except OutcomeUnknown:
+                unknown[name] += 1
+            else:
+                acknowledged[name] += 1
+                assert acknowledged[name] <= value <= acknowledged[name] + unknown[name], name
+
+    others = [asyncio.create_task(background(name)) for name in names[10:]]
+    for trial in range(trials):
+        name = names[trial % 10]
+        value = await node.agent(Account, name).ask(Account.add, 1)
+        victim = owner_name(node, f"Account/{name}")
+        if victim:
+            cluster.kill_node(victim)
+        acknowledged[name] += 1
+        assert value == acknowledged[name]
+        async with asyncio.timeout(30):
+            assert await node.agent(Account, name).ask(Account.add, 1) == value + 1, f"lost or twice in trial {trial}"
+        acknowledged[name] += 1
+        await all_up(cluster, node)
+    stop = True
+    await asyncio.gather(*others)
+    for name in names:
+        value = await node.agent(Account, name).ask(Account.value)
+        assert acknowledged[name] <= value <= acknowledged[name] + unknown[name], name
+    assert sum(unknown.values()) == 0, "a caller that could wait was told that the outcome is unknown"
+
+
+async def test_kill_9_of_the_owner_right_after_an_acknowledgement(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    await kill_after_ack(cluster, node, 6)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+async def test_a_hundred_times_kill_9_of_the_owner(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    await kill_after_ack(cluster, node, 100)
+
+
+async def test_sends_of_turns_reach_other_cells_once_and_in_order(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    senders = [f"s{n}" for n in range(8)]
+    receivers = [f"r{n}" for n in range(12)]
+    assert len({node.describe(f"Post/{name}").cell for name in senders + receivers}) == 3
+    rounds = 30
+    turns = dict.fromkeys(senders, 0)
+
+    async def send(name: str) -> None:
+        for _ in range(rounds):
+            turns[name] = await node.agent(Post, name).ask(Post.spread, receivers)
+            await asyncio.sleep(0.02)
+
+    sending = [asyncio.create_task(send(name)) for name in senders]
+    for _ in range(2):
+        await asyncio.sleep(0.3)
+        cluster.kill_node(random.choice([member.name for member in node.members() if member.kinds]))
+        await all_up(cluster, node)
+    await asyncio.gather(*sending)
+    assert set(turns.values()) == {rounds}
+    async with asyncio.timeout(60):
+        for name in receivers:
+            while True:
+                got = await node.agent(Post, name).ask(Post.got)
+                if all(len(got.get(sender, [])) >= rounds for sender in senders):
+                    break
+                await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
+    for name in receivers:
+        got = await node.agent(Post, name).ask(Post.got)
+        assert got == {sender: list(range(rounds)) for sender in senders}, name
+
+
+async def test_calls_inside_turns_through_a_failover(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    names = [f"around-{n}" for n in range(6)]
+    callers = [node.agent(Post, f"caller-{n}") for n in range(20)]
+    asking = [asyncio.create_task(caller.ask(Post.ask_around, names)) for caller in callers]
+    await asyncio.sleep(0.02)
+    cluster.kill_node(owner_name(node, "Account/around-0") or "h1-1")
+    await asyncio.gather(*asking)
+    assert [await node.agent(Account, name).ask(Account.value) for name in names] == [20] * 6
+
+
+async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
+    cluster: LocalCluster, node: Node
+) -> None:
+    await all_up(cluster, node)
+    agent = node.agent(Account, "frozen")
+    value = await agent.ask(Account.add, 1)
+    victim = owner_name(node, "Account/frozen")
+    pid = cluster.node_pid(victim)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):
+            assert await agent.options(timeout_seconds=60).ask(Account.add, 1) == value + 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for expected in range(value + 2, value + 12):
+        assert await agent.ask(Account.add, 1) == expected
+        assert await agent.ask(Account.value) == expected
+        await asyncio.sleep(0.1)
+    await all_up(cluster, node)
+
+
+async def test_a_node_that_leaves_in_order_fails_no_call(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    stop = False
+    counts = dict.fromkeys([f"calm-{n}" for n in range(20)], 0)
+
+    async def work(name: str) -> None:
+        while not stop:
+            counts[name] += 1
+            assert await node.agent(Account, name).options(timeout_seconds=20).ask(Account.add, 1) == counts[name]
+
+    working = [asyncio.create_task(work(name)) for name in counts]
+    await asyncio.sleep(0.2)
+    os.kill(cluster.node_pid("h2-1"), signal.SIGTERM)
+    await asyncio.sleep(2)
+    await all_up(cluster, node)
+    stop = True
+    await asyncio.gather(*working)
+
+
+async def test_a_name_is_unique_when_a_hundred_race(cluster: LocalCluster, node: Node) -> None:
+    async with Node.join(cluster.urls[1]) as second, Node.join(cluster.urls[2]) as third:
+        nodes = [node, second, third]
+
+        async def create(number: int) -> bool:
+            try:
+                await nodes[number % 3].create(Account, "the-one", metadata={"by": number})
+            except AlreadyExists:
+                return False
+            return nodes[number % 3].lookup(Account, "the-one") is not None
+
+        made = await asyncio.gather(*map(create, range(100)))
+        assert sum(made) == 1
+        winner = made.index(True)
+        for each in nodes:
+            await each.registry.reach(nodes[winner % 3].registry.position)
+            entry = each.lookup(Account, "the-one")
+            assert entry is not None and entry.metadata == {"by": winner}
+            assert [ref.name for ref in each.find(capability="account")].count("the-one") == 1
+        await second.unregister(Account, "the-one")
+        assert second.lookup(Account, "the-one") is None
+        await third.create(Account, "the-one")
+
+
+async def test_a_host_is_killed_and_comes_back(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    names = [f"h{n}" for n in range(60)]
+    values = {name: await node.agent(Account, name).ask(Account.add, 1) for name in names}
+    await cluster.kill_host("h3")
+    async with asyncio.timeout(5):
+        while runs(cluster.server_pid("h3")):
+            await asyncio.sleep(0.01)
+
+    async def go_on(name: str) -> None:
+        for _ in range(3):
+            values[name] += 1
+            agent = node.agent(Account, name).options(timeout_seconds=60)
+            assert await agent.ask(Account.add, 1) == values[name]
+
+    await asyncio.gather(*map(go_on, names))
+    await all_up(cluster, node)
+    await asyncio.gather(*map(go_on, names))
+
+
+async def test_all_is_found_again_after_everything_was_killed(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    names = [f"all-{n}" for n in range(40)]
+    values = {name: await node.agent(Account, name).ask(Account.add, 3) for name in names}
+    registered = node.count()
+    await cluster.kill()
+    await cluster.start()
+    async with Node.join(cluster.urls) as again:
+        await again.ready(60)
+        assert again.count() == registered
+        for name in names:
+            assert await again.agent(Account, name).ask(Account.value) == values[name]
+            assert await again.agent(Account, name).ask(Account.add, 1) == values[name] + 1

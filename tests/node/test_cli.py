@@ -1,0 +1,164 @@
+"""The command line, from the outside: what it prints, for people and programs, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.host.nats_server import free_ports
+
+APP = """
+import asyncio
+from holdfast import Agent, Node, State, handler, reader
+
+class Number(State):
+    n: int = 0
+
+class Adder(Agent[Number], capabilities={"adding"}):
+    @handler
+    async def add(self, by: int = 1) -> int:
+        self.state.n += by
+        return self.state.n
+
+    @handler
+    async def fail(self) -> None:
+        raise ValueError("as told")
+
+    @reader
+    async def value(self) -> int:
+        return self.state.n
+"""
+MAIN = """
+async def main(node: Node) -> None:
+    await node.create(Adder, "made", metadata={"region": "eu"})
+    print("reply", await node.agent(Adder, "made").ask(Adder.add, 5))
+"""
+
+
+def holdfast(directory: Path, *arguments: str, code: int = 0, **more: Any) -> str:
+    """Run the command, and return what it printed; as JSON where it was asked to."""
+    environment = {**os.environ, "COLUMNS": "200", **more}
+    environment.pop("HOLDFAST_AT", None)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "holdfast"), *arguments],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + ("" if "--json" in arguments else done.stderr)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "story.py").write_text(APP + MAIN)
+    return tmp_path
+
+
+def test_run_and_look_at_an_embedded_log(directory: Path) -> None:
+    assert "reply 5" in holdfast(directory, "run", "story.py")
+    at = ("--at", "local:.holdfast/story.db")
+    assert "Adder/made" in holdfast(directory, "agents", "list", *at)
+    listed = json.loads(holdfast(directory, "agents", "list", *at, "--json"))
+    assert [(a["agent"], a["capabilities"], a["metadata"]) for a in listed["agents"]] == [
+        ("Adder/made", ["adding"], {"region": "eu"})
+    ]
+    assert "Adder/made" in holdfast(directory, "agents", "find", "adding", "--where", "region eq eu", *at)
+    assert (
+        json.loads(holdfast(directory, "agents", "find", "adding", "--where", "region eq us", *at, "--json"))["total"]
+        == 0
+    )
+    shown = json.loads(holdfast(directory, "agents", "show", "Adder/made", *at, "--json"))
+    assert shown["stored"]["state"] == {"n": 5}
+    assert "embedded" in holdfast(directory, "status", *at)
+    assert holdfast(directory, "call", "Adder/made", "add", "2", *at, "--app", "app.py").strip() == "7"
+    assert json.loads(holdfast(directory, "call", "Adder/made", "value", *at, "--app", "app.py", "--json")) == {
+        "reply": 7
+    }
+
+
+def test_errors_say_what_to_do_and_have_their_codes(directory: Path) -> None:
+    at = ("--at", "local:x.db")
+    assert "--at" in holdfast(directory, "status", code=2)
+    assert "no file x.db" in holdfast(directory, "status", *at, code=2)
+    assert "KIND/NAME" in holdfast(directory, "agents", "show", "nonsense", *at, code=1)
+    assert "--app" in holdfast(directory, "call", "Adder/a", "add", *at, code=2)
+    assert "no file" in holdfast(directory, "run", "missing.py", code=2)
+    call = ("call", "Adder/a")
+    assert "as told" in holdfast(directory, *call, "fail", *at, "--app", "app.py", code=1)
+    assert "by" in holdfast(directory, *call, "add", "text", *at, "--app", "app.py", code=1)
+    failed = json.loads(holdfast(directory, *call, "add", "text", *at, "--app", "app.py", "--json", code=1))
+    assert failed["error"] == "BadMessage"
+    assert "no scheme" not in holdfast(directory, "status", "--at", "http://x", code=2)
+    (port,) = free_ports(1)
+    holdfast(directory, "up", "--hosts", "2", "--port", str(port), code=2)
+    (directory / "broken.py").write_text("import nothing_of_this_name")
+    assert "nothing_of_this_name" in holdfast(directory, "up", "broken.py", "--port", str(port), code=2)
+    assert "Usage" in holdfast(directory, "call", "--help")
+
+
+def test_beyond_loopback_nothing_starts_without_tls_and_credentials(directory: Path) -> None:
+    told = holdfast(directory, "up", "--listen", "0.0.0.0", code=2)
+    assert "--tls-cert" in told and "--password-file" in told
+    assert not (directory / ".holdfast" / "jetstream").exists()
+    (directory / "secret").write_text("s3cret\n")
+    holdfast(directory, "up", "--listen", "0.0.0.0", "--user", "u", "--password-file", "secret", code=2)
+
+
+def test_version(directory: Path) -> None:
+    assert holdfast(directory, "version").strip() == holdfast(directory, "--version").strip() == "0.1.0"
+
+
+@pytest.fixture(params=["1", "3"])
+def cluster(request: pytest.FixtureRequest, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    base = max(free_ports(8)) % 20000 + 20000
+    command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--hosts", request.param, "--json"]
+    command += ["--port", str(base), "--cluster-port", str(base + 100)]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ready = 0
+    while ready < int(request.param):
+        line = process.stdout.readline()
+        assert line, "it ended"
+        ready += json.loads(line)["event"] == "node-ready"
+    yield process
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+@pytest.mark.cluster
+def test_up_call_and_find_it_all_again(directory: Path, cluster: subprocess.Popen[str]) -> None:
+    time.sleep(0.5)
+    assert holdfast(directory, "call", "Adder/a", "add", "4").strip() == "4"
+    assert "durable" in holdfast(directory, "send", "Adder/a", "add", "5")
+    holdfast(directory, "send", "Adder/a", "fail")
+    status = json.loads(holdfast(directory, "status", "--json"))
+    assert status["owned"] == status["shards"] and len(status["nodes"]) in (1, 3)
+    assert {node["kinds"][0] for node in status["nodes"]} == {"Adder"}
+    deadline = time.monotonic() + 20
+    while not (letters := json.loads(holdfast(directory, "dead-letters", "list", "--json"))):
+        assert time.monotonic() < deadline
+    assert letters[0]["handler"] == "fail"
+    assert "as told" in holdfast(directory, "dead-letters", "show", letters[0]["id"])
+    holdfast(directory, "dead-letters", "drop", letters[0]["id"])
+    holdfast(directory, "dead-letters", "replay", letters[0]["id"], code=1)
+    assert "UnknownKind" in holdfast(directory, "call", "Other/a", "add", code=1)
+    assert holdfast(directory, "call", "Adder/a", "value").strip() == "9"
+    holdfast(directory, "call", "Adder/a", "value", "--at", "nats://127.0.0.1:1", "--timeout", "1", code=3)
+    cluster.send_signal(signal.SIGINT)
+    assert cluster.wait(60) == 0
+    assert "--at" in holdfast(directory, "status", code=2)
