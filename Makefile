@@ -39,7 +39,7 @@ check: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(if $(TYPING),$(BIN)/mypy --strict $(TYPING))
-	$(if $(TYPING),$(BIN)/pyright $(TYPING))
+	$(if $(TYPING),$(BIN)/pyright --pythonpath $(BIN)/python $(TYPING))
 	$(BIN)/lint-imports
 	$(PYTEST) tests/test_floors.py tests/test_surface.py tests/docs
 

@@ -103,6 +103,9 @@ DRAIN_SECONDS: Final = 10.0
 APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 
+CONNECT_SECONDS: Final = 5.0
+"""How long a process looks for a server before it says that none answers."""
+
 QUORUM_WAIT_SECONDS: Final = 15.0
 """How long a refused-for-want-of-quorum append is tried again: an election of the engine takes 4 to 9 s."""
 

@@ -160,7 +160,7 @@ async def test_a_server_without_jetstream_is_refused(tmp_path: Path) -> None:
 
 
 async def test_nobody_there_is_no_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.limits.QUORUM_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("holdfast.limits.CONNECT_SECONDS", 1.0)
     (port,) = free_ports(1)
     with pytest.raises(NoQuorum, match=str(port)):
         await NatsEngine([f"nats://127.0.0.1:{port}"]).open()

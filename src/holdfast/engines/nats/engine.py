@@ -61,7 +61,7 @@ class NatsEngine(Engine):
     async def open(self) -> None:
         connection = Connection()
         tls = self._tls_context()
-        await connection.open(self._urls, tls, self._user, self._password, limits.QUORUM_WAIT_SECONDS)
+        await connection.open(self._urls, tls, self._user, self._password, limits.CONNECT_SECONDS)
         self._connection = connection
         self.log: NatsLog = NatsLog(connection)
         self.bus: NatsBus = NatsBus(connection)

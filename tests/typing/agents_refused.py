@@ -1,0 +1,46 @@
+"""What a type checker must refuse: each ignored line is an error, and an ignore that hides none is one itself."""
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from holdfast import Agent, Node, State, handler, reader
+
+
+class Count(State):
+    n: int = 0
+
+
+class Counter(Agent[Count]):
+    @handler
+    async def add(self, by: int) -> int:
+        self.state.missing = 1  # type: ignore[attr-defined]
+        self.state.n = "text"  # type: ignore[assignment]
+        return self.state.n
+
+    @reader
+    async def value(self) -> int:
+        return self.state.n
+
+
+class Other(Agent[Count]):
+    @handler
+    async def hit(self) -> None: ...
+
+
+async def use(node: Node) -> None:
+    counter = node.agent(Counter, "a")
+    await counter.ask(Counter.add, "one")  # type: ignore[call-overload]
+    await counter.ask(Counter.add)  # type: ignore[call-overload]
+    await counter.ask(Counter.add, 1, 2)  # type: ignore[call-overload]
+    await counter.ask(Counter.add, of=1)  # type: ignore[call-overload]
+    await counter.ask(Other.hit)  # type: ignore[call-overload]
+    await counter.send(Counter.value)  # type: ignore[arg-type]
+    counter.tell(Counter.value)  # type: ignore[arg-type]
+    await counter.send(Counter.add, "one")  # type: ignore[arg-type]
+    text: str = await counter.ask(Counter.add, 1)  # type: ignore[call-overload]
+    print(text)
+    counter.options(timeout="soon")  # type: ignore[call-arg]
+    node.agent(Count, "a")  # type: ignore[type-var]
+    node.agent(Counter, 5)  # type: ignore[arg-type]
+    async with Node.join("local:x.db", serve=[Count]):  # type: ignore[list-item]
+        pass
