@@ -7,6 +7,7 @@ call goes to its agent, and the replies of one tick go back as one frame.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from holdfast.engines.base import Engine, Message, Stored, Subscription
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
+_is_reply: Final = re.compile(r"hf\.r\.[A-Za-z0-9-]{1,64}\.[0-9]{1,20}", re.ASCII).fullmatch
 _decode_frame = msgspec.msgpack.Decoder(Frame).decode
 
 
@@ -204,6 +206,8 @@ class Runtime:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return  # not ours, or damaged: its sender's attempt ends unanswered
         reply = frame.reply
+        if not _is_reply(reply):
+            return
         outlet = self._outlets.get(reply)
 
         def sink(reference: int, outcome: int, payload: bytes) -> None:

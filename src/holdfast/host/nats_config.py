@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -112,7 +113,7 @@ def render(settings: ServerSettings, disk_bytes: int) -> str:
         ]
         if security.user:
             lines.append(f"  authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
-            login = f"{security.user}:{security.password}@"
+            login = f"{quote(security.user, safe='')}:{quote(security.password, safe='')}@"
         lines += _tls(security, "  ")
         lines += ["  routes: [", *(f"    {quoted(f'{scheme}://{login}{route}')}" for route in settings.routes), "  ]"]
         lines.append("}")

@@ -1,0 +1,123 @@
+"""Hosts that listen with certificates and a password: who has them gets in, nobody else."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from holdfast import ConfigError, HoldfastError
+from holdfast.engines.base import Record
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.host.nats_config import Security, ServerSettings, check, is_loopback
+from holdfast.host.nats_server import NatsServer, free_ports
+
+pytestmark = pytest.mark.cluster
+
+
+def certificates(directory: Path) -> Security:
+    """A private authority, and a certificate of it for this machine."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def write(name: str, authority: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None):  # type: ignore[no-untyped-def]
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        issuer, signer = authority or (subject, key)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+        )
+        if authority is not None:
+            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(signer, hashes.SHA256())
+        (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (directory / f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return subject, key
+
+    write("node", write("authority", None))
+    paths = [str(directory / name) for name in ("authority.pem", "node.pem", "node.key")]
+    return Security(*paths, user="holdfast", password='s3"cret {x}')
+
+
+@pytest.fixture
+async def secured(tmp_path: Path) -> AsyncIterator[tuple[list[NatsServer], Security]]:
+    security = certificates(tmp_path)
+    ports = free_ports(6)
+    routes = tuple(f"127.0.0.1:{port}" for port in ports[3:])
+    servers = [
+        NatsServer(
+            ServerSettings(
+                f"s{n}",
+                str(tmp_path / f"s{n}"),
+                "0.0.0.0",
+                ports[n],
+                cluster_port=ports[3 + n],
+                routes=routes,
+                security=security,
+            )
+        )
+        for n in range(3)
+    ]
+    for server in servers:
+        await server.start()
+    yield servers, security
+    for server in servers:
+        await server.kill()
+
+
+def engine(servers: list[NatsServer], security: Security, **other: str) -> NatsEngine:
+    names = {name: getattr(security, name) for name in security.__struct_fields__}
+    return NatsEngine([server.url for server in servers], **{**names, **other})
+
+
+async def test_a_cluster_beyond_loopback(secured: tuple[list[NatsServer], Security]) -> None:
+    servers, security = secured
+    assert all(server.url.startswith("tls://") for server in servers)
+    one = engine(servers, security)
+    await one.open()
+    await one.ensure_cells(["c"], 3)
+    assert list(await one.log.append("c", [Record("c.a", b"x")])) == [1]
+    await one.close()
+    for other in ({"password": "wrong"}, {"user": "", "password": ""}, {"tls_cert": "", "tls_key": ""}, {"tls_ca": ""}):
+        with pytest.raises(HoldfastError):
+            await engine(servers, security, **other).open()
+    with pytest.raises(ConfigError, match="no file"):
+        await engine(servers, security, tls_ca="/nowhere.pem").open()
+
+
+@pytest.mark.parametrize("missing", ["tls_ca", "tls_cert", "tls_key", "user", "password"])
+def test_beyond_loopback_everything_is_needed(tmp_path: Path, missing: str) -> None:
+    whole = certificates(tmp_path)
+    parts = {name: "" if name == missing else getattr(whole, name) for name in whole.__struct_fields__}
+    for address in ("0.0.0.0", "192.168.1.5", "::", "example.org"):
+        with pytest.raises(ConfigError):
+            check(ServerSettings("s", str(tmp_path), address, security=Security(**parts)))
+    check(ServerSettings("s", str(tmp_path), "0.0.0.0", security=whole))
+
+
+def test_loopback() -> None:
+    assert all(map(is_loopback, ["127.0.0.1", "::1", "localhost", "127.5.5.5"]))
+    assert not any(map(is_loopback, ["0.0.0.0", "::", "10.0.0.1", "example.org", ""]))
+
+
+def test_an_even_cohort_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="even"):
+        check(ServerSettings("s", str(tmp_path), routes=("a:1", "b:1")))
