@@ -9,11 +9,13 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 from tests.cluster.app import Account, Post
 
-from holdfast import AlreadyExists, LocalCluster, Node, OutcomeUnknown
+from holdfast import AlreadyExists, LocalCluster, Node, OutcomeUnknown, codec
+from holdfast.agents.messages import OK, Call, Frame, Replies, Reply
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 APP = str(Path(__file__).parent / "app.py")
@@ -157,12 +159,26 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
     value = await agent.ask(Account.add, 1)
     victim = owner_name(node, "Account/frozen")
     pid = cluster.node_pid(victim)
+    replies: list[Reply] = []
+    await node.engine.bus.subscribe(
+        "hf.r.frozen.>", lambda m: replies.extend(msgspec.msgpack.decode(m.payload, type=Replies).replies)
+    )
+    frozen = f"hf.n.{node.describe('Account/frozen').owner}"
     os.kill(pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(60):
             assert await agent.options(timeout_seconds=60).ask(Account.add, 1) == value + 1
+        # These lie in its socket when it wakes, before it can hear that its shards are another's.
+        for number in range(100):
+            call = Call("Account/frozen", "value", b"\x90", number + 1)
+            node.engine.bus.publish(frozen, codec.encode_raw(Frame("hf.r.frozen.1", [call])))
+        await asyncio.sleep(0.1)
     finally:
         os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(20):
+        while len(replies) < 100:
+            await asyncio.sleep(0.05)
+    assert OK not in {reply.outcome for reply in replies}, "a node that was frozen answered from its memory"
     for expected in range(value + 2, value + 12):
         assert await agent.ask(Account.add, 1) == expected
         assert await agent.ask(Account.value) == expected

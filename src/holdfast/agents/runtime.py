@@ -62,6 +62,7 @@ class Runtime:
         self.quarantine = asyncio.Lock()
         self.warm_bytes = 0
         self.isolated = False
+        self._awake_at = clock.monotonic()
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -195,8 +196,16 @@ class Runtime:
         self.on_lost(cell, numbers)
 
     def live(self) -> bool:
-        """Whether this node may answer from memory."""
-        return not self.isolated
+        """Whether this node may answer from memory: it is connected, and was not frozen just now."""
+        return not self.isolated and self.clock.monotonic() - self._awake_at < limits.ISOLATE_SECONDS
+
+    def awake(self) -> None:
+        """Called several times a second. After a gap others may own the shards: each is claimed anew, or is lost."""
+        slept = self.clock.monotonic() - self._awake_at
+        if slept >= limits.ISOLATE_SECONDS:
+            for cell in self._cells:
+                self.reclaim(cell, [shard for shard in self.shards.values() if shard.cell == cell])
+        self._awake_at = self.clock.monotonic()
 
     # Calls -------------------------------------------------------------------------------------------------------
 

@@ -204,6 +204,7 @@ class Node:
     async def _watch_liveness(self) -> None:
         while True:
             self._runtime.isolated = self._membership.unreachable()
+            self._runtime.awake()
             await asyncio.sleep(limits.BEAT_SECONDS / 2)
 
     async def close(self) -> None:
