@@ -32,7 +32,8 @@ async def benchmark(report: Report, quick: bool) -> None:
 
 async def _calls(report: Report, node: Node, scale: int) -> None:
     agents = [node.agent(Counter, f"x{n}") for n in range(AGENTS)]
-    engine, cells = node.engine, list(node.manifest.cells)
+    engine, cells = node.engine, [f"raw{n}" for n in range(len(node.manifest.cells))]
+    await engine.ensure_cells(cells, 3)  # the same streams as the agents' own, beside them
     one = agents[0]
     await one.ask(Counter.add, 1)
     p50, p99 = await latencies(lambda _: one.ask(Counter.add, 1), 200 * scale)
@@ -63,7 +64,7 @@ async def _sends(report: Report, node: Node, scale: int) -> None:
     while sum(await asyncio.gather(*(agent.ask(Counter.value) for agent in agents))) < before + count:
         await asyncio.sleep(0.05)
     carried = count / (time.perf_counter() - started)
-    limit = await raw_batches(node.engine, list(node.manifest.cells), 1, IN_FLIGHT // 3, 80, 2.0)
+    limit = await raw_batches(node.engine, [f"raw{n}" for n in range(3)], 1, IN_FLIGHT // 3, 80, 2.0)
     report.add("send, accepted", accepted, "/s", 12_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
     report.add("send, carried out", carried, "/s", 4_000)
 

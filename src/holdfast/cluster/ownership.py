@@ -13,6 +13,7 @@ has, up to the own epoch record. No turn starts before.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from random import Random
@@ -28,6 +29,7 @@ from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _CLAIM_MAX = 256
+_logger = logging.getLogger(__name__)
 
 
 class EpochRecord(msgspec.Struct, array_like=True):
@@ -125,8 +127,13 @@ class Ownership:
         tail = self._engine.log.tail(cell, [f"{cell}.*.epoch"])
         async for chunk in tail:
             for stored in chunk.records:
-                number = int(stored.subject.split(".")[1])
-                self.epochs[number] = Epoch(stored.sequence, _decode(codec.unseal(stored.payload, stored.subject)))
+                try:
+                    number = int(stored.subject.split(".")[1])
+                    record = _decode(codec.unseal(stored.payload, stored.subject))
+                except (ValueError, msgspec.MsgspecError, DataLoss) as error:
+                    _logger.error("%s is no ownership record: %s", stored.subject, error)
+                    continue
+                self.epochs[number] = Epoch(stored.sequence, record)
                 if self.owned.get(number, stored.sequence) < stored.sequence:
                     del self.owned[number]
                     self._host.drop_shards([number])

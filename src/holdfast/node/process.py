@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 import msgspec
 
@@ -45,12 +46,26 @@ def say(event: str, **facts: object) -> None:
     print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
 
 
+class NodeFailed(Exception):
+    """A task of the node ended with an error of ours."""
+
+
 async def serve(settings: NodeSettings) -> None:
-    """Serve until told to end."""
+    """Serve until told to end. Raises `NodeFailed`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    failures: list[str] = []
+
+    def failed(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # A part of the node ended that nothing else can do without: its host starts it anew.
+        loop.default_exception_handler(context)
+        if isinstance(context.get("task"), asyncio.Task):
+            failures.append(f"{context.get('message')}: {context.get('exception')!r}")
+            stop.set()
+
+    loop.set_exception_handler(failed)
     kinds = [cls for app in settings.app.split() for cls in load_agents(app)]
     async with Node.join(
         settings.urls,
@@ -67,6 +82,8 @@ async def serve(settings: NodeSettings) -> None:
     ) as node:
         say("ready", incarnation=node.incarnation, kinds=[cls.__kind__.name for cls in kinds])
         await stop.wait()
+    if failures:
+        raise NodeFailed(failures[0])
     say("ended")
 
 
@@ -76,7 +93,7 @@ def main() -> int:
     die_with_parent(settings.parent)
     try:
         run(serve(settings))
-    except HoldfastError as error:
+    except (HoldfastError, NodeFailed) as error:
         say("failed", error=f"{type(error).__name__}: {error}")
         return 2
     return 0
