@@ -114,6 +114,8 @@ class Router:
         """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted for."""
         for opened in list(self._open.values()):
             self._fail(opened, "the node was closed", Closed)
+        if self.sender is not None:
+            await self.sender.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)

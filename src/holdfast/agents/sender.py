@@ -1,13 +1,18 @@
 """Durable sends from outside a turn: each is appended to its receiver's inbox, once and in order.
 
-Per receiver one append is under way. An append whose outcome is unknown is made again under the very same subject,
-which expects to be the first there: if it is refused, the first one happened. Only if that first one was consumed and
-purged meanwhile a second copy gets in, and the receiver's record, which holds the sender's last number, drops it.
+Per receiver one append is under way; what is sent to it meanwhile goes with the next one, as a whole. An append whose
+outcome is unknown is made again under the very same subjects, each of which expects to be the first there: if it is
+refused, the first one happened. Only if that first one was consumed and purged meanwhile a second copy gets in, and the
+receiver's record, which holds the sender's last number, drops it.
+
+A caller that is cancelled takes its message back only while it waits for its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Iterable
 from random import Random
 from typing import Protocol
 
@@ -16,13 +21,26 @@ from holdfast.agents.messages import InboxMessage
 from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.engines.base import Expect, Record
-from holdfast.errors import Closed, Conflict, NoQuorum, OutcomeUnknown, Overloaded, Unknown
+from holdfast.errors import Closed, Conflict, HoldfastError, NotDone, OutcomeUnknown, Overloaded, Unknown
+
+_AT_ONCE_MAX = 64
+_AT_ONCE_BYTES_MAX = 512 * 1024
 
 
 class Appender(Protocol):
     """What joins the records of many senders into batches."""
 
-    async def append(self, record: Record) -> int: ...
+    async def append(self, *records: Record) -> int: ...
+
+
+class _Letter:
+    __slots__ = ("deadline", "future", "record", "title")
+
+    def __init__(self, record: Record, deadline: float, future: asyncio.Future[None], title: str) -> None:
+        self.record = record
+        self.deadline = deadline
+        self.future = future
+        self.title = title
 
 
 class Sender:
@@ -34,60 +52,114 @@ class Sender:
         self._caller = caller
         self._shards = shards
         self._number = 0
-        self._turns: dict[str, asyncio.Future[None]] = {}
-        """Per receiver, the end of the newest send that waits or is under way."""
+        self._lanes: dict[str, deque[_Letter]] = {}
+        """Per receiver the letters that wait; there is one as long as an append to it is under way."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = 0
         self._random = Random()
         self.sent = 0
 
     async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
         """Append, and return when it is durable. See `AgentRef.send` for what it raises."""
-        self._number += 1
-        number = self._number
-        before = self._turns.get(token)
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turns[token] = mine
-        try:
-            if before is not None:
-                await asyncio.wait([before])
-            await self._append(token, number, handler, arguments, timeout_seconds, message_id)
-            self.sent += 1
-        finally:
-            mine.set_result(None)
-            if self._turns.get(token) is mine:
-                del self._turns[token]
-
-    async def _append(
-        self, token: str, number: int, handler: str, arguments: bytes, timeout_seconds: float, message_id: str
-    ) -> None:
+        if self._waiting >= limits.SUBMISSIONS_MAX:
+            raise Overloaded(f"{limits.SUBMISSIONS_MAX} sends of this process wait: send more slowly")
         shard = ids.shard_of(token, self._shards)
         cell, appender = self._appenders[shard % len(self._appenders)]
-        subject = f"{cell}.{shard}.in.{token}.{self._caller}-{number}"
-        message = InboxMessage(handler, arguments, self._caller, number, message_id, self._clock.now())
+        now = self._clock.now()
+        self._number += 1
+        subject = f"{cell}.{shard}.in.{token}.{self._caller}-{self._number}"
+        message = InboxMessage(handler, arguments, self._caller, self._number, message_id, now)
         record = Record(subject, codec.seal(codec.encode_raw(message)), Expect(subject, 0))
-        deadline = self._clock.now() + timeout_seconds
+        loop = asyncio.get_running_loop()
+        letter = _Letter(record, now + timeout_seconds, loop.create_future(), f"{token} {handler}")
+        lane = self._lanes.get(token)
+        if lane is None:
+            self._lanes[token] = lane = deque()
+            task = loop.create_task(self._run(token, lane, appender))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        lane.append(letter)
+        self._waiting += 1
+        try:
+            await letter.future
+        finally:
+            self._waiting -= 1
+
+    async def _run(self, token: str, lane: deque[_Letter], appender: Appender) -> None:
+        try:
+            while letters := _take(lane):
+                await self._append(lane, letters, appender)
+        finally:
+            del self._lanes[token]
+            _fail(lane, Closed("the node was closed"))
+
+    async def _append(self, lane: deque[_Letter], letters: list[_Letter], appender: Appender) -> None:
+        records = [letter.record for letter in letters]
+        deadline = min(letter.deadline for letter in letters)
         attempt = 0
         unknown = False
         while True:
-            error: Exception
+            error: HoldfastError
             try:
-                await appender.append(record)
+                await appender.append(*records)
+                break
+            except Conflict as found:
+                if unknown:
+                    break  # the attempt whose outcome was unknown happened
+                _fail(letters, found)
                 return
-            except Conflict:
-                if unknown:
-                    return  # the attempt whose outcome was unknown happened
-                raise
-            except Closed as closed:
-                if unknown:
-                    raise OutcomeUnknown(f"{token} {handler}: the node was closed before it was known") from None
-                raise closed
+            except Closed as found:
+                _fail(letters, OutcomeUnknown(f"not known to be written: {found}") if unknown else found)
+                return
             except Unknown as found:
                 unknown = True
                 error = found
-            except (NoQuorum, Overloaded) as found:
+            except NotDone as found:
                 error = found
+            except HoldfastError as found:
+                _fail(letters, found)
+                return
+            except asyncio.CancelledError:
+                _fail(letters, OutcomeUnknown("the node was closed before it was known"))
+                raise
             attempt += 1
             if self._clock.now() >= deadline:
                 if unknown:
-                    raise OutcomeUnknown(f"{token} {handler}: not known to be in its inbox: {error}") from None
-                raise error
+                    _fail(letters, OutcomeUnknown(f"not known to be in the inbox: {error}"))
+                    return
+                # Nothing was written: those that may wait longer go on, in their order.
+                _fail([letter for letter in letters if letter.deadline <= deadline], error)
+                lane.extendleft(reversed([letter for letter in letters if letter.deadline > deadline]))
+                return
             await asyncio.sleep(backoff.delay_seconds(attempt, self._random, limits.BACKOFF_SECONDS_MAX))
+        self.sent += len(letters)
+        for letter in letters:
+            if not letter.future.done():
+                letter.future.set_result(None)
+
+    async def close(self) -> None:
+        """End what is under way: its senders get `Closed`, or `OutcomeUnknown`."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _take(lane: deque[_Letter]) -> list[_Letter]:
+    """The next letters, as many as go at once."""
+    letters: list[_Letter] = []
+    size = 0
+    while lane and len(letters) < _AT_ONCE_MAX:
+        size += len(lane[0].record.payload)
+        if letters and size > _AT_ONCE_BYTES_MAX:
+            break
+        letter = lane.popleft()
+        if not letter.future.done():
+            letters.append(letter)
+    return letters
+
+
+def _fail(letters: Iterable[_Letter], error: HoldfastError) -> None:
+    """Each sender gets an error of its own, that names its message."""
+    for letter in letters:
+        if not letter.future.done():
+            letter.future.set_exception(type(error)(f"{letter.title}: {error}"))

@@ -1,12 +1,13 @@
 """Independent records of many tasks, joined into batches: what one batch in flight at a time is enough for.
 
-A batch is all or nothing, but its records here have nothing to do with each other: where one record's expectation
-does not hold, the batch is appended again in halves, until that record is alone with its `Conflict`.
+A batch is all or nothing, but what is joined here has nothing to do with each other: where an expectation does not
+hold, the batch is appended again in halves, until the submission is found that gets the `Conflict`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from holdfast.engines.base import Log, Record
 from holdfast.engines.checks import HEADER_BYTES, check_batch
@@ -15,16 +16,16 @@ from holdfast.limits import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX
 
 
 class _Submission:
-    __slots__ = ("future", "record", "size")
+    __slots__ = ("future", "records", "size")
 
-    def __init__(self, record: Record, future: asyncio.Future[int]) -> None:
-        self.record = record
+    def __init__(self, records: Sequence[Record], future: asyncio.Future[int]) -> None:
+        self.records = records
         self.future = future
-        self.size = len(record.subject) + len(record.payload) + HEADER_BYTES
+        self.size = sum(len(record.subject) + len(record.payload) + HEADER_BYTES for record in records)
 
 
 class GroupAppender:
-    """Appends single records to one cell. Each has its own outcome."""
+    """Appends records to one cell. Each submission has its own outcome, and is written whole or not at all."""
 
     def __init__(self, log: Log, cell: str) -> None:
         self._log = log
@@ -32,13 +33,13 @@ class GroupAppender:
         self._waiting: list[_Submission] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def append(self, record: Record) -> int:
-        """Append one record, and return its sequence. Raises what `Log.append` raises, and `Overloaded`."""
+    async def append(self, *records: Record) -> int:
+        """Append records, and return the first one's sequence. Raises what `Log.append` raises, and `Overloaded`."""
         if len(self._waiting) >= SUBMISSIONS_MAX:
             raise Overloaded(f"{SUBMISSIONS_MAX} records wait for cell {self._cell}: send more slowly")
-        check_batch(self._cell, [record], RECORD_BYTES_MAX, BATCH_RECORDS_MAX, BATCH_BYTES_MAX)
+        check_batch(self._cell, records, RECORD_BYTES_MAX, BATCH_RECORDS_MAX, BATCH_BYTES_MAX)
         loop = asyncio.get_running_loop()
-        submission = _Submission(record, loop.create_future())
+        submission = _Submission(records, loop.create_future())
         self._waiting.append(submission)
         if self._writing is None:
             self._writing = loop.create_task(self._write())
@@ -61,13 +62,14 @@ class GroupAppender:
         for index, submission in enumerate(self._waiting):
             if submission.future.done():
                 continue  # its task was cancelled before anything was written
-            if len(batch) == BATCH_RECORDS_MAX or size + submission.size > BATCH_BYTES_MAX:
+            count = len(subjects) + len(submission.records)
+            if batch and (count > BATCH_RECORDS_MAX or size + submission.size > BATCH_BYTES_MAX):
                 later += self._waiting[index:]
                 break
-            if submission.record.subject in subjects:
+            if any(record.subject in subjects for record in submission.records):
                 later.append(submission)
                 continue
-            subjects.add(submission.record.subject)
+            subjects.update(record.subject for record in submission.records)
             size += submission.size
             batch.append(submission)
         self._waiting = later
@@ -77,7 +79,7 @@ class GroupAppender:
         if not batch:
             return
         try:
-            sequences = await self._log.append(self._cell, [submission.record for submission in batch])
+            sequences = await self._log.append(self._cell, [record for one in batch for record in one.records])
         except Conflict as error:
             if len(batch) > 1:
                 half = len(batch) // 2
@@ -91,9 +93,11 @@ class GroupAppender:
             _fail(batch, Unknown(f"the batch was cut off: {error!r}"))
             raise
         else:
-            for submission, sequence in zip(batch, sequences, strict=True):
+            place = 0
+            for submission in batch:
                 if not submission.future.done():
-                    submission.future.set_result(sequence)
+                    submission.future.set_result(sequences[place])
+                place += len(submission.records)
 
 
 def _fail(batch: list[_Submission], error: HoldfastError) -> None:

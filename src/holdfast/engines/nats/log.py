@@ -170,31 +170,44 @@ class NatsLog(Log):
     # Reading -------------------------------------------------------------------------------------------------------
 
     async def read(self, cell: str, subject: str) -> Stored | None:
+        """The leader is asked first: of the newest, it is the one that is rarely behind."""
         checks.check_subject(subject)
-        return await self._read(cell, {"last_by_subj": subject})
+        self._check_open(cell)
+        what = {"last_by_subj": subject}
+        try:
+            return await self._read_leader(cell, what)
+        except (NoQuorum, Unknown):
+            found = await self._read_any(cell, what)
+            if found is None:
+                raise
+            return found
 
     async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
+        """Any replica will do; where that one has nothing, the leader is asked."""
+        self._check_open(cell)
         if sequence < 1:
             return None
-        found = await self._read(cell, {"seq": sequence})
+        found = await self._read_any(cell, {"seq": sequence}) or await self._read_leader(cell, {"seq": sequence})
         return found if found is not None and found.sequence == sequence else None
 
-    async def _read(self, cell: str, what: dict[str, int | str]) -> Stored | None:
-        """From any replica; where that one has nothing, from the leader."""
-        self._check_open(cell)
+    async def _read_any(self, cell: str, what: dict[str, str] | dict[str, int]) -> Stored | None:
+        try:
+            payload = msgspec.json.encode(what)
+            headers, data = await self._connection.ask(f"$JS.API.DIRECT.GET.{cell}", payload, _READ_SECONDS)
+        except (NoResponders, Unknown):
+            return None
+        if not headers or status(headers):
+            return None
+        return Stored(header(headers, b"Nats-Subject"), int(header(headers, b"Nats-Sequence")), data)
+
+    async def _read_leader(self, cell: str, what: dict[str, str] | dict[str, int]) -> Stored | None:
         payload = msgspec.json.encode(what)
         try:
-            headers, data = await self._connection.ask(f"$JS.API.DIRECT.GET.{cell}", payload, _READ_SECONDS)
-            if status(headers) == 0 and headers:
-                return Stored(header(headers, b"Nats-Subject"), int(header(headers, b"Nats-Sequence")), data)
-        except (NoResponders, Unknown):
-            pass
-        try:
-            headers, data = await self._connection.ask(f"$JS.API.STREAM.MSG.GET.{cell}", payload, _READ_SECONDS)
+            _, data = await self._connection.ask(f"$JS.API.STREAM.MSG.GET.{cell}", payload, _READ_SECONDS)
         except (NoResponders, Unknown) as error:
             raise NoQuorum(f"no replica of {cell} answers: {error}") from None
         if not data:
-            raise NoQuorum(f"no replica of {cell} answers at this moment")
+            raise NoQuorum(f"no server leads {cell} at this moment")
         answer = msgspec.json.decode(data, type=_MessageAnswer)
         if answer.error is not None:
             if answer.error.code == 404 and answer.error.err_code != api.STREAM_NOT_FOUND:

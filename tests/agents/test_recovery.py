@@ -1,0 +1,82 @@
+"""A claim is followed by a recovery that notices what a replica lost or damaged."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tests.agents.kinds import Counter, Receiver, serving, until
+
+from holdfast import DeadlineExceeded, HoldfastError, Node
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+async def fill(path: Path) -> None:
+    async with serving(path) as node:
+        for n in range(300):
+            await node.agent(Counter, f"a{n}").ask(Counter.add, n)
+        for n in range(300):
+            await node.agent(Counter, f"a{n}").ask(Counter.add, 1)
+
+
+async def failures(path: Path) -> dict[str, str]:
+    """What a node says that cannot recover."""
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    async with Node.join(f"local:{path}", serve=[Counter, Receiver]) as node:
+
+        async def failed() -> bool:
+            return bool(node.statistics()["recovery_failures"])
+
+        await until(failed)
+        with pytest.raises((DeadlineExceeded, HoldfastError)):
+            await node.agent(Counter, "a7").options(timeout_seconds=0.3).ask(Counter.value)
+        assert errors
+        found: dict[str, str] = node.statistics()["recovery_failures"]
+        return found
+
+
+def change(path: Path, statement: str, *values: object) -> int:
+    with sqlite3.connect(path) as connection:
+        return connection.execute(statement, values).rowcount
+
+
+async def test_a_lost_record_is_noticed(path: Path) -> None:
+    await fill(path)
+    assert change(path, "DELETE FROM records WHERE subject LIKE '%.st.Counter/a7'") == 1
+    (text,) = (await failures(path)).values()
+    assert "diverged" in text
+
+
+async def test_a_flipped_byte_is_noticed(path: Path) -> None:
+    await fill(path)
+    with sqlite3.connect(path) as connection:
+        where = "subject LIKE '%.st.Counter/a7'"
+        ((payload,),) = connection.execute(f"SELECT payload FROM records WHERE {where}").fetchall()
+        damaged = payload[:30] + bytes([payload[30] ^ 1]) + payload[31:]
+        connection.execute(f"UPDATE records SET payload = ? WHERE {where}", (damaged,))
+    (text,) = (await failures(path)).values()
+    assert "checksum" in text and "Counter/a7" in text
+
+
+async def test_blobs_that_no_record_names_are_swept(path: Path) -> None:
+    await fill(path)
+    async with serving(path) as node:
+        info = node.describe("Counter/a7")
+        own = f"{info.cell}.{info.shard}.Counter/a7"
+        await node.engine.blobs.put(f"{own}.{info.shard}-1-1", b"left behind by an owner that died")
+        # As an owner that died would leave it: its claim stands, and nobody let go of the shard.
+        node._ownership.owned.clear()
+    async with serving(path) as node:
+
+        async def swept() -> bool:
+            return await node.engine.blobs.keys(own) == []
+
+        await until(swept)
+        assert await node.agent(Counter, "a7").ask(Counter.value) == 8
