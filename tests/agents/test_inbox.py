@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.agents.kinds import Append, Counter, Fault, Receiver, serving, until
 
-from holdfast import Agent, NotFound, OutcomeUnknown, Overloaded, State, Unknown, handler, limits
+from holdfast import Agent, NotFound, OutcomeUnknown, Overloaded, State, Unknown, codec, handler, limits
+from holdfast.agents.messages import InboxMessage
 from holdfast.engines.base import Record
 
 
@@ -301,3 +303,20 @@ async def test_tell_is_best_effort_and_cheap(path: Path) -> None:
             return await agent.ask(Counter.value) == 50
 
         await until(done)
+
+
+async def test_a_second_copy_that_comes_after_the_first_was_purged_is_dropped(path: Path) -> None:
+    """As after an append whose outcome was unknown, made again when the first one had been handled and forgotten."""
+    async with serving(path) as node:
+        receiver = node.agent(Receiver, "r")
+        await receiver.send(Receiver.take, "me", 1)
+        await until(lambda: has(receiver, 1))
+        info = node.describe("Receiver/r")
+        copy = InboxMessage("take", msgspec.msgpack.encode(["me", 1]), node._router.caller, 1)
+        subject = f"{info.cell}.{info.shard}.in.Receiver/r.{node._router.caller}-1-again"
+        await node.engine.log.append(info.cell, [Record(subject, codec.seal(codec.encode_raw(copy)))])
+        await receiver.send(Receiver.take, "me", 2)
+        await until(lambda: has(receiver, 2))
+    async with serving(path) as node:
+        await asyncio.sleep(0.2)
+        assert await node.agent(Receiver, "r").ask(Receiver.all) == [("me", 1), ("me", 2)]

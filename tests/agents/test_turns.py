@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.agents.kinds import Append, Counter, Fault, Gate, serving
 
-from holdfast import BadMessage, BadState, HandlerFailed, NotDone, TooLarge, UnknownKind, limits
+from holdfast import BadMessage, BadState, HandlerFailed, Node, NotDone, ReplayMismatch, TooLarge, UnknownKind, limits
 from holdfast.engines.base import Record
 
 
@@ -215,3 +215,59 @@ async def test_without_a_quorum_turns_are_undone_and_their_callers_told(
             await agent.ask(Counter.add, 1)
         broken = False
         assert await agent.ask(Counter.add, 1) == 2
+
+
+class Steps:
+    """Lets the batches that hold one agent's record through, one by one."""
+
+    def __init__(self, node: Node, agent_id: str) -> None:
+        self._let = asyncio.Semaphore(0)
+        self.fault = Fault(node, f".st.{agent_id}", self._hold)
+
+    async def _hold(self, real: Append, cell: str, records: Sequence[Record]) -> range:
+        await self._let.acquire()
+        return await real(cell, records)
+
+    def let(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._let.release()
+
+
+async def test_a_reader_between_two_commits_sees_the_first(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        steps = Steps(node, "Counter/a")
+        first = asyncio.create_task(agent.ask(Counter.add, 1))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(agent.ask(Counter.add, 1))
+        await asyncio.sleep(0.05)
+        assert await agent.ask(Counter.value) == 0
+        steps.let()
+        assert await first == 1
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        assert await agent.ask(Counter.value) == 1
+        fresh = asyncio.create_task(agent.options(fresh=True).ask(Counter.value))
+        await asyncio.sleep(0.05)
+        assert not fresh.done()
+        steps.let(9)
+        assert await second == 2
+        assert await fresh == 2
+        assert await agent.ask(Counter.value) == 2
+
+
+async def test_an_answer_from_memory_waits_for_the_commit_of_what_it_says(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a").options(message_id="same")
+        steps = Steps(node, "Counter/a")
+        await agent.send(Counter.add, 5)
+        await asyncio.sleep(0.1)
+        assert steps.fault.times == 1, "the send was not handled yet"
+        asking = asyncio.create_task(agent.ask(Counter.add, 5))
+        wrong = asyncio.create_task(agent.ask(Counter.add, 6))
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        steps.let(9)
+        assert await asking == 5
+        with pytest.raises(ReplayMismatch):
+            await wrong
