@@ -75,7 +75,7 @@ def up(
                 routes=routes,
                 security=security,
             )
-            replicas = 3 if len(routes) >= 3 else 1
+            replicas = len(routes) or 1
         else:
             replicas = 0
         settings = HostSettings(

@@ -72,8 +72,7 @@ class LocalCluster:
                 routes=routes,
             )
             others = self.urls[index + 1 :] + self.urls[:index]
-            replicas = 3 if hosts >= 3 else 1
-            settings = HostSettings(name, server, others, nodes, [_absolute(app) for app in apps], replicas)
+            settings = HostSettings(name, server, others, nodes, [_absolute(app) for app in apps], hosts)
             self._hosts[name] = _HostChild(settings)
 
     @property

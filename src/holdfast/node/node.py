@@ -122,7 +122,7 @@ class Node:
 
         ``serve``: the agent classes that may live here; none for a mere client. ``name``: for people. ``host`` and
         ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``replicas``: of the log, when this node
-        is the first to find the servers empty (default: 3 where there are three, else 1). The rest is for servers that
+        is the first to find the servers empty (default: as many as there are servers, 1, 3 or 5). The rest is for servers that
         ask for certificates or a password.
 
         On leaving, turns that run are finished and committed, and the shards are let go of.
@@ -155,8 +155,8 @@ class Node:
         clock: Clock,
     ) -> Node:
         if replicas is None:
-            replicas = engine.servers()
-            replicas = 3 if replicas >= 3 else 1
+            servers = engine.servers()
+            replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))
         await engine.ensure_cells([REGISTRY_CELL], replicas)
         wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=SHARDS, now=clock.now())
         manifest = await ensure(engine, REGISTRY_CELL, wanted)
