@@ -93,7 +93,9 @@ IDLE_SECONDS: Final = 300.0
 BEAT_SECONDS: Final = 0.4
 ISOLATE_SECONDS: Final = 2.0
 TAKEOVER_SECONDS: Final = 4.0
-PURGE_SECONDS: Final = 1.0
+PURGE_SECONDS: Final = 5.0
+"""A shard's inbox messages that were handled are forgotten so often: each purge costs the log a write of its own."""
+
 STABLE_SECONDS: Final = 2.0
 """Shards move to a node that joined only when the view of who is there has not changed for so long."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.agents.kinds import Counter, Fault, serving, until
 
-from holdfast import Agent, BadMessage, BadState, HandlerFailed, State, TooLarge, handler, limits, reader
+from holdfast import Agent, BadMessage, BadState, Closed, HandlerFailed, State, TooLarge, handler, limits, reader
 
 
 @pytest.fixture
@@ -199,6 +200,41 @@ async def test_a_handler_that_swallows_its_cancellation_does_no_harm(path: Path)
             return await agent.ask(Stubborn.rung) == ["cancelled"]
 
         await until(done)
+
+
+async def test_a_handler_that_blocks_for_seconds_is_run_once(path: Path) -> None:
+    class Heavy(Agent[Rings]):
+        @handler
+        async def compute(self) -> int:
+            time.sleep(limits.ISOLATE_SECONDS + 0.5)
+            self.state.rung.append("done")
+            return len(self.state.rung)
+
+        @reader
+        async def rung(self) -> list[str]:
+            return self.state.rung
+
+    async with serving(path, Heavy) as node:
+        agent = node.agent(Heavy, "h")
+        assert await agent.ask(Heavy.compute) == 1
+        assert await agent.ask(Heavy.rung) == ["done"]
+
+
+async def test_a_closed_node_says_so(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+    async with asyncio.timeout(5):
+        for call in (agent.ask(Counter.add, 1), agent.ask(Counter.value), agent.send(Counter.add, 1)):
+            with pytest.raises(Closed):
+                await call
+        with pytest.raises(Closed):
+            await node.create(Counter, "b")
+        with pytest.raises(Closed):
+            await node.inspect("Counter/a")
+    assert node.lookup(Counter, "b") is None
+    agent.tell(Counter.add, 1)
+    await node.close()
 
 
 async def test_fresh_reads_are_as_new_as_any_acknowledgement(path: Path) -> None:

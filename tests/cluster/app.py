@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 
@@ -23,6 +24,12 @@ class Account(Agent[Total], capabilities={"account"}):
     @handler
     async def slow(self, seconds: float) -> int:
         await asyncio.sleep(seconds)
+        self.state.n += 1
+        return self.state.n
+
+    @handler
+    async def block(self, seconds: float) -> int:
+        time.sleep(seconds)
         self.state.n += 1
         return self.state.n
 

@@ -186,6 +186,14 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
     await all_up(cluster, node)
 
 
+async def test_a_handler_that_blocks_its_node_for_seconds_is_run_once(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    agent = node.agent(Account, "blocked")
+    for expected in range(1, 4):
+        assert await agent.ask(Account.block, 2.5) == expected
+        assert await agent.ask(Account.value) == expected
+
+
 async def test_a_node_that_leaves_in_order_fails_no_call(cluster: LocalCluster, node: Node) -> None:
     await all_up(cluster, node)
     stop = False

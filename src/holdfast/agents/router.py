@@ -104,6 +104,7 @@ class Router:
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.retries = 0
+        self._closed = False
 
     async def start(self) -> None:
         """Begin to hear replies."""
@@ -112,6 +113,7 @@ class Router:
 
     async def close(self) -> None:
         """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted for."""
+        self._closed = True
         for opened in list(self._open.values()):
             self._fail(opened, "the node was closed", Closed)
         if self.sender is not None:
@@ -141,6 +143,8 @@ class Router:
         context: Context | None = None,
     ) -> bytes:
         """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises."""
+        if self._closed:
+            raise Closed("the node was closed")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
         deadline = self._clock.now() + timeout_seconds

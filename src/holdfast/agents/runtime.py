@@ -62,7 +62,10 @@ class Runtime:
         self.quarantine = asyncio.Lock()
         self.warm_bytes = 0
         self.isolated = False
+        self.alone = False
+        """Whether no other process can own a shard: the embedded engine."""
         self._awake_at = clock.monotonic()
+        self._doubts = 0
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -197,15 +200,31 @@ class Runtime:
 
     def live(self) -> bool:
         """Whether this node may answer from memory: it is connected, and was not frozen just now."""
-        return not self.isolated and self.clock.monotonic() - self._awake_at < limits.ISOLATE_SECONDS
+        if self.alone:
+            return True
+        return not (self.isolated or self._doubts) and self.clock.monotonic() - self._awake_at < limits.ISOLATE_SECONDS
 
     def awake(self) -> None:
-        """Called several times a second. After a gap others may own the shards: each is claimed anew, or is lost."""
-        slept = self.clock.monotonic() - self._awake_at
-        if slept >= limits.ISOLATE_SECONDS:
-            for cell in self._cells:
-                self.reclaim(cell, [shard for shard in self.shards.values() if shard.cell == cell])
-        self._awake_at = self.clock.monotonic()
+        """Called several times a second. After a gap others may own the shards: nothing is read before that is known."""
+        now = self.clock.monotonic()
+        slept, self._awake_at = now - self._awake_at, now
+        if slept >= limits.ISOLATE_SECONDS and not self.alone:
+            self._doubts += 1
+            self.spawn(self._look_for_other_owners())
+
+    async def _look_for_other_owners(self) -> None:
+        for shard in list(self.shards.values()):
+            attempt = 0
+            while shard.active:
+                try:
+                    epoch = await self.engine.log.read(shard.cell, shard.fence.subject)
+                    break
+                except (NoQuorum, Unknown):
+                    attempt += 1
+                    await asyncio.sleep(backoff.delay_seconds(attempt, self.router.random))
+            if shard.active and epoch is not None and epoch.sequence > shard.epoch:
+                self.lost(shard.cell, [shard])
+        self._doubts -= 1
 
     # Calls -------------------------------------------------------------------------------------------------------
 

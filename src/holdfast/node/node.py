@@ -176,6 +176,7 @@ class Node:
         node._ownership = Ownership(
             engine, clock, node._membership, node._runtime, incarnation, host, cells, manifest.shards, bool(serve)
         )
+        node._runtime.alone = alone
         node._runtime.on_lost = node._ownership.lost
         node._runtime.on_reclaim = node._ownership.reclaim
         node._membership.on_death = node._router.node_died
