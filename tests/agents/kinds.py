@@ -41,6 +41,11 @@ class Counter(Agent[Count], capabilities={"count"}):
         return self.state.log
 
     @handler
+    async def hold(self, text: str) -> None:
+        await asyncio.sleep(0.0005)
+        self.state.log.append(text)
+
+    @handler
     async def break_after(self, by: int) -> int:
         self.state.n += by
         self.state.log.append("broken")

@@ -108,6 +108,31 @@ async def test_more_messages_than_are_held_in_memory(path: Path) -> None:
         assert await counter.ask(Counter.texts) == [str(n) for n in range(count)]
 
 
+async def test_messages_that_come_while_a_backlog_is_read_keep_their_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inbox holds read messages, sequences of unread ones, read ones again, and so on."""
+    async with serving(path) as node:
+        monkeypatch.setattr(limits, "INBOX_READ_AHEAD", 3)
+        counter = node.agent(Counter, "mixed")
+        sent = 0
+
+        async def send(count: int) -> None:
+            nonlocal sent
+            await asyncio.gather(*(counter.send(Counter.hold, str(n)) for n in range(sent, sent + count)))
+            sent += count
+
+        for count in (9, 1, 1, 2, 1, 5, 1, 1, 1) * 20:
+            await send(count)
+            await asyncio.sleep(0.001 * count)
+
+        async def done() -> bool:
+            return len(await counter.ask(Counter.texts)) >= sent
+
+        await until(done, 30)
+        assert await counter.ask(Counter.texts) == [str(n) for n in range(sent)]
+
+
 async def test_a_send_of_a_turn_belongs_to_the_turn(path: Path) -> None:
     async with serving(path, Sender, Receiver) as node:
         sender, receiver = node.agent(Sender, "s"), node.agent(Receiver, "r")

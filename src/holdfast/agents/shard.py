@@ -280,8 +280,17 @@ class Shard:
         inbox = activation.inbox
         assert inbox is not None
         ready: list[Delivery] = []
+        # What an owner before consumed may be purged by now: it is not to be read again.
+        while inbox and isinstance(old := inbox[0], int) and old <= activation.consumed:
+            inbox.popleft()
+            self.consumed(old)
         while self.active and activation.inbox is inbox and isinstance(head := next(iter(inbox), None), int):
-            some = [item for item, _ in zip(inbox, range(64), strict=False) if isinstance(item, int)]
+            # Only the first that are still to be read: behind them may stand messages that came when there was room.
+            some: list[int] = []
+            for item in inbox:
+                if not isinstance(item, int) or len(some) == 64:
+                    break
+                some.append(item)
             try:
                 found = await asyncio.gather(*(self.runtime.engine.log.read_sequence(self.cell, s) for s in some))
             except (NoQuorum, Unknown):
