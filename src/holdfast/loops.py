@@ -1,4 +1,4 @@
-"""The event loop that Holdfast runs on: uvloop where there is one."""
+"""The event loop that Holdfast runs on (uvloop where there is one), and the tasks that live as long as it."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a program's main coroutine, as `asyncio.run` does, on the fastest loop there is."""
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
         return runner.run(main)
+
+
+def start(work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
+    """Run a part of a node that nothing else can do without: if it fails, the loop's exception handler hears of it."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+
+    def ended(task: asyncio.Task[T]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            loop.call_exception_handler({"message": f"{what} failed", "exception": error, "task": task})
+
+    task.add_done_callback(ended)
+    return task

@@ -334,6 +334,9 @@ class Activation:
         """The batch was certainly not written: what waited for it waits for the next."""
         self.pending = self.in_batch + self.pending
         self.in_batch = []
+        sent = [one.message for message in self.pending for one in message.outgoing or ()]
+        self.outgoing_records = len(sent)
+        self.outgoing_bytes = sum(len(message.arguments) for message in sent)
 
     def committed(self, sequence: int, state_bytes: bytes) -> None:
         """The batch was acknowledged: release what waited for it."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, ids, limits, loops
 from holdfast.agents import mailbox
 from holdfast.agents.messages import BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
 from holdfast.agents.ref import AgentRef
@@ -109,7 +109,7 @@ class Router:
     async def start(self) -> None:
         """Begin to hear replies."""
         self._subscription = await self._bus.subscribe(f"{self._reply}.>", self._on_message)
-        self._sweeper = self._loop.create_task(self._sweep())
+        self._sweeper = loops.start(self._sweep(), "the sweep of calls")
 
     async def close(self) -> None:
         """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted for."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from holdfast import codec, limits
+from holdfast import codec, limits, loops
 from holdfast.engines.base import Engine, Message, Subscription
 
 BEAT_SUBJECT = "hf.beat"
@@ -85,7 +85,7 @@ class Membership:
             await self._engine.bus.subscribe(BEAT_SUBJECT, self._on_beat),
             await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host),
         ]
-        self._task = self._loop.create_task(self._run())
+        self._task = loops.start(self._run(), "membership")
 
     async def _run(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, ids, limits, loops
 from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.query import Condition, compile_conditions
@@ -85,7 +85,7 @@ class Registry:
 
     async def open(self) -> None:
         """Follow the log, and return once all that was registered before is here."""
-        self._tailing = asyncio.get_running_loop().create_task(self._follow())
+        self._tailing = loops.start(self._follow(), "the registry's tail")
         caught_up = asyncio.ensure_future(self._caught_up.wait())
         await asyncio.wait({self._tailing, caught_up}, return_when=asyncio.FIRST_COMPLETED)
         if not self._caught_up.is_set():

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, ids, limits, loops
 from holdfast.agents.agent import Agent
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.router import Router
@@ -185,7 +185,7 @@ class Node:
         await node._runtime.start()
         await node._membership.start()
         await node._ownership.start()
-        node._watch = asyncio.get_running_loop().create_task(node._watch_liveness())
+        node._watch = loops.start(node._watch_liveness(), "the watch on liveness")
         return node
 
     def _beat(self) -> Beat:
