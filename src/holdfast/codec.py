@@ -16,6 +16,7 @@ from typing import Any, Final, get_args, get_origin
 from zlib import crc32
 
 import msgspec
+import msgspec.inspect
 
 from holdfast.errors import BadMessage, DataLoss
 
@@ -100,6 +101,46 @@ def _scalar_type(wanted: Any) -> Any:
             return inner[0]
     return None
 
+
+def is_immutable(kind: Any) -> bool:
+    """Whether no value of a type, decoded with borrowed arrays, can be changed: then many may share it."""
+    return _immutable(msgspec.inspect.type_info(kind), set())
+
+
+def _immutable(found: Any, seen: set[type]) -> bool:
+    if isinstance(found, msgspec.inspect.StructType):
+        if found.cls in seen:
+            return True
+        seen.add(found.cls)
+        return found.cls.__struct_config__.frozen and all(_immutable(field.type, seen) for field in found.fields)
+    if isinstance(found, msgspec.inspect.UnionType):
+        return all(_immutable(one, seen) for one in found.types)
+    if isinstance(found, msgspec.inspect.TupleType):
+        return all(_immutable(one, seen) for one in found.item_types)
+    if isinstance(found, (msgspec.inspect.VarTupleType, msgspec.inspect.FrozenSetType)):
+        return _immutable(found.item_type, seen)
+    if isinstance(found, msgspec.inspect.CustomType):
+        numpy = sys.modules.get("numpy")
+        return numpy is not None and isinstance(found.cls, type) and issubclass(found.cls, numpy.ndarray)
+    return isinstance(found, _IMMUTABLE)
+
+
+_IMMUTABLE: Final = (
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.TimeType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.TimeDeltaType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+)
 
 _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
 encode_raw: Final[Callable[[Any], bytes]] = _ENCODER.encode

@@ -10,7 +10,7 @@
     │   │   └── Fenced           … and it was a fence: somebody else owns the shard
     │   └── Closed               the node or the engine was closed
     ├── Unknown                  it may have happened, may happen later, or never
-    │   └── OutcomeUnknown       … said of a message: `outcome(message_id)` may tell later
+    │   └── OutcomeUnknown       … said of a message
     └── Never                    the same again gives the same answer: do not retry
         ├── HandlerFailed        the handler raised; the state is as it was before
         ├── BadMessage           the arguments or the reply do not fit the handler's types

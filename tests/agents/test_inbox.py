@@ -263,16 +263,21 @@ class Victim(Agent[Done]):
             os._exit(9)
         self.state.n += 1
 
+    @handler
+    async def arm(self, deadly: bool) -> None:
+        self.set_timer("t", 0.0, Victim.take, deadly)
+
     @reader
     async def value(self) -> int:
         return self.state.n
 
-async def main(path, first):
+async def main(path, first, how):
     async with Node.join(f"local:{path}", serve=[Victim]) as node:
         if first:
             for n in range(20):
                 await node.agent(Victim, f"v{n}").send(Victim.take, False)
-            sends = (node.agent(Victim, f"v{n}").send(Victim.take, n == 7) for n in range(20))
+            method = Victim.take if how == "send" else Victim.arm
+            sends = (node.agent(Victim, f"v{n}").send(method, n == 7) for n in range(20))
             await asyncio.gather(*sends, return_exceptions=True)
         await node.ready()
         while sum([await node.agent(Victim, f"v{n}").ask(Victim.value) for n in range(20)]) < 39:
@@ -281,15 +286,16 @@ async def main(path, first):
             await asyncio.sleep(0.02)
         print(json.dumps([[l.agent_id, l.error] for l in letters]), flush=True)
 
-asyncio.run(main(sys.argv[1], sys.argv[2] == "1"))
+asyncio.run(main(sys.argv[1], sys.argv[2] == "1", sys.argv[3]))
 """
 
 
-async def test_a_deadly_message_ends_three_processes_at_most(path: Path) -> None:
+@pytest.mark.parametrize("how", ["send", "timer"])
+async def test_a_deadly_message_ends_three_processes_at_most(path: Path, how: str) -> None:
     ends = 0
     for attempt in range(6):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", POISON, str(path), "1" if attempt == 0 else "0", stdout=asyncio.subprocess.PIPE
+            sys.executable, "-c", POISON, str(path), "1" if attempt == 0 else "0", how, stdout=asyncio.subprocess.PIPE
         )
         out, _ = await process.communicate()
         if process.returncode == 0:

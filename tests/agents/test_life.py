@@ -532,3 +532,111 @@ async def test_what_raises_in_making_an_agent_is_told(path: Path) -> None:
             await node.agent(Sulks, "a").ask(Sulks.hit)
         broken = False
         assert await node.agent(Sulks, "a").ask(Sulks.hit) == 1
+
+
+# What readers share ------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_reader_does_to_its_copy_stays_with_it(path: Path) -> None:
+    class Careless(Agent[Rings]):
+        @handler
+        async def add(self, text: str) -> None:
+            self.state.rung.append(text)
+
+        @reader
+        async def look(self) -> list[str]:
+            self.state.rung.append("scribbled")
+            return self.state.rung
+
+    async with serving(path, Careless) as node:
+        agent = node.agent(Careless, "c")
+        await agent.ask(Careless.add, "one")
+        for _ in range(3):
+            assert await agent.ask(Careless.look) == ["one", "scribbled"]
+        await agent.ask(Careless.add, "two")
+        assert await agent.ask(Careless.look) == ["one", "two", "scribbled"]
+
+
+class Flat(State):
+    n: int = 0
+    text: str | None = None
+    point: tuple[float, ...] = ()
+    matrix: NDArray[np.float64] = msgspec.field(default_factory=lambda: np.zeros(2))
+
+
+class Listed(State):
+    items: list[int] = msgspec.field(default_factory=list)
+
+
+class Nested(State):
+    inner: Flat = msgspec.field(default_factory=Flat)
+
+
+class Boxed(State):
+    anything: Any = None
+
+
+def test_which_states_readers_may_share() -> None:
+    assert shares_view(Flat)
+    assert not shares_view(Listed)
+    assert not shares_view(Nested)  # the inner struct is not frozen
+    assert not shares_view(Boxed)
+
+
+def shares_view(state: Any) -> bool:
+    class Probe(Agent[state]):  # type: ignore[valid-type]
+        pass
+
+    return Probe.__kind__.shares_view
+
+
+async def test_a_handler_asked_fresh_runs_once(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "f").options(fresh=True)
+        assert await agent.ask(Counter.add, 1) == 1
+        assert await agent.ask(Counter.add, 1) == 2
+
+
+async def test_a_fresh_read_of_an_agent_that_is_not_in_memory_commits_first(path: Path) -> None:
+    async with serving(path) as node:
+        await node.agent(Counter, "f").ask(Counter.add, 1)
+    async with serving(path) as node:
+        before = node.statistics()["records"]
+        assert await node.agent(Counter, "f").options(fresh=True).ask(Counter.value) == 1
+        assert node.statistics()["records"] == before + 1
+
+
+async def test_each_tell_is_a_message_of_its_own(path: Path) -> None:
+    class Total(State):
+        keys: list[str] = msgspec.field(default_factory=list)
+
+    class Keys(Agent[Total]):
+        @handler
+        async def hit(self) -> None:
+            self.state.keys.append(self.context.idempotency_key)
+            await self.agent(Counter, "told").ask(Counter.add, 1)
+
+        @reader
+        async def keys(self) -> list[str]:
+            return self.state.keys
+
+    async with serving(path, Keys, Counter) as node:
+        agent = node.agent(Keys, "k")
+        for _ in range(5):
+            agent.tell(Keys.hit)
+
+        async def done() -> bool:
+            return len(await agent.ask(Keys.keys)) == 5
+
+        await until(done)
+        assert len(set(await agent.ask(Keys.keys))) == 5
+        assert await node.agent(Counter, "told").ask(Counter.value) == 5
+
+
+async def test_send_and_ask_under_one_id_without_a_reply(path: Path) -> None:
+    async with serving(path, Bell) as node:
+        agent = node.agent(Bell, "b").options(message_id="same")
+        await agent.send(Bell.ring, "x")
+        await until(lambda: rung(node.agent(Bell, "b"), 1))
+        assert await agent.ask(Bell.ring, "x") is None
+        assert await node.agent(Bell, "b").ask(Bell.rung) == ["x"]

@@ -90,16 +90,13 @@ class Activation:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the shard that this activation belongs to."""
         return self.shard.epoch
 
     @property
     def router(self) -> Router:
-        """The node's router."""
         return self.shard.runtime.router
 
     def now(self) -> float:
-        """Seconds since 1970."""
         return self.shard.runtime.clock.now()
 
     def next_generation(self) -> int:
@@ -139,7 +136,7 @@ class Activation:
         self.loaded = True
         readers, self.waiting_readers = self.waiting_readers, None
         for reader in readers or ():
-            turn.read(self, reader)
+            self._read(reader)
         self.pump()
 
     # Arrival -----------------------------------------------------------------------------------------------------
@@ -155,10 +152,8 @@ class Activation:
         elif method.reads_only:
             if not self.loaded:
                 self.waiting_readers = [*(self.waiting_readers or ()), message]
-            elif call.fresh:
-                self.note(message)
             else:
-                turn.read(self, message)
+                self._read(message)
         elif call.number or call.message_id:
             known = self.in_hand.get(message.key)
             if known is None:
@@ -169,6 +164,13 @@ class Activation:
                 known.call, known.sink = call, message.sink
         else:
             self._enqueue(message)
+
+    def _read(self, message: Delivery) -> None:
+        if message.call is not None and message.call.fresh:
+            message.read_after = True
+            self.note(message)
+        else:
+            turn.read(self, message)
 
     def _enqueue(self, message: Delivery) -> None:
         if self.mailbox is None:
@@ -355,7 +357,7 @@ class Activation:
 
     def _release(self, message: Delivery) -> None:
         if message.call is not None:
-            if message.call.fresh and not message.error:
+            if message.read_after:
                 turn.read(self, message)
                 return
             self.in_hand.pop(message.key, None)

@@ -55,6 +55,8 @@ class Kind:
         self.frozen = isinstance(state, type) and issubclass(state, msgspec.Struct)
         self.view_type = _frozen(state) if self.frozen else state
         self.decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode
+        self.shares_view = self.frozen and codec.is_immutable(self.view_type)
+        """Whether readers may share one view; else each gets its own, so that what one does to it stays with it."""
 
     def _construct(self) -> Any:
         origin = get_origin(self.state_type) or self.state_type

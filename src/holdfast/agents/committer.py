@@ -180,6 +180,7 @@ class Committer:
         give_up_at = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS
         attempt = 0
         while batch.agents:
+            began_at = self._runtime.clock.monotonic()
             try:
                 sequences = await self._runtime.engine.log.append(self._cell, batch.records)
             except Conflict:
@@ -209,6 +210,7 @@ class Committer:
                     self._one_by_one.update((activation, None) for activation, _, _ in batch.agents)
                 return
             else:
+                self._runtime.wrote(self._cell, began_at)
                 self._acknowledged(batch, sequences)
                 return
 

@@ -1,6 +1,6 @@
 """A turn as the handler sees it: who sent the message, and what the turn will leave behind when it commits.
 
-Nothing that a turn does through its context happens before the commit, except asking other agents. Calls made inside
+Nothing that a turn does through its context happens before the commit, except asking and telling other agents. Calls made inside
 a turn get ids that are a function of the turn's own message, so that a turn that runs again makes the same calls.
 """
 

@@ -29,6 +29,7 @@ class Delivery:
         "key",
         "message",
         "outgoing",
+        "read_after",
         "reply",
         "sequence",
         "sink",
@@ -47,6 +48,8 @@ class Delivery:
         self.timer: Timer | None = None
         self.attempts = 0
         self.suspect = False
+        self.read_after = False
+        """A reader that runs when the commit that it waits for is acknowledged."""
         self.outgoing: list[Outgoing] | None = None
         self.reply = b""
         self.error = b""
@@ -74,7 +77,10 @@ def call_key(call: Call) -> str:
     """What makes a call the same call again."""
     if call.message_id:
         return call.message_id
-    return f"{call.caller}:{call.number}" if call.number else f"{call.caller}?{call.reference}"
+    if call.number:
+        return f"{call.caller}:{call.number}"
+    # A tell has nothing of its own: each is a message of its own.
+    return f"{call.caller}?{call.reference}" if call.reference else ids.new_id("tell")
 
 
 def from_call(call: Call, sink: Sink | None) -> Delivery:
@@ -102,10 +108,11 @@ def mark(done: Future[None]) -> Delivery:
     return delivery
 
 
-def from_timer(timer: Timer) -> Delivery:
-    """A delivery of a timer that is due."""
+def from_timer(timer: Timer, suspect: bool) -> Delivery:
+    """A delivery of a timer that is due. ``suspect``: it may have been in the hands of a process that died."""
     delivery = Delivery(timer.handler, timer.arguments, f"tm:{timer.name}:{timer.generation}")
     delivery.timer = timer
+    delivery.suspect = suspect
     return delivery
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -23,10 +24,11 @@ from holdfast.agents.shard import Shard
 from holdfast.agents.timers import Timers
 from holdfast.clock import Clock
 from holdfast.core import backoff
-from holdfast.engines.base import Engine, Message, Stored, Subscription
+from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
+_PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
 _is_reply: Final = re.compile(r"hf\.r\.[A-Za-z0-9-]{1,64}\.[0-9]{1,20}", re.ASCII).fullmatch
 _decode_frame = msgspec.msgpack.Decoder(Frame).decode
 
@@ -66,6 +68,8 @@ class Runtime:
         """Whether no other process can own a shard: the embedded engine."""
         self._awake_at = clock.monotonic()
         self._doubts = 0
+        self.heard_at = dict.fromkeys(cells, -limits.ISOLATE_SECONDS)
+        """Per cell, when the newest write began that a majority acknowledged."""
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -90,6 +94,8 @@ class Runtime:
         """Begin to commit, and to take calls for the shards that will be added."""
         for committer in self.committers.values():
             self.spawn(committer.run())
+        for cell in self._cells:
+            self.spawn(self._keep_proving(cell))
         self.spawn(self._passivate())
         await self._subscribe(f"hf.n.{self.incarnation}")
 
@@ -133,7 +139,7 @@ class Runtime:
         skip = len(cell) + 1
         for stored in records:
             number = int(stored.subject[skip : stored.subject.index(".", skip)])
-            if stored.sequence < claims[number][0]:
+            if number in claims and stored.sequence < claims[number][0]:
                 of[number].append(stored)
         found: dict[int, tuple[list[Any], list[Stored]]] = {}
         for number, shard in shards.items():
@@ -144,6 +150,7 @@ class Runtime:
                     other.stop()
                 raise
             await asyncio.sleep(0)  # beats and other shards' turns go on
+        self.spawn(self._prove(cell))
         for number, shard in shards.items():
             old = self.shards.get(number)
             if old is not None:
@@ -198,11 +205,32 @@ class Runtime:
         self.drop_shards(numbers)
         self.on_lost(cell, numbers)
 
-    def live(self) -> bool:
-        """Whether this node may answer from memory: it is connected, and was not frozen just now."""
+    def live(self, cell: str) -> bool:
+        """Whether this node may answer from memory: a majority took a write of it lately, and it was not frozen."""
         if self.alone:
             return True
-        return not (self.isolated or self._doubts) and self.clock.monotonic() - self._awake_at < limits.ISOLATE_SECONDS
+        now = self.clock.monotonic()
+        heard = now - self.heard_at[cell] < limits.ISOLATE_SECONDS
+        return heard and now - self._awake_at < limits.ISOLATE_SECONDS and not (self.isolated or self._doubts)
+
+    def wrote(self, cell: str, began_at: float) -> None:
+        """A write that began then (on the monotonic clock) was acknowledged by a majority."""
+        self.heard_at[cell] = max(self.heard_at[cell], began_at)
+
+    async def _prove(self, cell: str) -> None:
+        began_at = self.clock.monotonic()
+        if not self.alone:
+            with suppress(NoQuorum, Unknown):
+                await self.engine.log.append(cell, [Record(f"{cell}.alive", b"")])
+                self.wrote(cell, began_at)
+
+    async def _keep_proving(self, cell: str) -> None:
+        """Have a majority take a write every so often, as long as shards are owned and nothing else is written."""
+        while True:
+            owned = any(shard.cell == cell for shard in self.shards.values())
+            if owned and self.clock.monotonic() - self.heard_at[cell] > _PROOF_SECONDS:
+                await self._prove(cell)
+            await asyncio.sleep(_PROOF_SECONDS / 2)
 
     def awake(self) -> None:
         """Called several times a second. After a gap others may own the shards: nothing is read before that is known."""

@@ -1,6 +1,7 @@
 """Durable sends from outside a turn: each is appended to its receiver's inbox, once and in order.
 
-Per receiver one append is under way; what is sent to it meanwhile goes with the next one, as a whole. An append whose
+Per receiver one append is under way; what is sent to it meanwhile goes with the next one, as a whole, and is given up
+with the first of its deadlines. An append whose
 outcome is unknown is made again under the very same subjects, each of which expects to be the first there: if it is
 refused, the first one happened. Only if that first one was consumed and purged meanwhile a second copy gets in, and the
 receiver's record, which holds the sender's last number, drops it.

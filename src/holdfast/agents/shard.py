@@ -56,6 +56,7 @@ class Shard:
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
         self._suspect_before = 0 if clean else epoch
+        self._suspect_timers_before = 0.0 if clean else runtime.clock.now()
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
@@ -340,7 +341,7 @@ class Shard:
     def fire(self, token: str, timer: Timer) -> None:
         """A timer is due."""
         if self.active:
-            self._hand(token, mailbox.from_timer(timer))
+            self._hand(token, mailbox.from_timer(timer, timer.due <= self._suspect_timers_before))
 
     def later(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """Call in a while, if the shard is still served then."""
@@ -352,7 +353,7 @@ class Shard:
 
     def live(self) -> bool:
         """Whether an answer from memory may be given now."""
-        return self.active and self.runtime.live()
+        return self.active and self.runtime.live(self.cell)
 
     def busy(self) -> bool:
         """Whether a turn runs or waits for its commit."""

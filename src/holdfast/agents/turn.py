@@ -137,11 +137,10 @@ def _finished(
     activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context, value: Any
 ) -> None:
     try:
-        if message.call is not None or value is not None:
-            message.reply = method.encode_reply(value)
-            if len(message.reply) > limits.REPLY_BYTES_MAX:
-                text = f"the reply of {activation.kind.name}.{message.handler} has {len(message.reply)} bytes"
-                raise TooLarge(f"{text}; {limits.REPLY_BYTES_MAX} are allowed")
+        message.reply = method.encode_reply(value)
+        if len(message.reply) > limits.REPLY_BYTES_MAX:
+            text = f"the reply of {activation.kind.name}.{message.handler} has {len(message.reply)} bytes"
+            raise TooLarge(f"{text}; {limits.REPLY_BYTES_MAX} are allowed")
         state = activation.agent.state
         state_bytes, view = activation.kind.encode_state(state)
     except HoldfastError as error:
@@ -302,7 +301,7 @@ def _marked(activation: Activation) -> asyncio.Future[None]:
 
 def committed_view(activation: Activation) -> Any:
     """The committed state, frozen where its type can be."""
-    if not activation.kind.frozen:
+    if not activation.kind.shares_view:
         return activation.kind.decode_view(activation.committed_bytes)
     if activation.view is None:
         activation.view = activation.kind.decode_view(activation.committed_bytes)

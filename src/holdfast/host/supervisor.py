@@ -59,7 +59,8 @@ class _NodeChild:
 
 
 class Host:
-    """See the module. ``report`` hears of each event: ``server``, ``node-ready``, ``node-ended``, ``node-failed``."""
+    """See the module. ``report`` hears of each event: ``server``, ``server-ended``,
+    ``server-failed``, ``node-ready``, ``node-ended``, ``node-said``."""
 
     def __init__(self, settings: HostSettings, report: Report) -> None:
         self.settings = settings
@@ -165,7 +166,7 @@ class Host:
         settings = NodeSettings(
             urls=self._urls,
             parent=os.getpid(),
-            app=" ".join(self.settings.apps),
+            apps=self.settings.apps,
             name=child.name,
             host=self.settings.name,
             incarnation=child.incarnation,

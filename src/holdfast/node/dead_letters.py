@@ -6,14 +6,15 @@ into the inbox and the dead letter marked as done, so that it happens once also 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 
-from holdfast import codec, ids
+from holdfast import codec, ids, limits
 from holdfast.agents.messages import DeadRecord
 from holdfast.engines.base import Engine, Expect, Record, Stored
-from holdfast.errors import BadMessage, Conflict, HandlerFailed, HoldfastError, NotFound, from_wire
+from holdfast.errors import BadMessage, Conflict, HandlerFailed, HoldfastError, NoQuorum, NotFound, from_wire
 
 _decode = msgspec.msgpack.Decoder(DeadRecord).decode
 
@@ -42,6 +43,13 @@ class DeadLetters:
     async def all(self, agent_id: str = "") -> list[DeadLetter]:
         """Those that wait, oldest first; of one agent (``KIND/NAME``) or of all. Raises `InvalidName`, `NoQuorum`."""
         token = ids.agent_token(*ids.parse_agent_id(agent_id)) if agent_id else "*"
+        try:
+            async with asyncio.timeout(limits.QUORUM_WAIT_SECONDS):
+                return await self._all(token)
+        except TimeoutError:
+            raise NoQuorum("the dead letters cannot be read: no majority of the servers answers") from None
+
+    async def _all(self, token: str) -> list[DeadLetter]:
         found: list[DeadLetter] = []
         for cell in self._cells:
             tail = self._engine.log.tail(cell, [f"{cell}.*.dl.{token}.*"])

@@ -30,7 +30,7 @@ from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import ConfigError, NotFound
+from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.stored import StoredAgent, read_stored
@@ -346,13 +346,13 @@ class Node:
             await asyncio.sleep(0.02)
 
     async def ready(self, timeout_seconds: float = 30.0) -> None:
-        """Wait until every shard of the cluster has an owner that serves it. Raises `NotFound` after the timeout."""
+        """Wait until every shard of the cluster has an owner that serves it. Raises `NoResponders` after it."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not self._all_owned():
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise NotFound(
+            raise NoResponders(
                 f"after {timeout_seconds} s not every shard has an owner: does a node serve agents?"
             ) from None
 

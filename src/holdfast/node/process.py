@@ -28,8 +28,7 @@ class NodeSettings(msgspec.Struct):
     urls: list[str]
     parent: int
     """The process that started it, and that it dies with."""
-    app: str = ""
-    """Several applications are separated by a space."""
+    apps: list[str] = []
     name: str = ""
     host: str = ""
     incarnation: str = ""
@@ -66,7 +65,7 @@ async def serve(settings: NodeSettings) -> None:
             stop.set()
 
     loop.set_exception_handler(failed)
-    kinds = [cls for app in settings.app.split() for cls in load_agents(app)]
+    kinds = [cls for app in settings.apps for cls in load_agents(app)]
     async with Node.join(
         settings.urls,
         serve=kinds,

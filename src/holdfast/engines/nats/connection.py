@@ -89,6 +89,8 @@ class Connection(Client):
         self.unanswered = 0
         self.sent_bytes = 0
         self.trouble = ""
+        self._refused = asyncio.Event()
+        """The server wants other credentials."""
         self._inbox = new_id("hf.i")
         self._requests: dict[int, asyncio.Future[tuple[bytes, bytes]]] = {}
         self._request = 0
@@ -119,12 +121,14 @@ class Connection(Client):
                 **options,
             )
         )
-        await asyncio.wait({connecting}, timeout=timeout_seconds)
+        refused = self._loop.create_task(self._refused.wait())
+        await asyncio.wait({connecting, refused}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        refused.cancel()
         if not connecting.done():
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await self.shut()
-            if "authorization" in self.trouble.lower() or "certificate" in self.trouble.lower():
+            if self._refused.is_set():
                 raise ConfigError(f"{', '.join(urls)}: {self.trouble}")
             raise NoQuorum(f"no server answers at {', '.join(urls)}: {self.trouble or 'no connection'}")
         try:
@@ -147,6 +151,8 @@ class Connection(Client):
         if text != self.trouble:
             _logger.debug("the connection says: %s", text)
         self.trouble = text
+        if "authorization" in text.lower() or "certificate" in text.lower():
+            self._refused.set()
 
     async def _on_disconnect(self) -> None:
         self._abandon()
