@@ -120,9 +120,10 @@ async def cluster(directory: Path) -> bool:
                 nonlocal acknowledged
                 acknowledged += 1
                 progress.advance(task)
-                last[digit] = time.monotonic()
-                if killed_at and digit not in away:
-                    away[digit] = last[digit] - killed_at
+                now = time.monotonic()
+                if killed_at:  # the longest wait between two steps of the same agent
+                    away[digit] = max(away.get(digit, 0.0), now - max(last[digit], killed_at))
+                last[digit] = now
                 if acknowledged == total() // 2:
                     half.set()
 
