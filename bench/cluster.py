@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bench.app import Counter
-from bench.measure import Report, latencies, out, rate, raw_batches
+from bench.measure import Report, latencies, out, rate, raw_batches, raw_requests
 from holdfast import LocalCluster, Node
 from holdfast.engines.base import Record
 
@@ -49,9 +49,11 @@ async def _calls(report: Report, node: Node, scale: int) -> None:
     limit = await raw_batches(engine, cells, 3, size, 120, 2.0)
     report.add("ask, 256 in flight, 10,000 agents", asked, "/s", 7_000, limit, f"9 writers, fenced batches of {size}")
     hot = await rate(lambda _: one.ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
-    report.add("ask, one hot agent", hot, "/s", 15_000)
+    limit = await raw_batches(engine, cells[:1], 1, 1, 120, 1.0)
+    report.add("ask, one hot agent", hot, "/s", 15_000, limit, "1 writer, one record at a time")
     read = await rate(lambda n: agents[n % AGENTS].ask(Counter.value), IN_FLIGHT, 25_600 * scale)
-    report.add("ask a reader, 256 in flight", read, "/s", 40_000)
+    limit = await raw_requests(engine, IN_FLIGHT, 2.0)
+    report.add("ask a reader, 256 in flight", read, "/s", 40_000, limit, "bus requests, 256 in flight")
 
 
 async def _sends(report: Report, node: Node, scale: int) -> None:
@@ -66,12 +68,13 @@ async def _sends(report: Report, node: Node, scale: int) -> None:
     carried = count / (time.perf_counter() - started)
     limit = await raw_batches(node.engine, [f"raw{n}" for n in range(3)], 1, IN_FLIGHT // 3, 80, 2.0)
     report.add("send, accepted", accepted, "/s", 12_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
-    report.add("send, carried out", carried, "/s", 4_000)
+    report.add("send, carried out", carried, "/s", 4_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
 
 
 async def _registry(report: Report, node: Node, count: int) -> None:
     created = await rate(lambda n: node.create(Counter, f"c{n}", metadata={"n": n}), IN_FLIGHT, count, 1)
-    report.add(f"create and register {count:,}", created, "/s", 5_000)
+    limit = await raw_batches(node.engine, ["raw0"], 1, IN_FLIGHT, 80, 2.0)
+    report.add(f"create and register {count:,}", created, "/s", 5_000, limit, "1 writer, batches of 256")
     times = []
     for step in range(20_000):
         started = time.perf_counter()

@@ -120,3 +120,23 @@ async def raw_batches(
     started = time.perf_counter()
     await asyncio.gather(*(write(cell, writer) for cell in cells for writer in range(writers)))
     return done / (time.perf_counter() - started)
+
+
+async def raw_requests(engine: Engine, in_flight: int, seconds: float) -> float:
+    """Requests a second over the bus alone, through a server, answered by this very process."""
+    subject = "bench.echo"
+    echo = await engine.bus.subscribe(subject, lambda message: engine.bus.publish(message.reply, message.payload))
+    done = 0
+    end = time.perf_counter() + seconds
+
+    async def ask() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await engine.bus.request(subject, bytes(60), 10)
+            done += 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(ask() for _ in range(in_flight)))
+    elapsed = time.perf_counter() - started
+    await echo.close()
+    return done / elapsed
