@@ -186,9 +186,11 @@ class Ownership:
         return {number: epoch.record.owner or epoch.record.next for number, epoch in self.epochs.items()}
 
     def _may_claim(self, number: int, wanted: str | None) -> bool:
-        if number in self._again:
-            return True
         record = self.epochs.get(number, _NOBODY).record
+        if number in self._again:
+            if record.owner == self._incarnation:
+                return True
+            self._again.discard(number)  # somebody else was faster, and has it rightly
         if record.owner == self._incarnation:
             return number not in self.owned
         if wanted != self._incarnation:
