@@ -71,7 +71,7 @@ async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalSe
     async with asyncio.timeout(60):
         await following
     assert found == list(range(300))
-    assert engine.statistics()["reconnections"] == 1
+    assert int(engine.statistics()["reconnections"]) >= 1
 
 
 async def test_a_write_that_times_out_is_unknown_and_settles(cohort: LocalServers, engine: NatsEngine) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,9 +124,22 @@ def test_version(directory: Path) -> None:
     assert holdfast(directory, "version").strip() == holdfast(directory, "--version").strip() == "0.1.0"
 
 
+def free_base() -> int:
+    """The first of some ports that are free, below those that the system gives to anybody."""
+    while True:
+        base = random.randrange(20_000, 30_000)
+        try:
+            for port in (*range(base, base + 6), base + 100):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+
+
 @pytest.fixture(params=["1", "3"])
 def cluster(request: pytest.FixtureRequest, directory: Path) -> Iterator[subprocess.Popen[str]]:
-    base = max(free_ports(8)) % 20000 + 20000
+    base = free_base()
     command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--hosts", request.param, "--json"]
     command += ["--port", str(base), "--cluster-port", str(base + 100)]
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
