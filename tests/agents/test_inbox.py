@@ -165,6 +165,30 @@ async def test_a_send_whose_outcome_is_unknown_is_not_sent_twice(path: Path) -> 
         assert [number for _, number in await receiver.ask(Receiver.all)] == list(range(20))
 
 
+async def test_unknown_outcomes_while_messages_pour_in(path: Path) -> None:
+    """A shard is claimed anew again and again while its neighbours' tail goes on: nothing is skipped."""
+    async with serving(path) as node:
+        receivers = [node.agent(Receiver, f"pour-{n}") for n in range(4)]
+
+        async def sometimes(real: Append, cell: str, records: Sequence[Record]) -> range:
+            result = await real(cell, records)
+            if fault.times % 7 == 0:
+                raise Unknown("the answer was lost")
+            return result
+
+        fault = Fault(node, ".st.Receiver/pour", sometimes)
+
+        async def pour(receiver: Any) -> None:
+            for number in range(400):
+                await receiver.send(Receiver.take, "me", number)
+
+        await asyncio.gather(*map(pour, receivers))
+        for receiver in receivers:
+            await until(lambda receiver=receiver: has(receiver, 400), 30)  # type: ignore[misc]
+            assert [number for _, number in await receiver.ask(Receiver.all)] == list(range(400))
+        assert fault.times > 20
+
+
 async def test_a_send_that_stays_unknown_says_so(path: Path) -> None:
     async with serving(path) as node:
 

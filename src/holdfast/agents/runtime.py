@@ -161,13 +161,16 @@ class Runtime:
         missing = [f"hf.s.{number}" for number in shards if f"hf.s.{number}" not in self._subscriptions]
         await asyncio.gather(*(self._subscribe(subject) for subject in missing))
 
-    def on_inbox(self, cell: str, records: list[Stored]) -> None:
-        """Take records that the live tail of the inboxes brought."""
+    def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
+        """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it was begun for.
+
+        A shard that was claimed anew has a tail of its own: what an older one brings may have a gap before it.
+        """
         skip = len(cell) + 1
         for stored in records:
             number = int(stored.subject[skip : stored.subject.index(".", skip)])
             shard = self.shards.get(number)
-            if shard is not None and shard.cell == cell:
+            if shard is not None and shard.epoch == epochs.get(number):
                 shard.receive(stored)
 
     def drop_shards(self, numbers: Iterable[int]) -> None:

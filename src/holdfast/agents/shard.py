@@ -80,8 +80,9 @@ class Shard:
                 self._outbox.append((rest.partition(".")[0], stored.sequence, stored.payload))
             elif kind == "st":
                 record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
+                # A replica that is still catching up shows a record, and later the one that replaced it.
+                self.digest ^= entry(rest, self.index.get(rest, 0)) ^ entry(rest, stored.sequence)
                 self.index[rest] = stored.sequence
-                self.digest ^= entry(rest, stored.sequence)
                 if record.blob:
                     self.blobs.add(record.blob)
                 if self.runtime.warm_bytes < limits.WARM_BYTES_MAX:

@@ -53,7 +53,7 @@ class ShardHost(Protocol):
     """What serves the shards that are claimed."""
 
     async def add_shards(self, cell: str, claims: Mapping[int, tuple[int, bool]], records: list[Stored]) -> None: ...
-    def on_inbox(self, cell: str, records: list[Stored]) -> None: ...
+    def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None: ...
     def drop_shards(self, numbers: Iterable[int]) -> None: ...
     async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None: ...
 
@@ -329,7 +329,7 @@ class Ownership:
                 if not any(self.owned.get(number) == epoch for number, epoch in current.items()):
                     return
                 if chunk.records:
-                    self._host.on_inbox(cell, chunk.records)
+                    self._host.on_inbox(cell, chunk.records, current)
         finally:
             await tail.aclose()  # type: ignore[attr-defined]
 

@@ -140,6 +140,8 @@ class Tail:
                 self._restart()
                 break
             self._delivered = delivered
+            if sequence < self._following:
+                continue  # a replica that is behind the start begins at its own end
             self._following = sequence + 1
             caught_up = tokens[-1] == "0"
             records.append(Stored(subject, sequence, payload))
