@@ -15,7 +15,7 @@ from tests.agents.kinds import Append, Counter, Fault, Receiver, serving, until
 
 from holdfast import Agent, NotFound, OutcomeUnknown, Overloaded, State, Unknown, codec, handler, limits
 from holdfast.agents.messages import InboxMessage
-from holdfast.engines.base import Record
+from holdfast.engines.base import Record, Stored
 
 
 @pytest.fixture
@@ -187,6 +187,21 @@ async def test_unknown_outcomes_while_messages_pour_in(path: Path) -> None:
             await until(lambda receiver=receiver: has(receiver, 400), 30)  # type: ignore[misc]
             assert [number for _, number in await receiver.ask(Receiver.all)] == list(range(400))
         assert fault.times > 20
+
+
+async def test_the_tail_of_an_older_claim_cannot_make_a_shard_skip_messages(path: Path) -> None:
+    """It lost what came while the shard was nobody's; what it brings afterwards lies behind a gap."""
+    async with serving(path) as node:
+        receiver = node.agent(Receiver, "r")
+        await receiver.send(Receiver.take, "me", 1)
+        await until(lambda: has(receiver, 1))
+        info = node.describe("Receiver/r")
+        ahead = codec.seal(codec.encode_raw(InboxMessage("take", msgspec.msgpack.encode(["me", 3]))))
+        stored = Stored(f"{info.cell}.{info.shard}.in.Receiver/r.ahead", info.epoch + 10_000, ahead)
+        node._runtime.on_inbox(info.cell, [stored], {info.shard: info.epoch - 1})
+        await receiver.send(Receiver.take, "me", 2)
+        await until(lambda: has(receiver, 2))
+        assert await receiver.ask(Receiver.all) == [("me", 1), ("me", 2)]
 
 
 async def test_a_send_that_stays_unknown_says_so(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""All rows, with the shape of the batches read from the run itself: `python -m bench.suite`."""
