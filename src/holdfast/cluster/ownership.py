@@ -147,12 +147,8 @@ class Ownership:
                 async with asyncio.timeout(0.5):
                     await self._wake.wait()
             self._wake.clear()
-            if (
-                self._serves
-                and not self._closing
-                and len(self._heard) == len(self._cells)
-                and self._membership.settled()
-            ):
+            knows = len(self._heard) == len(self._cells) and self._membership.settled()
+            if self._serves and knows and not self._closing:
                 self._step()
 
     def _step(self) -> None:

@@ -1,0 +1,126 @@
+"""Agents at work while nodes, hosts and servers are killed and frozen at random; then every promise is counted.
+
+It found that a shard could skip inbox messages after a second claim, and a recovery that misread a replica that lagged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.cluster.app import Account, Post
+
+from holdfast import HoldfastError, LocalCluster, Node, OutcomeUnknown
+
+pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(600)]
+APP = str(Path(__file__).parent / "app.py")
+ACCOUNTS = [f"a{n}" for n in range(30)]
+RECEIVERS = [f"r{n}" for n in range(6)]
+SENDERS = [f"p{n}" for n in range(6)]
+QUEUES = [f"q{n}" for n in range(6)]
+
+
+class Work:
+    """What clients do meanwhile, and what was acknowledged to them."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.stop = False
+        self.added = dict.fromkeys(ACCOUNTS, 0)
+        self.unknown = dict.fromkeys(ACCOUNTS, 0)
+        self.turns = dict.fromkeys(SENDERS, 0)
+        self.sent: dict[str, list[int]] = {name: [] for name in QUEUES}
+
+    async def add(self, name: str) -> None:
+        account = self.node.agent(Account, name).options(timeout_seconds=60)
+        while not self.stop:
+            try:
+                value = await account.ask(Account.add, 1)
+            except OutcomeUnknown:
+                self.unknown[name] += 1
+                continue
+            self.added[name] += 1
+            assert self.added[name] <= value <= self.added[name] + self.unknown[name], name
+            if random.random() < 0.3:
+                assert await account.ask(Account.value) >= value, "a reader saw less than was acknowledged"
+
+    async def spread(self, name: str) -> None:
+        count = 0
+        while not self.stop:
+            count += 1
+            sender = self.node.agent(Post, name).options(message_id=f"{name}-{count}", timeout_seconds=60)
+            self.turns[name] = await sender.ask(Post.spread, RECEIVERS)
+            await asyncio.sleep(0.02)
+
+    async def send(self, name: str) -> None:
+        queue = self.node.agent(Post, name).options(timeout_seconds=60)
+        while not self.stop:
+            await queue.send(Post.take, "client", len(self.sent[name]))
+            self.sent[name].append(len(self.sent[name]))
+            await asyncio.sleep(0.005)
+
+
+async def harm(cluster: LocalCluster) -> None:
+    """One fault, ended before this returns, but for a host that is still coming back."""
+    host = random.choice(cluster.hosts)
+    what = random.choice(["kill node", "kill node", "freeze node", "kill host", "freeze server", "kill server"])
+    if what == "kill node":
+        cluster.kill_node(f"{host}-1")
+    elif what == "kill host":
+        await cluster.kill_host(host)
+        await asyncio.sleep(random.uniform(0, 3))
+        await cluster.start_host(host)
+    elif what == "kill server":
+        os.kill(cluster.server_pid(host), signal.SIGKILL)
+    else:
+        pid = cluster.node_pid(f"{host}-1") if what == "freeze node" else cluster.server_pid(host)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(random.uniform(1, 7))
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_promise_is_kept_in_chaos(tmp_path: Path, seed: int) -> None:
+    random.seed(seed)
+    async with LocalCluster(tmp_path, [APP]) as cluster, Node.join(cluster.urls) as node:
+        await node.ready()
+        work = Work(node)
+        jobs = [(work.add, ACCOUNTS), (work.spread, SENDERS), (work.send, QUEUES)]
+        tasks = [asyncio.create_task(job(name)) for job, names in jobs for name in names]
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            await asyncio.sleep(random.uniform(0.5, 4))
+            try:
+                await harm(cluster)
+            except (ProcessLookupError, HoldfastError):
+                continue  # it was down already
+            for task in tasks:
+                if task.done():
+                    task.result()
+        for host in cluster.hosts:
+            await cluster.start_host(host)
+        work.stop = True
+        async with asyncio.timeout(120):
+            await asyncio.gather(*tasks)
+        await count(node, work)
+
+
+async def count(node: Node, work: Work) -> None:
+    for name in ACCOUNTS:
+        value = await node.agent(Account, name).options(timeout_seconds=60).ask(Account.value)
+        assert work.added[name] <= value <= work.added[name] + work.unknown[name], name
+    expected = {name: {sender: list(range(count)) for sender, count in work.turns.items()} for name in RECEIVERS}
+    expected |= {name: {"client": numbers} for name, numbers in work.sent.items()}
+    async with asyncio.timeout(60):
+        for name, wanted in expected.items():
+            while sum(map(len, (got := await node.agent(Post, name).ask(Post.got)).values())) < sum(
+                map(len, wanted.values())
+            ):
+                await asyncio.sleep(0.1)
+            assert got == wanted, name
+    assert await node.dead_letters.all() == []
