@@ -1,1 +1,0 @@
-"""All rows, with the shape of the batches read from the run itself: `python -m bench.suite`."""
