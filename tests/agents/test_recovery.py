@@ -10,6 +10,7 @@ import pytest
 from tests.agents.kinds import Counter, Receiver, serving, until
 
 from holdfast import DeadlineExceeded, HoldfastError, Node
+from holdfast.agents.shard import Shard
 
 
 @pytest.fixture
@@ -80,3 +81,21 @@ async def test_blobs_that_no_record_names_are_swept(path: Path) -> None:
 
         await until(swept)
         assert await node.agent(Counter, "a7").ask(Counter.value) == 8
+
+
+async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_that_replaced_it(path: Path) -> None:
+    """Both come in one tail; the newer counts, and the digest is of it alone."""
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        shard = next(shard for shard in node._runtime.shards.values() if shard.index)
+        subject = f"{shard.prefix}.st.Counter/a"
+        old = await node.engine.log.read(shard.cell, subject)
+        await agent.ask(Counter.add, 1)
+        new = await node.engine.log.read(shard.cell, subject)
+        assert old is not None and new is not None and old.sequence < new.sequence
+        found = Shard(node._runtime, shard.number, shard.cell, new.sequence + 1, True)
+        found.recover([old, new])
+        assert found.index == {"Counter/a": new.sequence}
+        assert (found.digest, found.commit) == (shard.digest, shard.commit)
+        found.stop()

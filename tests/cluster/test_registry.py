@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import AlreadyExists, BadMessage, InvalidName, NotFound, TooLarge, Where, limits
+from holdfast import AlreadyExists, BadMessage, InvalidName, NotFound, OutcomeUnknown, TooLarge, Unknown, Where, limits
 from holdfast.clock import SYSTEM_CLOCK
 from holdfast.cluster.registry import Registry
-from holdfast.engines.base import Engine
+from holdfast.engines.base import Engine, Record
 
 _numbers = itertools.count()
 
@@ -146,3 +146,38 @@ async def test_bad_input_is_refused_and_changes_nothing(registry: Registry) -> N
     with pytest.raises(BadMessage):
         registry.find(limit=-1)
     assert registry.count() == 0
+
+
+async def test_a_write_of_unknown_outcome_has_one_effect(registry: Registry, engine: Engine) -> None:
+    """It happens, its answer is lost, and somebody takes the freed name before it is looked for: that stays."""
+    await registry.create("A", "x")
+    other = Registry(engine, registry._cell, SYSTEM_CLOCK)
+    await other.open()
+    append = registry._appender.append
+
+    async def lose_the_answer(*records: Record) -> int:
+        registry._appender.append = append  # type: ignore[method-assign]
+        await append(*records)
+        await other.reach(await engine.log.last_sequence(registry._cell))
+        await other.create("A", "x", metadata={"of": "another"})
+        raise Unknown("the answer was lost")
+
+    registry._appender.append = lose_the_answer  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown, match="somebody else"):
+        await registry.unregister("A", "x")
+    entry = other.lookup("A", "x")
+    assert entry is not None and entry.metadata["of"] == "another"
+    await other.close()
+
+
+async def test_a_write_whose_answer_was_lost_is_found_again(registry: Registry) -> None:
+    append = registry._appender.append
+
+    async def lose_the_answer(*records: Record) -> int:
+        registry._appender.append = append  # type: ignore[method-assign]
+        await append(*records)
+        raise Unknown("the answer was lost")
+
+    registry._appender.append = lose_the_answer  # type: ignore[method-assign]
+    entry = await registry.create("A", "x")
+    assert registry.lookup("A", "x") == entry

@@ -296,6 +296,9 @@ class Registry:
                         record = _decode(stored)
                         if writer and record.writer == writer:
                             return self._written(token, stored.sequence, record)
+                        if unknown and stored.sequence > expected:
+                            # Ours may have come before this one: written again, it would take effect twice.
+                            raise OutcomeUnknown(f"{token} was written by somebody else since, perhaps after this one")
                         expected, current, fresh = stored.sequence, None if record.removed else record, True
                     elif stored is None and not expected:
                         fresh = True

@@ -17,6 +17,9 @@ STREAM_NOT_FOUND: Final = 10059
 STREAM_EXISTS: Final = 10058
 CONSUMER_NOT_FOUND: Final = 10014
 _TOO_LARGE: Final = frozenset({10054, 10199, 10097})
+_STORE_FAILED: Final = 10077
+"""The leader could not store it (its disk is full, for example); its followers may have."""
+
 _INCOMPLETE: Final = frozenset({10176})
 """A batch of which a part did not arrive: the servers changed leaders in its middle. None of it is written."""
 
@@ -36,12 +39,14 @@ class Response(msgspec.Struct):
 
 
 def error_of(found: ApiError, what: str) -> HoldfastError:
-    """The error that a refusal is. Nothing was written, now or later."""
+    """The error that a refusal is: but for `Unknown`, nothing was written, now or later."""
     text = f"{what}: {found.description} ({found.err_code})"
     if found.err_code == STREAM_NOT_FOUND:
         return InvalidName(text)
     if found.err_code in _TOO_LARGE:
         return TooLarge(text)
+    if found.err_code == _STORE_FAILED:
+        return Unknown(text)
     if found.code >= 500 or found.err_code in _INCOMPLETE or found.err_code == IN_PROCESS:
         return NoQuorum(text)
     return Never(text)
