@@ -116,11 +116,30 @@ async def count(node: Node, work: Work) -> None:
         assert work.added[name] <= value <= work.added[name] + work.unknown[name], name
     expected = {name: {sender: list(range(count)) for sender, count in work.turns.items()} for name in RECEIVERS}
     expected |= {name: {"client": numbers} for name, numbers in work.sent.items()}
-    async with asyncio.timeout(60):
-        for name, wanted in expected.items():
-            while sum(map(len, (got := await node.agent(Post, name).ask(Post.got)).values())) < sum(
-                map(len, wanted.values())
-            ):
-                await asyncio.sleep(0.1)
-            assert got == wanted, name
+    end = time.monotonic() + 60
+    for name, wanted in expected.items():
+        while (got := await node.agent(Post, name).options(timeout_seconds=60).ask(Post.got)) != wanted:
+            if time.monotonic() > end:
+                raise AssertionError(f"{name} lacks messages:\n{await compare(node, name, wanted, got)}")
+            await asyncio.sleep(0.1)
     assert await node.dead_letters.all() == []
+
+
+async def compare(node: Node, name: str, wanted: dict[str, list[int]], got: dict[str, list[int]]) -> str:
+    """What one agent has and lacks, and what the log has for it: a message lost, or one that is only late."""
+    lines = [str(node.describe(f"Post/{name}"))]
+    for sender, numbers in wanted.items():
+        have = got.get(sender, [])
+        lines.append(f"{sender}: {len(have)} of {len(numbers)}; missing {sorted(set(numbers) - set(have))[:20]}")
+    info = node.describe(f"Post/{name}")
+    for cell in node.manifest.cells:
+        tail = node.engine.log.tail(
+            cell, [f"{info.cell}.{info.shard}.>" if cell == info.cell else f"{cell}.*.out.>", f"{cell}.rl.>"]
+        )
+        async for chunk in tail:
+            lines += [f"{stored.sequence} {stored.subject}" for stored in chunk.records]
+            if chunk.caught_up:
+                break
+        await tail.aclose()  # type: ignore[attr-defined]
+    lines += [str(node.statistics()), str(node.members())]
+    return "\n".join(lines)
