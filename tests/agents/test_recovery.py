@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.agents.kinds import Counter, Receiver, serving, until
 
-from holdfast import DeadlineExceeded, HoldfastError, Node
+from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum
 from holdfast.agents.shard import Shard
 
 
@@ -99,3 +100,37 @@ async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_th
         assert found.index == {"Counter/a": new.sequence}
         assert (found.digest, found.commit) == (shard.digest, shard.commit)
         found.stop()
+
+
+async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path) -> None:
+    """A message runs alone behind its mark; its agent is dropped; the task that waits for it must commit nothing."""
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        shard = next(shard for shard in node._runtime.shards.values() if shard.index)
+        activation = shard.activations["Counter/a"]
+        activation.attempt = ("somebody's", 1)
+        send = node._router._send
+
+        def suspected(opened: Any) -> None:
+            opened.call.suspect = True
+            send(opened)
+
+        node._router._send = suspected  # type: ignore[method-assign]
+        asked = asyncio.create_task(agent.ask(Counter.slow, 30.0, 10))
+
+        async def running() -> bool:
+            return activation.state is not None and activation.state.n == 11
+
+        await until(running)
+        shard.drop(activation, NoQuorum("dropped by the test"))
+        with pytest.raises(NoQuorum, match="by the test"):
+            await asked
+        node._router._send = send  # type: ignore[method-assign]
+        await node.agent(Counter, "b").ask(Counter.add, 1)  # whatever waited for the log is written by now
+        stored = await node.engine.log.read(shard.cell, f"{shard.prefix}.st.Counter/a")
+        assert stored is not None and stored.sequence == shard.index["Counter/a"]
+        assert await agent.ask(Counter.add, 1) == 2
+    async with serving(path) as node:
+        assert await node.agent(Counter, "a").ask(Counter.value) == 2
+        assert node.statistics()["recovery_failures"] == {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast import limits
 from holdfast.agents import repeats, turn
 from holdfast.agents.mailbox import Delivery, error_bytes
-from holdfast.agents.messages import BUSY, Timer
+from holdfast.agents.messages import BUSY, NOT_OWNER, Timer
 from holdfast.agents.record import FORM, AgentRecord
 from holdfast.core.delivery import Seen
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, UnknownKind
@@ -192,8 +192,7 @@ class Activation:
         if self.mailbox is None:
             self.mailbox = deque()
         self.mailbox.append(message)
-        if self.running is None and self.loaded:
-            self.pump()
+        self.pump()
 
     def deliver_inbox(self, message: Delivery | int) -> None:
         """Take the next inbox message, or the sequence of one that is still to be read."""
@@ -203,8 +202,7 @@ class Activation:
         if len(self.inbox) >= limits.INBOX_READ_AHEAD and isinstance(message, Delivery):
             message = message.sequence
         self.inbox.append(message)
-        if self.running is None and self.loaded:
-            self.pump()
+        self.pump()
 
     def cancel(self, key: str) -> None:
         """The caller gave up: a message that waits is dropped, a handler that waits is cancelled."""
@@ -279,6 +277,9 @@ class Activation:
 
     def note(self, message: Delivery) -> None:
         """The message waits for the batch that will cover it."""
+        if not self.loaded:  # it was abandoned while a task of it went on: nothing of it may be written any more
+            message.turn_away(NOT_OWNER)
+            return
         self.pending.append(message)
         if message.outgoing:
             self.outgoing_records += len(message.outgoing)

@@ -68,7 +68,9 @@ class Delivery:
                 self.sink(self.call.reference, OK, self.reply)
 
     def turn_away(self, outcome: int) -> None:
-        """Tell the caller to try again. An inbox message or a timer is still in the log."""
+        """Tell the caller to try again; who waits for a mark is cancelled. An inbox message or a timer is in the log."""
+        if self.done is not None:
+            self.done.cancel()
         if self.sink is not None and self.call is not None:
             self.sink(self.call.reference, outcome, b"")
 

@@ -297,8 +297,10 @@ class Shard:
                 found = await asyncio.gather(*(self.runtime.engine.log.read_sequence(self.cell, s) for s in some))
             except (NoQuorum, Unknown):
                 found = [None]
-            if activation.inbox is not inbox or inbox[0] != head:
+            if activation.inbox is not inbox:
                 return
+            if inbox[0] != head:
+                break  # a message that failed was put in front of them meanwhile, to be tried again first
             for stored in found:
                 if stored is None:  # no replica that answers has it yet: go on from here in a moment
                     break

@@ -133,7 +133,8 @@ class Ownership:
                 except (ValueError, msgspec.MsgspecError, DataLoss) as error:
                     _logger.error("%s is no ownership record: %s", stored.subject, error)
                     continue
-                self.epochs[number] = Epoch(stored.sequence, record)
+                if stored.sequence > self.epochs.get(number, _NOBODY).sequence:  # the tail may lag behind our own claim
+                    self.epochs[number] = Epoch(stored.sequence, record)
                 if self.owned.get(number, stored.sequence) < stored.sequence:
                     del self.owned[number]
                     self._host.drop_shards([number])
