@@ -85,6 +85,7 @@ class Shard:
                 self.index[rest] = stored.sequence
                 if record.blob:
                     self.blobs.add(record.blob)
+                self.runtime.warm_bytes -= len(self.warm.pop(rest, b""))
                 if self.runtime.warm_bytes < limits.WARM_BYTES_MAX:
                     self.warm[rest] = stored.payload
                     self.runtime.warm_bytes += len(stored.payload)
