@@ -35,8 +35,9 @@ from holdfast.errors import (
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.loops import run
 from holdfast.node.dead_letters import DeadLetter
-from holdfast.node.node import AgentInfo, MemberInfo, Node
+from holdfast.node.node import Node
 from holdfast.node.stored import StoredAgent, StoredTimer
+from holdfast.node.views import AgentInfo, MemberInfo
 from holdfast.version import VERSION as __version__
 
 __all__ = [

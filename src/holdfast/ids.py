@@ -7,14 +7,13 @@ quoted as in a URL; quoting is reversible, and plain names stay readable.
 from __future__ import annotations
 
 import re
-import secrets
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote, unquote
 from zlib import crc32
 
-from holdfast import limits
+from holdfast import chance, limits
 from holdfast.errors import InvalidName
 
 _KIND: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -78,7 +77,7 @@ def shard_of(token: str, shards: int) -> int:
 
 def new_id(prefix: str) -> str:
     """A new id that no other process has, such as ``n-5f3a9c21b0e4``: 48 random bits."""
-    return f"{prefix}-{secrets.token_hex(6)}"
+    return f"{prefix}-{chance.bits(48):012x}"
 
 
 def digest64(data: bytes) -> int:

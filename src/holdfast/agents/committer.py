@@ -17,10 +17,9 @@ What becomes of a batch:
 from __future__ import annotations
 
 import asyncio
-from random import Random
 from typing import TYPE_CHECKING, Final
 
-from holdfast import codec, limits
+from holdfast import chance, codec, limits
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.record import pack
@@ -57,7 +56,7 @@ class Committer:
         self._dirty: dict[Activation, None] = {}
         self._one_by_one: dict[Activation, None] = {}
         self._wake = asyncio.Event()
-        self._random = Random()
+        self._random = chance.random()
         self.batches = 0
         self.records = 0
         self.turns = 0

@@ -11,12 +11,11 @@ The cursor names the sequence, in the source cell, of the last outbox record car
 from __future__ import annotations
 
 import asyncio
-from random import Random
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from holdfast import codec, limits
+from holdfast import chance, codec, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import Closed, Conflict, NotDone, Unknown
@@ -42,7 +41,7 @@ class Relay:
         self._cursor: tuple[int, int] | None = None
         """(sequence of the cursor record, outbox sequence that it names); None: not known."""
         self._task: asyncio.Task[None] | None = None
-        self._random = Random()
+        self._random = chance.random()
         self.carried = 0
 
     def add(self, sequence: int, payload: bytes) -> None:

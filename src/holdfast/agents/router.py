@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from holdfast import codec, ids, limits, loops
+from holdfast import chance, codec, ids, limits, loops
 from holdfast.agents import mailbox
 from holdfast.agents.messages import BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
 from holdfast.agents.ref import AgentRef
@@ -87,7 +86,7 @@ class Router:
         self.caller = caller
         self.runtime: Runtime | None = None
         self.sender: Sender | None = None
-        self.random = Random()
+        self.random = chance.random()
         self._bus = bus
         self._clock = clock
         self._shards = shards

@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from random import Random
 from typing import Protocol
 
-from holdfast import codec, ids, limits
+from holdfast import chance, codec, ids, limits
 from holdfast.agents.messages import InboxMessage
 from holdfast.clock import Clock
 from holdfast.core import backoff
@@ -57,7 +56,7 @@ class Sender:
         """Per receiver the letters that wait; there is one as long as an append to it is under way."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
-        self._random = Random()
+        self._random = chance.random()
         self.sent = 0
 
     async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from random import Random
 from typing import Final
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import chance, codec, ids, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, Unknown
@@ -43,7 +42,7 @@ async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
     """
     subject = f"{cell}.manifest"
     payload = codec.seal(codec.encode_raw(wanted))
-    random = Random()
+    random = chance.random()
     attempt = 0
     end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
     while True:

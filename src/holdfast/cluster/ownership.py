@@ -16,12 +16,11 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
-from random import Random
 from typing import Any, Protocol
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import chance, codec, ids, limits
 from holdfast.clock import Clock
 from holdfast.cluster.membership import Membership
 from holdfast.core import backoff, plan
@@ -101,7 +100,7 @@ class Ownership:
         """Shards to be claimed anew from this very node."""
         self._heard: set[str] = set()
         self._view: tuple[Any, float] = ((), 0.0)
-        self._random = Random()
+        self._random = chance.random()
         self._closing = False
         membership.on_change = self._wake.set
 

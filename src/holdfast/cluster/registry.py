@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from random import Random
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from holdfast import codec, ids, limits, loops
+from holdfast import chance, codec, ids, limits, loops
 from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.query import Condition, compile_conditions
@@ -70,7 +69,7 @@ class Registry:
         self._appender = GroupAppender(engine.log, cell)
         self._writer = ids.new_id("w")
         self._writes = 0
-        self._random = Random()
+        self._random = chance.random()
         self._entries: dict[str, Entry] = {}
         self._sequences: dict[str, int] = {}
         """The newest sequence of each subject's token, freed names included."""

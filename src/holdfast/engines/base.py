@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 
@@ -246,3 +247,12 @@ def matches(subject_filter: str, subject: str) -> bool:
         if index >= len(tokens) or token not in ("*", tokens[index]):
             return False
     return len(wanted) == len(tokens)
+
+
+@lru_cache(maxsize=1024)
+def matcher(subject_filters: tuple[str, ...]) -> Callable[[str], bool]:
+    """A function that tells whether a subject matches one of the filters."""
+    prefixes = tuple(one[:-1] for one in subject_filters if one.endswith(".>") and "*" not in one)
+    if len(prefixes) == len(subject_filters):
+        return lambda subject: subject.startswith(prefixes)
+    return lambda subject: any(matches(one, subject) for one in subject_filters)

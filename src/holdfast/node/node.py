@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import msgspec
-
 from holdfast import codec, ids, limits, loops
 from holdfast.agents.agent import Agent
 from holdfast.agents.ref import AgentRef
@@ -34,47 +32,13 @@ from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.stored import StoredAgent, read_stored
+from holdfast.node.views import AgentInfo, Found, MemberInfo
 from holdfast.version import VERSION
 
 AgentT = TypeVar("AgentT", bound=Agent[Any])
 
 REGISTRY_CELL = "g1reg"
 SHARDS = 128
-
-
-class MemberInfo(msgspec.Struct, frozen=True):
-    """A node of the cluster. ``started_at`` is in seconds since 1970."""
-
-    incarnation: str
-    name: str
-    host: str
-    kinds: list[str]
-    shards: int
-    agents: int
-    started_at: float
-    version: str
-
-
-class AgentInfo(msgspec.Struct, frozen=True):
-    """Where an agent lives. ``owner`` is the incarnation of a node, empty while nobody owns its shard."""
-
-    agent_id: str
-    shard: int
-    cell: str
-    epoch: int
-    owner: str
-    host: str
-    registered: bool
-    capabilities: list[str]
-    metadata: dict[str, Any]
-
-
-class Found(list[AgentRef[Any]]):
-    """Agents that were found: a list, which can also be walked with ``async for``."""
-
-    async def __aiter__(self) -> AsyncIterator[AgentRef[Any]]:
-        for agent in self:
-            yield agent
 
 
 class Node:
@@ -134,7 +98,9 @@ class Node:
         })  # fmt: skip
         await engine.open()
         try:
-            node = await cls._start(engine, list(serve), name, host, incarnation, replicas, clock)
+            node = await cls.on(
+                engine, list(serve), name=name, host=host, incarnation=incarnation, replicas=replicas, clock=clock
+            )
         except BaseException:
             await engine.close()
             raise
@@ -144,16 +110,18 @@ class Node:
             await node.close()
 
     @classmethod
-    async def _start(
+    async def on(
         cls,
         engine: Engine,
         serve: list[type[Agent[Any]]],
-        name: str,
-        host: str,
-        incarnation: str,
-        replicas: int | None,
-        clock: Clock,
+        *,
+        name: str = "",
+        host: str = "",
+        incarnation: str = "",
+        replicas: int | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> Node:
+        """Begin on an engine that is open. See `join`; whoever calls this calls `close`."""
         if replicas is None:
             servers = engine.servers()
             replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import lru_cache
+from collections.abc import AsyncIterator, Sequence
 from weakref import WeakSet
 
 from holdfast import limits
 from holdfast.engines import checks
-from holdfast.engines.base import Chunk, Log, Record, Stored, matches
+from holdfast.engines.base import Chunk, Log, Record, Stored, matcher
 from holdfast.engines.local.writer import Writer
 from holdfast.errors import Closed, InvalidName
 
@@ -91,7 +90,7 @@ class LocalLog(Log):
             raise InvalidName("a tail has at least one filter")
         for subject in subjects:
             checks.check_filter(subject)
-        wanted = _matcher(tuple(subjects))
+        wanted = matcher(tuple(subjects))
         tail = _Tail(cell)
         following = max(from_sequence, 1)
         caught_up = False
@@ -136,7 +135,7 @@ class LocalLog(Log):
         self._number(cell)
         checks.check_filter(subject)
         writer = self._writer
-        wanted = _matcher((subject,))
+        wanted = matcher((subject,))
         exact = not any(token in ("*", ">") for token in subject.split("."))
 
         def work(connection: sqlite3.Connection) -> None:
@@ -173,11 +172,3 @@ class _Tail:
                 self.offered = []
                 self.behind = True
         self.wake.set()
-
-
-@lru_cache(maxsize=1024)
-def _matcher(subjects: tuple[str, ...]) -> Callable[[str], bool]:
-    prefixes = tuple(s[:-1] for s in subjects if s.endswith(".>") and "*" not in s)
-    if len(prefixes) == len(subjects):
-        return lambda subject: subject.startswith(prefixes)
-    return lambda subject: any(matches(one, subject) for one in subjects)

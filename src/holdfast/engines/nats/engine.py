@@ -6,12 +6,11 @@ import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 import msgspec
 
-from holdfast import limits
+from holdfast import chance, limits
 from holdfast.core import backoff
 from holdfast.engines import checks
 from holdfast.engines.base import Engine
@@ -56,7 +55,7 @@ class NatsEngine(Engine):
         self._user = user
         self._password = password
         self._connection: Connection | None = None
-        self._random = Random()
+        self._random = chance.random()
 
     async def open(self) -> None:
         connection = Connection()

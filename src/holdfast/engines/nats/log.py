@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from random import Random
 from typing import Final
 
 import msgspec
 
-from holdfast import limits
+from holdfast import chance, limits
 from holdfast.core import backoff
 from holdfast.engines import checks
 from holdfast.engines.base import Chunk, Log, Record, Stored
@@ -67,7 +66,7 @@ class NatsLog(Log):
         self._connection = connection
         self._batch_prefix = new_id("b")
         self._batches = 0
-        self._random = Random()
+        self._random = chance.random()
         self._tails: set[Tail] = set()
         self.closed = False
         self.appends = 0

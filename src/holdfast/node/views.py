@@ -1,0 +1,45 @@
+"""What a node shows of the cluster: its members, where an agent lives, and agents that were found."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from holdfast.agents.ref import AgentRef
+
+
+class MemberInfo(msgspec.Struct, frozen=True):
+    """A node of the cluster. ``started_at`` is in seconds since 1970."""
+
+    incarnation: str
+    name: str
+    host: str
+    kinds: list[str]
+    shards: int
+    agents: int
+    started_at: float
+    version: str
+
+
+class AgentInfo(msgspec.Struct, frozen=True):
+    """Where an agent lives. ``owner`` is the incarnation of a node, empty while nobody owns its shard."""
+
+    agent_id: str
+    shard: int
+    cell: str
+    epoch: int
+    owner: str
+    host: str
+    registered: bool
+    capabilities: list[str]
+    metadata: dict[str, Any]
+
+
+class Found(list[AgentRef[Any]]):
+    """Agents that were found: a list, which can also be walked with ``async for``."""
+
+    async def __aiter__(self) -> AsyncIterator[AgentRef[Any]]:
+        for agent in self:
+            yield agent

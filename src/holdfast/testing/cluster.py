@@ -1,0 +1,155 @@
+"""A simulated cluster: hosts with servers and nodes, clients, and everything that can happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from holdfast import codec, limits
+from holdfast.agents.agent import Agent
+from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
+from holdfast.node.node import Node
+from holdfast.testing.engine import SimEngine
+from holdfast.testing.loop import SimLoop
+from holdfast.testing.servers import Faults, Servers
+from holdfast.testing.world import SimClock, World
+
+
+class Process:
+    """A simulated process with one node in it."""
+
+    def __init__(self, cluster: SimCluster, name: str, host: str, serve: Sequence[type[Agent[Any]]], inc: str) -> None:
+        self.name = name
+        self.host = host
+        self.node: Node | None = None
+        self.loop, self.clock = cluster.world.process(name)
+        self._cluster = cluster
+        self.loop.call_soon(self._start, list(serve), inc)
+
+    def _start(self, serve: list[type[Agent[Any]]], incarnation: str) -> None:
+        self.task = self.loop.create_task(self._main(serve, incarnation))
+
+    async def _main(self, serve: list[type[Agent[Any]]], incarnation: str) -> None:
+        engine = SimEngine(self._cluster.servers, self.host, self.loop)
+        await engine.open()
+        self.node = await Node.on(
+            engine, serve, name=self.name, host=self.host, incarnation=incarnation, clock=self.clock
+        )
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something in it."""
+        self.loop.call_soon(self._spawn, work)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        self.works = getattr(self, "works", [])
+        self.works.append(self.loop.create_task(work))
+
+
+class SimCluster:
+    """``hosts`` hosts with one node each, serving ``serve``; a node that ends is started again by its host."""
+
+    def __init__(
+        self, world: World, serve: Sequence[type[Agent[Any]]], hosts: int = 3, faults: Faults | None = None
+    ) -> None:
+        self.world = world
+        self.hosts = [f"h{n + 1}" for n in range(hosts)]
+        self.servers = Servers(world, self.hosts, faults)
+        self.serve = list(serve)
+        self.nodes: dict[str, Process] = {}
+        self.clients: list[Process] = []
+        self.incarnations: dict[str, str] = {}
+        self.host_up = dict.fromkeys(self.hosts, True)
+        for host in self.hosts:
+            loop, _ = world.process(f"host {host}")
+            loop.call_soon(self._host, host, loop)
+            self.start_node(host)
+
+    def _host(self, host: str, loop: SimLoop) -> None:
+        self._task = loop.create_task(self._beat(host, SimEngine(self.servers, host, loop)))
+
+    async def _beat(self, host: str, engine: SimEngine) -> None:
+        while True:
+            if self.host_up[host]:
+                living = [self.incarnations[host]] if host in self.nodes else []
+                engine.bus.publish(HOST_SUBJECT, codec.encode_raw(HostBeat(host, living)))
+            await asyncio.sleep(limits.BEAT_SECONDS)
+
+    def start_node(self, host: str) -> Process:
+        """A new life of the host's node."""
+        incarnation = f"n-{host}-{self.world.random.getrandbits(24):06x}"
+        self.incarnations[host] = incarnation
+        self.nodes[host] = Process(self, f"{host}-1", host, self.serve, incarnation)
+        return self.nodes[host]
+
+    def client(self, host: str) -> Process:
+        """A process that serves nothing."""
+        found = Process(self, f"client {len(self.clients) + 1}", host, [], "")
+        self.clients.append(found)
+        return found
+
+    # What can happen -----------------------------------------------------------------------------------------------
+
+    def kill_node(self, host: str) -> None:
+        """kill -9: its host starts it again within a second."""
+        process = self.nodes.pop(host, None)
+        if process is None:
+            return
+        self.world.tell(f"kill -9 the node of {host}")
+        process.loop.kill()
+
+        def again() -> None:
+            if self.host_up[host] and host not in self.nodes:
+                self.start_node(host)
+
+        self.world.later(self.world.random.uniform(0.3, 1.5), again)
+
+    def freeze_node(self, host: str, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after a while."""
+        process = self.nodes.get(host)
+        if process is None:
+            return
+        self.world.tell(f"freeze the node of {host} for {seconds:.1f} s")
+        process.loop.frozen = True
+
+        def thaw() -> None:
+            process.loop.frozen = False
+
+        self.world.later(seconds, thaw)
+
+    def stop_server(self, host: str, seconds: float) -> None:
+        """The host's server ends or freezes, and is back after a while."""
+        self.world.tell(f"the server of {host} is away for {seconds:.1f} s")
+        self.servers.down.add(host)
+        self.world.later(seconds, lambda: self.servers.down.discard(host))
+
+    def kill_host(self, host: str, seconds: float) -> None:
+        """Power off: server and node; back after a while."""
+        self.world.tell(f"power off {host} for {seconds:.1f} s")
+        self.host_up[host] = False
+        self.servers.down.add(host)
+        process = self.nodes.pop(host, None)
+        if process is not None:
+            process.loop.kill()
+
+        def back() -> None:
+            self.host_up[host] = True
+            self.servers.down.discard(host)
+            if host not in self.nodes:
+                self.start_node(host)
+
+        self.world.later(seconds, back)
+
+    def partition(self, host: str, seconds: float, one_way: bool = False) -> None:
+        """Cut a host off; in both directions, or only what it sends."""
+        self.world.tell(f"cut off {host}{' one way' if one_way else ''} for {seconds:.1f} s")
+        for other in self.hosts:
+            if other != host:
+                self.world.cut(host, other)
+                if not one_way:
+                    self.world.cut(other, host)
+        self.world.later(seconds, self.world.mend)
+
+
+Check = Callable[[], None]
+__all__ = ["Check", "Process", "SimClock", "SimCluster"]
