@@ -4,10 +4,13 @@ The naive way, a batch per turn or per shard, multiplies fsyncs and Raft entries
 batch is in flight per cell, and while it is, the next one fills: the busier the node, the cheaper a turn. Each shard's
 first record in the batch carries its own fence, so one owner lost refuses the batch, and the others are sent again.
 
+The servers may get a batch twice, or write one that they said they refused. So a batch also carries a link: a record
+that expects the link of this node's batch before, and that makes it certain that no batch is written twice.
+
 What becomes of a batch:
 
 * acknowledged: everything that waited for it is released;
-* `Fenced`: the shards whose epoch is another's are dropped, the rest is sent again;
+* `Fenced`: the shards whose epoch is another's are dropped, the rest is claimed anew;
 * `Unknown`: it is never retried and never looked up. Its shards stop and are claimed anew from this very node: the old
   batch then lies before the new epoch, or can never commit;
 * `NoQuorum`: nothing was written; tried again for a while, then every turn in it is undone and its caller told so;
@@ -25,7 +28,7 @@ from holdfast.agents.mailbox import Delivery
 from holdfast.agents.record import pack
 from holdfast.core import backoff
 from holdfast.core.digest import entry
-from holdfast.engines.base import Record
+from holdfast.engines.base import Expect, Record
 from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, TooLarge, Unknown
 
 if TYPE_CHECKING:
@@ -57,9 +60,23 @@ class Committer:
         self._one_by_one: dict[Activation, None] = {}
         self._wake = asyncio.Event()
         self._random = chance.random()
+        self._era = 0
+        self._link = 0
+        """The sequence of the chain's newest record; 0: this era has none yet."""
         self.batches = 0
         self.records = 0
         self.turns = 0
+
+    @property
+    def _chain(self) -> str:
+        return f"{self._cell}.ch.{self._runtime.incarnation}-{self._era}"
+
+    def _new_era(self) -> None:
+        """What became of the newest batch is not known, so neither is the chain's end: begin another."""
+        if self._link:
+            self._runtime.spawn(self._runtime.purge(self._cell, self._chain, 1 << 62))
+        self._era += 1
+        self._link = 0
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
@@ -95,6 +112,8 @@ class Committer:
             if activation.pending and activation.needs_blob():
                 await self._put_blob(activation)
         batch = _Batch()
+        if not self._runtime.alone:
+            batch.records.append(Record(self._chain, b"%d" % self.batches, Expect(self._chain, self._link)))
         for activation in waiting:
             if not activation.pending or not activation.shard.active:
                 source.pop(activation, None)
@@ -128,7 +147,7 @@ class Committer:
         shard = activation.shard
         size = len(activation.state_bytes) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
         many = 1 + activation.outgoing_records
-        if batch.records and (
+        if batch.agents and (
             batch.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(batch.records) + many * 2 > limits.BATCH_RECORDS_MAX
         ):
             return False
@@ -183,7 +202,7 @@ class Committer:
             try:
                 sequences = await self._runtime.engine.log.append(self._cell, batch.records)
             except Conflict:
-                await self._fenced(batch)
+                await self._conflict(batch)
                 return
             except Closed:
                 raise
@@ -199,6 +218,7 @@ class Committer:
                     self._put_back(batch)
                     return
             except Unknown:
+                self._new_era()
                 self._runtime.reclaim(self._cell, [shard for shard in batch.shards if shard.active])
                 return
             except HoldfastError as error:
@@ -209,6 +229,7 @@ class Committer:
                     self._one_by_one.update((activation, None) for activation, _, _ in batch.agents)
                 return
             else:
+                self._link = 0 if self._runtime.alone else sequences[0]
                 self._runtime.wrote(self._cell, began_at)
                 self._acknowledged(batch, sequences)
                 return
@@ -239,24 +260,22 @@ class Committer:
                 self.mark(activation)
         self._wake.set()
 
-    async def _fenced(self, batch: _Batch) -> None:
-        """Find out which shards are another's, and let them go."""
-        for attempt in range(1, 12):
-            lost = []
-            for shard in batch.shards:
-                try:
-                    epoch = await self._runtime.engine.log.read(self._cell, shard.fence.subject)
-                except (NoQuorum, Unknown):
-                    continue
-                # A lagging replica shows an older epoch, never a newer one.
-                if epoch is not None and epoch.sequence > shard.epoch:
-                    lost.append(shard)
-            if lost or not all(shard.active for shard in batch.shards):
-                self._runtime.lost(self._cell, [shard for shard in lost if shard.active])
-                self._put_back(batch)
-                return
-            await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
-        # No replica shows who took it: find out by claiming it anew.
+    async def _conflict(self, batch: _Batch) -> None:
+        """A fence is refused, or a link of the chain: let go of what is another's, and claim the rest anew.
+
+        None of it is sent again as it is: the refusal may be of a second copy of a batch that was written.
+        """
+        self._new_era()
+        lost = []
+        for shard in batch.shards:
+            try:
+                epoch = await self._runtime.engine.log.read(self._cell, shard.fence.subject)
+            except (NoQuorum, Unknown):
+                continue
+            # A lagging replica shows an older epoch, never a newer one.
+            if epoch is not None and epoch.sequence > shard.epoch:
+                lost.append(shard)
+        self._runtime.lost(self._cell, [shard for shard in lost if shard.active])
         self._runtime.reclaim(self._cell, [shard for shard in batch.shards if shard.active])
 
     def _refused(self, activation: Activation, error: HoldfastError) -> None:

@@ -103,11 +103,8 @@ class Sender:
             try:
                 await appender.append(*records)
                 break
-            except Conflict as found:
-                if unknown:
-                    break  # the attempt whose outcome was unknown happened
-                _fail(letters, found)
-                return
+            except Conflict:
+                break  # only these very letters can be in the way: an attempt before happened
             except Closed as found:
                 _fail(letters, OutcomeUnknown(f"not known to be written: {found}") if unknown else found)
                 return

@@ -232,6 +232,12 @@ GAPS: Final[tuple[Gap, ...]] = (
         "read: the newest record",
         "a replica that lags, or a leader cut off, answers with an older one",
     ),
+    Gap(
+        "nats",
+        "append: what is refused was not written",
+        "around a change of leaders a batch may arrive twice: one copy is written, and the other one's refusal is heard; "
+        "so each writer's batches expect something that they change",
+    ),
 )
 """The one table of what an engine cannot do. The conformance suite reads it."""
 

@@ -27,6 +27,8 @@ class Faults:
     append_late: float = 0.0
     answer_lost: float = 0.0
     append_refused: float = 0.0
+    append_twice: float = 0.0
+    """A batch that arrives twice, and whose sender hears of the refusal of the second copy only."""
     late_seconds: float = 12.0
     bus_lost: float = 0.0
     bus_twice: float = 0.0
@@ -236,6 +238,8 @@ class Servers:
 
         def arrive() -> None:
             if self.up(cell.leader) and world.reaches(server, cell.leader):
+                if random.random() < faults.append_twice:
+                    cell.propose(records, lambda _: None)
                 cell.propose(records, back)
 
         if random.random() >= faults.append_lost:

@@ -6,6 +6,7 @@ first is drawn from the seed. So a run explores an interleaving, and the same se
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Callable
 from random import Random
@@ -103,6 +104,20 @@ class World:
             self._dead += [loop for loop, _ in self._loops if loop.dead]
             self._loops = [pair for pair in self._loops if not pair[0].dead]
         return True
+
+    def close(self) -> None:
+        """End all that is under way, in dead processes too, so that nothing is left for Python to find half done."""
+        with chance.drawn_from(self.random):
+            loops = [*(loop for loop, _ in self._loops), *self._dead]
+            for _ in range(1000):
+                tasks = [task for loop in loops for task in asyncio.all_tasks(loop)]
+                if not tasks:
+                    return
+                for task in tasks:
+                    task.cancel()
+                for loop in loops:
+                    loop.dead = loop.frozen = False
+                    loop.turn()
 
     # The network ---------------------------------------------------------------------------------------------------
 

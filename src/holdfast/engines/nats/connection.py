@@ -250,6 +250,11 @@ class Connection(Client):
         self._requests[number] = future
         return number, f"{self._inbox}.{number}", future
 
+    def open_request_again(self, number: int) -> asyncio.Future[tuple[bytes, bytes]]:
+        """The future of one more answer to a request that was answered."""
+        self._requests[number] = future = self._loop.create_future()
+        return future
+
     async def answer(
         self, number: int, future: asyncio.Future[tuple[bytes, bytes]], timeout_seconds: float
     ) -> tuple[bytes, bytes]:

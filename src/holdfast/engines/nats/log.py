@@ -5,6 +5,8 @@ its last record asks for an acknowledgement. Facts of the server that shape this
 
 * a refused expectation anywhere refuses the whole batch, without saying which (error 10071);
 * error 10164 is no refused expectation: another write with one on the same subject is under way. It is tried again;
+* a refusal may be of a second copy of the batch, while the first one is written: a refused batch must be such that
+  writing it again is harmless;
 * an answer of status 503 with an empty body: no leader has the stream at this moment, nothing was written;
 * no answer at all: the batch may have been written, or may be written later.
 """
@@ -28,6 +30,7 @@ from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName
 from holdfast.ids import new_id
 
 _IN_PROCESS_TRIES: Final = 20
+_SECOND_SECONDS: Final = 0.05
 _READ_SECONDS: Final = 1.0
 _API_SECONDS: Final = 2.0
 
@@ -121,6 +124,8 @@ class NatsLog(Log):
                 raise Unknown(f"a batch in {cell}: an acknowledgement with status {status(headers)}")
             raise NoQuorum(f"no server leads {cell} at this moment, nothing was written")
         ack = _decode_ack(answer)
+        if ack.error is not None:
+            ack = await self._second(number, ack)
         if ack.error is None:
             return ack.seq
         if ack.error.err_code == api.IN_PROCESS:
@@ -131,6 +136,22 @@ class NatsLog(Log):
                 raise Fenced(text)
             raise Conflict(text)
         raise api.error_of(ack.error, f"a batch in {cell}")
+
+    async def _second(self, number: int, refusal: _Ack) -> _Ack:
+        """The acknowledgement that may follow a refusal.
+
+        Around a change of leaders a batch may reach its stream twice. The second copy is refused while the first is
+        under way, and the refusal is the faster answer (seen with 2.15.1, for seconds on end).
+        """
+        future = self._connection.open_request_again(number)
+        try:
+            headers, answer = await self._connection.answer(number, future, _SECOND_SECONDS)
+        except Unknown:
+            return refusal
+        if not answer or status(headers):
+            return refusal
+        second = _decode_ack(answer)
+        return second if second.error is None else refusal
 
     def _encode(self, records: Sequence[Record], reply: str) -> bytes:
         count = len(records)
