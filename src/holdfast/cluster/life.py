@@ -1,0 +1,207 @@
+"""Who is alive, as the log knows it: a node proves its life by writes, and one that was condemned cannot.
+
+A node is *live* while in a majority of the cells a proof that it began less than `limits.ISOLATE_SECONDS` ago was
+acknowledged. Each proof expects the node's own one before. Whoever suspects a node reads its proofs, waits for longer
+than they last, and overwrites them, expecting what it read: that succeeds only where nothing was proved in between. So
+when a majority of the cells has condemned a node, it is not live, it knows or will soon find out, and it never is again.
+
+Process-wide and clock-bound this is a lease; but it is held with every cell, so no single election ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from holdfast import limits, loops
+from holdfast.clock import Clock
+from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.errors import Closed, Conflict, NoQuorum, Unknown
+
+_CONDEMNED: Final = b"condemned"
+_PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
+_NEVER: Final = float("-inf")
+
+
+def base(incarnation: str) -> str:
+    """What all incarnations of one process have in common: a process that was condemned goes on as another one."""
+    return incarnation.partition("~")[0]
+
+
+def number(incarnation: str) -> int:
+    """Which life of its process an incarnation is, from 1."""
+    tail = incarnation.partition("~")[2]
+    return int(tail) if tail.isdecimal() else 1
+
+
+class Life:
+    """A process's proofs. ``serves``: one that owns no shards only asks now and then whether a majority answers.
+
+    ``on_lapse`` is called when it was live and is not, or was not for a moment; ``on_condemned`` when this incarnation
+    has ended, with the next one already in ``incarnation``.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool) -> None:
+        self.incarnation = incarnation
+        self.alone = engine.name == "local"
+        self.serves = serves
+        self.wanted = serves
+        """Whether to prove now: a mere client does only while it waits for something."""
+        self.lapses = 0
+        self.on_lapse: Callable[[], None] = _nothing
+        self.on_condemned: Callable[[], None] = _nothing
+        self._engine = engine
+        self._clock = clock
+        self._cells = cells
+        self._majority = len(cells) // 2 + 1
+        self._proven_at = dict.fromkeys(cells, _NEVER)
+        self._last = dict.fromkeys(cells, 0)
+        """Per cell the sequence of the newest proof."""
+        self._live_until = _NEVER
+        self._was_live = False
+        self._asked_since = _NEVER
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to prove."""
+        if not self.alone:
+            self._tasks = [loops.start(self._keep_proving(cell), "the proof of life") for cell in self._cells]
+            self._tasks.append(loops.start(self._watch(), "the watch on life"))
+
+    async def close(self) -> None:
+        """Stop proving."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Questions -----------------------------------------------------------------------------------------------------
+
+    def live(self) -> bool:
+        """Whether nobody else can own this node's shards, so that it may start turns and answer from memory."""
+        return self.alone or self._clock.monotonic() < self._live_until
+
+    def isolated(self) -> bool:
+        """Whether no cell has taken a write of this process for so long that nothing can be done from here now."""
+        if self.alone or not self.wanted:
+            return False
+        newest = max(self._asked_since, *self._proven_at.values())
+        return self._clock.monotonic() - newest > limits.ISOLATE_SECONDS
+
+    def want(self, wanted: bool) -> None:
+        """Say whether a process that serves nothing should find out whether a majority answers."""
+        if wanted and not self.wanted:
+            self._asked_since = self._clock.monotonic()
+        self.wanted = wanted or self.serves
+
+    # Proofs --------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            self._look()
+            await asyncio.sleep(_PROOF_SECONDS / 4)
+
+    def _look(self) -> None:
+        if self._was_live and not self.live():
+            self._was_live = False
+            self.lapses += 1
+            self.on_lapse()
+
+    async def _keep_proving(self, cell: str) -> None:
+        self._asked_since = self._clock.monotonic()
+        while True:
+            if self.wanted:
+                await self._prove(cell)
+            await asyncio.sleep(_PROOF_SECONDS)
+
+    async def _prove(self, cell: str) -> None:
+        incarnation, began_at = self.incarnation, self._clock.monotonic()
+        subject = _subject(cell, incarnation)
+        try:
+            if self.serves:
+                record = Record(subject, b"", Expect(subject, self._last[cell]))
+            else:
+                record = Record(f"{cell}.alive", b"")
+            sequences = await self._engine.log.append(cell, [record])
+        except Conflict:
+            await self._refused(cell, incarnation)
+        except (NoQuorum, Unknown, Closed):
+            pass
+        else:
+            if incarnation == self.incarnation:
+                self._last[cell] = sequences[0]
+                self._proved(cell, began_at)
+
+    def _proved(self, cell: str, began_at: float) -> None:
+        self._look()  # a lapse that ends with this very proof was one
+        self._proven_at[cell] = began_at
+        self._live_until = sorted(self._proven_at.values())[-self._majority] + limits.ISOLATE_SECONDS
+        self._was_live = self.live()
+
+    async def _refused(self, cell: str, incarnation: str) -> None:
+        """Another proof of ours came first, whose outcome was not heard; or this incarnation is condemned."""
+        try:
+            stored = await self._engine.log.read(cell, _subject(cell, incarnation))
+        except (NoQuorum, Unknown, Closed):
+            return
+        if incarnation != self.incarnation:
+            return
+        if stored is None or _is_condemned(stored):
+            if stored is not None or self._last[cell]:
+                self._begin_again()
+        elif stored.sequence > self._last[cell]:  # else the replica that was read lags: again in a moment
+            self._last[cell] = stored.sequence
+
+    def _begin_again(self) -> None:
+        self.incarnation = f"{base(self.incarnation)}~{number(self.incarnation) + 1}"
+        self._proven_at = dict.fromkeys(self._cells, _NEVER)
+        self._last = dict.fromkeys(self._cells, 0)
+        self._live_until = _NEVER
+        self._was_live = False
+        self.lapses += 1
+        self.on_condemned()
+
+    # Others --------------------------------------------------------------------------------------------------------
+
+    async def condemn(self, incarnation: str) -> bool:
+        """See to it that another node is not live, and never will be; False where it may be, for all that is known."""
+        found = await asyncio.gather(*(self._life_of(cell, incarnation) for cell in self._cells))
+        await asyncio.sleep(limits.ISOLATE_SECONDS * 1.1)
+        done = await asyncio.gather(*(self._condemn(seen, incarnation) for seen in found if seen is not None))
+        return sum(done) >= self._majority
+
+    async def _life_of(self, cell: str, incarnation: str) -> tuple[str, Stored | None] | None:
+        try:
+            return cell, await self._engine.log.read(cell, _subject(cell, incarnation))
+        except (NoQuorum, Unknown):
+            return None
+
+    async def _condemn(self, seen: tuple[str, Stored | None], incarnation: str) -> bool:
+        cell, stored = seen
+        if stored is not None and _is_condemned(stored):
+            return True
+        subject = _subject(cell, incarnation)
+        expected = 0 if stored is None else stored.sequence
+        try:
+            await self._engine.log.append(cell, [Record(subject, _CONDEMNED, Expect(subject, expected))])
+        except (Conflict, Unknown):
+            # It lives, or somebody else condemned it, or this very write arrived.
+            again = await self._life_of(cell, incarnation)
+            return again is not None and again[1] is not None and _is_condemned(again[1])
+        except NoQuorum:
+            return False
+        return True
+
+
+def _subject(cell: str, incarnation: str) -> str:
+    return f"{cell}.life.{incarnation}"
+
+
+def _is_condemned(stored: Stored) -> bool:
+    return bytes(stored.payload) == _CONDEMNED
+
+
+def _nothing() -> None:
+    pass
+
+
