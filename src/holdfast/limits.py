@@ -92,7 +92,14 @@ IDLE_SECONDS: Final = 300.0
 
 BEAT_SECONDS: Final = 0.4
 ISOLATE_SECONDS: Final = 2.0
+"""How long a node's proof of life lasts: after this without another it drops its shards."""
+
+SUSPECT_SECONDS: Final = 1.6
+"""Silence after which others try to condemn a node."""
+
 TAKEOVER_SECONDS: Final = 4.0
+"""The silence after which a node's shards are claimed by others, when a majority of the cells answers."""
+
 PURGE_SECONDS: Final = 5.0
 """A shard's inbox messages that were handled are forgotten so often: each purge costs the log a write of its own."""
 
@@ -122,5 +129,6 @@ assert TURN_BYTES_MAX * 5 // 4 + RECORD_BYTES_MAX < BATCH_BYTES_MAX, "an agent's
 assert TURN_RECORDS_MAX * 2 < BATCH_RECORDS_MAX, "an agent's turns until their commit fit a batch"
 assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
-assert BEAT_SECONDS * 3 < ISOLATE_SECONDS < TAKEOVER_SECONDS, "isolated before taken over, and never for one lost beat"
+assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
+assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"

@@ -232,7 +232,7 @@ class Activation:
     def _may_start(self) -> bool:
         if self.running is not None or self.held or not self.loaded or not self.shard.active or self.shard.draining:
             return False
-        if self.solo and (self.pending or self.in_batch):
+        if (self.solo and (self.pending or self.in_batch)) or not self.shard.runtime.life.live():
             return False
         return self.outgoing_records < limits.TURN_RECORDS_MAX and self.outgoing_bytes < limits.TURN_BYTES_MAX // 4
 
@@ -380,16 +380,16 @@ class Activation:
                 message.done.cancel()
             else:
                 found[message] = None
-        if self.running is not None:
-            found[self.running] = None
-        found.update(dict.fromkeys(self.mailbox or ()))
-        found.update(dict.fromkeys(self.inbox or ()))
-        found.update(dict.fromkeys(self.waiting_readers or ()))
+        found.update({} if self.running is None else {self.running: None})
+        begun = len(found)
+        for more in (self.mailbox, self.inbox, self.waiting_readers):
+            found.update(dict.fromkeys(more or ()))
         self.in_batch, self.pending, self.in_hand = [], [], {}
         self.mailbox = self.inbox = self.waiting_readers = self.running = None
         self.loaded = False
-        for item in found:
+        for place, item in enumerate(found):
             if isinstance(item, Delivery):
+                item.begun = item.begun or place < begun
                 item.error = item.reply = item.dead = b""
                 item.outgoing = None
         return list(found)

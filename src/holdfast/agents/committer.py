@@ -26,6 +26,7 @@ from holdfast import chance, codec, limits
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.record import pack
+from holdfast.cluster.life import base
 from holdfast.core import backoff
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Record
@@ -69,7 +70,7 @@ class Committer:
 
     @property
     def _chain(self) -> str:
-        return f"{self._cell}.ch.{self._runtime.incarnation}-{self._era}"
+        return f"{self._cell}.ch.{base(self._runtime.incarnation)}-{self._era}"
 
     def _new_era(self) -> None:
         """What became of the newest batch is not known, so neither is the chain's end: begin another."""
@@ -112,7 +113,7 @@ class Committer:
             if activation.pending and activation.needs_blob():
                 await self._put_blob(activation)
         batch = _Batch()
-        if not self._runtime.alone:
+        if not self._runtime.life.alone:
             batch.records.append(Record(self._chain, b"%d" % self.batches, Expect(self._chain, self._link)))
         for activation in waiting:
             if not activation.pending or not activation.shard.active:
@@ -198,7 +199,6 @@ class Committer:
         give_up_at = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS
         attempt = 0
         while batch.agents:
-            began_at = self._runtime.clock.monotonic()
             try:
                 sequences = await self._runtime.engine.log.append(self._cell, batch.records)
             except Conflict:
@@ -229,8 +229,7 @@ class Committer:
                     self._one_by_one.update((activation, None) for activation, _, _ in batch.agents)
                 return
             else:
-                self._link = 0 if self._runtime.alone else sequences[0]
-                self._runtime.wrote(self._cell, began_at)
+                self._link = 0 if self._runtime.life.alone else sequences[0]
                 self._acknowledged(batch, sequences)
                 return
 

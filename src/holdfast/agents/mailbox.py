@@ -6,7 +6,7 @@ from asyncio import Future
 from collections.abc import Callable
 
 from holdfast import codec, errors, ids
-from holdfast.agents.messages import ERROR, OK, Call, InboxMessage, Outgoing, Timer
+from holdfast.agents.messages import BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
 
 Sink = Callable[[int, int, bytes], None]
 """Takes (reference, outcome, payload) of a reply."""
@@ -21,6 +21,7 @@ class Delivery:
     __slots__ = (
         "arguments",
         "attempts",
+        "begun",
         "call",
         "dead",
         "done",
@@ -47,6 +48,8 @@ class Delivery:
         self.sequence = 0
         self.timer: Timer | None = None
         self.attempts = 0
+        self.begun = False
+        """Whether its turn ran, or began to, in an activation that came to an end before its commit was known."""
         self.suspect = False
         self.read_after = False
         """A reader that runs when the commit that it waits for is acknowledged."""
@@ -68,11 +71,14 @@ class Delivery:
                 self.sink(self.call.reference, OK, self.reply)
 
     def turn_away(self, outcome: int) -> None:
-        """Tell the caller to try again; who waits for a mark is cancelled. An inbox message or a timer is in the log."""
+        """Tell the caller to try again, and whether its turn had begun; who waits for a mark is cancelled.
+
+        An inbox message or a timer is in the log.
+        """
         if self.done is not None:
             self.done.cancel()
         if self.sink is not None and self.call is not None:
-            self.sink(self.call.reference, outcome, b"")
+            self.sink(self.call.reference, BEGUN if self.begun else outcome, b"")
 
 
 def call_key(call: Call) -> str:

@@ -41,6 +41,7 @@ OK = 0
 ERROR = 1
 NOT_OWNER = 2
 BUSY = 3
+BEGUN = 4
 
 
 class Reply(msgspec.Struct, array_like=True):

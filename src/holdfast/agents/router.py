@@ -21,7 +21,7 @@ import msgspec
 
 from holdfast import chance, codec, ids, limits, loops
 from holdfast.agents import mailbox
-from holdfast.agents.messages import BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
+from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
@@ -31,6 +31,7 @@ from holdfast.errors import (
     Closed,
     DeadlineExceeded,
     HoldfastError,
+    NoQuorum,
     NotDone,
     OutcomeUnknown,
     Overloaded,
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
     from holdfast.agents.agent import Agent
     from holdfast.agents.context import Context
     from holdfast.agents.runtime import Runtime
+    from holdfast.cluster.life import Life
 
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
 _SWEEP_SECONDS = 0.25
+_ISOLATED = "this process reaches no majority of the servers"
 _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
@@ -86,6 +89,7 @@ class Router:
         self.caller = caller
         self.runtime: Runtime | None = None
         self.sender: Sender | None = None
+        self.life: Life | None = None
         self.random = chance.random()
         self._bus = bus
         self._clock = clock
@@ -144,6 +148,8 @@ class Router:
         """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises."""
         if self._closed:
             raise Closed("the node was closed")
+        if self.life is not None and self.life.isolated():
+            raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
         deadline = self._clock.now() + timeout_seconds
@@ -284,7 +290,9 @@ class Router:
         opened = self._open.get(reference)
         if opened is None:
             return
-        if outcome == NOT_OWNER:
+        if outcome in (NOT_OWNER, BEGUN):
+            # What had begun may be committed: its attempt counts as unanswered until another one is answered.
+            opened.unanswered += outcome == BEGUN
             self._turned_away(opened, "its owner is changing")
         elif outcome == BUSY:
             self._turned_away(opened, "the agent keeps all the answers that it may", keep_owner=True)
@@ -349,6 +357,13 @@ class Router:
             await asyncio.sleep(_SWEEP_SECONDS)
             now, monotonic = self._clock.now(), self._loop.time()
             oldest = monotonic - limits.ATTEMPT_SECONDS
+            life = self.life
+            if life is not None:
+                waits = monotonic - 2 * _SWEEP_SECONDS
+                life.want(any(one.attempts > 1 or one.sent_at < waits for one in self._open.values()))
+                if life.isolated():
+                    for opened in list(self._open.values()):
+                        self._fail(opened, _ISOLATED, NoQuorum)
             for opened in list(self._open.values()):
                 if opened.deadline <= now:
                     self._fail(opened, "the deadline passed", DeadlineExceeded)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -23,12 +22,12 @@ from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
 from holdfast.agents.timers import Timers
 from holdfast.clock import Clock
+from holdfast.cluster.life import Life
 from holdfast.core import backoff
-from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
+from holdfast.engines.base import Engine, Message, Stored, Subscription
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
-_PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
 _is_reply: Final = re.compile(r"hf\.r\.[A-Za-z0-9-]{1,64}\.[0-9]{1,20}", re.ASCII).fullmatch
 _decode_frame = msgspec.msgpack.Decoder(Frame).decode
 
@@ -41,7 +40,7 @@ class Runtime:
         engine: Engine,
         clock: Clock,
         router: Router,
-        incarnation: str,
+        life: Life,
         cells: list[str],
         shards: int,
         serve: Iterable[type[Agent[Any]]],
@@ -49,7 +48,7 @@ class Runtime:
         self.engine = engine
         self.clock = clock
         self.router = router
-        self.incarnation = incarnation
+        self.life = life
         self.loop = asyncio.get_running_loop()
         self.kinds: dict[str, Kind] = {}
         for cls in serve:
@@ -63,13 +62,6 @@ class Runtime:
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
         self.warm_bytes = 0
-        self.isolated = False
-        self.alone = False
-        """Whether no other process can own a shard: the embedded engine."""
-        self._awake_at = clock.monotonic()
-        self._doubts = 0
-        self.heard_at = dict.fromkeys(cells, -limits.ISOLATE_SECONDS)
-        """Per cell, when the newest write began that a majority acknowledged."""
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -79,6 +71,11 @@ class Runtime:
         self._subscriptions: dict[str, Subscription] = {}
         self.failures: list[BaseException] = []
         router.runtime = self
+
+    @property
+    def incarnation(self) -> str:
+        """The name of this life of the node."""
+        return self.life.incarnation
 
     @property
     def serves(self) -> str:
@@ -94,8 +91,6 @@ class Runtime:
         """Begin to commit, and to take calls for the shards that will be added."""
         for committer in self.committers.values():
             self.spawn(committer.run())
-        for cell in self._cells:
-            self.spawn(self._keep_proving(cell))
         self.spawn(self._passivate())
         await self._subscribe(f"hf.n.{self.incarnation}")
 
@@ -150,7 +145,6 @@ class Runtime:
                     other.stop()
                 raise
             await asyncio.sleep(0)  # beats and other shards' turns go on
-        self.spawn(self._prove(cell))
         for number, shard in shards.items():
             old = self.shards.get(number)
             if old is not None:
@@ -208,54 +202,18 @@ class Runtime:
         self.drop_shards(numbers)
         self.on_lost(cell, numbers)
 
-    def live(self, cell: str) -> bool:
-        """Whether this node may answer from memory: a majority took a write of it lately, and it was not frozen."""
-        if self.alone:
-            return True
-        now = self.clock.monotonic()
-        heard = now - self.heard_at[cell] < limits.ISOLATE_SECONDS
-        return heard and now - self._awake_at < limits.ISOLATE_SECONDS and not (self.isolated or self._doubts)
+    def suspend(self) -> None:
+        """This node is not live, or was not for a moment: stop all shards, and have them claimed anew when it is."""
+        by_cell: dict[str, list[int]] = {}
+        for number, shard in self.shards.items():
+            by_cell.setdefault(shard.cell, []).append(number)
+        self.drop_shards(list(self.shards))
+        for cell, numbers in by_cell.items():
+            self.on_reclaim(cell, numbers)
 
-    def wrote(self, cell: str, began_at: float) -> None:
-        """A write that began then (on the monotonic clock) was acknowledged by a majority."""
-        self.heard_at[cell] = max(self.heard_at[cell], began_at)
-
-    async def _prove(self, cell: str) -> None:
-        began_at = self.clock.monotonic()
-        if not self.alone:
-            with suppress(NoQuorum, Unknown):
-                await self.engine.log.append(cell, [Record(f"{cell}.alive", b"")])
-                self.wrote(cell, began_at)
-
-    async def _keep_proving(self, cell: str) -> None:
-        """Have a majority take a write every so often, as long as shards are owned and nothing else is written."""
-        while True:
-            owned = any(shard.cell == cell for shard in self.shards.values())
-            if owned and self.clock.monotonic() - self.heard_at[cell] > _PROOF_SECONDS:
-                await self._prove(cell)
-            await asyncio.sleep(_PROOF_SECONDS / 2)
-
-    def awake(self) -> None:
-        """Called several times a second. After a gap others may own the shards: nothing is read before that is known."""
-        now = self.clock.monotonic()
-        slept, self._awake_at = now - self._awake_at, now
-        if slept >= limits.ISOLATE_SECONDS and not self.alone:
-            self._doubts += 1
-            self.spawn(self._look_for_other_owners())
-
-    async def _look_for_other_owners(self) -> None:
-        for shard in list(self.shards.values()):
-            attempt = 0
-            while shard.active:
-                try:
-                    epoch = await self.engine.log.read(shard.cell, shard.fence.subject)
-                    break
-                except (NoQuorum, Unknown):
-                    attempt += 1
-                    await asyncio.sleep(backoff.delay_seconds(attempt, self.router.random))
-            if shard.active and epoch is not None and epoch.sequence > shard.epoch:
-                self.lost(shard.cell, [shard])
-        self._doubts -= 1
+    async def begin_again(self) -> None:
+        """This node was condemned, and goes on as another incarnation, without shards."""
+        await self._subscribe(f"hf.n.{self.incarnation}")
 
     # Calls -------------------------------------------------------------------------------------------------------
 
@@ -294,7 +252,7 @@ class Runtime:
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
         shard = self.shards.get(ids.shard_of(call.token, self._shard_count))
-        if shard is None or not shard.active or shard.draining or self.isolated:
+        if shard is None or not shard.active or shard.draining:
             if sink is not None:
                 sink(call.reference, NOT_OWNER, b"")
             return

@@ -357,7 +357,7 @@ class Shard:
 
     def live(self) -> bool:
         """Whether an answer from memory may be given now."""
-        return self.active and self.runtime.live(self.cell)
+        return self.active and self.runtime.life.live()
 
     def busy(self) -> bool:
         """Whether a turn runs or waits for its commit."""

@@ -92,7 +92,7 @@ class Life:
         """Say whether a process that serves nothing should find out whether a majority answers."""
         if wanted and not self.wanted:
             self._asked_since = self._clock.monotonic()
-        self.wanted = wanted or self.serves
+        self.wanted = wanted or self.serves or self.isolated()
 
     # Proofs --------------------------------------------------------------------------------------------------------
 
@@ -117,16 +117,16 @@ class Life:
     async def _prove(self, cell: str) -> None:
         incarnation, began_at = self.incarnation, self._clock.monotonic()
         subject = _subject(cell, incarnation)
+        proof = Record(subject, b"", Expect(subject, self._last[cell]))
         try:
-            if self.serves:
-                record = Record(subject, b"", Expect(subject, self._last[cell]))
-            else:
-                record = Record(f"{cell}.alive", b"")
-            sequences = await self._engine.log.append(cell, [record])
+            async with asyncio.timeout(limits.ISOLATE_SECONDS / 2):
+                sequences = await self._engine.log.append(
+                    cell, [proof if self.serves else Record(f"{cell}.alive", b"")]
+                )
         except Conflict:
             await self._refused(cell, incarnation)
-        except (NoQuorum, Unknown, Closed):
-            pass
+        except (NoQuorum, Unknown, Closed, TimeoutError):
+            pass  # one that arrives later is found by the next, which is refused
         else:
             if incarnation == self.incarnation:
                 self._last[cell] = sequences[0]
@@ -203,5 +203,3 @@ def _is_condemned(stored: Stored) -> bool:
 
 def _nothing() -> None:
     pass
-
-

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from holdfast import codec, limits, loops
+from holdfast.cluster.life import base, number
 from holdfast.engines.base import Engine, Message, Subscription
 
 BEAT_SUBJECT = "hf.beat"
@@ -52,7 +53,7 @@ class Member(msgspec.Struct):
     heard_at: float
     dead: bool = False
     ended: bool = False
-    """Its end is certain: it said so, or its host did. One that was only silent is welcome back."""
+    """Its end is certain: it or its host said so, or it was condemned. One that was only silent is welcome back."""
 
 
 _decode_beat = msgspec.msgpack.Decoder(Beat).decode
@@ -70,11 +71,11 @@ class Membership:
         self._describe = describe
         self._members: dict[str, Member] = {}
         self._hosts: dict[str, tuple[HostBeat, float]] = {}
+        self._condemned: dict[str, None] = {}
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._subscriptions: list[Subscription] = []
         self._task: asyncio.Task[None] | None = None
-        self._unreachable_since = 0.0
 
     async def start(self) -> None:
         """Begin to beat and to listen."""
@@ -114,6 +115,9 @@ class Membership:
         if known is not None and known.ended:
             return
         self._members[beat.incarnation] = Member(beat, self._loop.time())
+        for other in [other for other in self._members if base(other) == base(beat.incarnation)]:
+            if number(other) < number(beat.incarnation):
+                self._die(other, ended=True)
         if beat.leaving or self._disowned(beat):
             self._die(beat.incarnation, ended=True)
         elif known is None or known.dead or known.beat.kinds != beat.kinds:
@@ -123,7 +127,7 @@ class Membership:
         host = self._hosts.get(beat.host) if beat.supervised else None
         if host is None or self._loop.time() - host[1] > limits.TAKEOVER_SECONDS:
             return False
-        return beat.incarnation not in host[0].nodes
+        return base(beat.incarnation) not in host[0].nodes
 
     def _on_host(self, message: Message) -> None:
         try:
@@ -132,22 +136,18 @@ class Membership:
             return
         self._hosts[beat.host] = (beat, self._loop.time())
         for incarnation, member in list(self._members.items()):
-            if member.beat.supervised and member.beat.host == beat.host and incarnation not in beat.nodes:
+            if member.beat.supervised and member.beat.host == beat.host and base(incarnation) not in beat.nodes:
                 self._die(incarnation, ended=True)
 
     def _look(self) -> None:
-        """Give up who was not heard for too long; forget the dead after a while."""
+        """Note who was not heard for too long; forget the dead after a while."""
         now = self._loop.time()
         for incarnation, member in list(self._members.items()):
             silent = now - member.heard_at
-            if not member.dead and silent > limits.TAKEOVER_SECONDS:
+            if not member.dead and silent > limits.TAKEOVER_SECONDS and not member.beat.kinds:
                 self._die(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
-        if self._engine.connected():
-            self._unreachable_since = 0.0
-        elif not self._unreachable_since:
-            self._unreachable_since = now
 
     def _die(self, incarnation: str, ended: bool = False) -> None:
         member = self._members[incarnation]
@@ -166,22 +166,38 @@ class Membership:
         beats = [member.beat for member in self._members.values() if not member.dead]
         return sorted(beats, key=lambda beat: (beat.started_at, beat.incarnation))
 
+    def serving(self) -> list[str]:
+        """The nodes that serve agents and are not known to be dead."""
+        return [name for name, member in self._members.items() if member.beat.kinds and not member.dead]
+
     def is_dead(self, incarnation: str, host: str) -> bool:
-        """Whether its shards may be claimed: known dead, or not heard for long enough by this node."""
+        """Whether its shards may be claimed: known dead, or condemned."""
         if self.alone:
             return incarnation != self._describe().incarnation
         member = self._members.get(incarnation)
         if member is not None:
             return member.dead
         known = self._hosts.get(host)
-        if known is not None and incarnation not in known[0].nodes:
+        if known is not None and base(incarnation) not in known[0].nodes:
             return True
-        return self._loop.time() - self._started_at > limits.TAKEOVER_SECONDS
+        return incarnation in self._condemned or self._superseded(incarnation)
 
-    def unreachable(self) -> bool:
-        """Whether this node has had no connection to a server for longer than it may answer from memory."""
-        since = self._unreachable_since
-        return bool(since) and self._loop.time() - since > limits.ISOLATE_SECONDS
+    def _superseded(self, incarnation: str) -> bool:
+        lives = [number(other) for other in self._members if base(other) == base(incarnation)]
+        return max(lives, default=0) > number(incarnation)
+
+    def silent(self, incarnation: str) -> bool:
+        """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""
+        member = self._members.get(incarnation)
+        heard_at = self._started_at if member is None else member.heard_at
+        return not self.alone and self._loop.time() - heard_at > limits.SUSPECT_SECONDS
+
+    def condemned(self, incarnation: str) -> None:
+        """A node was condemned: it is not live, and never will be."""
+        self._condemned[incarnation] = None
+        if incarnation in self._members:
+            self._die(incarnation, ended=True)
+        self.on_change()
 
     def settled(self) -> bool:
         """Whether every live node has had the time to be heard at least once."""

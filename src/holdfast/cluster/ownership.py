@@ -13,39 +13,22 @@ has, up to the own epoch record. No turn starts before.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-import msgspec
-
-from holdfast import chance, codec, ids, limits
+from holdfast import chance, ids, limits
 from holdfast.clock import Clock
+from holdfast.cluster import epochs
+from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
+from holdfast.cluster.life import Life, base
 from holdfast.cluster.membership import Membership
+from holdfast.cluster.suspicion import Suspicion
 from holdfast.core import backoff, plan
-from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.engines.base import Engine, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _CLAIM_MAX = 256
-_logger = logging.getLogger(__name__)
-
-
-class EpochRecord(msgspec.Struct, array_like=True):
-    """Who owns a shard; nobody where ``owner`` is empty, and then ``next`` may name who should claim it."""
-
-    owner: str
-    host: str
-    nonce: str
-    at: float
-    next: str = ""
-
-
-class Epoch(msgspec.Struct, frozen=True):
-    """A shard's newest epoch record and its sequence. Sequence 0: it never had one."""
-
-    sequence: int
-    record: EpochRecord
 
 
 class ShardHost(Protocol):
@@ -57,10 +40,6 @@ class ShardHost(Protocol):
     async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None: ...
 
 
-_NOBODY = Epoch(0, EpochRecord("", "", "", 0.0))
-_decode = msgspec.msgpack.Decoder(EpochRecord).decode
-
-
 class Ownership:
     """This node's part in the ownership of all shards of all cells. ``serves``: whether it wants any."""
 
@@ -70,13 +49,13 @@ class Ownership:
         clock: Clock,
         membership: Membership,
         host: ShardHost,
-        incarnation: str,
+        life: Life,
         host_name: str,
         cells: list[str],
         shards: int,
         serves: bool,
     ) -> None:
-        self.epochs: dict[int, Epoch] = {}
+        self.epochs = Epochs(engine, self._newer)
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
         self.takeovers = 0
@@ -86,7 +65,7 @@ class Ownership:
         self._clock = clock
         self._membership = membership
         self._host = host
-        self._incarnation = incarnation
+        self._life = life
         self._host_name = host_name
         self._cells = cells
         self._shards = shards
@@ -98,7 +77,7 @@ class Ownership:
         """Shards being claimed, recovered or released."""
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""
-        self._heard: set[str] = set()
+        self._suspicion = Suspicion(membership, life)
         self._view: tuple[Any, float] = ((), 0.0)
         self._random = chance.random()
         self._closing = False
@@ -109,7 +88,7 @@ class Ownership:
     async def start(self) -> None:
         """Begin to follow the epochs, and to claim."""
         for cell in self._cells:
-            self._spawn(self._follow_epochs(cell))
+            self._spawn(self.epochs.follow(cell, self._wake.set))
         self._spawn(self._run())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -122,24 +101,10 @@ class Ownership:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
             self._loop.call_exception_handler({"message": "ownership failed", "exception": error, "task": task})
 
-    async def _follow_epochs(self, cell: str) -> None:
-        tail = self._engine.log.tail(cell, [f"{cell}.*.epoch"])
-        async for chunk in tail:
-            for stored in chunk.records:
-                try:
-                    number = int(stored.subject.split(".")[1])
-                    record = _decode(codec.unseal(stored.payload, stored.subject))
-                except (ValueError, msgspec.MsgspecError, DataLoss) as error:
-                    _logger.error("%s is no ownership record: %s", stored.subject, error)
-                    continue
-                if stored.sequence > self.epochs.get(number, _NOBODY).sequence:  # the tail may lag behind our own claim
-                    self.epochs[number] = Epoch(stored.sequence, record)
-                if self.owned.get(number, stored.sequence) < stored.sequence:
-                    del self.owned[number]
-                    self._host.drop_shards([number])
-            if chunk.caught_up:
-                self._heard.add(cell)
-            self._wake.set()
+    def _newer(self, number: int, sequence: int) -> None:
+        if self.owned.get(number, sequence) < sequence:
+            del self.owned[number]
+            self._host.drop_shards([number])
 
     async def _run(self) -> None:
         while not self._closing:
@@ -147,20 +112,21 @@ class Ownership:
                 async with asyncio.timeout(0.5):
                     await self._wake.wait()
             self._wake.clear()
-            knows = len(self._heard) == len(self._cells) and self._membership.settled()
-            if self._serves and knows and not self._closing:
+            knows = len(self.epochs.heard) == len(self._cells) and self._membership.settled()
+            if self._serves and knows and self._life.live() and not self._closing:
                 self._step()
 
     def _step(self) -> None:
+        self._suspicion.look(self.epochs.hosts())
         live = self._eligible()
-        wanted = plan.targets(range(self._shards), live, self._holders())
+        wanted = plan.targets(range(self._shards), live, self.epochs.holders())
         for cell in self._cells:
             claims = [n for n in self._of(cell) if n not in self._busy and self._may_claim(n, wanted.get(n))]
             for start in range(0, len(claims), _CLAIM_MAX):
                 some = claims[start : start + _CLAIM_MAX]
                 self._busy.update(some)
                 self._spawn(self._claim(cell, some))
-        moved = [n for n in self.owned if n not in self._busy and wanted.get(n) not in (None, self._incarnation)]
+        moved = [n for n in self.owned if n not in self._busy and wanted.get(n) not in (None, self._life.incarnation)]
         view = tuple(live)
         if view != self._view[0]:
             self._view = (view, self._loop.time())
@@ -178,18 +144,15 @@ class Ownership:
         most = max((len(kinds.intersection(beat.kinds)) for beat in serving), default=0)
         return [beat.incarnation for beat in serving if len(kinds.intersection(beat.kinds)) == most]
 
-    def _holders(self) -> dict[int, str]:
-        return {number: epoch.record.owner or epoch.record.next for number, epoch in self.epochs.items()}
-
     def _may_claim(self, number: int, wanted: str | None) -> bool:
-        record = self.epochs.get(number, _NOBODY).record
+        record = self.epochs.get(number).record
         if number in self._again:
-            if record.owner == self._incarnation:
+            if base(record.owner) == base(self._life.incarnation):
                 return True
             self._again.discard(number)  # somebody else was faster, and has it rightly
-        if record.owner == self._incarnation:
+        if record.owner == self._life.incarnation:
             return number not in self.owned
-        if wanted != self._incarnation:
+        if wanted != self._life.incarnation:
             return False
         return not record.owner or self._membership.is_dead(record.owner, record.host)
 
@@ -206,63 +169,41 @@ class Ownership:
 
     async def _write_claims(self, cell: str, numbers: list[int]) -> dict[int, tuple[int, bool]]:
         """Write the epoch records; return those that are ours now, each with whether its end before was clean."""
-        before = {number: self.epochs.get(number, _NOBODY) for number in numbers}
-        nonce = ids.new_id("c")
-        payload = self._payload(EpochRecord(self._incarnation, self._host_name, nonce, self._clock.now()))
-        records = []
-        for number in numbers:
-            subject = f"{cell}.{number}.epoch"
-            records.append(Record(subject, payload, Expect(subject, before[number].sequence)))
+        before = {number: self.epochs.get(number) for number in numbers}
+        record = EpochRecord(self._life.incarnation, self._host_name, ids.new_id("c"), self._clock.now())
+        records = [epochs.successor(cell, number, before[number].sequence, record) for number in numbers]
         claimed: dict[int, int] = {}
         try:
             sequences = await self._engine.log.append(cell, records)
             claimed = dict(zip(numbers, sequences, strict=True))
         except Conflict:
             # One of them was faster: claim one by one those that are still free, in the next step.
-            await self._refresh(cell, numbers)
+            await self.epochs.refresh(cell, numbers)
             if len(numbers) > 1:
                 for number in numbers:
-                    claimed.update(await self._claim_one(cell, number, payload, before[number]))
+                    claimed.update(await self._claim_one(cell, number, record, before[number]))
         except (NoQuorum, Unknown):
             # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
             await asyncio.sleep(backoff.delay_seconds(8, self._random))
             return {}
         found = {}
         for number, sequence in claimed.items():
-            self.epochs[number] = Epoch(
-                sequence, EpochRecord(self._incarnation, self._host_name, nonce, self._clock.now())
-            )
+            self.epochs.note(number, sequence, record)
             owner = before[number].record.owner
-            clean = not owner or owner == self._incarnation
+            clean = not owner or base(owner) == base(self._life.incarnation)
             self.takeovers += not clean
             self._again.discard(number)
             found[number] = (sequence, clean)
         return found
 
-    async def _claim_one(self, cell: str, number: int, payload: bytes, before: Epoch) -> dict[int, int]:
-        subject = f"{cell}.{number}.epoch"
-        if self.epochs.get(number, _NOBODY).sequence != before.sequence:
+    async def _claim_one(self, cell: str, number: int, record: EpochRecord, before: Epoch) -> dict[int, int]:
+        if self.epochs.get(number).sequence != before.sequence:
             return {}
         try:
-            sequences = await self._engine.log.append(
-                cell, [Record(subject, payload, Expect(subject, before.sequence))]
-            )
+            sequences = await self._engine.log.append(cell, [epochs.successor(cell, number, before.sequence, record)])
         except (Conflict, NoQuorum, Unknown):
             return {}
         return {number: sequences[0]}
-
-    async def _refresh(self, cell: str, numbers: list[int]) -> None:
-        """Read the epochs, for a tail that lags; a read that lags itself changes nothing."""
-        for number in numbers:
-            try:
-                stored = await self._engine.log.read(cell, f"{cell}.{number}.epoch")
-            except (NoQuorum, Unknown):
-                return
-            if stored is not None and stored.sequence > self.epochs.get(number, _NOBODY).sequence:
-                self.epochs[number] = Epoch(stored.sequence, _decode(codec.unseal(stored.payload, stored.subject)))
-
-    def _payload(self, record: EpochRecord) -> bytes:
-        return codec.seal(codec.encode_raw(record))
 
     # Recovering ----------------------------------------------------------------------------------------------------
 
@@ -287,7 +228,7 @@ class Ownership:
             break
         current = {number: epoch for number, (epoch, _) in claims.items()}
         for number, epoch in current.items():
-            if self.epochs[number].sequence == epoch:
+            if self.epochs.get(number).sequence == epoch:
                 self.owned[number] = epoch
             else:
                 self._host.drop_shards([number])
@@ -295,7 +236,7 @@ class Ownership:
 
     async def _read_all(self, cell: str, claims: Mapping[int, tuple[int, bool]]) -> tuple[list[Stored], set[int]]:
         """Everything that the shards have, up to their epoch records; and those that are another's by now."""
-        open_to = {f"{cell}.{number}.epoch": number for number in claims}
+        open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: list[Stored] = []
         tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
@@ -358,11 +299,11 @@ class Ownership:
             self._wake.set()
 
     async def _write_release(self, cell: str, held: dict[int, int], targets: Mapping[int, str]) -> None:
-        records = []
-        for number, epoch in held.items():
-            subject = f"{cell}.{number}.epoch"
-            record = EpochRecord("", self._host_name, ids.new_id("r"), self._clock.now(), targets.get(number, ""))
-            records.append(Record(subject, self._payload(record), Expect(subject, epoch)))
+        release = {
+            number: EpochRecord("", self._host_name, ids.new_id("r"), self._clock.now(), targets.get(number, ""))
+            for number in held
+        }
+        records = [epochs.successor(cell, number, epoch, release[number]) for number, epoch in held.items()]
         for attempt in range(1, 8):
             try:
                 sequences = await self._engine.log.append(cell, records)
@@ -372,9 +313,7 @@ class Ownership:
                 await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
             else:
                 for number, sequence in zip(held, sequences, strict=True):
-                    if self.epochs[number].sequence < sequence:
-                        record = EpochRecord("", self._host_name, "", self._clock.now(), targets.get(number, ""))
-                        self.epochs[number] = Epoch(sequence, record)
+                    self.epochs.note(number, sequence, release[number])
                 return
 
     async def close(self) -> None:
@@ -384,13 +323,14 @@ class Ownership:
         while self._busy:
             await asyncio.sleep(0.01)
         if self.owned and self._engine.connected():
-            others = [node for node in self._eligible() if node != self._incarnation]
-            wanted = plan.targets(range(self._shards), others, self._holders()) if others else {}
+            others = [node for node in self._eligible() if node != self._life.incarnation]
+            wanted = plan.targets(range(self._shards), others, self.epochs.holders()) if others else {}
             try:
                 async with asyncio.timeout(limits.DRAIN_SECONDS * 2):
                     await self._release({number: wanted.get(number, "") for number in self.owned})
             except (TimeoutError, Closed):
                 pass
+        await self._suspicion.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from holdfast import codec, ids, limits, loops
+from holdfast import codec, ids, limits
 from holdfast.agents.agent import Agent
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.cluster.life import Life
 from holdfast.cluster.manifest import Manifest, ensure
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership
@@ -45,24 +46,23 @@ class Node:
     """One process's part in the cluster. Make it with `Node.join`."""
 
     def __init__(
-        self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, incarnation: str, supervised: bool
+        self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, supervised: bool
     ) -> None:
         self.engine = engine
         self.manifest = manifest
         self.name = name
         self.host = host
-        self.incarnation = incarnation
         self._supervised = supervised
         self._clock = clock
         self._started_at = clock.now()
         self._closed = False
+        self.life: Life
         self.registry: Registry
         self.dead_letters = DeadLetters(engine, list(manifest.cells))
         self._router: Router
         self._runtime: Runtime
         self._membership: Membership
         self._ownership: Ownership
-        self._watch: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -131,29 +131,31 @@ class Node:
         await engine.ensure_cells(manifest.cells, replicas)
         supervised = bool(incarnation)
         incarnation = incarnation or ids.new_id("n")
-        node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), incarnation, supervised)
+        node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
         cells = list(manifest.cells)
-        alone = engine.name == "local"
+        node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
         node.registry = Registry(engine, REGISTRY_CELL, clock)
         node._router = Router(engine.bus, clock, ids.new_id("p"), manifest.shards)
         appenders = [(cell, GroupAppender(engine.log, cell)) for cell in cells]
         node._router.sender = Sender(list(appenders), clock, node._router.caller, manifest.shards)
-        node._runtime = Runtime(engine, clock, node._router, incarnation, cells, manifest.shards, serve)
-        node._membership = Membership(engine, node._beat, alone)
+        node._runtime = Runtime(engine, clock, node._router, life, cells, manifest.shards, serve)
+        node._membership = Membership(engine, node._beat, life.alone)
         host = node.host if supervised else ""
         node._ownership = Ownership(
-            engine, clock, node._membership, node._runtime, incarnation, host, cells, manifest.shards, bool(serve)
+            engine, clock, node._membership, node._runtime, life, host, cells, manifest.shards, bool(serve)
         )
-        node._runtime.alone = alone
         node._runtime.on_lost = node._ownership.lost
         node._runtime.on_reclaim = node._ownership.reclaim
         node._membership.on_death = node._router.node_died
         await node.registry.open()
         await node._router.start()
         await node._runtime.start()
+        life.on_lapse = node._runtime.suspend
+        life.on_condemned = node._begin_again
+        node._router.life = life
+        await life.start()
         await node._membership.start()
         await node._ownership.start()
-        node._watch = loops.start(node._watch_liveness(), "the watch on liveness")
         return node
 
     def _beat(self) -> Beat:
@@ -170,23 +172,27 @@ class Node:
             self._supervised,
         )
 
-    async def _watch_liveness(self) -> None:
-        while True:
-            self._runtime.isolated = self._membership.unreachable()
-            self._runtime.awake()
-            await asyncio.sleep(limits.BEAT_SECONDS / 2)
+    def _begin_again(self) -> None:
+        """This node was condemned: as another incarnation it owns nothing yet."""
+        self._runtime.suspend()
+        self._runtime.spawn(self._runtime.begin_again())
+        self._membership.beat()
+
+    @property
+    def incarnation(self) -> str:
+        """The name of this life of the node."""
+        return self.life.incarnation
 
     async def close(self) -> None:
         """Finish what runs, let go of the shards, and leave. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
-        if self._watch is not None:
-            self._watch.cancel()
         await self._ownership.close()
         await self._runtime.close()
         await self._router.close()
         await self._membership.close()
+        await self.life.close()
         await self.registry.close()
         await self.engine.close()
 
@@ -286,7 +292,7 @@ class Node:
         """Where an agent lives, and what is registered of it. A memory read. Raises `InvalidName`."""
         kind, name = ids.parse_agent_id(agent_id)
         shard = self._runtime.shard_of(ids.agent_token(kind, name))
-        epoch = self._ownership.epochs.get(shard)
+        epoch = self._ownership.epochs.newest.get(shard)
         entry = self.registry.lookup(kind, name)
         return AgentInfo(
             agent_id,
@@ -327,11 +333,11 @@ class Node:
     def _all_owned(self) -> bool:
         live = {beat.incarnation: beat for beat in self._membership.live()}
         owned = sum(beat.shards for beat in live.values())
-        owners = {epoch.record.owner for epoch in self._ownership.epochs.values()}
+        owners = {epoch.record.owner for epoch in self._ownership.epochs.newest.values()}
         return (
             owned >= self.manifest.shards
             and owners <= set(live)
-            and len(self._ownership.epochs) == self.manifest.shards
+            and len(self._ownership.epochs.newest) == self.manifest.shards
         )
 
     def statistics(self) -> dict[str, Any]:

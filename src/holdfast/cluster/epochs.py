@@ -1,0 +1,106 @@
+"""The ownership records of all shards, as the log has them: every node follows all of them.
+
+A record's sequence is the shard's epoch. It only grows, so what lags is recognised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from holdfast import codec
+from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.errors import DataLoss, NoQuorum, Unknown
+
+_logger = logging.getLogger(__name__)
+
+
+class EpochRecord(msgspec.Struct, array_like=True):
+    """Who owns a shard; nobody where ``owner`` is empty, and then ``next`` may name who should claim it."""
+
+    owner: str
+    host: str
+    nonce: str
+    at: float
+    next: str = ""
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """A shard's newest epoch record and its sequence. Sequence 0: it never had one."""
+
+    sequence: int
+    record: EpochRecord
+
+
+NOBODY: Final = Epoch(0, EpochRecord("", "", "", 0.0))
+_decode = msgspec.msgpack.Decoder(EpochRecord).decode
+
+
+def subject(cell: str, number: int) -> str:
+    """Where a shard's epoch record is."""
+    return f"{cell}.{number}.epoch"
+
+
+def successor(cell: str, number: int, before: int, record: EpochRecord) -> Record:
+    """An epoch record that is written only if the one before is still the newest."""
+    name = subject(cell, number)
+    return Record(name, codec.seal(codec.encode_raw(record)), Expect(name, before))
+
+
+class Epochs:
+    """The newest epoch that this node knows of each shard. ``on_newer`` hears of those that the log shows."""
+
+    def __init__(self, engine: Engine, on_newer: Callable[[int, int], None]) -> None:
+        self.newest: dict[int, Epoch] = {}
+        self.heard: set[str] = set()
+        """The cells whose epochs have been read up to their present end."""
+        self._engine = engine
+        self._on_newer = on_newer
+
+    def get(self, number: int) -> Epoch:
+        """A shard's newest epoch."""
+        return self.newest.get(number, NOBODY)
+
+    def holders(self) -> Mapping[int, str]:
+        """Per shard its owner, or who was named to be the next."""
+        return {number: epoch.record.owner or epoch.record.next for number, epoch in self.newest.items()}
+
+    def hosts(self) -> Mapping[str, str]:
+        """Per owner its host."""
+        return {epoch.record.owner: epoch.record.host for epoch in self.newest.values()}
+
+    def note(self, number: int, sequence: int, record: EpochRecord) -> None:
+        """Take what is known of a shard; an older one changes nothing."""
+        if sequence > self.get(number).sequence:
+            self.newest[number] = Epoch(sequence, record)
+
+    async def follow(self, cell: str, wake: Callable[[], None]) -> None:
+        """Follow a cell's epochs for ever."""
+        async for chunk in self._engine.log.tail(cell, [f"{cell}.*.epoch"]):
+            for stored in chunk.records:
+                try:
+                    number = int(stored.subject.split(".")[1])
+                    self._take(number, stored)
+                except (ValueError, msgspec.MsgspecError, DataLoss) as error:
+                    _logger.error("%s is no ownership record: %s", stored.subject, error)
+                    continue
+                self._on_newer(number, stored.sequence)
+            if chunk.caught_up:
+                self.heard.add(cell)
+            wake()
+
+    async def refresh(self, cell: str, numbers: Iterable[int]) -> None:
+        """Read some epochs, for a tail that lags; a read that lags itself changes nothing."""
+        for number in numbers:
+            try:
+                stored = await self._engine.log.read(cell, subject(cell, number))
+            except (NoQuorum, Unknown):
+                return
+            if stored is not None:
+                self._take(number, stored)
+
+    def _take(self, number: int, stored: Stored) -> None:
+        self.note(number, stored.sequence, _decode(codec.unseal(stored.payload, stored.subject)))
