@@ -1,0 +1,86 @@
+"""Proofs of life on real servers: who proves its life cannot be condemned, and who was condemned is never live again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+
+import pytest
+
+from holdfast.clock import SYSTEM_CLOCK
+from holdfast.cluster.life import Life, base, number
+from holdfast.engines.base import Engine
+from holdfast.host.nats_server import LocalServers
+
+pytestmark = pytest.mark.cluster
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def url(servers: LocalServers) -> list[str]:
+    return servers.urls
+
+
+async def cells_of(engine: Engine) -> list[str]:
+    run = f"life{os.getpid()}-{next(_numbers)}"
+    cells = [f"{run}-{index}" for index in range(3)]
+    await engine.ensure_cells(cells, 3)
+    return cells
+
+
+async def test_who_proves_its_life_cannot_be_condemned(engine: Engine) -> None:
+    cells = await cells_of(engine)
+    life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
+    await life.start()
+    try:
+        await until_live(life)
+        assert not await other.condemn("n-a")
+        assert life.live() and life.incarnation == "n-a" and life.lapses == 0
+    finally:
+        await life.close()
+
+
+async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_another(engine: Engine) -> None:
+    cells = await cells_of(engine)
+    life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
+    ended = []
+    life.on_condemned = lambda: ended.append(life.incarnation)
+    await life.start()
+    await until_live(life)
+    await life.close()  # it falls silent
+    assert await other.condemn("n-a")
+    assert not life.live() and ended == []
+    assert await other.condemn("n-a"), "whoever asks again is told the same"
+    await life.start()
+    try:
+        await until_live(life)
+        assert ended == ["n-a~2"] and base("n-a~2") == "n-a" and (number("n-a"), number("n-a~2")) == (1, 2)
+        assert not await other.condemn("n-a~2")
+        assert await other.condemn("n-a")
+    finally:
+        await life.close()
+
+
+async def test_one_sentence_is_enough_for_a_node_to_go_on_as_another(engine: Engine) -> None:
+    cells = await cells_of(engine)
+    life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
+    await life.start()
+    await until_live(life)
+    await life.close()
+    found = await other._life_of(cells[0], "n-a")
+    assert found is not None and await other._condemn(found, "n-a")
+    await life.start()
+    try:
+        async with asyncio.timeout(10):
+            while life.incarnation == "n-a" or not life.live():
+                await asyncio.sleep(0.02)
+        assert life.incarnation == "n-a~2"
+    finally:
+        await life.close()
+
+
+async def until_live(life: Life) -> None:
+    async with asyncio.timeout(10):
+        while not life.live():
+            await asyncio.sleep(0.02)
