@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
+from contextlib import ExitStack
 from random import Random
 from typing import Any
 
@@ -48,6 +49,9 @@ class World:
         self._loops: list[tuple[SimLoop, SimClock]] = []
         self._dead: list[SimLoop] = []
         self._cut: set[tuple[str, str]] = set()
+        # What is begun before the first run draws from the seed, too.
+        self._drawing = ExitStack()
+        self._drawing.enter_context(chance.drawn_from(self.random))
 
     def tell(self, text: str) -> None:
         """Add a line to the story."""
@@ -72,7 +76,7 @@ class World:
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass; return whether ``until`` came true before it was over (True where there is none)."""
         end = self.now + seconds
-        with chance.drawn_from(self.random):
+        with chance.drawn_from(self.random):  # of several worlds, this one's
             while True:
                 if until is not None and until():
                     return True
@@ -112,12 +116,13 @@ class World:
             for _ in range(1000):
                 tasks = [task for loop in loops for task in asyncio.all_tasks(loop)]
                 if not tasks:
-                    return
+                    break
                 for task in tasks:
                     task.cancel()
                 for loop in loops:
                     loop.dead = loop.frozen = False
                     loop.turn()
+        self._drawing.close()
 
     # The network ---------------------------------------------------------------------------------------------------
 
