@@ -31,12 +31,14 @@ QUEUES = [f"q{n}" for n in range(6)]
 
 async def insist(ask: Callable[[], Awaitable[T]]) -> T:
     """Ask until there is an answer: when two of three servers are away there is none."""
-    async with asyncio.timeout(120):
-        while True:
-            try:
-                return await ask()
-            except (NotDone, OutcomeUnknown):
-                await asyncio.sleep(0.1)
+    end = time.monotonic() + 120
+    while True:
+        try:
+            return await ask()
+        except (NotDone, OutcomeUnknown):
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.1)
 
 
 class Work:

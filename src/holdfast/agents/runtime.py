@@ -78,7 +78,7 @@ class Runtime:
         return self.life.incarnation
 
     @property
-    def serves(self) -> str:
+    def kind_names(self) -> str:
         """The kinds served, for messages to people."""
         return ", ".join(sorted(self.kinds)) or "none"
 
@@ -166,6 +166,10 @@ class Runtime:
             shard = self.shards.get(number)
             if shard is not None and shard.epoch == epochs.get(number):
                 shard.receive(stored)
+
+    def serves(self, number: int) -> bool:
+        """Whether a shard is served here."""
+        return number in self.shards
 
     def drop_shards(self, numbers: Iterable[int]) -> None:
         """Stop serving at once: they are another's, or will be claimed anew."""

@@ -140,7 +140,9 @@ class Shard:
         kind = self.runtime.kinds.get(token.partition("/")[0])
         if kind is None:
             name = ids.from_agent_token(token)[0]
-            raise UnknownKind(f"the owner of {token} does not serve the kind {name}: it serves {self.runtime.serves}")
+            raise UnknownKind(
+                f"the owner of {token} does not serve the kind {name}: it serves {self.runtime.kind_names}"
+            )
         activation = Activation(self, token, kind)
         self.activations[token] = activation
         sequence = self.index.get(token, 0)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+import types
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 from holdfast import codec, limits
@@ -35,6 +36,7 @@ from holdfast.errors import (
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.handler import _Method
+    from holdfast.cluster.life import Life
 
 
 def refuse(message: Delivery, error: HoldfastError) -> None:
@@ -101,7 +103,7 @@ async def _run(
     activation.agent.state = activation.state
     activation.agent.context = context
     try:
-        value = await method.bind(activation.agent, args)
+        value = await _while_live(method.bind(activation.agent, args), activation.shard.runtime.life)
     except asyncio.CancelledError:
         if activation.shard.active and activation.running is message:
             _raised(activation, message, HandlerFailed("the handler was cancelled", "CancelledError"))
@@ -113,6 +115,28 @@ async def _run(
     else:
         if activation.running is message:
             _finished(activation, message, method, context, value)
+
+
+@types.coroutine
+def _while_live(work: Coroutine[Any, Any, Any], life: Life) -> Generator[Any, Any, Any]:
+    """Await it, and cancel it where it would go on after a wait in which this node ceased to be live.
+
+    A node that was frozen finds timers and messages that are due before it finds out that it was replaced.
+    """
+    error: BaseException | None = None
+    while True:
+        try:
+            waits_for = work.send(None) if error is None else work.throw(error)
+        except StopIteration as end:
+            return end.value
+        error = None
+        try:
+            yield waits_for
+        except BaseException as found:
+            error = found
+        if error is None and not life.live():
+            life.look()
+            error = asyncio.CancelledError()
 
 
 def _raised(activation: Activation, message: Delivery, error: Exception) -> None:

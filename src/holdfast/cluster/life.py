@@ -98,10 +98,11 @@ class Life:
 
     async def _watch(self) -> None:
         while True:
-            self._look()
+            self.look()
             await asyncio.sleep(_PROOF_SECONDS / 4)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Find out whether this node is live no more; then `on_lapse` is called."""
         if self._was_live and not self.live():
             self._was_live = False
             self.lapses += 1
@@ -133,7 +134,7 @@ class Life:
                 self._proved(cell, began_at)
 
     def _proved(self, cell: str, began_at: float) -> None:
-        self._look()  # a lapse that ends with this very proof was one
+        self.look()  # a lapse that ends with this very proof was one
         self._proven_at[cell] = began_at
         self._live_until = sorted(self._proven_at.values())[-self._majority] + limits.ISOLATE_SECONDS
         self._was_live = self.live()

@@ -1,10 +1,7 @@
 """Who is there: nodes beat, hosts say which of their nodes are alive, and nobody's silence is taken for death too early.
 
 Each beat is a full snapshot, so a lost one costs nothing. A node's process that ends is reaped by its host, which says
-so at once: its next beat does not list it. A node without a host, or with its host, is given up when nothing was heard
-of it for `limits.TAKEOVER_SECONDS`.
-
-All this decides how fast things move, never whether they are right: a node given up by mistake finds its fence refused.
+so at once, and with every beat from then on. A node that is only silent is dead when it was condemned; see `life`.
 """
 
 from __future__ import annotations
@@ -40,10 +37,14 @@ class Beat(msgspec.Struct, array_like=True):
 
 
 class HostBeat(msgspec.Struct, array_like=True):
-    """A host's list of its nodes that are alive."""
+    """A host's word on its nodes: those that run, and those of whose processes it saw the end, the newest last.
+
+    That one is not in ``nodes`` proves nothing: it may have begun after this was said.
+    """
 
     host: str
     nodes: list[str]
+    ended: list[str] = []
 
 
 class Member(msgspec.Struct):
@@ -70,7 +71,7 @@ class Membership:
         self._engine = engine
         self._describe = describe
         self._members: dict[str, Member] = {}
-        self._hosts: dict[str, tuple[HostBeat, float]] = {}
+        self._hosts: dict[str, HostBeat] = {}
         self._condemned: dict[str, None] = {}
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -118,25 +119,22 @@ class Membership:
         for other in [other for other in self._members if base(other) == base(beat.incarnation)]:
             if number(other) < number(beat.incarnation):
                 self._die(other, ended=True)
-        if beat.leaving or self._disowned(beat):
+        if beat.leaving or self._reaped(beat.incarnation, beat.host):
             self._die(beat.incarnation, ended=True)
         elif known is None or known.dead or known.beat.kinds != beat.kinds:
             self.on_change()
 
-    def _disowned(self, beat: Beat) -> bool:
-        host = self._hosts.get(beat.host) if beat.supervised else None
-        if host is None or self._loop.time() - host[1] > limits.TAKEOVER_SECONDS:
-            return False
-        return base(beat.incarnation) not in host[0].nodes
+    def _reaped(self, incarnation: str, host: str) -> bool:
+        return host in self._hosts and base(incarnation) in self._hosts[host].ended
 
     def _on_host(self, message: Message) -> None:
         try:
             beat = _decode_host(message.payload)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
-        self._hosts[beat.host] = (beat, self._loop.time())
+        self._hosts[beat.host] = beat
         for incarnation, member in list(self._members.items()):
-            if member.beat.supervised and member.beat.host == beat.host and base(incarnation) not in beat.nodes:
+            if member.beat.supervised and base(incarnation) in beat.ended:
                 self._die(incarnation, ended=True)
 
     def _look(self) -> None:
@@ -177,10 +175,7 @@ class Membership:
         member = self._members.get(incarnation)
         if member is not None:
             return member.dead
-        known = self._hosts.get(host)
-        if known is not None and base(incarnation) not in known[0].nodes:
-            return True
-        return incarnation in self._condemned or self._superseded(incarnation)
+        return self._reaped(incarnation, host) or incarnation in self._condemned or self._superseded(incarnation)
 
     def _superseded(self, incarnation: str) -> bool:
         lives = [number(other) for other in self._members if base(other) == base(incarnation)]

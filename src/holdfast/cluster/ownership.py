@@ -36,6 +36,7 @@ class ShardHost(Protocol):
 
     async def add_shards(self, cell: str, claims: Mapping[int, tuple[int, bool]], records: list[Stored]) -> None: ...
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None: ...
+    def serves(self, number: int) -> bool: ...
     def drop_shards(self, numbers: Iterable[int]) -> None: ...
     async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None: ...
 
@@ -159,10 +160,11 @@ class Ownership:
     # Claiming ------------------------------------------------------------------------------------------------------
 
     async def _claim(self, cell: str, numbers: list[int]) -> None:
+        lapses = self._life.lapses
         try:
             claimed = await self._write_claims(cell, numbers)
             if claimed:
-                await self._recover(cell, claimed)
+                await self._recover(cell, claimed, lapses)
         finally:
             self._busy.difference_update(numbers)
             self._wake.set()
@@ -207,7 +209,7 @@ class Ownership:
 
     # Recovering ----------------------------------------------------------------------------------------------------
 
-    async def _recover(self, cell: str, claims: dict[int, tuple[int, bool]]) -> None:
+    async def _recover(self, cell: str, claims: dict[int, tuple[int, bool]], lapses: int) -> None:
         attempt = 0
         while True:
             records, lost = await self._read_all(cell, claims)
@@ -215,6 +217,8 @@ class Ownership:
                 claims.pop(number, None)
             if not claims or self._closing:
                 return
+            if self._life.lapses != lapses or not self._life.live():
+                return  # what was claimed before a lapse may be another's by now: it is claimed anew
             try:
                 await self._host.add_shards(cell, claims, records)
             except DataLoss as error:
@@ -227,11 +231,14 @@ class Ownership:
             self.failures.pop(cell, None)
             break
         current = {number: epoch for number, (epoch, _) in claims.items()}
+        if self._life.lapses != lapses or not self._life.live():
+            self._host.drop_shards(current)
+            return
         for number, epoch in current.items():
-            if self.epochs.get(number).sequence == epoch:
-                self.owned[number] = epoch
-            else:
+            if self.epochs.get(number).sequence != epoch:
                 self._host.drop_shards([number])
+            elif self._host.serves(number):  # else a batch of it was refused meanwhile
+                self.owned[number] = epoch
         self._spawn(self._follow_inboxes(cell, current))
 
     async def _read_all(self, cell: str, claims: Mapping[int, tuple[int, bool]]) -> tuple[list[Stored], set[int]]:

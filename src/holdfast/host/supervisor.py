@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ _RESTART_SECONDS_MIN: Final = 0.2
 _RESTART_SECONDS_MAX: Final = 10.0
 _STABLE_SECONDS: Final = 10.0
 """A process that lived so long starts again at once."""
+
+_ENDED_MAX: Final = 64
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ class Host:
         self._children = [_NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
+        """Incarnations whose processes ended."""
 
     async def start(self) -> None:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
@@ -133,7 +138,9 @@ class Host:
     def _say_who_lives(self) -> None:
         if self._engine is not None and self._engine.connected():
             living = [child.incarnation for child in self._children if child.incarnation]
-            self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(HostBeat(self.settings.name, living)))
+            self._engine.bus.publish(
+                HOST_SUBJECT, codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended)))
+            )
 
     async def _beat(self) -> None:
         while True:
@@ -196,6 +203,7 @@ class Host:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            self._ended.append(child.incarnation)
             child.incarnation = ""
             child.process = None
             self._say_who_lives()

@@ -119,6 +119,7 @@ class Node:
         host: str = "",
         incarnation: str = "",
         replicas: int | None = None,
+        shards: int = SHARDS,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Node:
         """Begin on an engine that is open. See `join`; whoever calls this calls `close`."""
@@ -126,7 +127,7 @@ class Node:
             servers = engine.servers()
             replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))
         await engine.ensure_cells([REGISTRY_CELL], replicas)
-        wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=SHARDS, now=clock.now())
+        wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=shards, now=clock.now())
         manifest = await ensure(engine, REGISTRY_CELL, wanted)
         await engine.ensure_cells(manifest.cells, replicas)
         supervised = bool(incarnation)

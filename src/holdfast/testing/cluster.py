@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from holdfast import codec, limits
@@ -23,7 +23,10 @@ class Process:
         self.name = name
         self.host = host
         self.node: Node | None = None
-        self.loop, self.clock = cluster.world.process(name)
+        world, drift = cluster.world, cluster.clock_drift
+        rate = 1.0 + world.random.uniform(-drift, drift)
+        offset = world.random.uniform(-drift, drift) * 20
+        self.loop, self.clock = world.process(name, SimClock(world, offset, rate))
         self._cluster = cluster
         self.loop.call_soon(self._start, list(serve), inc)
 
@@ -34,7 +37,13 @@ class Process:
         engine = SimEngine(self._cluster.servers, self.host, self.loop)
         await engine.open()
         self.node = await Node.on(
-            engine, serve, name=self.name, host=self.host, incarnation=incarnation, clock=self.clock
+            engine,
+            serve,
+            name=self.name,
+            host=self.host,
+            incarnation=incarnation,
+            shards=self._cluster.shards,
+            clock=self.clock,
         )
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -47,12 +56,23 @@ class Process:
 
 
 class SimCluster:
-    """``hosts`` hosts with one node each, serving ``serve``; a node that ends is started again by its host."""
+    """``hosts`` hosts with one node each, serving ``serve``; a node that ends is started again by its host.
+
+    ``clock_drift``: by how much each process's clocks are faster or slower at most, as a fraction.
+    """
 
     def __init__(
-        self, world: World, serve: Sequence[type[Agent[Any]]], hosts: int = 3, faults: Faults | None = None
+        self,
+        world: World,
+        serve: Sequence[type[Agent[Any]]],
+        hosts: int = 3,
+        faults: Faults | None = None,
+        shards: int = 128,
+        clock_drift: float = 0.0,
     ) -> None:
         self.world = world
+        self.shards = shards
+        self.clock_drift = clock_drift
         self.hosts = [f"h{n + 1}" for n in range(hosts)]
         self.servers = Servers(world, self.hosts, faults)
         self.serve = list(serve)
@@ -60,6 +80,8 @@ class SimCluster:
         self.clients: list[Process] = []
         self.incarnations: dict[str, str] = {}
         self.host_up = dict.fromkeys(self.hosts, True)
+        self.ended: dict[str, list[str]] = {host: [] for host in self.hosts}
+        """What each host knows to have ended."""
         for host in self.hosts:
             loop, _ = world.process(f"host {host}")
             loop.call_soon(self._host, host, loop)
@@ -72,7 +94,7 @@ class SimCluster:
         while True:
             if self.host_up[host]:
                 living = [self.incarnations[host]] if host in self.nodes else []
-                engine.bus.publish(HOST_SUBJECT, codec.encode_raw(HostBeat(host, living)))
+                engine.bus.publish(HOST_SUBJECT, codec.encode_raw(HostBeat(host, living, self.ended[host])))
             await asyncio.sleep(limits.BEAT_SECONDS)
 
     def start_node(self, host: str) -> Process:
@@ -97,6 +119,7 @@ class SimCluster:
             return
         self.world.tell(f"kill -9 the node of {host}")
         process.loop.kill()
+        self.ended[host].append(self.incarnations[host])
 
         def again() -> None:
             if self.host_up[host] and host not in self.nodes:
@@ -127,6 +150,7 @@ class SimCluster:
         """Power off: server and node; back after a while."""
         self.world.tell(f"power off {host} for {seconds:.1f} s")
         self.host_up[host] = False
+        self.ended[host] = []
         self.servers.down.add(host)
         process = self.nodes.pop(host, None)
         if process is not None:
@@ -149,7 +173,3 @@ class SimCluster:
                 if not one_way:
                     self.world.cut(other, host)
         self.world.later(seconds, self.world.mend)
-
-
-Check = Callable[[], None]
-__all__ = ["Check", "Process", "SimClock", "SimCluster"]

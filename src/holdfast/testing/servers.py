@@ -194,6 +194,7 @@ class Servers:
         self.blobs: dict[str, bytes] = {}
         self.interests: list[Interest] = []
         self.down: set[str] = set()
+        self.on_cell: Callable[[Cell], None] = lambda _: None
         world.later(0.5, self._look)
 
     def up(self, host: str) -> bool:
@@ -211,6 +212,7 @@ class Servers:
         """The cell, made where it is missing."""
         if name not in self.cells:
             self.cells[name] = Cell(self, name, self.hosts[len(self.cells) % len(self.hosts)])
+            self.on_cell(self.cells[name])
         return self.cells[name]
 
     def entry(self, host: str) -> str:

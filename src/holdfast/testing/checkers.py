@@ -1,0 +1,214 @@
+"""Each promise as a function from a history to what is wrong with it: nothing, in the best case.
+
+They know nothing of how Holdfast works, but for the form of an agent's record and of a relay's cursor. The numbers are
+those of the invariants in `docs/guarantees.md`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from holdfast.agents.record import unpack
+from holdfast.errors import HandlerFailed
+from holdfast.testing.history import History
+
+Checker = Callable[[History], Iterator[str]]
+_TURNS = {"add", "slow", "spread", "nested", "remind", "forget", "retry"}
+
+
+def one_line(history: History) -> Iterator[str]:
+    """Per agent, commits form one line: each version is the one before plus one, and names it."""
+    newest: dict[str, tuple[int, int]] = {}
+    for commit in history.commits:
+        for stored in commit.batch:
+            if ".st." in stored.subject:
+                record = unpack(stored.payload, stored.subject)
+                version, sequence = newest.get(stored.subject, (0, 0))
+                if (record.version, record.previous) != (version + 1, sequence):
+                    yield (
+                        f"{commit.at:.3f} {stored.subject} {stored.sequence}: version {record.version} built on "
+                        f"{record.previous}, after version {version} at {sequence}"
+                    )
+                newest[stored.subject] = record.version, stored.sequence
+
+
+def acknowledged_is_there(history: History) -> Iterator[str]:
+    """What was acknowledged is in the state at the end."""
+    for op in history.operations:
+        if op.kind in _TURNS and op.fate == "done" and not _found(history, op.agent, op.label):
+            yield f"{op.kind} {op.label} of {op.agent} was acknowledged at {op.ended:.3f}, and is lost"
+
+
+def not_done_is_not_there(history: History) -> Iterator[str]:
+    """What was reported as not done has not been done, and was not done later."""
+    for op in history.operations:
+        tried_again = op.kind == "retry"
+        if op.kind in _TURNS and op.fate == "not done" and not tried_again and _found(history, op.agent, op.label):
+            yield f"{op.kind} {op.label} of {op.agent} was reported as not done at {op.ended:.3f}, and was done"
+        if op.kind == "send" and op.fate == "not done" and op.label in history.tapes.get(op.agent, ()):
+            yield f"send {op.label} to {op.agent} was reported as not done at {op.ended:.3f}, and was done"
+
+
+def once_each(history: History) -> Iterator[str]:
+    """Nothing has two effects."""
+    for agent, tape in history.tapes.items():
+        counts: dict[str, int] = defaultdict(int)
+        for entry in tape:
+            counts[entry] += 1
+        yield from (f"{agent} did {entry} {count} times" for entry, count in counts.items() if count > 1)
+
+
+def inbox_complete(history: History) -> Iterator[str]:
+    """An acknowledged send is applied, or is a dead letter; so is what a committed turn sent."""
+    for op in history.operations:
+        if op.kind == "send" and op.fate == "done" and not _applied(history, op.agent, op.label):
+            yield f"send {op.label} to {op.agent} was acknowledged at {op.ended:.3f}, and is lost"
+    for sender, tape in history.tapes.items():
+        for entry in tape:
+            if entry.startswith("spread "):
+                _, number, receivers, _ = entry.split(" ")
+                for receiver in receivers.split(","):
+                    if not _applied(history, receiver, f"take {sender} {number}"):
+                        yield f"{sender} sent {number} to {receiver} in a committed turn, and it did not arrive"
+
+
+def relay_prefix(history: History) -> Iterator[str]:
+    """What one cell's outbox sends to another arrives there in order, without a gap, and once."""
+    sent: dict[tuple[str, str], list[str]] = defaultdict(list)
+    arrived: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for commit in history.commits:
+        for stored in commit.batch:
+            parts = stored.subject.split(".")
+            if len(parts) > 3 and parts[2] == "out":
+                sent[f"{commit.cell}-{parts[1]}", parts[3]].append(parts[-1])
+        cursor = next((stored.subject.split(".") for stored in commit.batch if ".rl." in stored.subject), None)
+        if cursor is not None:
+            names = [stored.subject.rpartition(".")[2] for stored in commit.batch if ".in." in stored.subject]
+            arrived[cursor[2], commit.cell] += names
+    for way, names in arrived.items():
+        if names != sent[way][: len(names)]:
+            yield f"the relay from {way[0]} to {way[1]} carried {names[:20]}…, of {sent[way][:20]}…"
+
+
+def fifo(history: History) -> Iterator[str]:
+    """What one sender sends to one receiver arrives in its order."""
+    for agent, tape in history.tapes.items():
+        newest: dict[str, int] = {}
+        for entry in tape:
+            if entry.startswith("take "):
+                _, sender, number = entry.split(" ")
+                if int(number) < newest.get(sender, -1):
+                    yield f"{agent} got the {number}th message of {sender} after the {newest[sender]}th"
+                newest[sender] = int(number)
+
+
+def memory_is_the_log(history: History) -> Iterator[str]:
+    """At the end, what owners have in memory is what the log has."""
+    yield from history.differences
+
+
+def no_ghost_read(history: History) -> Iterator[str]:
+    """A reader sees what was acknowledged, and what was read, before it was asked; and nothing that was not begun."""
+    ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for op in history.operations:
+        if op.fate == "done" and isinstance(op.result, int) and (op.kind in _TURNS or op.kind == "read"):
+            ends[op.agent].append((op.ended, op.result))
+    for op in history.operations:
+        if op.kind == "read" and op.fate == "done":
+            known = max((length for at, length in ends[op.agent] if at < op.began), default=0)
+            if op.result < known:
+                yield (
+                    f"{op.label} read {op.result} things of {op.agent} between {op.began:.3f} and {op.ended:.3f}, "
+                    f"when {known} were known"
+                )
+
+
+def one_actor(history: History) -> Iterator[str]:
+    """Handlers of an older activation run no code once one of a newer epoch has."""
+    newest: dict[str, tuple[int, str, float]] = {}
+    for mark in history.marks:
+        epoch, process, at = newest.get(mark.agent, (0, "", 0.0))
+        if mark.epoch < epoch:
+            yield (
+                f"{mark.at:.3f} {mark.agent} ran in {mark.process} under epoch {mark.epoch}, "
+                f"after it ran in {process} under {epoch} at {at:.3f}"
+            )
+        else:
+            newest[mark.agent] = mark.epoch, mark.process, mark.at
+
+
+def timer_once(history: History) -> Iterator[str]:
+    """A timer that is set fires once; one that was cancelled or set anew does not."""
+    for agent, tape in history.tapes.items():
+        armed: dict[str, str] = {}
+        for entry in tape:
+            what, _, rest = entry.partition(" ")
+            name, _, label = rest.partition(" ")
+            if what == "set":
+                armed[name] = label
+            elif what == "cancel":
+                armed.pop(name, None)
+            elif what == "ring" and armed.pop(name, None) != label:
+                yield f"{agent}: timer {name} of {label} fired, and was not set"
+        for name, label in armed.items():
+            if f"ring {name} {label}" not in history.dead_letters:
+                yield f"{agent}: timer {name} of {label} never fired"
+
+
+def no_contagion(history: History) -> Iterator[str]:
+    """A turn that fails fails alone, and a deadly message ends three processes at most."""
+    for op in history.operations:
+        if op.kind == "bad" and op.fate == "done":
+            yield f"{op.label} was to fail, and did not"
+        if op.kind == "bad" and _found(history, op.agent, op.label):
+            yield f"{op.label} failed, and its change is there"
+        if op.kind not in {"bad", "deadly"} and op.fate == "refused" and not _given_up(op.result):
+            yield f"{op.kind} {op.label} of {op.agent} was refused: {op.result}"
+    for label, count in history.deaths.items():
+        if count > 3:
+            yield f"{label} ended {count} processes"
+
+
+def settles(history: History) -> Iterator[str]:
+    """When the faults are over, every shard has one owner, every client is answered, and nothing moves any more."""
+    for shard, owners in history.owners.items():
+        if len(owners) != 1:
+            yield f"shard {shard} is served by {owners or 'nobody'}"
+    before, after = history.epochs_at_rest
+    moved = sorted(shard for shard, epoch in after.items() if before.get(shard) != epoch)
+    if moved:
+        yield f"shards still move when all faults are over: {moved[:10]}"
+    for op in history.operations:
+        if op.fate == "open":
+            yield f"{op.kind} {op.label} of {op.agent}, begun at {op.began:.3f}, was never answered"
+
+
+def _found(history: History, agent: str, label: str) -> bool:
+    return any(entry == label or entry.endswith(f" {label}") for entry in history.tapes.get(agent, ()))
+
+
+def _applied(history: History, agent: str, label: str) -> bool:
+    return label in history.tapes.get(agent, ()) or label in history.dead_letters
+
+
+def _given_up(error: object) -> bool:
+    """Whether three processes were killed from outside with this very message in their hands."""
+    return isinstance(error, HandlerFailed) and "ended 3 processes" in str(error)
+
+
+ALL: tuple[Checker, ...] = (
+    one_line,
+    acknowledged_is_there,
+    not_done_is_not_there,
+    once_each,
+    inbox_complete,
+    relay_prefix,
+    fifo,
+    memory_is_the_log,
+    no_ghost_read,
+    one_actor,
+    timer_once,
+    no_contagion,
+    settles,
+)

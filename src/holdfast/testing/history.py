@@ -1,0 +1,69 @@
+"""What happened in a run, as its checkers see it: operations of clients, code that ran in handlers, commits, deaths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from holdfast.engines.base import Stored
+
+Fate = Literal["open", "done", "not done", "unknown", "refused"]
+"""What an operation's caller was told: acknowledged, `NotDone`, `Unknown`, or one of the `Never` errors."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """One message of a client. ``label`` is its own; times are in seconds on the world's clock."""
+
+    kind: str
+    agent: str
+    label: str
+    began: float
+    ended: float = float("inf")
+    fate: Fate = "open"
+    result: Any = None
+
+
+@dataclass(slots=True)
+class Mark:
+    """A handler's code ran at this moment, in this process, for an activation of this epoch."""
+
+    at: float
+    agent: str
+    epoch: int
+    process: str
+
+
+@dataclass(slots=True)
+class Commit:
+    """A batch that a cell committed."""
+
+    at: float
+    cell: str
+    batch: list[Stored]
+
+
+@dataclass
+class History:
+    """One run's. ``tapes``: at the end, per agent everything that it did, in its own order."""
+
+    operations: list[Operation] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
+    deaths: dict[str, int] = field(default_factory=dict)
+    """Per label of a deadly message, how many processes it ended."""
+    tapes: dict[str, list[str]] = field(default_factory=dict)
+    dead_letters: set[str] = field(default_factory=set)
+    """Labels of messages that were given up, where everybody can see it."""
+    epochs_at_rest: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
+    """Each shard's epoch when the faults had been over for a while, and later."""
+    owners: dict[str, list[str]] = field(default_factory=dict)
+    """Per shard the nodes that serve it at the end."""
+    differences: list[str] = field(default_factory=list)
+    """What nodes have in memory at the end that the log has not, or has otherwise."""
+
+    def begin(self, kind: str, agent: str, label: str, now: float) -> Operation:
+        """A client begins an operation."""
+        operation = Operation(kind, agent, label, now)
+        self.operations.append(operation)
+        return operation

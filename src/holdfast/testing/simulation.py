@@ -1,0 +1,274 @@
+"""Runs of whole clusters, each a function of a scenario and a seed, judged by all checkers.
+
+A scenario is a small TOML file: how large the cluster is, what clients do, how the servers and the network misbehave, and
+what is done to the hosts. Everything that it leaves open is drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+from holdfast.agents.record import unpack
+from holdfast.errors import ConfigError, NotDone, Unknown
+from holdfast.testing import checkers, workloads
+from holdfast.testing.cluster import Process, SimCluster
+from holdfast.testing.history import Commit, History
+from holdfast.testing.servers import Cell, Faults
+from holdfast.testing.workloads import Actor, Clerk
+from holdfast.testing.world import World
+
+_HARMS = ("kill_node", "freeze_node", "stop_server", "kill_host", "partition", "one_way")
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What runs have in common. Times are in seconds; where there is a list, each run chooses one of it."""
+
+    name: str = "scenario"
+    hosts: int = 3
+    shards: int = 16
+    clients: int = 2
+    agents: int = 6
+    """Agents of each kind of work, so that several clients meet at one."""
+    seconds: float = 20.0
+    pause: tuple[float, float] = (0.02, 0.4)
+    """What a client waits between two operations, from … to."""
+    harm_pause: tuple[float, float] = (0.5, 4.0)
+    clock_drift: float = 0.0
+    work: dict[str, int] = {}
+    """How many tasks of each client do what; see `holdfast.testing.workloads.KINDS`."""
+    faults: dict[str, list[float]] = {}
+    """See `holdfast.testing.servers.Faults`."""
+    harm: dict[str, float] = {}
+    """What is done to hosts, each with its weight: kill_node, freeze_node, stop_server, kill_host, partition, one_way."""
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("work", self.work, workloads.KINDS),
+            ("faults", self.faults, tuple(Faults.__dataclass_fields__)),
+            ("harm", self.harm, _HARMS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(f"{what}: there is no {name!r}; there are {', '.join(known)}")
+
+
+class Outcome(msgspec.Struct):
+    """How a run ended. ``counts``: operations by kind and fate; ``seconds``: on the world's clock."""
+
+    scenario: str
+    seed: int
+    violations: list[str]
+    story: list[str]
+    counts: dict[str, int]
+    seconds: float
+
+    def report(self) -> str:
+        """What a person needs to understand a run that failed, and to see it again."""
+        lines = [f"seed {self.seed} of {self.scenario}: {len(self.violations)} violations", "", *self.story, ""]
+        lines += [f"  {violation[:400]}" for violation in self.violations[:12]]
+        return "\n".join([*lines, "", f"again: holdfast simulate {self.scenario} --seed {self.seed}"])
+
+
+def load(name: str) -> Scenario:
+    """A scenario by the name of one that comes with Holdfast, or by a file. Raises `ConfigError`."""
+    path = Path(name)
+    packaged = resources.files("holdfast.testing") / "scenarios" / f"{name}.toml"
+    if path.suffix == ".toml" and path.exists():
+        text = path.read_text()
+    elif packaged.is_file():
+        text = packaged.read_text()
+    else:
+        raise ConfigError(f"there is no scenario {name!r}: give a .toml file, or one of {', '.join(names())}")
+    try:
+        return msgspec.convert({"name": name, **tomllib.loads(text)}, Scenario)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise ConfigError(f"scenario {name}: {error}") from None
+
+
+def names() -> list[str]:
+    """The scenarios that come with Holdfast."""
+    found = (resources.files("holdfast.testing") / "scenarios").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml"))
+
+
+def run(scenario: Scenario, seed: int) -> Outcome:
+    """One run: start a cluster, work, do harm, heal, and judge."""
+    simulation = Simulation(scenario, seed)
+    workloads._current.append(simulation)
+    try:
+        return simulation.run()
+    finally:
+        workloads._current.remove(simulation)
+        simulation.world.close()
+
+
+class Simulation:
+    """One run under way."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        self.world = World(seed)
+        self.history = History()
+        self.stopping = False
+        self.problems: list[str] = []
+        random = self._random = self.world.random
+        faults = Faults(**{name: random.choice(values) for name, values in scenario.faults.items()})
+        self.world.tell(f"{faults}")
+        self.cluster = SimCluster(self.world, [Actor], scenario.hosts, faults, scenario.shards, scenario.clock_drift)
+        self.cluster.servers.on_cell = self._watch
+
+    def _watch(self, cell: Cell) -> None:
+        cell.on_commit.append(lambda batch: self.history.commits.append(Commit(self.world.now, cell.name, batch)))
+
+    async def die(self, label: str) -> None:
+        """End the process in whose handler this is called."""
+        loop: Any = asyncio.get_running_loop()
+        self.history.deaths[label] = self.history.deaths.get(label, 0) + 1
+        host = next((host for host, process in self.cluster.nodes.items() if process.loop is loop), "")
+        if host:
+            self.cluster.kill_node(host)
+        await asyncio.sleep(3600)
+
+    # The run -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """See the module."""
+        clients = [
+            self.cluster.client(self.cluster.hosts[n % self.scenario.hosts]) for n in range(self.scenario.clients)
+        ]
+        if self._await("no client joins", 90, lambda: all(client.node is not None for client in clients)):
+            clerks = self._begin(clients)
+            self._harm(self.world.now + self.scenario.seconds)
+            self._heal()
+            self.world.run(15)
+            self.stopping = True
+            if self._await("clients get no answer", 150, lambda: not any(clerk.running for clerk in clerks)):
+                self.world.run(5)  # timers that are still to fire
+                self._look(clients[0])
+        problems = [*self.problems]
+        for process in [*self.cluster.nodes.values(), *clients]:
+            problems += [f"{process.name}: {error.get('exception')!r}" for error in process.loop.errors]
+        for checker in checkers.ALL if not self.problems else (checkers.one_line, checkers.one_actor):
+            problems += [f"{checker.__name__}: {text}" for text in checker(self.history)]
+        counts = Counter(f"{op.kind} {op.fate}" for op in self.history.operations)
+        return Outcome(
+            self.scenario.name,
+            self.world.seed,
+            problems,
+            self.world.story,
+            dict(sorted(counts.items())),
+            self.world.now,
+        )
+
+    def _await(self, problem: str, seconds: float, condition: Any) -> bool:
+        if self.world.run(seconds, condition):
+            return True
+        self.problems.append(f"{problem} within {seconds} s")
+        return False
+
+    def _begin(self, clients: list[Process]) -> list[Clerk]:
+        clerks = []
+        for number, client in enumerate(clients):
+            assert client.node is not None
+            clerk = Clerk(
+                self, client.node, f"c{number}", self.scenario.agents, self.scenario.pause,
+                Random(self._random.getrandbits(64)),
+            )  # fmt: skip
+            clerks.append(clerk)
+            for kind, count in self.scenario.work.items():
+                for _ in range(count):
+                    client.spawn(clerk.begin(kind))
+        return clerks
+
+    def _harm(self, end: float) -> None:
+        kinds, weights = list(self.scenario.harm), list(self.scenario.harm.values())
+        while self.world.now < end:
+            self.world.run(self._random.uniform(*self.scenario.harm_pause))
+            if not kinds or self.world.now >= end:
+                continue
+            host, kind = self._random.choice(self.cluster.hosts), self._random.choices(kinds, weights)[0]
+            seconds = self._random.uniform(0.5, 8)
+            if kind == "kill_node":
+                self.cluster.kill_node(host)
+            elif kind == "freeze_node":
+                self.cluster.freeze_node(host, seconds)
+            elif kind == "stop_server":
+                self.cluster.stop_server(host, seconds)
+            elif kind == "kill_host":
+                self.cluster.kill_host(host, seconds)
+            else:
+                self.cluster.partition(host, seconds, one_way=kind == "one_way")
+
+    def _heal(self) -> None:
+        """Wait until the last harm has passed, and have the servers and the network behave from now on."""
+        self.world.run(10)
+        self.cluster.servers.faults = Faults()
+        self.world.mend()
+        self.world.tell("all is well again")
+
+    # The end -------------------------------------------------------------------------------------------------------
+
+    def _look(self, client: Process) -> None:
+        """Take down what the checkers need to know of the end."""
+        epochs = self._epochs()
+        ended: list[bool] = []
+        client.spawn(self._read(client, ended))
+        if not self._await("agents do not answer at the end", 120, lambda: bool(ended)):
+            return
+        self.world.run(10)
+        self.history.epochs_at_rest = epochs, self._epochs()
+        nodes = [process.node for process in self.cluster.nodes.values() if process.node is not None]
+        for number in range(self.scenario.shards):
+            self.history.owners[str(number)] = [node.name for node in nodes if number in node._ownership.owned]
+        for node in nodes:
+            self._compare(node)
+
+    def _epochs(self) -> dict[str, int]:
+        return {
+            subject: sequence
+            for cell in self.cluster.servers.cells.values()
+            for subject, sequence in cell.committed.newest.items()
+            if subject.endswith(".epoch")
+        }
+
+    async def _read(self, client: Process, ended: list[bool]) -> None:
+        node = client.node
+        assert node is not None
+        agents = sorted({op.agent for op in self.history.operations if op.kind != "deadly"})
+        for agent in agents:
+            while True:
+                try:
+                    self.history.tapes[agent] = await node.agent(Actor, agent).ask(Actor.tape)
+                    break
+                except (NotDone, Unknown):
+                    await asyncio.sleep(0.2)
+        for letter in await node.dead_letters.all():
+            self.history.dead_letters.add(" ".join([letter.handler, *map(str, letter.arguments)]))
+        ended.append(True)
+
+    def _compare(self, node: Any) -> None:
+        """What an owner has in memory, and what the log has."""
+        for shard in node._runtime.shards.values():
+            cell = self.cluster.servers.cells[shard.cell]
+            prefix = f"{shard.prefix}.st."
+            newest = {
+                subject.removeprefix(prefix): sequence
+                for subject, sequence in cell.committed.newest.items()
+                if subject.startswith(prefix)
+            }
+            if newest != shard.index:
+                self.history.differences.append(f"{node.name}: the index of shard {shard.number} is not the log's")
+            for token, activation in shard.activations.items():
+                if activation.loaded and activation.sequence:
+                    stored = cell.committed.records.get(activation.sequence)
+                    record = None if stored is None else unpack(stored.payload, stored.subject)
+                    if record is None or activation.pending or record.state != activation.state_bytes:
+                        self.history.differences.append(f"{node.name}: {token} is not as the log has it")
