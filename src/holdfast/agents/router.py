@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
 _SWEEP_SECONDS = 0.25
+_ATTEMPT_BITS = 16
+_ATTEMPT_MASK = (1 << _ATTEMPT_BITS) - 1
+"""A call's reference on the wire has its number, and below it which attempt this is."""
 _ISOLATED = "this process reaches no majority of the servers"
 _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
@@ -61,6 +64,7 @@ class _Open:
         "call",
         "deadline",
         "future",
+        "number",
         "refusals",
         "refused",
         "sent_at",
@@ -69,13 +73,17 @@ class _Open:
         "unanswered",
     )
 
-    def __init__(self, call: Call, shard: int, deadline: float, future: asyncio.Future[tuple[int, bytes]]) -> None:
+    def __init__(
+        self, number: int, call: Call, shard: int, deadline: float, future: asyncio.Future[tuple[int, bytes]]
+    ) -> None:
+        self.number = number
         self.call = call
         self.shard = shard
         self.deadline = deadline
         self.future = future
         self.attempts = 0
         self.unanswered = 0
+        """A bit for each attempt that may have done something, as far as is known."""
         self.refusals = 0
         self.refused = "no attempt was made"
         self.sent_at = 0.0
@@ -176,7 +184,7 @@ class Router:
             else:
                 open_to[number] = None
                 call.low = next(iter(open_to))
-        opened = _Open(call, ids.shard_of(token, self._shards), deadline, self._loop.create_future())
+        opened = _Open(number, call, ids.shard_of(token, self._shards), deadline, self._loop.create_future())
         self._open[number] = opened
         self._send(opened)
         try:
@@ -209,7 +217,7 @@ class Router:
             error = from_wire(*_decode_error(payload))
         except msgspec.MsgspecError:
             return OutcomeUnknown(f"the answer of {opened.call.token} cannot be read")
-        if isinstance(error, NotDone) and opened.unanswered > 1:
+        if isinstance(error, NotDone) and opened.unanswered:
             return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt was not answered")
         return error
 
@@ -217,9 +225,10 @@ class Router:
 
     def _send(self, opened: _Open) -> None:
         opened.attempts += 1
-        opened.unanswered += 1
+        opened.unanswered |= 1 << opened.attempts
         opened.sent_at = self._loop.time()
         call = opened.call
+        call.reference = opened.number << _ATTEMPT_BITS | opened.attempts
         runtime = self.runtime
         if runtime is not None and opened.shard in runtime.shards:
             opened.target = runtime.incarnation
@@ -270,9 +279,9 @@ class Router:
         if message.no_responders:
             references = self._frames.pop(int(message.subject.rpartition(".")[2]), ())
             for reference in references:
-                opened = self._open.get(reference)
+                opened = self._open.get(reference >> _ATTEMPT_BITS)
                 if opened is not None:
-                    self._turned_away(opened, "nobody serves its shard")
+                    self._turned_away(opened, reference, "nobody serves its shard")
             return
         try:
             replies = _decode_replies(message.payload)
@@ -280,50 +289,52 @@ class Router:
             return  # damaged: the attempts end unanswered
         opens, owner = self._open, replies.incarnation
         for reply in replies.replies:
-            opened = opens.get(reply.reference)
+            opened = opens.get(reply.reference >> _ATTEMPT_BITS)
             if opened is not None:
                 if reply.outcome <= ERROR:
                     self._owners[opened.shard] = owner
                 self._on_reply(reply.reference, reply.outcome, reply.payload)
 
     def _on_reply(self, reference: int, outcome: int, payload: bytes) -> None:
-        opened = self._open.get(reference)
+        opened = self._open.get(reference >> _ATTEMPT_BITS)
         if opened is None:
             return
-        if outcome in (NOT_OWNER, BEGUN):
-            # What had begun may be committed: its attempt counts as unanswered until another one is answered.
-            opened.unanswered += outcome == BEGUN
-            self._turned_away(opened, "its owner is changing")
+        if outcome == NOT_OWNER:
+            self._turned_away(opened, reference, "its owner is changing")
+        elif outcome == BEGUN:
+            self._turned_away(opened, 0, "its owner is changing")  # that attempt may still be committed
         elif outcome == BUSY:
-            self._turned_away(opened, "the agent keeps all the answers that it may", keep_owner=True)
+            self._turned_away(opened, reference, "the agent keeps all the answers that it may", keep_owner=True)
         else:
+            opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
             self._close(opened)
             if not opened.future.done():
                 opened.future.set_result((outcome, payload))
 
     def _close(self, opened: _Open) -> None:
         call = opened.call
-        del self._open[call.reference]
+        del self._open[opened.number]
         if call.number:
             open_to = self._open_to[call.token]
             del open_to[call.number]
             if not open_to:
                 del self._open_to[call.token]
 
-    def _turned_away(self, opened: _Open, why: str, keep_owner: bool = False) -> None:
-        opened.unanswered -= 1
+    def _turned_away(self, opened: _Open, reference: int, why: str, keep_owner: bool = False) -> None:
+        # An attempt is known by its number: the bus may deliver what it was told twice.
+        opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
         opened.refused = why
         if not keep_owner:
             self._owners.pop(opened.shard, None)
         opened.refusals += 1
         seconds = 0.0 if opened.refusals == 1 else backoff.delay_seconds(opened.refusals, self.random, 0.25)
-        if opened.unanswered == 0 and self._clock.now() + seconds > opened.deadline:
+        if not opened.unanswered and self._clock.now() + seconds > opened.deadline:
             self._fail(opened, "the deadline passed", DeadlineExceeded)
             return
-        self._loop.call_later(seconds, self._again, opened.call.reference, opened.attempts)
+        self._loop.call_later(seconds, self._again, opened.number, opened.attempts)
 
-    def _again(self, reference: int, attempts: int) -> None:
-        opened = self._open.get(reference)
+    def _again(self, number: int, attempts: int) -> None:
+        opened = self._open.get(number)
         if opened is not None and opened.attempts == attempts:
             self.retries += 1
             self._send(opened)
@@ -334,14 +345,14 @@ class Router:
             return
         call = opened.call
         title = f"{call.token} {call.handler}"
-        if opened.unanswered > 0:
+        if opened.unanswered:
             opened.future.set_exception(OutcomeUnknown(f"{title}: {why}, and an attempt was not answered"))
         else:
             opened.future.set_exception(error(f"{title}: {why}, and nothing was done: {opened.refused}"))
 
     def _cancel(self, opened: _Open) -> None:
         call = opened.call
-        if call.reference not in self._open:
+        if opened.number not in self._open:
             return
         self._close(opened)
         key = mailbox.call_key(call)
