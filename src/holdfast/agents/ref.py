@@ -157,11 +157,13 @@ class AgentRef(Generic[AgentT_co]):
             Overloaded: too many sends of this process wait.
             NoQuorum: nothing was written for want of a majority, until the time was over.
             OutcomeUnknown: the time was over, and it may have been written, once.
+            UnknownKind: its class is not here, and no node has ever served it.
         """
         if method.reads_only:
             raise BadMessage(f"{method!r} is a reader: it can be asked, not sent")
         data = self._encode(method, args, dict(kwargs), True)
         options = self._options
+        await self._router.place(self._token, None if self._kind is None else self._kind.__kind__.pool)
         if self._context is not None:
             self._context.send(self._token, method.name, data, options.message_id)
         else:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from holdfast import chance, codec, ids, limits, loops
+from holdfast import chance, codec, limits, loops
 from holdfast.agents import mailbox
 from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
 from holdfast.core import backoff
+from holdfast.core.pools import Pool
 from holdfast.engines.base import Bus, Message, Subscription
 from holdfast.errors import (
     Closed,
@@ -35,6 +36,7 @@ from holdfast.errors import (
     NotDone,
     OutcomeUnknown,
     Overloaded,
+    UnknownKind,
     WouldDeadlock,
     from_wire,
 )
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from holdfast.agents.context import Context
     from holdfast.agents.runtime import Runtime
     from holdfast.cluster.life import Life
+    from holdfast.cluster.placement import Placement
 
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
@@ -93,7 +96,7 @@ class _Open:
 class Router:
     """See the module. One per process; all its calls are numbered by one counter."""
 
-    def __init__(self, bus: Bus, clock: Clock, caller: str, shards: int) -> None:
+    def __init__(self, bus: Bus, clock: Clock, caller: str, placement: Placement) -> None:
         self.caller = caller
         self.runtime: Runtime | None = None
         self.sender: Sender | None = None
@@ -101,7 +104,8 @@ class Router:
         self.random = chance.random()
         self._bus = bus
         self._clock = clock
-        self._shards = shards
+        self.placement = placement
+        self._space = placement.space
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._open: dict[int, _Open] = {}
@@ -160,6 +164,8 @@ class Router:
             raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
+        if token[: token.find("/")] not in self._space.table.kinds:
+            await self.placement.knows(token[: token.find("/")])
         deadline = self._clock.now() + timeout_seconds
         self._number = number = self._number + 1
         call = Call(token, handler, arguments, number, self.caller, deadline=deadline, fresh=fresh)
@@ -184,7 +190,7 @@ class Router:
             else:
                 open_to[number] = None
                 call.low = next(iter(open_to))
-        opened = _Open(number, call, ids.shard_of(token, self._shards), deadline, self._loop.create_future())
+        opened = _Open(number, call, self._space.shard_of(token), deadline, self._loop.create_future())
         self._open[number] = opened
         self._send(opened)
         try:
@@ -196,6 +202,12 @@ class Router:
             return payload
         raise self._error(opened, payload)
 
+    async def place(self, token: str, pool: Pool | str | None) -> None:
+        """See that the log knows where an agent's inbox is. Raises `UnknownKind`, `NoQuorum`, `OutcomeUnknown`."""
+        kind = token[: token.find("/")]
+        if kind not in self._space.table.kinds and not await self.placement.knows(kind, pool):
+            raise UnknownKind(f"no node has ever served agents of kind {kind}: serve it once before you send to it")
+
     async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
         """Append to the agent's inbox. See `AgentRef.send` for what it raises."""
         if self.sender is None:
@@ -206,7 +218,7 @@ class Router:
         """Hand over a message that may be lost."""
         call = Call(token, handler, arguments, 0, self.caller)
         runtime = self.runtime
-        shard = ids.shard_of(token, self._shards)
+        shard = self._space.shard_of(token)
         if runtime is not None and shard in runtime.shards:
             runtime.take(call, None)
         else:
@@ -300,9 +312,9 @@ class Router:
         if opened is None:
             return
         if outcome == NOT_OWNER:
-            self._turned_away(opened, reference, "its owner is changing")
+            self._turned_away(opened, reference, "its owner is changing", payload)
         elif outcome == BEGUN:
-            self._turned_away(opened, 0, "its owner is changing")  # that attempt may still be committed
+            self._turned_away(opened, 0, "its owner is changing", payload)  # that attempt may still be committed
         elif outcome == BUSY:
             self._turned_away(opened, reference, "the agent keeps all the answers that it may", keep_owner=True)
         else:
@@ -320,11 +332,15 @@ class Router:
             if not open_to:
                 del self._open_to[call.token]
 
-    def _turned_away(self, opened: _Open, reference: int, why: str, keep_owner: bool = False) -> None:
+    def _turned_away(
+        self, opened: _Open, reference: int, why: str, heir: bytes = b"", keep_owner: bool = False
+    ) -> None:
         # An attempt is known by its number: the bus may deliver what it was told twice.
         opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
         opened.refused = why
-        if not keep_owner:
+        if heir and (name := heir.decode(errors="replace")).replace("-", "").replace("~", "").isalnum():
+            self._owners[opened.shard] = name
+        elif not keep_owner:
             self._owners.pop(opened.shard, None)
         opened.refusals += 1
         seconds = 0.0 if opened.refusals == 1 else backoff.delay_seconds(opened.refusals, self.random, 0.25)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, limits
 from holdfast.agents import mailbox
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
@@ -24,6 +24,7 @@ from holdfast.agents.timers import Timers
 from holdfast.clock import Clock
 from holdfast.cluster.life import Life
 from holdfast.core import backoff
+from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Message, Stored, Subscription
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
@@ -42,7 +43,7 @@ class Runtime:
         router: Router,
         life: Life,
         cells: list[str],
-        shards: int,
+        space: Space,
         serve: Iterable[type[Agent[Any]]],
     ) -> None:
         self.engine = engine
@@ -65,7 +66,11 @@ class Runtime:
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
-        self._shard_count = shards
+        self._space = space
+        self._expected: dict[int, float] = {}
+        """Shards that are about to be owned, and until when their calls are kept."""
+        self._parked: dict[int, list[tuple[Call, mailbox.Sink | None]]] = {}
+        self._parked_count = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outlets: dict[str, list[Reply]] = {}
         self._subscriptions: dict[str, Subscription] = {}
@@ -117,7 +122,7 @@ class Runtime:
 
     def shard_of(self, token: str) -> int:
         """The shard of an agent."""
-        return ids.shard_of(token, self._shard_count)
+        return self._space.shard_of(token)
 
     def cell_of(self, shard: int) -> str:
         """The cell of a shard."""
@@ -151,9 +156,8 @@ class Runtime:
                 old.stop()
             self.shards[number] = shard
             shard.start(*found[number])
+            self._deliver_parked(number)
         self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number][1]]))
-        missing = [f"hf.s.{number}" for number in shards if f"hf.s.{number}" not in self._subscriptions]
-        await asyncio.gather(*(self._subscribe(subject) for subject in missing))
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
         """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it was begun for.
@@ -167,6 +171,45 @@ class Runtime:
             if shard is not None and shard.epoch == epochs.get(number):
                 shard.receive(stored)
 
+    # Calls that come early ----------------------------------------------------------------------------------------
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Keep the calls for these shards, for a moment: they are about to be owned."""
+        until = self.loop.time() + limits.ATTEMPT_SECONDS
+        for number in numbers:
+            if number not in self.shards:
+                self._expected[number] = until
+
+    async def listen(self, numbers: Iterable[int]) -> None:
+        """Take the calls for shards that were claimed, before they are recovered."""
+        missing = [f"hf.s.{number}" for number in numbers if f"hf.s.{number}" not in self._subscriptions]
+        self.expect(numbers)
+        await asyncio.gather(*(self._subscribe(subject) for subject in missing))
+
+    def _park(self, number: int, call: Call, sink: mailbox.Sink | None) -> None:
+        if self._parked_count >= limits.PARKED_MAX or self._expected[number] < self.loop.time():
+            if sink is not None:
+                sink(call.reference, NOT_OWNER, b"")
+            return
+        parked = self._parked.get(number)
+        if parked is None:
+            parked = self._parked[number] = []
+            self.loop.call_later(limits.ATTEMPT_SECONDS, self._deliver_parked, number)
+        parked.append((call, sink))
+        self._parked_count += 1
+
+    def _deliver_parked(self, number: int) -> None:
+        """Hand on what was kept for a shard, or turn it away where it did not come."""
+        parked = self._parked.pop(number, ())
+        self._parked_count -= len(parked)
+        if number in self.shards or self._expected.get(number, 0.0) < self.loop.time():
+            self._expected.pop(number, None)
+        for call, sink in parked:
+            if number in self.shards:
+                self.take(call, sink)
+            elif sink is not None:
+                sink(call.reference, NOT_OWNER, b"")
+
     def serves(self, number: int) -> bool:
         """Whether a shard is served here."""
         return number in self.shards
@@ -177,18 +220,22 @@ class Runtime:
             shard = self.shards.pop(number, None)
             if shard is not None:
                 shard.stop()
-                # What is on its way to this node is still to be turned away, so it listens a little longer.
-                self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
+            # What is on its way to this node is still to be turned away, so it listens a little longer.
+            self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
 
     def _stop_listening(self, number: int) -> None:
         if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
             self.spawn(subscription.close())
 
-    async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None:
-        """Start no more turns in these shards, and wait until those that run are committed, or the time is over."""
-        shards = [self.shards[number] for number in numbers if number in self.shards]
+    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> None:
+        """Start no more turns in these shards, and wait until those that run are committed, or the time is over.
+
+        ``targets``: per shard who is to own it next, and gets its calls from now on.
+        """
+        shards = [self.shards[number] for number in targets if number in self.shards]
         for shard in shards:
             shard.draining = True
+            shard.heir = targets[shard.number].encode()
         end = self.loop.time() + timeout_seconds
         while any(shard.active and shard.busy() for shard in shards) and self.loop.time() < end:
             await asyncio.sleep(0.005)
@@ -255,10 +302,12 @@ class Runtime:
 
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
-        shard = self.shards.get(ids.shard_of(call.token, self._shard_count))
+        shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
-            if sink is not None:
-                sink(call.reference, NOT_OWNER, b"")
+            if shard is None and number in self._expected:
+                self._park(number, call, sink)
+            elif sink is not None:
+                sink(call.reference, NOT_OWNER, b"" if shard is None else shard.heir)
             return
         try:
             activation = shard.activations.get(call.token) or shard.activation(call.token)

@@ -43,6 +43,8 @@ class Shard:
         self.fence = Expect(f"{self.prefix}.epoch", epoch)
         self.active = False
         self.draining = False
+        self.heir = b""
+        """While it drains: the node that is to own it next."""
         self.commit = 0
         self.digest = 0
         self.index: dict[str, int] = {}
@@ -377,4 +379,4 @@ class Shard:
         for activation in activations.values():
             for message in activation.abandon():
                 if isinstance(message, Delivery):
-                    message.turn_away(NOT_OWNER)
+                    message.turn_away(NOT_OWNER, self.heir)

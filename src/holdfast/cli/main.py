@@ -52,7 +52,7 @@ def status(at: At = "", as_json: Json = False) -> None:
         async with joined(at) as node:
             members = [member for member in node.members() if member.incarnation != node.incarnation]
             owned = sum(member.shards for member in members)
-            total = node.manifest.shards
+            total = node.shards
             facts = {
                 "cluster": node.manifest.cluster_id,
                 "engine": node.engine.name,

@@ -19,11 +19,14 @@ from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.cluster.events import Events
 from holdfast.cluster.life import Life
-from holdfast.cluster.manifest import Manifest, ensure
+from holdfast.cluster.manifest import RECORD_VERSION, Manifest, ensure
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership
+from holdfast.cluster.placement import Placement
 from holdfast.cluster.registry import Entry, Registry
+from holdfast.core.pools import check_label
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
@@ -56,7 +59,11 @@ class Node:
         self._clock = clock
         self._started_at = clock.now()
         self._closed = False
+        self._labels: list[str] = []
+        self._capacity = 1.0
         self.life: Life
+        self.placement: Placement
+        self.events: Events
         self.registry: Registry
         self.dead_letters = DeadLetters(engine, list(manifest.cells))
         self._router: Router
@@ -75,6 +82,8 @@ class Node:
         host: str = "",
         incarnation: str = "",
         replicas: int | None = None,
+        labels: Iterable[str] = (),
+        capacity: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
         tls_ca: str = "",
         tls_cert: str = "",
@@ -86,8 +95,9 @@ class Node:
 
         ``serve``: the agent classes that may live here; none for a mere client. ``name``: for people. ``host`` and
         ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``replicas``: of the log, when this node
-        is the first to find the servers empty (default: as many as there are servers, 1, 3 or 5). The rest is for servers that
-        ask for certificates or a password.
+        is the first to find the servers empty (default: as many as there are servers, 1, 3 or 5). ``labels``: words such as
+        ``gpu`` that pools may ask for. ``capacity``: how much this node can carry, beside the others. The rest is for
+        servers that ask for certificates or a password.
 
         On leaving, turns that run are finished and committed, and the shards are let go of.
 
@@ -99,7 +109,15 @@ class Node:
         await engine.open()
         try:
             node = await cls.on(
-                engine, list(serve), name=name, host=host, incarnation=incarnation, replicas=replicas, clock=clock
+                engine,
+                list(serve),
+                name=name,
+                host=host,
+                incarnation=incarnation,
+                replicas=replicas,
+                labels=labels,
+                capacity=capacity,
+                clock=clock,
             )
         except BaseException:
             await engine.close()
@@ -119,10 +137,15 @@ class Node:
         host: str = "",
         incarnation: str = "",
         replicas: int | None = None,
+        labels: Iterable[str] = (),
+        capacity: float = 1.0,
         shards: int = SHARDS,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Node:
         """Begin on an engine that is open. See `join`; whoever calls this calls `close`."""
+        labels = sorted({check_label(label) for label in labels})
+        if not 0 < capacity < 1e6:
+            raise ConfigError(f"a node's capacity is more than 0, not {capacity}")
         if replicas is None:
             servers = engine.servers()
             replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))
@@ -133,18 +156,23 @@ class Node:
         supervised = bool(incarnation)
         incarnation = incarnation or ids.new_id("n")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
+        node._labels, node._capacity = labels, capacity
         cells = list(manifest.cells)
+        node.placement = placement = Placement(engine, REGISTRY_CELL, manifest.shards)
+        node.events = Events(engine, REGISTRY_CELL, clock, node.name)
         node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
         node.registry = Registry(engine, REGISTRY_CELL, clock)
-        node._router = Router(engine.bus, clock, ids.new_id("p"), manifest.shards)
+        node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
         appenders = [(cell, GroupAppender(engine.log, cell)) for cell in cells]
-        node._router.sender = Sender(list(appenders), clock, node._router.caller, manifest.shards)
-        node._runtime = Runtime(engine, clock, node._router, life, cells, manifest.shards, serve)
+        node._router.sender = Sender(list(appenders), clock, node._router.caller, placement.space)
+        node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve)
         node._membership = Membership(engine, node._beat, life.alone)
         host = node.host if supervised else ""
-        node._ownership = Ownership(
-            engine, clock, node._membership, node._runtime, life, host, cells, manifest.shards, bool(serve)
-        )
+        node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
+        if serve:
+            node._membership.on_event = node._ownership.on_event = node.events.say
+        await placement.open()
+        await placement.declare({kind.name: kind.pool for kind in runtime.kinds.values()})
         node._runtime.on_lost = node._ownership.lost
         node._runtime.on_reclaim = node._ownership.reclaim
         node._membership.on_death = node._router.node_died
@@ -155,9 +183,14 @@ class Node:
         life.on_condemned = node._begin_again
         node._router.life = life
         await life.start()
+        await node.events.start(node._is_oldest)
         await node._membership.start()
         await node._ownership.start()
         return node
+
+    def _is_oldest(self) -> bool:
+        serving = self._membership.serving()
+        return bool(serving) and self._membership.live()[0].incarnation == self.incarnation
 
     def _beat(self) -> Beat:
         counts = self._runtime.statistics()
@@ -171,6 +204,12 @@ class Node:
             counts["agents"],
             VERSION,
             self._supervised,
+            labels=self._labels,
+            capacity=self._capacity,
+            state_versions=[self._runtime.kinds[kind].state_version for kind in sorted(self._runtime.kinds)],
+            warm=self._ownership.recovery.warm(),
+            draining=self._ownership.draining,
+            record_version=RECORD_VERSION,
         )
 
     def _begin_again(self) -> None:
@@ -195,6 +234,8 @@ class Node:
         await self._membership.close()
         await self.life.close()
         await self.registry.close()
+        await self.placement.close()
+        await self.events.close()
         await self.engine.close()
 
     # Agents ------------------------------------------------------------------------------------------------------
@@ -278,14 +319,31 @@ class Node:
         """Send by names alone; see `call`. What does not fit the handler becomes a dead letter."""
         token = ids.agent_token(*ids.parse_agent_id(agent_id))
         data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        await self._router.place(token, None)
         await self._router.send(token, handler, data, timeout_seconds, "")
 
     # The cluster -------------------------------------------------------------------------------------------------
 
+    @property
+    def shards(self) -> int:
+        """How many shards the cluster has, in all pools."""
+        return self.placement.space.shards
+
     def members(self) -> list[MemberInfo]:
         """The nodes that are there, as this node sees it, oldest first."""
         return [
-            MemberInfo(b.incarnation, b.name, b.host, b.kinds, b.shards, b.agents, b.started_at, b.version)
+            MemberInfo(
+                b.incarnation,
+                b.name,
+                b.host,
+                b.kinds,
+                b.shards,
+                b.agents,
+                b.started_at,
+                b.version,
+                b.labels,
+                b.capacity,
+            )
             for b in self._membership.live()
         ]
 
@@ -305,6 +363,7 @@ class Node:
             entry is not None,
             sorted(entry.capabilities) if entry else [],
             dict(entry.metadata) if entry else {},
+            self._membership.warm().get(shard, []),
         )
 
     async def inspect(self, agent_id: str) -> StoredAgent:
@@ -335,11 +394,7 @@ class Node:
         live = {beat.incarnation: beat for beat in self._membership.live()}
         owned = sum(beat.shards for beat in live.values())
         owners = {epoch.record.owner for epoch in self._ownership.epochs.newest.values()}
-        return (
-            owned >= self.manifest.shards
-            and owners <= set(live)
-            and len(self._ownership.epochs.newest) == self.manifest.shards
-        )
+        return owned >= self.shards and owners <= set(live) and len(self._ownership.epochs.newest) == self.shards
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start: of this node's agents, calls and engine."""

@@ -21,6 +21,8 @@ class MemberInfo(msgspec.Struct, frozen=True):
     agents: int
     started_at: float
     version: str
+    labels: list[str] = []
+    capacity: float = 1.0
 
 
 class AgentInfo(msgspec.Struct, frozen=True):
@@ -35,6 +37,8 @@ class AgentInfo(msgspec.Struct, frozen=True):
     registered: bool
     capabilities: list[str]
     metadata: dict[str, Any]
+    standbys: list[str] = []
+    """Nodes that keep the records of its shard in memory."""
 
 
 class Found(list[AgentRef[Any]]):
