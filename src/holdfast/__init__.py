@@ -4,7 +4,9 @@ from holdfast.agents.agent import Agent, State
 from holdfast.agents.context import Context
 from holdfast.agents.handler import Handler, Reader, handler, reader
 from holdfast.agents.ref import AgentRef
+from holdfast.cluster.events import Event
 from holdfast.cluster.registry import Entry
+from holdfast.core.pools import Pool
 from holdfast.core.query import Where
 from holdfast.errors import (
     AlreadyExists,
@@ -55,6 +57,7 @@ __all__ = [
     "DeadLetter",
     "DeadlineExceeded",
     "Entry",
+    "Event",
     "Fenced",
     "Handler",
     "HandlerFailed",
@@ -70,6 +73,7 @@ __all__ = [
     "NotFound",
     "OutcomeUnknown",
     "Overloaded",
+    "Pool",
     "Reader",
     "ReplayMismatch",
     "State",

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from holdfast import chance, codec, limits, loops
+from holdfast import chance, limits, loops
 from holdfast.agents import mailbox
-from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
+from holdfast.agents.frames import Frames
+from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
@@ -112,10 +113,7 @@ class Router:
         self._open_to: dict[str, dict[int, None]] = {}
         """Per receiver the numbers still open, lowest first."""
         self._owners: dict[int, str] = {}
-        self._frames: dict[int, list[int]] = {}
-        self._frame = 0
-        self._outgoing: dict[str, Frame] = {}
-        self._reply = f"hf.r.{caller}"
+        self._frames = Frames(bus, f"hf.r.{caller}")
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.retries = 0
@@ -123,7 +121,7 @@ class Router:
 
     async def start(self) -> None:
         """Begin to hear replies."""
-        self._subscription = await self._bus.subscribe(f"{self._reply}.>", self._on_message)
+        self._subscription = await self._bus.subscribe(f"{self._frames.reply}.>", self._on_message)
         self._sweeper = loops.start(self._sweep(), "the sweep of calls")
 
     async def close(self) -> None:
@@ -222,7 +220,7 @@ class Router:
         if runtime is not None and shard in runtime.shards:
             runtime.take(call, None)
         else:
-            self._enqueue(self._subject(shard), call)
+            self._frames.add(self._subject(shard), call)
 
     def _error(self, opened: _Open, payload: bytes) -> HoldfastError:
         try:
@@ -247,50 +245,17 @@ class Router:
             runtime.take(call, self._on_reply)
             return
         opened.target = self._owners.get(opened.shard, "")
-        self._enqueue(f"hf.n.{opened.target}" if opened.target else f"hf.s.{opened.shard}", call)
+        self._frames.add(f"hf.n.{opened.target}" if opened.target else f"hf.s.{opened.shard}", call)
 
     def _subject(self, shard: int) -> str:
         owner = self._owners.get(shard)
         return f"hf.n.{owner}" if owner else f"hf.s.{shard}"
 
-    def _enqueue(self, subject: str, call: Call) -> None:
-        self._frame_to(subject).calls.append(call)
-
-    def _frame_to(self, subject: str) -> Frame:
-        frame = self._outgoing.get(subject)
-        if frame is None:
-            if not self._outgoing:
-                self._loop.call_soon(self._flush)
-            frame = self._outgoing[subject] = Frame(f"{self._reply}.0", [])
-        return frame
-
-    def _flush(self) -> None:
-        outgoing, self._outgoing = self._outgoing, {}
-        for subject, frame in outgoing.items():
-            calls, size, start = frame.calls, 0, 0
-            for index, call in enumerate(calls):
-                size += len(call.arguments) + len(call.token) + 96
-                if size > limits.FRAME_BYTES_MAX and index > start:
-                    self._publish(subject, Frame(frame.reply, calls[start:index]))
-                    start, size = index, len(call.arguments)
-            frame.calls = calls[start:]
-            self._publish(subject, frame)
-
-    def _publish(self, subject: str, frame: Frame) -> None:
-        self._frame += 1
-        references = [call.reference for call in frame.calls if call.reference]
-        if references:
-            self._frames[self._frame] = references
-            if len(self._frames) > 8192:  # nobody-there comes at once or never
-                del self._frames[next(iter(self._frames))]
-        self._bus.publish(subject, codec.encode_raw(frame), f"{self._reply}.{self._frame}")
-
     # Answers -------------------------------------------------------------------------------------------------------
 
     def _on_message(self, message: Message) -> None:
         if message.no_responders:
-            references = self._frames.pop(int(message.subject.rpartition(".")[2]), ())
-            for reference in references:
+            for reference in self._frames.unheard(message.subject):
                 opened = self._open.get(reference >> _ATTEMPT_BITS)
                 if opened is not None:
                     self._turned_away(opened, reference, "nobody serves its shard")
@@ -375,7 +340,7 @@ class Router:
         if self.runtime is not None and opened.shard in self.runtime.shards:
             self.runtime.cancel(call.token, key)
         elif opened.target:
-            self._frame_to(f"hf.n.{opened.target}").cancelled.append((call.token, key))
+            self._frames.cancel(f"hf.n.{opened.target}", call.token, key)
 
     # Time and failures -----------------------------------------------------------------------------------------------
 
@@ -412,4 +377,4 @@ class Router:
 
     def statistics(self) -> Mapping[str, int]:
         """Counts since the start."""
-        return {"open_calls": len(self._open), "retries": self.retries, "frames": self._frame}
+        return {"open_calls": len(self._open), "retries": self.retries, "frames": self._frames.count}

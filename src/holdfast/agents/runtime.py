@@ -18,6 +18,7 @@ from holdfast.agents import mailbox
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
 from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
+from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
 from holdfast.agents.timers import Timers
@@ -67,10 +68,7 @@ class Runtime:
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
         self._space = space
-        self._expected: dict[int, float] = {}
-        """Shards that are about to be owned, and until when their calls are kept."""
-        self._parked: dict[int, list[tuple[Call, mailbox.Sink | None]]] = {}
-        self._parked_count = 0
+        self._parking = Parking(self.loop, self._take_again)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outlets: dict[str, list[Reply]] = {}
         self._subscriptions: dict[str, Subscription] = {}
@@ -156,7 +154,7 @@ class Runtime:
                 old.stop()
             self.shards[number] = shard
             shard.start(*found[number])
-            self._deliver_parked(number)
+            self._parking.hand_on(number)
         self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number][1]]))
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
@@ -171,44 +169,15 @@ class Runtime:
             if shard is not None and shard.epoch == epochs.get(number):
                 shard.receive(stored)
 
-    # Calls that come early ----------------------------------------------------------------------------------------
-
     def expect(self, numbers: Iterable[int]) -> None:
         """Keep the calls for these shards, for a moment: they are about to be owned."""
-        until = self.loop.time() + limits.ATTEMPT_SECONDS
-        for number in numbers:
-            if number not in self.shards:
-                self._expected[number] = until
+        self._parking.expect(number for number in numbers if number not in self.shards)
 
     async def listen(self, numbers: Iterable[int]) -> None:
         """Take the calls for shards that were claimed, before they are recovered."""
         missing = [f"hf.s.{number}" for number in numbers if f"hf.s.{number}" not in self._subscriptions]
         self.expect(numbers)
         await asyncio.gather(*(self._subscribe(subject) for subject in missing))
-
-    def _park(self, number: int, call: Call, sink: mailbox.Sink | None) -> None:
-        if self._parked_count >= limits.PARKED_MAX or self._expected[number] < self.loop.time():
-            if sink is not None:
-                sink(call.reference, NOT_OWNER, b"")
-            return
-        parked = self._parked.get(number)
-        if parked is None:
-            parked = self._parked[number] = []
-            self.loop.call_later(limits.ATTEMPT_SECONDS, self._deliver_parked, number)
-        parked.append((call, sink))
-        self._parked_count += 1
-
-    def _deliver_parked(self, number: int) -> None:
-        """Hand on what was kept for a shard, or turn it away where it did not come."""
-        parked = self._parked.pop(number, ())
-        self._parked_count -= len(parked)
-        if number in self.shards or self._expected.get(number, 0.0) < self.loop.time():
-            self._expected.pop(number, None)
-        for call, sink in parked:
-            if number in self.shards:
-                self.take(call, sink)
-            elif sink is not None:
-                sink(call.reference, NOT_OWNER, b"")
 
     def serves(self, number: int) -> bool:
         """Whether a shard is served here."""
@@ -304,9 +273,7 @@ class Runtime:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
-            if shard is None and number in self._expected:
-                self._park(number, call, sink)
-            elif sink is not None:
+            if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
                 sink(call.reference, NOT_OWNER, b"" if shard is None else shard.heir)
             return
         try:
@@ -316,6 +283,12 @@ class Runtime:
                 sink(call.reference, ERROR, mailbox.error_bytes(error))
             return
         activation.deliver(mailbox.from_call(call, sink))
+
+    def _take_again(self, number: int, call: Call, sink: mailbox.Sink | None) -> None:
+        if number in self.shards:
+            self.take(call, sink)
+        elif sink is not None:
+            sink(call.reference, NOT_OWNER, b"")
 
     def _flush(self) -> None:
         outlets, self._outlets = self._outlets, {}

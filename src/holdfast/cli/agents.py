@@ -123,6 +123,8 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
             made.add_row(
                 "node", f"{names.get(info.owner, info.owner or 'nobody now')} {info.host and f'on {info.host}'}"
             )
+            if info.standbys:
+                made.add_row("standbys", ", ".join(names.get(standby, standby) for standby in info.standbys))
             made.add_row("shard", f"{info.shard} in {info.cell}, epoch {info.epoch}")
             made.add_row("registered", "yes" if info.registered else "no: an address needs no registration")
             if info.registered:

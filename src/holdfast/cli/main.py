@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import agents, dead_letters, messages
+from holdfast.cli import agents, dead_letters, messages, placement
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+from holdfast.cli.events import events
 from holdfast.cli.run import run_app
 from holdfast.cli.up import up
 from holdfast.version import VERSION
@@ -27,6 +28,11 @@ app.add_typer(agents.app, name="agents")
 app.command("call")(messages.call)
 app.command("send")(messages.send)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.command("events")(events)
+app.command("cordon")(placement.cordon)
+app.command("uncordon")(placement.uncordon)
+app.command("drain")(placement.drain)
+app.add_typer(placement.pools_app, name="pools")
 
 
 @app.callback(invoke_without_command=True)
@@ -72,12 +78,15 @@ def status(at: At = "", as_json: Json = False) -> None:
             out.print(f"{facts['registered']} registered agents, {facts['dead_letters']} dead letters", highlight=False)
             if members:
                 out.print()
-                made = table("NODE", "HOST", "SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION")
+                made = table("NODE", "HOST", "SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION", "NOTE")
+                cordoned = node.placement.table.cordoned
                 for member in members:
                     serves = " ".join(member.kinds) or "-"
                     up_for = ago(time.time() - member.started_at)
                     numbers = (str(member.shards), str(member.agents), up_for)
-                    made.add_row(member.name, member.host, serves, *numbers, member.version)
+                    stopped = {member.host, member.name} & {*cordoned}
+                    note = ["cordoned"] * bool(stopped) + ["draining"] * member.draining + member.labels
+                    made.add_row(member.name, member.host, serves, *numbers, member.version, " ".join(note))
                 out.print(made)
 
     execute(work(), as_json)

@@ -22,11 +22,12 @@ from holdfast.clock import Clock
 from holdfast.cluster import epochs
 from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
 from holdfast.cluster.life import Life, base
-from holdfast.cluster.membership import Beat, Membership
+from holdfast.cluster.membership import Membership
 from holdfast.cluster.placement import Placement
+from holdfast.cluster.planner import Planner
 from holdfast.cluster.recovery import Recovery
 from holdfast.cluster.suspicion import Suspicion
-from holdfast.core import backoff, plan
+from holdfast.core import backoff
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
@@ -62,8 +63,7 @@ class Ownership:
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
         self.recovery = Recovery(engine, self._wake_up)
-        self.plan = plan.Plan({}, {}, [])
-        """The newest plan: who should own what, and keep what warm."""
+        self.planner = Planner(membership, placement, self.epochs, life)
         self.on_event: Callable[..., None] = _ignore_event
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
@@ -87,13 +87,9 @@ class Ownership:
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""
         self._suspicion = Suspicion(membership, life)
-        self._view: tuple[Any, float] = ((), 0.0)
-        self._moving_since: dict[int, float] = {}
-        self._rests_until: dict[int, float] = {}
         self._warm: list[int] = []
         self.draining = False
         """Whether this node gives all away, as it is about to end."""
-        self._unfit: list[str] = []
         self._random = chance.random()
         self._closing = False
         self._releasing = False
@@ -140,60 +136,30 @@ class Ownership:
 
     def _step(self) -> None:
         self._suspicion.look(self.epochs.hosts())
-        self.plan = self._make_plan()
-        wanted = self.plan.owners
+        self.planner.look()
+        wanted = self.planner.plan.owners
         me = self._life.incarnation
         for cell in self._cells:
             claims = [n for n in self._of(cell) if n not in self._busy and self._may_claim(n, wanted.get(n))]
             for start in range(0, len(claims), _CLAIM_MAX):
                 some = claims[start : start + _CLAIM_MAX]
                 self._busy.update(some)
-                self._spawn(self._claim(cell, some))
-            coming = [n for n in self._of(cell) if n not in self.owned and n not in self._busy and self._is_coming(n)]
+                # As they are now: one that somebody else claims before the next turn of the loop is not to be taken.
+                self._spawn(self._claim(cell, {number: self.epochs.get(number) for number in some}))
+            coming = [
+                n for n in self._of(cell) if n not in self.owned and n not in self._busy and self.planner.is_coming(n)
+            ]
             self._host.expect(n for n in coming if wanted.get(n) == me)
             self.recovery.follow(cell, coming, [n for n in self._of(cell) if n not in self._busy])
         self._move()
 
-    def _is_coming(self, number: int) -> bool:
-        """Whether a shard of another node is to move here, or is kept warm here."""
-        me = self._life.incarnation
-        return self.plan.owners.get(number) == me or me in self.plan.standbys.get(number, ())
-
-    def _make_plan(self) -> plan.Plan:
-        beats = [beat for beat in self._membership.live() if beat.kinds]
-        table = self._placement.table
-        places = [_place(beat, table.cordoned) for beat in beats]
-        view = (places, table)
-        if view != self._view[0]:
-            self._view = (view, self._loop.time())
-        made = plan.make(table, places, self.epochs.holders(), self._membership.warm())
-        for pool in made.unfit:
-            if pool not in self._unfit:
-                labels = ", ".join(found.labels) if (found := table.pool(pool)) is not None else ""
-                self.on_event("placement-fallback", pool, "", why=f"no node that serves it is labelled {labels}")
-        self._unfit = made.unfit
-        return made
-
     def _move(self) -> None:
-        """Let go, a few at a time, of what others should own: at once where this node should own nothing."""
-        now = self._loop.time()
-        others = {n: to for n in self.owned if (to := self.plan.owners.get(n)) not in (None, self._life.incarnation)}
-        self._moving_since = {n: self._moving_since.get(n, now) for n in others}
-        may_own = self._life.incarnation in self.plan.owners.values()
-        if self._releasing or not others or (may_own and now - self._view[1] <= limits.STABLE_SECONDS):
-            return
-        warm = self._membership.warm()
-        ready = {
-            n: to
-            for n, to in others.items()
-            if n not in self._busy
-            and (to in warm.get(n, ()) or now - self._moving_since[n] > limits.WARM_WAIT_SECONDS)
-            and (not may_own or now >= self._rests_until.get(n, now))
-        }
-        some = dict(list(ready.items())[: limits.HANDOFF_SHARDS_MAX])
-        if some:
-            self._busy.update(some)
-            self._spawn(self._release(some))
+        """Let go, a few at a time, of what others should own."""
+        if not self._releasing:
+            some = self.planner.to_release([n for n in self.owned if n not in self._busy])
+            if some:
+                self._busy.update(some)
+                self._spawn(self._release(some))
 
     def _of(self, cell: str) -> range:
         return range(self._cells.index(cell), self._placement.space.shards, len(self._cells))
@@ -212,21 +178,21 @@ class Ownership:
 
     # Claiming ------------------------------------------------------------------------------------------------------
 
-    async def _claim(self, cell: str, numbers: list[int]) -> None:
+    async def _claim(self, cell: str, before: dict[int, Epoch]) -> None:
         lapses = self._life.lapses
         try:
-            self._host.expect(numbers)
-            claimed = await self._write_claims(cell, numbers)
+            self._host.expect(before)
+            claimed = await self._write_claims(cell, before)
             if claimed:
                 await self._host.listen(claimed)
                 await self._recover(cell, claimed, lapses)
         finally:
-            self._busy.difference_update(numbers)
+            self._busy.difference_update(before)
             self._wake.set()
 
-    async def _write_claims(self, cell: str, numbers: list[int]) -> dict[int, tuple[int, bool]]:
+    async def _write_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, tuple[int, bool]]:
         """Write the epoch records; return those that are ours now, each with whether its end before was clean."""
-        before = {number: self.epochs.get(number) for number in numbers}
+        numbers = list(before)
         record = EpochRecord(self._life.incarnation, self._host_name, ids.new_id("c"), self._clock.now())
         records = [epochs.successor(cell, number, before[number].sequence, record) for number in numbers]
         claimed: dict[int, int] = {}
@@ -251,7 +217,7 @@ class Ownership:
             self.takeovers += not clean
             self._again.discard(number)
             if owner or before[number].record.next:
-                self._rests_until[number] = self._loop.time() + limits.MOVE_REST_SECONDS
+                self.planner.rest(number)
             found[number] = (sequence, clean)
         return found
 
@@ -370,7 +336,7 @@ class Ownership:
         end = self._loop.time() + limits.DRAIN_SECONDS
         self.draining = True
         self._membership.beat()
-        while self.owned and self._heirs() and self._life.live() and self._loop.time() < end:
+        while self.planner.has_heirs(self.owned) and self._life.live() and self._loop.time() < end:
             self._wake.set()  # they prepare, and then this node lets go of a few at a time
             await asyncio.sleep(0.02)
         self._closing = True
@@ -389,17 +355,6 @@ class Ownership:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _heirs(self) -> bool:
-        """Whether there is another node for what this one has."""
-        return any(self.plan.owners.get(number) != self._life.incarnation for number in self.owned)
-
-
-def _place(beat: Beat, cordoned: list[str]) -> plan.Place:
-    versions = [*beat.state_versions, *[1] * len(beat.kinds)]
-    kinds = dict(zip(beat.kinds, versions, strict=False))
-    stopped = beat.draining or beat.host in cordoned or beat.name in cordoned
-    return plan.Place(beat.incarnation, beat.host, kinds, tuple(beat.labels), beat.capacity, stopped)
 
 
 def _ignore_event(_what: str, _who: str, _key: str, **_facts: object) -> None:

@@ -30,8 +30,6 @@ from holdfast.core.pools import check_label
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
-from holdfast.engines.local.engine import LocalEngine
-from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import settings
 from holdfast.node.dead_letters import DeadLetters
@@ -103,7 +101,7 @@ class Node:
 
         Raises `ConfigError` for what cannot work, `NoQuorum` where no majority of the servers answers.
         """
-        engine = _engine(settings.parse(list(url) if not isinstance(url, str) else url), {
+        engine = settings.engine(settings.parse(list(url) if not isinstance(url, str) else url), {
             "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password,
         })  # fmt: skip
         await engine.open()
@@ -170,7 +168,7 @@ class Node:
         host = node.host if supervised else ""
         node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
         if serve:
-            node._membership.on_event = node._ownership.on_event = node.events.say
+            node._membership.on_event = node._ownership.planner.on_event = node._ownership.on_event = node.events.say
         await placement.open()
         await placement.declare({kind.name: kind.pool for kind in runtime.kinds.values()})
         node._runtime.on_lost = node._ownership.lost
@@ -331,21 +329,11 @@ class Node:
 
     def members(self) -> list[MemberInfo]:
         """The nodes that are there, as this node sees it, oldest first."""
-        return [
-            MemberInfo(
-                b.incarnation,
-                b.name,
-                b.host,
-                b.kinds,
-                b.shards,
-                b.agents,
-                b.started_at,
-                b.version,
-                b.labels,
-                b.capacity,
-            )
-            for b in self._membership.live()
-        ]
+        return [MemberInfo.of(beat) for beat in self._membership.live()]
+
+    def owners(self) -> dict[int, str]:
+        """Per shard the incarnation that owns it, empty where nobody does, as far as this node has heard."""
+        return {number: epoch.record.owner for number, epoch in self._ownership.epochs.newest.items()}
 
     def describe(self, agent_id: str) -> AgentInfo:
         """Where an agent lives, and what is registered of it. A memory read. Raises `InvalidName`."""
@@ -408,15 +396,6 @@ class Node:
             "process": os.getpid(),
             "engine": dict(self.engine.statistics()),
         }
-
-
-def _engine(where: settings.Local | settings.Nats, secrets: Mapping[str, str]) -> Engine:
-    if isinstance(where, settings.Local):
-        given = [name for name, value in secrets.items() if value]
-        if given:
-            raise ConfigError(f"{', '.join(given)}: the embedded engine has no server to show them to")
-        return LocalEngine(where.path)
-    return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})
 
 
 def _kind_name(kind: type[Agent[Any]] | str) -> str:

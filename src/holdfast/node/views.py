@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.ref import AgentRef
+from holdfast.cluster.membership import Beat
 
 
 class MemberInfo(msgspec.Struct, frozen=True):
@@ -21,8 +22,27 @@ class MemberInfo(msgspec.Struct, frozen=True):
     agents: int
     started_at: float
     version: str
-    labels: list[str] = []
-    capacity: float = 1.0
+    labels: list[str]
+    capacity: float
+    draining: bool
+    """Whether it is about to end, and gives its shards away."""
+
+    @classmethod
+    def of(cls, beat: Beat) -> MemberInfo:
+        """What a node's newest beat says of it."""
+        return cls(
+            beat.incarnation,
+            beat.name,
+            beat.host,
+            beat.kinds,
+            beat.shards,
+            beat.agents,
+            beat.started_at,
+            beat.version,
+            beat.labels,
+            beat.capacity,
+            beat.draining,
+        )
 
 
 class AgentInfo(msgspec.Struct, frozen=True):
