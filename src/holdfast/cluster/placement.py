@@ -1,4 +1,7 @@
-"""Where agents may live, as the log has it: one small record that every node follows, changed by compare-and-set."""
+"""Where agents may live, as the log has it: one small record that every node follows, changed by compare-and-set.
+
+The manifest is followed with it, as the form in which records are to be written may be raised while nodes run.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from holdfast import chance, codec, limits, loops
+from holdfast.cluster.manifest import Manifest, decode
 from holdfast.core import backoff, pools
 from holdfast.core.pools import Pool, Space, Table
 from holdfast.engines.base import Engine, Expect, Record, Stored
@@ -18,8 +22,9 @@ _Change = Callable[[Table], Table]
 class Placement:
     """This node's view of the table. ``space``: which shard an agent is in; ``on_change`` hears of each newer table."""
 
-    def __init__(self, engine: Engine, cell: str, shards: int) -> None:
-        self.space = Space(pools.empty(shards))
+    def __init__(self, engine: Engine, cell: str, manifest: Manifest) -> None:
+        self.space = Space(pools.empty(manifest.shards))
+        self.manifest = manifest
         self.on_change: Callable[[], None] = lambda: None
         self._engine = engine
         self._cell = cell
@@ -55,10 +60,14 @@ class Placement:
             await asyncio.gather(self._following, return_exceptions=True)
 
     async def _follow(self) -> None:
+        subjects = [self._subject, f"{self._cell}.manifest"]
         try:
-            async for chunk in self._engine.log.tail(self._cell, [self._subject], self._sequence + 1):
+            async for chunk in self._engine.log.tail(self._cell, subjects):
                 for stored in chunk.records:
-                    self._take(stored)
+                    if stored.subject == self._subject:
+                        self._take(stored)
+                    else:
+                        self.manifest = decode(stored.payload)
         except Closed:
             return
 

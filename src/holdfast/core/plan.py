@@ -146,12 +146,17 @@ def _level(
     share: Mapping[str, float],
 ) -> None:
     """Give nodes below their least what the fullest ones have."""
+    held: dict[str, list[int]] = {node: [] for node in load}
+    for shard, owner in found.items():
+        held[owner].append(shard)
     for node in takers:
         while load[node] < least[node]:
             giver = max(sorted(load), key=lambda other: load[other] / share[other])
             if load[giver] <= least[giver]:
                 return
-            shard = max((s for s, n in found.items() if n == giver), key=lambda s: _rank(s, node))
+            shard = max(held[giver], key=lambda s: _rank(s, node))
+            held[giver].remove(shard)
+            held[node].append(shard)
             found[shard] = node
             load[giver] -= 1
             load[node] += 1

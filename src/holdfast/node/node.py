@@ -31,7 +31,7 @@ from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.errors import ConfigError, NoResponders
-from holdfast.node import settings
+from holdfast.node import by_name, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
@@ -50,7 +50,6 @@ class Node:
         self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, supervised: bool
     ) -> None:
         self.engine = engine
-        self.manifest = manifest
         self.name = name
         self.host = host
         self._supervised = supervised
@@ -156,7 +155,7 @@ class Node:
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
         node._labels, node._capacity = labels, capacity
         cells = list(manifest.cells)
-        node.placement = placement = Placement(engine, REGISTRY_CELL, manifest.shards)
+        node.placement = placement = Placement(engine, REGISTRY_CELL, manifest)
         node.events = Events(engine, REGISTRY_CELL, clock, node.name)
         node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
         node.registry = Registry(engine, REGISTRY_CELL, clock)
@@ -264,7 +263,7 @@ class Node:
 
     def lookup(self, kind: type[Agent[Any]] | str, name: str) -> Entry | None:
         """What is registered of an agent, or None. A memory read."""
-        return self.registry.lookup(_kind_name(kind), name)
+        return self.registry.lookup(by_name.kind_name(kind), name)
 
     def find(
         self,
@@ -276,13 +275,13 @@ class Node:
     ) -> Found:
         """Registered agents with all these capabilities, of this kind, whose metadata match. A memory read."""
         wanted = [capability] if isinstance(capability, str) else list(capability)
-        name = None if kind is None else _kind_name(kind)
+        name = None if kind is None else by_name.kind_name(kind)
         entries = self.registry.find(capability=wanted, kind=name, where=where, limit=limit)
         return Found(AgentRef(self._router, self._runtime.known(e.kind), e.name, kind_name=e.kind) for e in entries)
 
     def count(self, *, kind: type[Agent[Any]] | str | None = None, capability: str | None = None) -> int:
         """How many agents are registered. A memory read."""
-        return self.registry.count(kind=None if kind is None else _kind_name(kind), capability=capability)
+        return self.registry.count(kind=None if kind is None else by_name.kind_name(kind), capability=capability)
 
     async def update(
         self,
@@ -293,11 +292,11 @@ class Node:
         metadata: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Replace what is registered of an agent. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
-        return await self.registry.update(_kind_name(kind), name, capabilities=capabilities, metadata=metadata)
+        return await self.registry.update(by_name.kind_name(kind), name, capabilities=capabilities, metadata=metadata)
 
     async def unregister(self, kind: type[Agent[Any]] | str, name: str) -> None:
         """Free the name. The agent's state stays. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
-        await self.registry.unregister(_kind_name(kind), name)
+        await self.registry.unregister(by_name.kind_name(kind), name)
 
     async def call(
         self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
@@ -306,8 +305,7 @@ class Node:
 
         Readers and handlers alike. Raises what `AgentRef.ask` raises.
         """
-        token = ids.agent_token(*ids.parse_agent_id(agent_id))
-        data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        token, data = by_name.encode(agent_id, handler, arguments)
         reply = await self._router.ask(token, handler, data, timeout_seconds, message_id=ids.new_id("call"))
         return codec.to_builtins(reply)
 
@@ -315,12 +313,16 @@ class Node:
         self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
     ) -> None:
         """Send by names alone; see `call`. What does not fit the handler becomes a dead letter."""
-        token = ids.agent_token(*ids.parse_agent_id(agent_id))
-        data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        token, data = by_name.encode(agent_id, handler, arguments)
         await self._router.place(token, None)
         await self._router.send(token, handler, data, timeout_seconds, "")
 
     # The cluster -------------------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        """The cluster's facts."""
+        return self.placement.manifest
 
     @property
     def shards(self) -> int:
@@ -396,13 +398,3 @@ class Node:
             "process": os.getpid(),
             "engine": dict(self.engine.statistics()),
         }
-
-
-def _kind_name(kind: type[Agent[Any]] | str) -> str:
-    return kind if isinstance(kind, str) else kind.__kind__.name
-
-
-def _plain_arguments(arguments: Any) -> Any:
-    if isinstance(arguments, Mapping):
-        return dict(arguments)
-    return list(arguments) if isinstance(arguments, (list, tuple)) else [arguments]
