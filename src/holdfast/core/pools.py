@@ -76,6 +76,11 @@ class Table(msgspec.Struct, frozen=True, array_like=True):
         """How many there are in all pools."""
         return sum(pool.shards for pool in self.pools)
 
+    @property
+    def used(self) -> list[int]:
+        """The shards of the pools that some kind lives in: those that need an owner."""
+        return [number for pool in self.pools if pool.name in self.kinds.values() for number in pool.numbers]
+
     def pool(self, name: str) -> PoolRecord | None:
         """A pool by its name."""
         return next((pool for pool in self.pools if pool.name == name), None)

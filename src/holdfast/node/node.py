@@ -326,8 +326,8 @@ class Node:
 
     @property
     def shards(self) -> int:
-        """How many shards the cluster has, in all pools."""
-        return self.placement.space.shards
+        """How many shards need an owner: those of the pools that some kind lives in."""
+        return len(self.placement.table.used)
 
     def members(self) -> list[MemberInfo]:
         """The nodes that are there, as this node sees it, oldest first."""
@@ -382,9 +382,9 @@ class Node:
 
     def _all_owned(self) -> bool:
         live = {beat.incarnation: beat for beat in self._membership.live()}
-        owned = sum(beat.shards for beat in live.values())
-        owners = {epoch.record.owner for epoch in self._ownership.epochs.newest.values()}
-        return owned >= self.shards and owners <= set(live) and len(self._ownership.epochs.newest) == self.shards
+        owners, used = self.owners(), self.placement.table.used
+        served = sum(beat.shards for beat in live.values())
+        return bool(used) and served >= len(used) and all(owners.get(number) in live for number in used)
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start: of this node's agents, calls and engine."""
