@@ -68,6 +68,8 @@ class Runtime:
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
         self._space = space
+        self._heirs: dict[int, bytes] = {}
+        """Of shards just let go of, who is to own them."""
         self._parking = Parking(self.loop, self._take_again)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outlets: dict[str, list[Reply]] = {}
@@ -189,10 +191,12 @@ class Runtime:
             shard = self.shards.pop(number, None)
             if shard is not None:
                 shard.stop()
+                self._heirs[number] = shard.heir
             # What is on its way to this node is still to be turned away, so it listens a little longer.
             self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
 
     def _stop_listening(self, number: int) -> None:
+        self._heirs.pop(number, None)
         if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
             self.spawn(subscription.close())
 
@@ -274,7 +278,7 @@ class Runtime:
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
             if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
-                sink(call.reference, NOT_OWNER, b"" if shard is None else shard.heir)
+                sink(call.reference, NOT_OWNER, self._heirs.get(number, b"") if shard is None else shard.heir)
             return
         try:
             activation = shard.activations.get(call.token) or shard.activation(call.token)

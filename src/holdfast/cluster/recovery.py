@@ -1,15 +1,19 @@
 """Reading shards: all at once when they were claimed, or ahead of time where this node is to take them over.
 
-A recovery reads everything that a shard has, up to the own epoch record. That takes longer the more agents it has. So a
-node follows the agents' records of shards that it is a standby of, or that are about to move to it, and keeps the newest of
-each in memory; when it claims such a shard it waits for its own epoch record to come by, and only inboxes and outboxes,
-which are short, are still to be read.
+A recovery reads everything that a shard has, up to the own epoch record. That takes longer the more agents it has, and it
+needs a consumer of the servers, which costs them a vote. So a node follows the shards that it is a standby of, or that
+are about to move to it, and keeps their records in memory; when it claims such a shard it only waits for its own epoch
+record to come by.
+
+What is purged meanwhile is not told to who follows. Of inbox and outbox more may be in memory than there is: what was
+consumed or carried over is known by the agents' records and the relays' cursors. When it is too much, the shard is
+followed anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from holdfast import limits
 from holdfast.cluster import epochs
@@ -18,20 +22,24 @@ from holdfast.errors import Closed
 
 _TAKE_SECONDS = 2.0
 _GROUP_MAX = 64
+_PASSING_MAX = 2000
+"""Records of inbox and outbox that are kept of one shard."""
 
 
 class _Followed:
-    """A shard's records, each agent's newest. ``epoch``: the newest epoch record that came by."""
+    """A shard's records, of each subject the newest. ``epoch``: the newest epoch record that came by."""
 
     def __init__(self) -> None:
         self.records: dict[str, Stored] = {}
+        self.passing = 0
+        """How many of them are of inbox or outbox."""
         self.bytes = 0
         self.epoch = 0
         self.caught_up = False
 
 
 class Recovery:
-    """What one node reads of shards. ``following``: the shards whose agents' records it keeps in memory."""
+    """What one node reads of shards."""
 
     def __init__(self, engine: Engine, on_warm: Callable[[], None]) -> None:
         self._engine = engine
@@ -74,8 +82,7 @@ class Recovery:
 
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
         """Follow some shards that were wanted together, as long as one of them still is."""
-        filters = [f"{cell}.{number}.{what}" for number in group for what in ("epoch", "st.>")]
-        tail = self._engine.log.tail(cell, filters)
+        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in group])
         skip = len(cell) + 1
         try:
             async for chunk in tail:
@@ -87,7 +94,7 @@ class Recovery:
                     if stored.subject.endswith(".epoch"):
                         followed.epoch = stored.sequence
                     else:
-                        self._keep(followed, stored)
+                        self._keep(number, followed, stored)
                     if count % 500 == 499:
                         await asyncio.sleep(0)
                 if chunk.caught_up and not all(followed.caught_up for followed in group.values()):
@@ -103,15 +110,19 @@ class Recovery:
         finally:
             await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
 
-    def _keep(self, followed: _Followed, stored: Stored) -> None:
+    def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
         old = followed.records.pop(stored.subject, None)  # popped, so that the records stay in their order
         followed.records[stored.subject] = stored
         grown = len(stored.payload) - (len(old.payload) if old is not None else 0)
         followed.bytes += grown
         self._bytes += grown
+        if f".{number}.st." not in stored.subject:
+            followed.passing += 1
+            if followed.passing > _PASSING_MAX:
+                self.forget(number)
 
-    async def _take(self, number: int, epoch: int) -> list[Stored] | None:
-        """What was followed of a shard, up to an epoch; None where it has to be read after all."""
+    async def _take(self, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
+        """What was followed of a shard, and whether it is another's by now; None where it has to be read after all."""
         followed = self._followed.get(number)
         if followed is None or not followed.caught_up:
             return None
@@ -128,7 +139,7 @@ class Recovery:
                 continue
         if self._followed.get(number) is not followed:
             return None
-        found = list(followed.records.values())
+        found = list(followed.records.values()), followed.epoch > epoch
         self.forget(number)
         return found
 
@@ -139,26 +150,27 @@ class Recovery:
 
         ``claims``: the epoch of each.
         """
-        kept: dict[int, list[Stored]] = {}
+        records: list[Stored] = []
+        lost: set[int] = set()
+        cold: dict[int, int] = {}
         for number, epoch in claims.items():
             found = await self._take(number, epoch)
-            if found is not None:
-                kept[number] = found
-        filters: list[str] = []
-        for number in claims:
-            parts = ("epoch", "in.>", "out.>") if number in kept else (">",)
-            filters += [f"{cell}.{number}.{part}" for part in parts]
-        rest, lost = await self._read_rest(cell, filters, claims)
-        records = [stored for some in kept.values() for stored in some] + rest
-        return records, lost, set(kept)
+            if found is None:
+                cold[number] = epoch
+            else:
+                records += found[0]
+                lost.update([number] if found[1] else ())
+        if cold:
+            read, gone = await self._read_cold(cell, cold)
+            records += read
+            lost |= gone
+        return records, lost, claims.keys() - cold.keys()
 
-    async def _read_rest(
-        self, cell: str, filters: Iterable[str], claims: Mapping[int, int]
-    ) -> tuple[list[Stored], set[int]]:
+    async def _read_cold(self, cell: str, claims: Mapping[int, int]) -> tuple[list[Stored], set[int]]:
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: list[Stored] = []
-        tail = self._engine.log.tail(cell, list(filters))
+        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
         try:
             async for chunk in tail:
                 for stored in chunk.records:
