@@ -26,6 +26,8 @@ class MemberInfo(msgspec.Struct, frozen=True):
     capacity: float
     draining: bool
     """Whether it is about to end, and gives its shards away."""
+    record_version: int
+    """The newest form of records that it reads."""
 
     @classmethod
     def of(cls, beat: Beat) -> MemberInfo:
@@ -42,6 +44,7 @@ class MemberInfo(msgspec.Struct, frozen=True):
             beat.labels,
             beat.capacity,
             beat.draining,
+            beat.record_version,
         )
 
 
