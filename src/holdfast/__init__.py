@@ -1,7 +1,7 @@
 """Durable Python agents on a cluster of identical machines."""
 
 from holdfast.agents.agent import Agent, State
-from holdfast.agents.context import Context
+from holdfast.agents.context import Context, Outcome
 from holdfast.agents.handler import Handler, Reader, handler, reader
 from holdfast.agents.ref import AgentRef
 from holdfast.cluster.events import Event
@@ -71,6 +71,7 @@ __all__ = [
     "Node",
     "NotDone",
     "NotFound",
+    "Outcome",
     "OutcomeUnknown",
     "Overloaded",
     "Pool",

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.handler import Handler, P, _Method
+from holdfast.agents.context import Context, Outcome
+from holdfast.agents.handler import Handler, P, _Method, reader
 from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadState
 
 if TYPE_CHECKING:
-    from holdfast.agents.context import Context
     from holdfast.agents.ref import AgentRef
 
 S = TypeVar("S")
@@ -186,6 +186,11 @@ class Agent(Generic[S]):
     def name(self) -> str:
         """The agent's name, without its kind."""
         return self.context.name
+
+    @reader
+    async def outcome(self, message_id: str) -> Outcome:
+        """What became of a message that was given this id: every agent can be asked. See `AgentRef.outcome`."""
+        return self.context.outcome(message_id)
 
     @classmethod
     def upgrade_state(cls, version: int, state: Any) -> Any:

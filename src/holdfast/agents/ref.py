@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from holdfast import ids, limits
+from holdfast import codec, ids, limits
+from holdfast.agents.context import Outcome
 from holdfast.agents.handler import Handler, Reader, _Method
 from holdfast.errors import BadMessage, TooLarge
 
@@ -111,6 +112,18 @@ class AgentRef(Generic[AgentT_co]):
             text = f"the arguments of {method.name} have {len(data)} bytes; {limits.MESSAGE_BYTES_MAX} are allowed"
             raise TooLarge(text)
         return data
+
+    async def outcome(self, message_id: str) -> Outcome:
+        """What became of a message that was sent or asked with ``options(message_id=...)``, within ``dedup_seconds``.
+
+        It is answered behind everything that the agent had in its hands. Raises what `ask` of a reader raises.
+        """
+        payload = codec.encode_raw([message_id])
+        reply = await self._router.ask(
+            self._token, "outcome", payload, self._options.timeout_seconds, reads_only=True, fresh=True
+        )
+        outcome: Outcome = codec.decode(reply, Outcome, "an outcome")
+        return outcome
 
     @overload
     async def ask(self, method: Handler[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
