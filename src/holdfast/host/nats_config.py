@@ -2,6 +2,10 @@
 
 The ones that matter: ``sync_interval: always`` (the default acknowledges up to two minutes before the disk has it), and
 pings between servers that find a frozen one within three seconds (the default takes more than a minute).
+
+There are two accounts. Everything of ours is in `ACCOUNT`; the system account is for the host alone, which asks its server
+through it what it keeps, and changes who votes. Its password is made anew for each life of a host, and stands in the
+settings file only, which nobody but its owner can read.
 """
 
 from __future__ import annotations
@@ -9,11 +13,20 @@ from __future__ import annotations
 import ipaddress
 import json
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
 from holdfast.errors import ConfigError
+
+ACCOUNT: Final = "HF"
+"""Has the cells, the blobs and the bus."""
+
+SYSTEM_ACCOUNT: Final = "SYS"
+SYSTEM_USER: Final = "holdfast-system"
+_ANYBODY: Final = "anybody"
+"""The user that a client is, who gives no password where none is asked for."""
 
 
 class Security(msgspec.Struct, frozen=True):
@@ -70,16 +83,19 @@ def check(settings: ServerSettings) -> None:
             raise ConfigError(f"there is no file {path}: certificates and keys are files in PEM")
     if bool(security.user) != bool(security.password):
         raise ConfigError("a user and a password belong together: give both --user and --password-file")
+    if security.user in (SYSTEM_USER, _ANYBODY):
+        raise ConfigError(f"the user {security.user!r} is the host's own: give another --user")
     if len(settings.routes) in (2, 4):
         raise ConfigError(f"a cohort has 1, 3 or 5 hosts, not {len(settings.routes)}: an even one gains no safety")
 
 
-def render(settings: ServerSettings, disk_bytes: int) -> str:
+def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_password: str) -> str:
     """The settings file, for a disk of this size. Raises `ConfigError`."""
     check(settings)
     quoted = json.dumps
+    security = settings.security
     lines = [
-        f"server_name: {quoted(settings.name)}",
+        f"server_name: {quoted(server_name)}",
         f"listen: {quoted(f'{settings.listen}:{settings.port}')}",
         'ping_interval: "5s"',
         'write_deadline: "5s"',
@@ -96,9 +112,16 @@ def render(settings: ServerSettings, disk_bytes: int) -> str:
     if settings.monitor_port:
         lines.append(f'http: "127.0.0.1:{settings.monitor_port}"')
     lines += _tls(settings.security, "")
-    security = settings.security
-    if security.user:
-        lines.append(f"authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
+    user, password = (security.user, security.password) if security.user else (_ANYBODY, system_password)
+    lines += [
+        f"system_account: {SYSTEM_ACCOUNT}",
+        "accounts {",
+        f"  {SYSTEM_ACCOUNT} {{ users: [{{ user: {SYSTEM_USER}, password: {quoted(system_password)} }}] }}",
+        f"  {ACCOUNT} {{ jetstream: enabled, users: [{{ user: {quoted(user)}, password: {quoted(password)} }}] }}",
+        "}",
+    ]
+    if not security.user:
+        lines.append(f"no_auth_user: {_ANYBODY}")
     if settings.routes:
         scheme = "tls" if security.tls_cert else "nats"
         login = ""

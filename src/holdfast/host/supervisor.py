@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,6 +24,9 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
+from holdfast.host.operations import Operations
+from holdfast.host.service import HostService
+from holdfast.host.system import System
 from holdfast.node.process import NodeSettings
 
 _RESTART_SECONDS_MIN: Final = 0.2
@@ -54,7 +58,9 @@ class HostSettings(msgspec.Struct):
     security: Security = Security()
 
 
-class _NodeChild:
+class NodeChild:
+    """One of its nodes: a process, and the next one after its end."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.incarnation = ""
@@ -70,12 +76,15 @@ class Host:
 
     def __init__(self, settings: HostSettings, report: Report) -> None:
         self.settings = settings
+        self.started_at = time.time()
+        self.server = None if settings.server is None else NatsServer(settings.server)
+        self.system: System | None = None
+        self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._report = report
-        self._server = None if settings.server is None else NatsServer(settings.server)
-        own = [] if self._server is None else [self._server.url]
+        self._service: HostService | None = None
+        own = [] if self.server is None else [self.server.url]
         self._urls = [*own, *(url for url in settings.urls if url not in own)]
         self._engine: NatsEngine | None = None
-        self._children = [_NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._incarnation = ids.new_id("h")
@@ -85,13 +94,13 @@ class Host:
     async def start(self) -> None:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
         loop = asyncio.get_running_loop()
-        if self._server is not None:
-            await self._server.start()
+        if self.server is not None:
+            await self.server.start()
             self._report(
                 "server",
-                {"server": self._server.settings.name, "server_pid": self._server.pid, "url": self._server.url},
+                {"server": self.server.settings.name, "server_pid": self.server.pid, "url": self.server.url},
             )
-            self._tasks.append(loop.create_task(self._keep_server(self._server)))
+            self._tasks.append(loop.create_task(self._keep_server(self.server)))
         security = self.settings.security
         self._engine = NatsEngine(
             self._urls,
@@ -102,8 +111,13 @@ class Host:
             password=security.password,
         )
         await self._engine.open()
+        if self.server is not None:
+            self.system = System(self.server.url, self.server.system_password, self._engine.tls_context())
+            await self.system.open()
+        self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
+        await self._service.start()
         self._tasks.append(loop.create_task(self._beat()))
-        self._tasks += [loop.create_task(self._keep_node(child)) for child in self._children]
+        self._tasks += [loop.create_task(self._keep_node(child)) for child in self.children]
 
     async def failed(self) -> None:
         """Return when one of the parts that keep others alive ended; raises its error."""
@@ -141,7 +155,7 @@ class Host:
 
     def _say_who_lives(self) -> None:
         if self._engine is not None and self._engine.connected():
-            living = [child.incarnation for child in self._children if child.incarnation]
+            living = [child.incarnation for child in self.children if child.incarnation]
             self._engine.bus.publish(
                 HOST_SUBJECT,
                 codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended), self._incarnation)),
@@ -152,7 +166,7 @@ class Host:
             self._say_who_lives()
             await asyncio.sleep(limits.BEAT_SECONDS)
 
-    async def _keep_node(self, child: _NodeChild) -> None:
+    async def _keep_node(self, child: NodeChild) -> None:
         loop = asyncio.get_running_loop()
         delay = _RESTART_SECONDS_MIN
         while True:
@@ -168,7 +182,7 @@ class Host:
             )
             await asyncio.sleep(delay)
 
-    async def _run_node(self, child: _NodeChild) -> int:
+    async def _run_node(self, child: NodeChild) -> int:
         # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
         child.incarnation = ids.new_id("n")
         child.ready, child.error = False, ""
@@ -215,7 +229,7 @@ class Host:
             child.process = None
             self._say_who_lives()
 
-    def _heard(self, child: _NodeChild, pid: int, line: bytes) -> None:
+    def _heard(self, child: NodeChild, pid: int, line: bytes) -> None:
         try:
             event = msgspec.json.decode(line)
         except msgspec.DecodeError:
@@ -236,7 +250,7 @@ class Host:
 
     def node_pids(self) -> list[int]:
         """The processes of the nodes."""
-        return [child.process.pid for child in self._children if child.process is not None]
+        return [child.process.pid for child in self.children if child.process is not None]
 
     # End -----------------------------------------------------------------------------------------------------------
 
@@ -245,7 +259,7 @@ class Host:
         if self._stopping:
             return
         self._stopping = True
-        processes = [child.process for child in self._children if child.process is not None]
+        processes = [child.process for child in self.children if child.process is not None]
         for process in processes:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
@@ -257,7 +271,11 @@ class Host:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._service is not None:
+            await self._service.close()
+        if self.system is not None:
+            await self.system.close()
         if self._engine is not None:
             await self._engine.close()
-        if self._server is not None:
-            await self._server.stop()
+        if self.server is not None:
+            await self.server.stop()

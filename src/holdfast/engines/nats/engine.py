@@ -59,7 +59,7 @@ class NatsEngine(Engine):
 
     async def open(self) -> None:
         connection = Connection()
-        tls = self._tls_context()
+        tls = self.tls_context()
         await connection.open(self._urls, tls, self._user, self._password, limits.CONNECT_SECONDS)
         self._connection = connection
         self.log: NatsLog = NatsLog(connection)
@@ -71,7 +71,8 @@ class NatsEngine(Engine):
             await self.close()
             raise
 
-    def _tls_context(self) -> ssl.SSLContext | None:
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What a connection with these certificates needs, None for none. Raises `ConfigError`."""
         authority, certificate, key = self._tls
         for path in (authority, certificate, key):
             if path and not Path(path).is_file():
