@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from tests.cluster.app import Account
 
-from holdfast import BadMessage, ConfigError, LocalCluster, NoResponders, Node
+from holdfast import BadMessage, ConfigError, LocalCluster, Node, NoResponders
 from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.supervisor import Host, HostSettings
