@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from holdfast.cluster.cohort import HostEntry
 from holdfast.host.system import Replica, ServerFacts
 
 
@@ -48,6 +49,12 @@ class HostFacts(msgspec.Struct):
     config_mode: int = 0
     """The permissions of the settings file, which has passwords in it."""
     certificates: list[Certificate] = []
+    entry: HostEntry | None = None
+    """As the cohort's record is to have it; None where the servers are somebody else's."""
+    votes: bool = False
+    """Whether its server is set up to vote."""
+    seat_trouble: str = ""
+    """Why its server is not as the cohort's record says; empty where it is."""
 
 
 class Replicas(msgspec.Struct):

@@ -45,7 +45,8 @@ class Security(msgspec.Struct, frozen=True):
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
-    """One nats-server. ``routes``: the cohort's members as HOST:PORT, this one included; empty for a single server."""
+    """One nats-server. ``routes``: the founders of the cluster as HOST:PORT, this one included; empty for a single server,
+    and for one that joins. A new cluster begins when as many as these are there, so no other may be among them."""
 
     name: str
     directory: str
@@ -56,6 +57,10 @@ class ServerSettings(msgspec.Struct, frozen=True):
     routes: tuple[str, ...] = ()
     monitor_port: int = 0
     security: Security = Security()
+    others: tuple[str, ...] = ()
+    """Further servers of the cluster that were learned of later, as HOST:PORT."""
+    votes: bool = True
+    """Whether it keeps replicas (runs JetStream), or only carries messages."""
 
 
 def is_loopback(address: str) -> bool:
@@ -102,13 +107,16 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
         "max_payload: 1MB",
         "max_pending: 128MB",
         'lame_duck_duration: "30s"',
-        "jetstream {",
-        f"  store_dir: {quoted(str(Path(settings.directory) / 'jetstream'))}",
-        "  sync_interval: always",
-        "  max_memory_store: 256MB",
-        f"  max_file_store: {disk_bytes * 9 // 10}",
-        "}",
     ]
+    if settings.votes:
+        lines += [
+            "jetstream {",
+            f"  store_dir: {quoted(str(Path(settings.directory) / 'jetstream'))}",
+            "  sync_interval: always",
+            "  max_memory_store: 256MB",
+            f"  max_file_store: {disk_bytes * 9 // 10}",
+            "}",
+        ]
     if settings.monitor_port:
         lines.append(f'http: "127.0.0.1:{settings.monitor_port}"')
     lines += _tls(settings.security, "")
@@ -122,7 +130,8 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
     ]
     if not security.user:
         lines.append(f"no_auth_user: {_ANYBODY}")
-    if settings.routes:
+    routes = [*settings.routes, *(route for route in settings.others if route not in settings.routes)]
+    if routes:
         scheme = "tls" if security.tls_cert else "nats"
         login = ""
         lines += [
@@ -138,7 +147,7 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
             lines.append(f"  authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
             login = f"{quote(security.user, safe='')}:{quote(security.password, safe='')}@"
         lines += _tls(security, "  ")
-        lines += ["  routes: [", *(f"    {quoted(f'{scheme}://{login}{route}')}" for route in settings.routes), "  ]"]
+        lines += ["  routes: [", *(f"    {quoted(f'{scheme}://{login}{route}')}" for route in routes), "  ]"]
         lines.append("}")
     return "\n".join(lines) + "\n"
 

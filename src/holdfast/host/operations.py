@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.errors import ConfigError, HoldfastError
+from holdfast.host import voting
 from holdfast.host.facts import Certificate, HostFacts, NodeFacts, Replicas
 from holdfast.host.service import Nothing, Operation
 from holdfast.host.system import System
@@ -30,6 +31,7 @@ class Operations:
         return {
             "facts": Operation(Nothing, self.facts),
             "replicas": Operation(Nothing, self.replicas),
+            **voting.operations(self._host),
         }
 
     async def facts(self, _: Nothing) -> HostFacts:
@@ -67,6 +69,9 @@ class Operations:
                 facts.server_trouble = await host.system.health()
             except HoldfastError as error:
                 facts.server_trouble = str(error)
+        if host.seat is not None:
+            facts.entry, facts.seat_trouble = host.seat.entry, host.seat.trouble
+            facts.votes = host.seat.votes
         facts.certificates = self._certificates()
         return facts
 

@@ -14,18 +14,22 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
 from holdfast import codec, ids, limits
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
+from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import HoldfastError
+from holdfast.errors import Closed, HoldfastError
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
 from holdfast.host.operations import Operations
+from holdfast.host.seat import Seat
 from holdfast.host.service import HostService
+from holdfast.host.spread import Spread
 from holdfast.host.system import System
 from holdfast.node.process import NodeSettings
 
@@ -56,6 +60,8 @@ class HostSettings(msgspec.Struct):
     capacity: float = 1.0
     """Of each of its nodes."""
     security: Security = Security()
+    join: str = ""
+    """HOST:PORT of any host of a cluster that this one is to join, where its own directory does not know it yet."""
 
 
 class NodeChild:
@@ -79,12 +85,17 @@ class Host:
         self.started_at = time.time()
         self.server = None if settings.server is None else NatsServer(settings.server)
         self.system: System | None = None
+        self.seat = None if self.server is None else Seat(settings.name, self.server, settings.join, self._restart)
+        self.heard: dict[str, float] = {}
+        """When each host was heard last, on the monotonic clock."""
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._report = report
         self._service: HostService | None = None
         own = [] if self.server is None else [self.server.url]
         self._urls = [*own, *(url for url in settings.urls if url not in own)]
         self._engine: NatsEngine | None = None
+        self._between: Callable[[], None] | None = None
+        self._restarted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._incarnation = ids.new_id("h")
@@ -94,26 +105,22 @@ class Host:
     async def start(self) -> None:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
         loop = asyncio.get_running_loop()
-        if self.server is not None:
+        if self.server is not None and self.seat is not None:
+            await self.seat.take()
             await self.server.start()
             self._report(
                 "server",
                 {"server": self.server.settings.name, "server_pid": self.server.pid, "url": self.server.url},
             )
             self._tasks.append(loop.create_task(self._keep_server(self.server)))
-        security = self.settings.security
-        self._engine = NatsEngine(
-            self._urls,
-            tls_ca=security.tls_ca,
-            tls_cert=security.tls_cert,
-            tls_key=security.tls_key,
-            user=security.user,
-            password=security.password,
-        )
+        self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
-        if self.server is not None:
+        if self.server is not None and self.seat is not None:
             self.system = System(self.server.url, self.server.system_password, self._engine.tls_context())
             await self.system.open()
+            self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system)))
+            self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
+        await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
         self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
         await self._service.start()
         self._tasks.append(loop.create_task(self._beat()))
@@ -135,12 +142,14 @@ class Host:
             code = await server.wait()
             if self._stopping:
                 return
-            self._report("server-ended", {"server": server.settings.name, "code": code})
-            delay = (
-                _RESTART_SECONDS_MIN
-                if loop.time() - started > _STABLE_SECONDS
-                else min(delay * 2, _RESTART_SECONDS_MAX)
-            )
+            between, self._between = self._between, None
+            if between is not None:
+                between()
+                delay = 0.0
+            else:
+                self._report("server-ended", {"server": server.settings.name, "code": code})
+                stable = loop.time() - started > _STABLE_SECONDS
+                delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
             while True:
                 await asyncio.sleep(delay)
                 try:
@@ -148,8 +157,17 @@ class Host:
                     break
                 except HoldfastError as error:
                     self._report("server-failed", {"server": server.settings.name, "error": str(error)})
-                    delay = min(delay * 2, _RESTART_SECONDS_MAX)
+                    delay = _longer(delay)
+            self._restarted.set()
             self._report("server", {"server": server.settings.name, "server_pid": server.pid, "url": server.url})
+
+    async def _restart(self, between: Callable[[], None]) -> None:
+        """End the server, do something, and start it again."""
+        assert self.server is not None
+        self._restarted.clear()
+        self._between = between
+        await self.server.stop()
+        await self._restarted.wait()
 
     # Nodes ---------------------------------------------------------------------------------------------------------
 
@@ -160,6 +178,10 @@ class Host:
                 HOST_SUBJECT,
                 codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended), self._incarnation)),
             )
+
+    def _on_host(self, message: Message) -> None:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            self.heard[msgspec.msgpack.decode(message.payload, type=HostBeat).host] = time.monotonic()
 
     async def _beat(self) -> None:
         while True:
@@ -175,11 +197,8 @@ class Host:
             if self._stopping:
                 return
             self._report("node-ended", {"node": child.name, "code": code, "error": child.error})
-            delay = (
-                _RESTART_SECONDS_MIN
-                if loop.time() - started > _STABLE_SECONDS
-                else min(delay * 2, _RESTART_SECONDS_MAX)
-            )
+            stable = loop.time() - started > _STABLE_SECONDS
+            delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
             await asyncio.sleep(delay)
 
     async def _run_node(self, child: NodeChild) -> int:
@@ -248,6 +267,13 @@ class Host:
         elif event["event"] == "failed":
             child.error = str(event.get("error", ""))
 
+    @property
+    def engine(self) -> NatsEngine:
+        """Its connection to the cluster. Raises `Closed`."""
+        if self._engine is None:
+            raise Closed(f"host {self.settings.name} is not connected")
+        return self._engine
+
     def node_pids(self) -> list[int]:
         """The processes of the nodes."""
         return [child.process.pid for child in self.children if child.process is not None]
@@ -279,3 +305,7 @@ class Host:
             await self._engine.close()
         if self.server is not None:
             await self.server.stop()
+
+
+def _longer(delay: float) -> float:
+    return min(max(delay, _RESTART_SECONDS_MIN) * 2, _RESTART_SECONDS_MAX)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from holdfast import limits
+from holdfast.engines.nats import api
 from holdfast.engines.nats.connection import Connection
 from holdfast.errors import Closed, NoQuorum, NoResponders
 from holdfast.host.nats_config import ACCOUNT, SYSTEM_USER
@@ -21,6 +23,14 @@ from holdfast.host.nats_config import ACCOUNT, SYSTEM_USER
 T = TypeVar("T")
 
 _ANSWER_SECONDS: Final = 2.0
+_REMOVE_SECONDS: Final = 15.0
+_CHANGE_UNDER_WAY: Final = 10202
+_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def peer_id(server: str) -> str:
+    """What the engine calls a server of this name in its groups, also one that it has never seen alive."""
+    return "".join(_DIGITS[byte % len(_DIGITS)] for byte in sha256(server.encode()).digest()[:8])
 
 
 class Peer(msgspec.Struct):
@@ -44,6 +54,7 @@ class Group(msgspec.Struct):
     leader: str = ""
     replicas: list[Peer] = []
     cluster_size: int = 0
+    desired: dict[str, Any] | None = None
 
 
 class Replica(msgspec.Struct):
@@ -60,6 +71,10 @@ class Replica(msgspec.Struct):
     leads: bool
     peers: list[Peer]
     """The others that keep it. Only where ``leads`` are they known exactly."""
+    copies: int = 1
+    """How many there are to be."""
+    moving: bool = False
+    """Whether the servers are still about to change who keeps it."""
 
 
 class ServerFacts(msgspec.Struct):
@@ -75,6 +90,13 @@ class ServerFacts(msgspec.Struct):
     pid: int = 0
 
 
+class Voters(msgspec.Struct):
+    """Those who vote, the server that answers first. ``leader``: the one that leads them, empty for none."""
+
+    leader: str
+    peers: list[Peer]
+
+
 class _State(msgspec.Struct):
     messages: int = 0
     bytes: int = 0
@@ -83,10 +105,15 @@ class _State(msgspec.Struct):
     num_deleted: int = 0
 
 
+class _Config(msgspec.Struct):
+    num_replicas: int = 1
+
+
 class _Stream(msgspec.Struct):
     name: str
     state: _State = msgspec.field(default_factory=_State)
     cluster: Group | None = None
+    config: _Config = msgspec.field(default_factory=lambda: _Config())
 
 
 class _Account(msgspec.Struct):
@@ -182,10 +209,46 @@ class System:
 
     async def replicas(self) -> list[Replica]:
         """What this server keeps of each stream. It may keep none."""
-        found = await self._own("JSZ", {"accounts": True, "streams": True}, _JetStream)
+        found = await self._own("JSZ", {"accounts": True, "streams": True, "config": True}, _JetStream)
         server = self.server_name()
         streams = [one for account in found.account_details if account.name == ACCOUNT for one in account.stream_detail]
         return [_replica(stream, stream.cluster or Group(server), server) for stream in streams]
+
+    async def voters(self) -> Voters:
+        """The servers that vote, as this one sees it. Raises `ConfigError` where it does not vote."""
+        found = await self._own("JSZ", {}, _JetStream)
+        if found.meta_cluster is None:
+            return Voters("", [])
+        server = self.server_name()
+        own = Peer(server, current=True, peer=peer_id(server))
+        others = [peer for peer in found.meta_cluster.replicas if peer.name != server]
+        return Voters(found.meta_cluster.leader, [own, *others])
+
+    async def evacuate(self, server: str) -> None:
+        """Have the replicas that a server keeps moved to others. It returns when that has begun.
+
+        Raises `Never` where that server does not vote.
+        """
+        await self._command("SERVER.EVACUATE", {"peer": server, "peer_id": peer_id(server)}, _ANSWER_SECONDS)
+
+    async def remove(self, server: str) -> None:
+        """Take the vote and the replicas from a server, for good: that name cannot come back for minutes.
+
+        Raises `Never` where it does not vote, `NoQuorum` where another removal is under way.
+        """
+        await self._command("SERVER.REMOVE", {"peer": server, "peer_id": peer_id(server)}, _REMOVE_SECONDS)
+
+    async def lead_elsewhere(self, server: str) -> None:
+        """Have ``server`` lead those who vote."""
+        await self._command("META.LEADER.STEPDOWN", {"placement": {"preferred": server}}, _ANSWER_SECONDS)
+
+    async def _command(self, subject: str, body: dict[str, Any], timeout_seconds: float) -> None:
+        answer = await self._ask(f"$JS.API.{subject}", body, timeout_seconds)
+        error = msgspec.json.decode(answer, type=api.Response).error if answer else None
+        if error is not None and error.err_code == _CHANGE_UNDER_WAY:
+            raise NoQuorum(f"{subject}: {error.description}")
+        if error is not None:
+            raise api.error_of(error, subject)
 
     async def health(self) -> str:
         """Empty where the server finds itself healthy, else why not. It does not see every trouble."""
@@ -207,4 +270,6 @@ def _replica(stream: _Stream, group: Group, server: str) -> Replica:
         group.leader,
         group.leader == server,
         group.replicas,
+        stream.config.num_replicas,
+        group.desired is not None,
     )
