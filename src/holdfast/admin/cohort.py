@@ -17,7 +17,7 @@ from holdfast.admin.hosts import View, alive_hosts, look
 from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.core.cohort import Copies, Done, Evacuate, Remove, Situation, StandDown, Step, Vote, Wait, next_step
-from holdfast.errors import ConfigError, Conflict, NoQuorum, NotDone, NotFound, Unknown
+from holdfast.errors import ConfigError, Conflict, HoldfastError, NoQuorum, NotDone, NotFound
 from holdfast.host.service import ask_host
 from holdfast.node.node import REGISTRY_CELL, Node
 
@@ -61,7 +61,7 @@ async def set_members(node: Node, members: Sequence[str], report: Report) -> Coh
         return msgspec.structs.replace(record, target=target)
 
     await cohort.change(node.engine, REGISTRY_CELL, aim)
-    return await _carry_out(node, target, report)
+    return await _carry_out(node, target, view.sequence, report)
 
 
 async def add(node: Node, hosts: Sequence[str], report: Report) -> Cohort:
@@ -150,13 +150,16 @@ def _check_quorum(view: View) -> None:
 # Carrying it out ---------------------------------------------------------------------------------------------------
 
 
-async def _carry_out(node: Node, target: list[str], report: Report) -> Cohort:
+async def _carry_out(node: Node, target: list[str], before: int, report: Report) -> Cohort:
+    """Step by step. ``before``: the record's sequence when it had another target."""
     loop = asyncio.get_running_loop()
     moved_at, progress, waited_for = loop.time(), None, ""
     while True:
         try:
             view = await look(node.engine)
             if (view.record.target or view.record.members) != target:
+                if view.sequence <= before:
+                    raise NoQuorum("a replica that lags answered")
                 raise Conflict(
                     f"another command changes the cohort to {', '.join(view.record.target)}: nothing is undone"
                 )
@@ -175,8 +178,8 @@ async def _carry_out(node: Node, target: list[str], report: Report) -> Cohort:
                 moved_at, progress = loop.time(), view.progress
         except Conflict:
             raise
-        except (NotDone, Unknown) as error:
-            trouble = str(error)  # somebody leads anew in a moment; all is looked at again
+        except HoldfastError as error:
+            trouble = str(error)  # somebody leads anew, or was faster: all is looked at again
         if loop.time() - moved_at > _STUCK_SECONDS:
             raise NoQuorum(f"it does not go on: {trouble}. What was done stays; the same command goes on from here")
         await asyncio.sleep(_LOOK_SECONDS)

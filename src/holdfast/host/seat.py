@@ -150,7 +150,9 @@ class Seat:
             return
         finally:
             await engine.close()
-        if record is not None and sequence >= self._state.sequence and not record.votes(self.host):
+        if record is None or sequence < self._state.sequence or record.target:
+            return  # while the cohort changes, the command sees to it
+        if not record.votes(self.host):
             self._state = msgspec.structs.replace(self._state, identity=_identity(), votes=False, sequence=sequence)
 
     def _address(self, join: str) -> str:
@@ -208,7 +210,7 @@ class Seat:
             try:
                 fits = await self._fit(engine, system)
                 self.trouble = "" if fits else self.trouble
-            except HoldfastError as error:
+            except (HoldfastError, OSError) as error:
                 fits = False
                 self.trouble = f"{type(error).__name__}: {error}"
                 _logger.debug("the seat of %s: %s", self.host, self.trouble)
@@ -225,7 +227,7 @@ class Seat:
             self._remember(record, sequence)
             votes = self._server.settings.votes
             known = record.hosts.get(self.host)
-            if votes and not record.votes(self.host):
+            if votes and not record.votes(self.host) and not record.target:
                 await self._give_up(system)
                 await self._sit(False)
                 return False
