@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import agents, dead_letters, messages, placement
+from holdfast.cli import agents, cohort, dead_letters, messages, placement
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
 from holdfast.cli.events import events
+from holdfast.cli.hosts import hosts, remove
 from holdfast.cli.run import run_app
 from holdfast.cli.up import up
 from holdfast.version import VERSION
@@ -33,6 +34,9 @@ app.command("cordon")(placement.cordon)
 app.command("uncordon")(placement.uncordon)
 app.command("drain")(placement.drain)
 app.add_typer(placement.pools_app, name="pools")
+app.command("hosts")(hosts)
+app.add_typer(cohort.app, name="cohort")
+app.command("remove")(remove)
 
 
 @app.callback(invoke_without_command=True)

@@ -25,7 +25,7 @@ from holdfast.node.loading import load_agents
 def up(
     apps: Annotated[list[str] | None, typer.Argument(metavar="[APP]...", help="What the nodes serve: app.py.")] = None,
     hosts: Annotated[
-        int, typer.Option("--hosts", help="Complete hosts on loopback: 1, or 3 or 5 for development.")
+        int, typer.Option("--hosts", help="Complete hosts on loopback, for development: 1, or 3 and more.")
     ] = 1,
     nodes: Annotated[int, typer.Option("--nodes", min=0, help="Node processes per host.")] = 1,
     directory: Annotated[Path, typer.Option("--dir", help="Where the data lie.")] = DIRECTORY,
@@ -35,9 +35,16 @@ def up(
     cluster_port: Annotated[int, typer.Option("--cluster-port", min=1, max=65000, help="Port for other hosts.")] = 6222,
     cohort: Annotated[
         str,
-        typer.Option("--cohort", metavar="HOST:PORT,...", help="All 3 or 5 hosts, this one too; the same everywhere."),
+        typer.Option(
+            "--cohort", metavar="HOST:PORT,...", help="All 3 or 5 founders, this one too; the same everywhere."
+        ),
     ] = "",
-    join: Annotated[str, typer.Option("--join", metavar="URL,...", help="Start no server: use these.")] = "",
+    join: Annotated[
+        str, typer.Option("--join", metavar="HOST[:PORT]", help="Any host of the cluster that this one is to join.")
+    ] = "",
+    servers: Annotated[
+        str, typer.Option("--servers", metavar="URL,...", help="Start no server: use these, of your own.")
+    ] = "",
     labels: Annotated[
         list[str] | None, typer.Option("--label", help="What its nodes have, for pools that ask for it: gpu, zone=a.")
     ] = None,
@@ -60,16 +67,19 @@ def up(
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
         say = _Speaker(as_json)
         if hosts != 1:
-            if cohort or join or labels or capacity != 1.0 or security != Security() or listen != "127.0.0.1":
+            network = cohort or join or servers or security != Security() or listen != "127.0.0.1"
+            if network or labels or capacity != 1.0:
                 raise ConfigError(
-                    "--hosts is for development on loopback: leave --cohort, --join, --listen, --label, --capacity and TLS out"
+                    "--hosts is for development on loopback: leave --cohort, --join, --servers, --listen, --label, "
+                    "--capacity and TLS out"
                 )
             await _up_many(hosts, nodes, directory, port, apps or [], say)
             return
+        _check_ways(cohort, join, servers)
         server = None
-        urls = [url for url in join.split(",") if url]
+        urls = [url for url in servers.split(",") if url]
+        routes = tuple(route.strip() for route in cohort.split(",") if route.strip())
         if not urls:
-            routes = tuple(route.strip() for route in cohort.split(",") if route.strip())
             server = ServerSettings(
                 name or socket.gethostname(),
                 str(directory.resolve()),
@@ -79,25 +89,49 @@ def up(
                 routes=routes,
                 security=security,
             )
-            replicas = len(routes) or 1
-        else:
-            replicas = 0
+        replicas = None if urls or join else len(routes) or 1
         settings = HostSettings(
             name or socket.gethostname(),
             server,
             urls,
             nodes,
             apps or [],
-            replicas or None,
+            replicas,
             labels or [],
             capacity,
             security,
+            _with_port(join),
         )
         scheme = "tls" if security.tls_cert else "nats"
         with _Where(directory, urls or [f"{scheme}://{'127.0.0.1' if listen == '0.0.0.0' else listen}:{port}"]):
             await serve(settings, say)
 
     execute(work(), as_json)
+
+
+def _check_ways(cohort: str, join: str, servers: str) -> None:
+    if sum(map(bool, (cohort, join, servers))) > 1:
+        raise ConfigError(
+            "--cohort founds a cluster, --join joins one, --servers uses servers of your own: give one of them"
+        )
+    if "://" in join or "," in join:
+        raise ConfigError(
+            f"--join {join}: write HOST or HOST:PORT of one host of a cluster. For servers of your own, give --servers URL"
+        )
+    if servers and not all("://" in url for url in servers.split(",")):
+        raise ConfigError(
+            f"--servers {servers}: write nats://HOST:PORT, several with commas. To join a cluster, give --join"
+        )
+
+
+def _with_port(join: str) -> str:
+    """HOST:PORT, with the port that clients use where none is given. Raises `ConfigError`."""
+    if not join:
+        return ""
+    port = "" if join.endswith("]") else join.rpartition(":")[2] if join.count(":") == 1 or "]:" in join else ""
+    if port and not port.isdigit():
+        raise ConfigError(f"--join {join}: the port is a number")
+    return join if port else f"[{join}]:4222" if ":" in join and "]" not in join else f"{join}:4222"
 
 
 async def _up_many(hosts: int, nodes: int, directory: Path, port: int, apps: list[str], say: _Speaker) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
+from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import free_ports
@@ -38,6 +39,7 @@ class _HostChild:
 class LocalCluster:
     """Hosts ``h1``, ``h2``, … with nodes ``h1-1``, …; use it with ``async with``.
 
+    ``hosts``: 1, 3 or 5 vote; those beyond have joined without a vote.
     ``directory``: where the hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it.
     ``ports``: the first port to use; 0 takes free ones. ``labels``: of each
     host's nodes. ``report``: hears of each event with the host's name.
@@ -54,29 +56,43 @@ class LocalCluster:
         labels: Mapping[str, Sequence[str]] | None = None,
         report: Report | None = None,
     ) -> None:
-        if hosts not in (1, 3, 5):
-            raise ConfigError(f"a cluster has 1, 3 or 5 hosts, not {hosts}: an even number gains no safety")
+        if hosts < 1 or hosts == 2:
+            raise ConfigError(f"a cluster has 1 host, or 3 and more, not {hosts}: two are no safer than one")
         if nodes < 0:
             raise ConfigError(f"a host has 0 or more nodes, not {nodes}")
-        directory = Path(directory)
+        directory = self._directory = Path(directory)
+        founders = max(size for size in SIZES if size <= hosts)
+        self._labels = labels or {}
+        self._apps, self._nodes = [_absolute(app) for app in apps], nodes
         found = list(range(ports, ports + 2 * hosts)) if ports else free_ports(2 * hosts)
-        names = [f"h{index + 1}" for index in range(hosts)]
-        routes = tuple(f"127.0.0.1:{port}" for port in found[hosts:]) if hosts > 1 else ()
+        routes = tuple(f"127.0.0.1:{port}" for port in found[hosts : hosts + founders]) if hosts > 1 else ()
         self.urls = [f"nats://127.0.0.1:{port}" for port in found[:hosts]]
         self._report = report or _ignore
         self._hosts: dict[str, _HostChild] = {}
-        for index, name in enumerate(names):
-            server = ServerSettings(
-                name,
-                str((directory / name).resolve()),
-                port=found[index],
-                cluster_port=found[hosts + index],
-                routes=routes,
-            )
-            others = self.urls[index + 1 :] + self.urls[:index]
-            settings = HostSettings(name, server, others, nodes, [_absolute(app) for app in apps], hosts)
-            settings.labels = list((labels or {}).get(name, ()))
-            self._hosts[name] = _HostChild(settings)
+        for index in range(hosts):
+            joins = index >= founders
+            self._add(f"h{index + 1}", found[index], found[hosts + index], () if joins else routes, founders)
+
+    def _add(self, name: str, port: int, cluster_port: int, routes: tuple[str, ...], replicas: int | None) -> None:
+        server = ServerSettings(
+            name, str((self._directory / name).resolve()), port=port, cluster_port=cluster_port, routes=routes
+        )
+        own = f"nats://127.0.0.1:{port}"
+        place = self.urls.index(own)
+        others = self.urls[place + 1 :] + self.urls[:place]
+        join = "" if routes or len(self.urls) == 1 else self.urls[0].removeprefix("nats://")
+        settings = HostSettings(name, server, others, self._nodes, self._apps, replicas, join=join)
+        settings.labels = list(self._labels.get(name, ()))
+        self._hosts[name] = _HostChild(settings)
+
+    async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
+        """Start one more host, which joins without a vote; return once its nodes are ready. Raises `ConfigError`."""
+        if name in self._hosts:
+            raise ConfigError(f"there is a host {name!r}: give the new one another name")
+        port, cluster_port = free_ports(2)
+        self.urls.append(f"nats://127.0.0.1:{port}")
+        self._add(name, port, cluster_port, (), None)
+        await self.start_host(name, timeout_seconds)
 
     @property
     def hosts(self) -> list[str]:
@@ -98,7 +114,9 @@ class LocalCluster:
 
     async def start(self, timeout_seconds: float = 60.0) -> None:
         """Start the hosts, and return once all their nodes are ready. Raises `ConfigError` with what went wrong."""
-        await asyncio.gather(*(self.start_host(name, timeout_seconds) for name in self._hosts))
+        for joining in (False, True):
+            names = [name for name, host in self._hosts.items() if bool(host.settings.join) is joining]
+            await asyncio.gather(*(self.start_host(name, timeout_seconds) for name in names))
 
     async def start_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one host, and return once its nodes are ready. Raises `ConfigError`."""
@@ -187,22 +205,22 @@ class LocalCluster:
 
     async def stop(self) -> None:
         """End all hosts in order."""
-        running = [
-            host for host in self._hosts.values() if host.process is not None and host.process.returncode is None
-        ]
-        for host in running:
-            assert host.process is not None
-            host.process.terminate()
-        for host in running:
-            assert host.process is not None
-            try:
-                async with asyncio.timeout(45):
-                    await host.process.wait()
-            except TimeoutError:
-                host.process.kill()
+        await asyncio.gather(*(self.stop_host(name) for name in self._hosts))
+
+    async def stop_host(self, name: str) -> None:
+        """End a host in order, as `SIGTERM` does; it keeps its part in the cluster."""
+        host = self._find(name)
+        if host.process is None or host.process.returncode is not None:
+            return
+        host.process.terminate()
+        try:
+            async with asyncio.timeout(45):
                 await host.process.wait()
-            if host.reader is not None:
-                await asyncio.gather(host.reader, return_exceptions=True)
+        except TimeoutError:
+            host.process.kill()
+            await host.process.wait()
+        if host.reader is not None:
+            await asyncio.gather(host.reader, return_exceptions=True)
 
 
 def _absolute(app: str) -> str:

@@ -2,6 +2,10 @@
 
 The ones that matter: ``sync_interval: always`` (the default acknowledges up to two minutes before the disk has it), and
 pings between servers that find a frozen one within three seconds (the default takes more than a minute).
+
+There are two accounts. Everything of ours is in `ACCOUNT`; the system account is for the host alone, which asks its server
+through it what it keeps, and changes who votes. Its password is made anew for each life of a host, and stands in the
+settings file only, which nobody but its owner can read.
 """
 
 from __future__ import annotations
@@ -9,11 +13,20 @@ from __future__ import annotations
 import ipaddress
 import json
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
 from holdfast.errors import ConfigError
+
+ACCOUNT: Final = "HF"
+"""Has the cells, the blobs and the bus."""
+
+SYSTEM_ACCOUNT: Final = "SYS"
+SYSTEM_USER: Final = "holdfast-system"
+_ANYBODY: Final = "anybody"
+"""The user that a client is, who gives no password where none is asked for."""
 
 
 class Security(msgspec.Struct, frozen=True):
@@ -32,7 +45,8 @@ class Security(msgspec.Struct, frozen=True):
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
-    """One nats-server. ``routes``: the cohort's members as HOST:PORT, this one included; empty for a single server."""
+    """One nats-server. ``routes``: the founders of the cluster as HOST:PORT, this one included; empty for a single server,
+    and for one that joins. A new cluster begins when as many as these are there, so no other may be among them."""
 
     name: str
     directory: str
@@ -43,6 +57,10 @@ class ServerSettings(msgspec.Struct, frozen=True):
     routes: tuple[str, ...] = ()
     monitor_port: int = 0
     security: Security = Security()
+    others: tuple[str, ...] = ()
+    """Further servers of the cluster that were learned of later, as HOST:PORT."""
+    votes: bool = True
+    """Whether it keeps replicas (runs JetStream), or only carries messages."""
 
 
 def is_loopback(address: str) -> bool:
@@ -70,36 +88,50 @@ def check(settings: ServerSettings) -> None:
             raise ConfigError(f"there is no file {path}: certificates and keys are files in PEM")
     if bool(security.user) != bool(security.password):
         raise ConfigError("a user and a password belong together: give both --user and --password-file")
+    if security.user in (SYSTEM_USER, _ANYBODY):
+        raise ConfigError(f"the user {security.user!r} is the host's own: give another --user")
     if len(settings.routes) in (2, 4):
         raise ConfigError(f"a cohort has 1, 3 or 5 hosts, not {len(settings.routes)}: an even one gains no safety")
 
 
-def render(settings: ServerSettings, disk_bytes: int) -> str:
+def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_password: str) -> str:
     """The settings file, for a disk of this size. Raises `ConfigError`."""
     check(settings)
     quoted = json.dumps
+    security = settings.security
     lines = [
-        f"server_name: {quoted(settings.name)}",
+        f"server_name: {quoted(server_name)}",
         f"listen: {quoted(f'{settings.listen}:{settings.port}')}",
         'ping_interval: "5s"',
         'write_deadline: "5s"',
         "max_payload: 1MB",
         "max_pending: 128MB",
         'lame_duck_duration: "30s"',
-        "jetstream {",
-        f"  store_dir: {quoted(str(Path(settings.directory) / 'jetstream'))}",
-        "  sync_interval: always",
-        "  max_memory_store: 256MB",
-        f"  max_file_store: {disk_bytes * 9 // 10}",
-        "}",
     ]
+    if settings.votes:
+        lines += [
+            "jetstream {",
+            f"  store_dir: {quoted(str(Path(settings.directory) / 'jetstream'))}",
+            "  sync_interval: always",
+            "  max_memory_store: 256MB",
+            f"  max_file_store: {disk_bytes * 9 // 10}",
+            "}",
+        ]
     if settings.monitor_port:
         lines.append(f'http: "127.0.0.1:{settings.monitor_port}"')
     lines += _tls(settings.security, "")
-    security = settings.security
-    if security.user:
-        lines.append(f"authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
-    if settings.routes:
+    user, password = (security.user, security.password) if security.user else (_ANYBODY, system_password)
+    lines += [
+        f"system_account: {SYSTEM_ACCOUNT}",
+        "accounts {",
+        f"  {SYSTEM_ACCOUNT} {{ users: [{{ user: {SYSTEM_USER}, password: {quoted(system_password)} }}] }}",
+        f"  {ACCOUNT} {{ jetstream: enabled, users: [{{ user: {quoted(user)}, password: {quoted(password)} }}] }}",
+        "}",
+    ]
+    if not security.user:
+        lines.append(f"no_auth_user: {_ANYBODY}")
+    routes = [*settings.routes, *(route for route in settings.others if route not in settings.routes)]
+    if routes:
         scheme = "tls" if security.tls_cert else "nats"
         login = ""
         lines += [
@@ -115,7 +147,7 @@ def render(settings: ServerSettings, disk_bytes: int) -> str:
             lines.append(f"  authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
             login = f"{quote(security.user, safe='')}:{quote(security.password, safe='')}@"
         lines += _tls(security, "  ")
-        lines += ["  routes: [", *(f"    {quoted(f'{scheme}://{login}{route}')}" for route in settings.routes), "  ]"]
+        lines += ["  routes: [", *(f"    {quoted(f'{scheme}://{login}{route}')}" for route in routes), "  ]"]
         lines.append("}")
     return "\n".join(lines) + "\n"
 

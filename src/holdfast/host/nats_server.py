@@ -14,6 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+from holdfast import chance
 from holdfast.children import die_with_parent
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import ServerSettings, check, render
@@ -62,11 +63,24 @@ async def check_version(binary: Path) -> tuple[int, ...]:
     return version
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    scratch = path.with_name(f"{path.name}.new")
+    scratch.unlink(missing_ok=True)
+    scratch.touch(0o600)
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
 class NatsServer:
     """See the module. Its data lie in ``settings.directory``; what it prints goes to ``nats-server.log`` there."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self.name = settings.name
+        self.system_password = f"{chance.bits(128):032x}"
+        """Of the system account, for this life of the host."""
+        self.starts = 0
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -83,6 +97,11 @@ class NatsServer:
         return self._process.pid if running and self._process is not None else 0
 
     @property
+    def config_path(self) -> Path:
+        """Its generated settings, passwords among them."""
+        return Path(self.settings.directory) / "nats-server.conf"
+
+    @property
     def log_path(self) -> Path:
         """What it prints."""
         return Path(self.settings.directory) / "nats-server.log"
@@ -95,15 +114,14 @@ class NatsServer:
         check(settings)
         Path(settings.directory).mkdir(parents=True, exist_ok=True)
         # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
-        config = render(settings, shutil.disk_usage(settings.directory).total)
-        path = Path(settings.directory) / "nats-server.conf"
-        path.touch(0o600)
-        path.write_text(config)
+        config = render(settings, shutil.disk_usage(settings.directory).total, self.name, self.system_password)
+        write_private(self.config_path, config)
+        self.starts += 1
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 str(binary),
                 "-c",
-                str(path),
+                str(self.config_path),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -128,7 +146,7 @@ class NatsServer:
             return False
         line = await reader.readline()
         writer.close()
-        return line.startswith(b"INFO") and f'"server_name":"{self.settings.name}"'.encode() in line
+        return line.startswith(b"INFO") and f'"server_name":"{self.name}"'.encode() in line
 
     def log_end(self, lines: int = 8) -> str:
         """The last lines that it printed."""

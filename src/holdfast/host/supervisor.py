@@ -11,18 +11,26 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
 from holdfast import codec, ids, limits
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
+from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import HoldfastError
+from holdfast.errors import Closed, HoldfastError
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
+from holdfast.host.operations import Operations
+from holdfast.host.seat import Seat
+from holdfast.host.service import HostService
+from holdfast.host.spread import Spread
+from holdfast.host.system import System
 from holdfast.node.process import NodeSettings
 
 _RESTART_SECONDS_MIN: Final = 0.2
@@ -52,9 +60,13 @@ class HostSettings(msgspec.Struct):
     capacity: float = 1.0
     """Of each of its nodes."""
     security: Security = Security()
+    join: str = ""
+    """HOST:PORT of any host of a cluster that this one is to join, where its own directory does not know it yet."""
 
 
-class _NodeChild:
+class NodeChild:
+    """One of its nodes: a process, and the next one after its end."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.incarnation = ""
@@ -70,12 +82,20 @@ class Host:
 
     def __init__(self, settings: HostSettings, report: Report) -> None:
         self.settings = settings
+        self.started_at = time.time()
+        self.server = None if settings.server is None else NatsServer(settings.server)
+        self.system: System | None = None
+        self.seat = None if self.server is None else Seat(settings.name, self.server, settings.join, self._restart)
+        self.heard: dict[str, float] = {}
+        """When each host was heard last, on the monotonic clock."""
+        self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._report = report
-        self._server = None if settings.server is None else NatsServer(settings.server)
-        own = [] if self._server is None else [self._server.url]
+        self._service: HostService | None = None
+        own = [] if self.server is None else [self.server.url]
         self._urls = [*own, *(url for url in settings.urls if url not in own)]
         self._engine: NatsEngine | None = None
-        self._children = [_NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
+        self._between: Callable[[], None] | None = None
+        self._restarted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._incarnation = ids.new_id("h")
@@ -85,25 +105,26 @@ class Host:
     async def start(self) -> None:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
         loop = asyncio.get_running_loop()
-        if self._server is not None:
-            await self._server.start()
+        if self.server is not None and self.seat is not None:
+            await self.seat.take()
+            await self.server.start()
             self._report(
                 "server",
-                {"server": self._server.settings.name, "server_pid": self._server.pid, "url": self._server.url},
+                {"server": self.server.settings.name, "server_pid": self.server.pid, "url": self.server.url},
             )
-            self._tasks.append(loop.create_task(self._keep_server(self._server)))
-        security = self.settings.security
-        self._engine = NatsEngine(
-            self._urls,
-            tls_ca=security.tls_ca,
-            tls_cert=security.tls_cert,
-            tls_key=security.tls_key,
-            user=security.user,
-            password=security.password,
-        )
+            self._tasks.append(loop.create_task(self._keep_server(self.server)))
+        self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
+        if self.server is not None and self.seat is not None:
+            self.system = System(self.server.url, self.server.system_password, self._engine.tls_context())
+            await self.system.open()
+            self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system)))
+            self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
+        await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
+        self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
+        await self._service.start()
         self._tasks.append(loop.create_task(self._beat()))
-        self._tasks += [loop.create_task(self._keep_node(child)) for child in self._children]
+        self._tasks += [loop.create_task(self._keep_node(child)) for child in self.children]
 
     async def failed(self) -> None:
         """Return when one of the parts that keep others alive ended; raises its error."""
@@ -121,12 +142,14 @@ class Host:
             code = await server.wait()
             if self._stopping:
                 return
-            self._report("server-ended", {"server": server.settings.name, "code": code})
-            delay = (
-                _RESTART_SECONDS_MIN
-                if loop.time() - started > _STABLE_SECONDS
-                else min(delay * 2, _RESTART_SECONDS_MAX)
-            )
+            between, self._between = self._between, None
+            if between is not None:
+                between()
+                delay = 0.0
+            else:
+                self._report("server-ended", {"server": server.settings.name, "code": code})
+                stable = loop.time() - started > _STABLE_SECONDS
+                delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
             while True:
                 await asyncio.sleep(delay)
                 try:
@@ -134,25 +157,38 @@ class Host:
                     break
                 except HoldfastError as error:
                     self._report("server-failed", {"server": server.settings.name, "error": str(error)})
-                    delay = min(delay * 2, _RESTART_SECONDS_MAX)
+                    delay = _longer(delay)
+            self._restarted.set()
             self._report("server", {"server": server.settings.name, "server_pid": server.pid, "url": server.url})
+
+    async def _restart(self, between: Callable[[], None]) -> None:
+        """End the server, do something, and start it again."""
+        assert self.server is not None
+        self._restarted.clear()
+        self._between = between
+        await self.server.stop()
+        await self._restarted.wait()
 
     # Nodes ---------------------------------------------------------------------------------------------------------
 
     def _say_who_lives(self) -> None:
         if self._engine is not None and self._engine.connected():
-            living = [child.incarnation for child in self._children if child.incarnation]
+            living = [child.incarnation for child in self.children if child.incarnation]
             self._engine.bus.publish(
                 HOST_SUBJECT,
                 codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended), self._incarnation)),
             )
+
+    def _on_host(self, message: Message) -> None:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            self.heard[msgspec.msgpack.decode(message.payload, type=HostBeat).host] = time.monotonic()
 
     async def _beat(self) -> None:
         while True:
             self._say_who_lives()
             await asyncio.sleep(limits.BEAT_SECONDS)
 
-    async def _keep_node(self, child: _NodeChild) -> None:
+    async def _keep_node(self, child: NodeChild) -> None:
         loop = asyncio.get_running_loop()
         delay = _RESTART_SECONDS_MIN
         while True:
@@ -161,14 +197,11 @@ class Host:
             if self._stopping:
                 return
             self._report("node-ended", {"node": child.name, "code": code, "error": child.error})
-            delay = (
-                _RESTART_SECONDS_MIN
-                if loop.time() - started > _STABLE_SECONDS
-                else min(delay * 2, _RESTART_SECONDS_MAX)
-            )
+            stable = loop.time() - started > _STABLE_SECONDS
+            delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
             await asyncio.sleep(delay)
 
-    async def _run_node(self, child: _NodeChild) -> int:
+    async def _run_node(self, child: NodeChild) -> int:
         # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
         child.incarnation = ids.new_id("n")
         child.ready, child.error = False, ""
@@ -215,7 +248,7 @@ class Host:
             child.process = None
             self._say_who_lives()
 
-    def _heard(self, child: _NodeChild, pid: int, line: bytes) -> None:
+    def _heard(self, child: NodeChild, pid: int, line: bytes) -> None:
         try:
             event = msgspec.json.decode(line)
         except msgspec.DecodeError:
@@ -234,9 +267,16 @@ class Host:
         elif event["event"] == "failed":
             child.error = str(event.get("error", ""))
 
+    @property
+    def engine(self) -> NatsEngine:
+        """Its connection to the cluster. Raises `Closed`."""
+        if self._engine is None:
+            raise Closed(f"host {self.settings.name} is not connected")
+        return self._engine
+
     def node_pids(self) -> list[int]:
         """The processes of the nodes."""
-        return [child.process.pid for child in self._children if child.process is not None]
+        return [child.process.pid for child in self.children if child.process is not None]
 
     # End -----------------------------------------------------------------------------------------------------------
 
@@ -245,7 +285,7 @@ class Host:
         if self._stopping:
             return
         self._stopping = True
-        processes = [child.process for child in self._children if child.process is not None]
+        processes = [child.process for child in self.children if child.process is not None]
         for process in processes:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
@@ -257,7 +297,15 @@ class Host:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._service is not None:
+            await self._service.close()
+        if self.system is not None:
+            await self.system.close()
         if self._engine is not None:
             await self._engine.close()
-        if self._server is not None:
-            await self._server.stop()
+        if self.server is not None:
+            await self.server.stop()
+
+
+def _longer(delay: float) -> float:
+    return min(max(delay, _RESTART_SECONDS_MIN) * 2, _RESTART_SECONDS_MAX)

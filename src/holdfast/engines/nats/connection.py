@@ -122,8 +122,14 @@ class Connection(Client):
             )
         )
         refused = self._loop.create_task(self._refused.wait())
-        await asyncio.wait({connecting, refused}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-        refused.cancel()
+        try:
+            await asyncio.wait({connecting, refused}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            connecting.cancel()
+            await self.shut()
+            raise
+        finally:
+            refused.cancel()
         if not connecting.done():
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
@@ -217,12 +223,24 @@ class Connection(Client):
         if self.send(f"SUB {subject} {queue} {number}\r\n".encode()):
             self._write_out()
             try:
-                await self.flush(timeout=limits.APPEND_TIMEOUT_SECONDS)  # type: ignore[arg-type]
+                await self._read_by_server(limits.APPEND_TIMEOUT_SECONDS)
             except (nats_errors.Error, OSError) as error:
                 if self._closing:
                     raise Closed("the engine was closed") from None
                 self.trouble = str(error)  # it is said again when the connection is back
         return number
+
+    async def _read_by_server(self, timeout_seconds: float) -> None:
+        """Wait until the server has read all that was sent. Raises `TimeoutError`, or errors of nats-py.
+
+        Not nats-py's `flush`: on Python 3.11 it loses a cancellation that comes together with the answer, and whoever
+        cancelled waits for ever.
+        """
+        answered: asyncio.Future[bool] = self._loop.create_future()
+        await self._send_ping(answered)
+        _, late = await asyncio.wait([answered], timeout=timeout_seconds)
+        if late:
+            raise TimeoutError("the server does not answer a ping")
 
     def unlisten(self, number: int) -> None:
         """End a subscription."""
@@ -236,7 +254,7 @@ class Connection(Client):
             self._write_out()
             try:
                 with suppress(nats_errors.Error, OSError):
-                    await self.flush(timeout=1)
+                    await self._read_by_server(1.0)
             finally:
                 self.callbacks.pop(number, None)
         self.callbacks.pop(number, None)

@@ -59,7 +59,7 @@ class NatsEngine(Engine):
 
     async def open(self) -> None:
         connection = Connection()
-        tls = self._tls_context()
+        tls = self.tls_context()
         await connection.open(self._urls, tls, self._user, self._password, limits.CONNECT_SECONDS)
         self._connection = connection
         self.log: NatsLog = NatsLog(connection)
@@ -71,7 +71,8 @@ class NatsEngine(Engine):
             await self.close()
             raise
 
-    def _tls_context(self) -> ssl.SSLContext | None:
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What a connection with these certificates needs, None for none. Raises `ConfigError`."""
         authority, certificate, key = self._tls
         for path in (authority, certificate, key):
             if path and not Path(path).is_file():
@@ -96,7 +97,7 @@ class NatsEngine(Engine):
         if numbers < SERVER_MIN:
             wanted = ".".join(map(str, SERVER_MIN))
             raise ConfigError(f"the server at {url} is nats-server {version}; {wanted} or newer is needed")
-        if not facts.get("jetstream"):
+        if not facts.get("jetstream") and not facts.get("cluster"):  # one in a cluster may leave that to others
             raise ConfigError(f"the server at {url} runs without JetStream: add `jetstream {{}}` to its settings")
         if not facts.get("headers"):
             raise ConfigError(f"the server at {url} has headers turned off: Holdfast's batches need them")
@@ -162,6 +163,16 @@ class NatsEngine(Engine):
         return None
 
     # What it knows -----------------------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> Connection:
+        """For what only this engine has: its streams and their replicas. Raises `Closed`."""
+        return self._open()
+
+    @property
+    def server_name(self) -> str:
+        """The server that it is connected to."""
+        return str(self._open()._server_info.get("server_name", ""))
 
     def connected(self) -> bool:
         return self._connection is not None and self._connection.ready()

@@ -1,0 +1,75 @@
+"""`holdfast hosts` and `holdfast remove`: the machines of the cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.admin import cohort
+from holdfast.admin.hosts import GONE, HostView, list_hosts
+from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+
+
+def hosts(at: At = "", as_json: Json = False) -> None:
+    """List the hosts: who votes, what their servers keep, their disks, and who is gone."""
+
+    async def work() -> None:
+        async with joined(at) as node:
+            found = await list_hosts(node.engine)
+            if as_json:
+                print_json(found)
+                return
+            made = table("HOST", "STATE", "SERVER", "#NODES", "#REPLICAS", "#DISK FREE", "SEEN", "")
+            for host in found:
+                made.add_row(host.name, _state(host), host.server, *_numbers(host), _seen(host), host.trouble)
+            out.print(made)
+
+    execute(work(), as_json)
+
+
+def _state(host: HostView) -> str:
+    if host.state == GONE:
+        return f"[red]gone, a {'member' if host.member else 'host without a vote'}[/]"
+    return host.state
+
+
+def _numbers(host: HostView) -> tuple[str, str, str]:
+    if host.state == GONE:
+        return "", "", ""
+    replicas = f"{host.replicas}, {host.behind} behind" if host.behind else str(host.replicas)
+    share = 100 * host.disk_free_bytes // max(host.disk_bytes, 1)
+    return f"{host.nodes_ready} of {host.nodes}", replicas, f"{share} % of {host.disk_bytes / 1e9:.0f} GB"
+
+
+def _seen(host: HostView) -> str:
+    if host.seen_ago is None:
+        return "never by those there"
+    return "now" if host.state != GONE else f"{ago(host.seen_ago)} ago"
+
+
+def remove(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="A host that is gone for good.")],
+    at: At = "",
+    as_json: Json = False,
+) -> None:
+    """Forget a host that is gone for good; one that joined without a vote takes its place, where there is one."""
+
+    async def work() -> None:
+        async with joined(at) as node:
+            record = await cohort.remove(node, host, _silent if as_json else say)
+            if as_json:
+                print_json(cohort.plain(record))
+            elif len(record.members) % 2 == 0:
+                out.print(f"[yellow]{len(record.members)} hosts vote: add one with `holdfast cohort add HOST`[/]")
+
+    execute(work(), as_json)
+
+
+def say(line: str) -> None:
+    """One line of what a change does."""
+    out.print(line, highlight=False, markup=False)
+
+
+def _silent(_line: str) -> None:
+    pass

@@ -1,0 +1,64 @@
+"""What a host says of itself: its processes, its disk, its clock, its server and what that keeps."""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast.cluster.cohort import HostEntry
+from holdfast.host.system import Replica, ServerFacts
+
+
+class NodeFacts(msgspec.Struct):
+    """One of a host's node processes. ``pid`` is 0 while it does not run; ``error``: of its last end."""
+
+    name: str
+    incarnation: str
+    pid: int
+    ready: bool
+    starts: int
+    error: str = ""
+
+
+class Certificate(msgspec.Struct):
+    """A certificate that is in use. ``expires_at``: seconds since 1970."""
+
+    path: str
+    expires_at: float
+
+
+class HostFacts(msgspec.Struct):
+    """A host as it describes itself. Sizes in bytes, times in seconds since 1970 by its own clock."""
+
+    host: str
+    pid: int
+    version: str
+    started_at: float
+    now: float
+    cohort: list[str]
+    """Those who vote, as HOST:PORT for other servers, as this host was told; empty for a single server."""
+    nodes: list[NodeFacts] = []
+    server: ServerFacts | None = None
+    """None where the servers are somebody else's, or while the own one does not answer."""
+    server_pid: int = 0
+    server_starts: int = 0
+    server_trouble: str = ""
+    """What is wrong with the server, as far as it or its host knows; empty for nothing."""
+    directory: str = ""
+    disk_bytes: int = 0
+    disk_free_bytes: int = 0
+    config_mode: int = 0
+    """The permissions of the settings file, which has passwords in it."""
+    certificates: list[Certificate] = []
+    entry: HostEntry | None = None
+    """As the cohort's record is to have it; None where the servers are somebody else's."""
+    votes: bool = False
+    """Whether its server is set up to vote."""
+    seat_trouble: str = ""
+    """Why its server is not as the cohort's record says; empty where it is."""
+
+
+class Replicas(msgspec.Struct):
+    """What one server keeps. ``server``: its name in the engine."""
+
+    server: str
+    replicas: list[Replica]

@@ -1,0 +1,98 @@
+"""The operations that a host answers: one table, see `holdfast.host.service`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.errors import ConfigError, HoldfastError
+from holdfast.host import voting
+from holdfast.host.facts import Certificate, HostFacts, NodeFacts, Replicas
+from holdfast.host.service import Nothing, Operation
+from holdfast.host.system import System
+from holdfast.version import VERSION
+
+if TYPE_CHECKING:
+    from holdfast.host.supervisor import Host
+
+
+class Operations:
+    """What one host can be asked."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def table(self) -> dict[str, Operation]:
+        """All of them, by name."""
+        return {
+            "facts": Operation(Nothing, self.facts),
+            "replicas": Operation(Nothing, self.replicas),
+            **voting.operations(self._host),
+        }
+
+    async def facts(self, _: Nothing) -> HostFacts:
+        """Itself: processes, disk, clock, server."""
+        host = self._host
+        server = host.server
+        facts = HostFacts(
+            host.settings.name,
+            os.getpid(),
+            VERSION,
+            host.started_at,
+            time.time(),
+            [] if server is None else list(server.settings.routes),
+            [
+                NodeFacts(
+                    child.name,
+                    child.incarnation,
+                    child.process.pid if child.process is not None else 0,
+                    child.ready,
+                    child.starts,
+                    child.error,
+                )
+                for child in host.children
+            ],
+        )
+        if server is not None and host.system is not None:
+            disk = shutil.disk_usage(server.settings.directory)
+            facts.directory = server.settings.directory
+            facts.disk_bytes, facts.disk_free_bytes = disk.total, disk.free
+            facts.config_mode = server.config_path.stat().st_mode & 0o777
+            facts.server_pid, facts.server_starts = server.pid, server.starts
+            try:
+                facts.server = await host.system.facts()
+                facts.server.pid = server.pid
+                facts.server_trouble = await host.system.health()
+            except HoldfastError as error:
+                facts.server_trouble = str(error)
+        if host.seat is not None:
+            facts.entry, facts.seat_trouble = host.seat.entry, host.seat.trouble
+            facts.votes = host.seat.votes
+        facts.certificates = self._certificates()
+        return facts
+
+    def _certificates(self) -> list[Certificate]:
+        host = self._host
+        security = host.settings.security
+        found = []
+        if host.system is not None and (expires := host.system.certificate_expires()):
+            found.append(Certificate(security.tls_cert, expires))
+        if security.tls_ca and Path(security.tls_ca).is_file():
+            context = ssl.create_default_context(cafile=security.tls_ca)
+            ends = [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in context.get_ca_certs()]
+            found += [Certificate(security.tls_ca, end) for end in ends[:1]]
+        return found
+
+    async def replicas(self, _: Nothing) -> Replicas:
+        """What its server keeps of each stream. Raises `ConfigError` where it has no server of its own."""
+        system = self._own_server()
+        return Replicas(system.server_name(), await system.replicas())
+
+    def _own_server(self) -> System:
+        if self._host.system is None:
+            raise ConfigError(f"host {self._host.settings.name} runs no server of its own")
+        return self._host.system

@@ -1,0 +1,275 @@
+"""What a host asks its own nats-server, as its operator: what it keeps, who votes, who leads; and the changes of these.
+
+The system account answers it, over a connection of its own. That connection goes to the own server and to no other one
+that it hears of: the password is this host's, and the questions are about this very server. Requests that change
+something are carried to whichever server leads.
+"""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from holdfast import limits
+from holdfast.engines.nats import api
+from holdfast.engines.nats.connection import Connection
+from holdfast.errors import Closed, NoQuorum, NoResponders
+from holdfast.host.nats_config import ACCOUNT, SYSTEM_USER
+
+T = TypeVar("T")
+
+_ANSWER_SECONDS: Final = 2.0
+_REMOVE_SECONDS: Final = 15.0
+_CHANGE_UNDER_WAY: Final = 10202
+_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def peer_id(server: str) -> str:
+    """What the engine calls a server of this name in its groups, also one that it has never seen alive."""
+    return "".join(_DIGITS[byte % len(_DIGITS)] for byte in sha256(server.encode()).digest()[:8])
+
+
+class Peer(msgspec.Struct):
+    """A server of a group, as another one sees it. ``active``: nanoseconds since it was heard. ``lag``: entries behind.
+
+    ``current`` says that it follows; whether it has everything shows only in the sequences.
+    """
+
+    name: str
+    current: bool = False
+    offline: bool = False
+    active: int = 0
+    lag: int = 0
+    peer: str = ""
+    """The name that the engine itself gives it."""
+
+
+class Group(msgspec.Struct):
+    """A Raft group as one server sees it: its leader, empty for none, and the peers other than the server itself."""
+
+    leader: str = ""
+    replicas: list[Peer] = []
+    cluster_size: int = 0
+    desired: dict[str, Any] | None = None
+
+
+class Replica(msgspec.Struct):
+    """A server's own copy of a stream."""
+
+    stream: str
+    messages: int
+    bytes: int
+    first_sequence: int
+    last_sequence: int
+    deleted: int
+    leader: str
+    """The server that leads the stream, empty where this one knows of none."""
+    leads: bool
+    peers: list[Peer]
+    """The others that keep it. Only where ``leads`` are they known exactly."""
+    copies: int = 1
+    """How many there are to be."""
+    moving: bool = False
+    """Whether the servers are still about to change who keeps it."""
+
+
+class ServerFacts(msgspec.Struct):
+    """A nats-server as it describes itself. ``votes``: whether it keeps replicas (it runs JetStream)."""
+
+    name: str
+    version: str
+    votes: bool
+    memory_bytes: int
+    connections: int
+    routes: int
+    url: str = ""
+    pid: int = 0
+
+
+class Voters(msgspec.Struct):
+    """Those who vote, the server that answers first. ``leader``: the one that leads them, empty for none."""
+
+    leader: str
+    peers: list[Peer]
+
+
+class _State(msgspec.Struct):
+    messages: int = 0
+    bytes: int = 0
+    first_seq: int = 0
+    last_seq: int = 0
+    num_deleted: int = 0
+
+
+class _Config(msgspec.Struct):
+    num_replicas: int = 1
+
+
+class _Stream(msgspec.Struct):
+    name: str
+    state: _State = msgspec.field(default_factory=_State)
+    cluster: Group | None = None
+    config: _Config = msgspec.field(default_factory=lambda: _Config())
+
+
+class _Account(msgspec.Struct):
+    name: str
+    stream_detail: list[_Stream] = []
+
+
+class _JetStream(msgspec.Struct):
+    account_details: list[_Account] = []
+    meta_cluster: Group | None = None
+    disabled: bool = False
+
+
+class _Server(msgspec.Struct):
+    server_name: str
+    version: str
+    mem: int = 0
+    connections: int = 0
+    routes: int = 0
+    jetstream: dict[str, Any] = {}
+
+
+class _Answer(msgspec.Struct):
+    data: msgspec.Raw = msgspec.Raw()
+    error: dict[str, Any] | None = None
+
+
+class _OwnServer(Connection):
+    """A connection that hears of other servers, and stays with its own."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info({**info, "connect_urls": []}, initial_connection)
+
+
+class System:
+    """See the module. Every question raises `NoQuorum` where the server is not reached or nobody leads, and `Unknown`."""
+
+    def __init__(self, url: str, password: str, tls: ssl.SSLContext | None) -> None:
+        self._url = url
+        self._password = password
+        self._tls = tls
+        self._connection: Connection | None = None
+
+    async def open(self) -> None:
+        """Connect. Raises `NoQuorum`, `ConfigError`."""
+        connection = _OwnServer()
+        await connection.open([self._url], self._tls, SYSTEM_USER, self._password, limits.CONNECT_SECONDS)
+        self._connection = connection
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.shut()
+
+    def certificate_expires(self) -> float:
+        """When the certificate that the server shows ends, in seconds since 1970; 0 without TLS."""
+        writer = getattr(getattr(self._connection, "_transport", None), "_io_writer", None)
+        shown = writer.get_extra_info("peercert") if writer is not None else None
+        return ssl.cert_time_to_seconds(shown["notAfter"]) if shown else 0.0
+
+    # Asking --------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, subject: str, body: Any, timeout_seconds: float = _ANSWER_SECONDS) -> bytes:
+        if self._connection is None:
+            raise Closed("the connection to the own server was closed")
+        payload = b"" if body is None else msgspec.json.encode(body)
+        try:
+            _, answer = await self._connection.ask(subject, payload, timeout_seconds)
+        except NoResponders:
+            raise NoQuorum(f"{subject}: nobody answers at this moment") from None
+        return answer
+
+    async def _own(self, what: str, body: Any, kind: type[T]) -> T:
+        """Ask this very server."""
+        server = "" if self._connection is None else str(self._connection._server_info.get("server_id", ""))
+        answer = msgspec.json.decode(await self._ask(f"$SYS.REQ.SERVER.{server}.{what}", body), type=_Answer)
+        if answer.error is not None:
+            raise NoQuorum(f"{what}: {answer.error.get('description', answer.error)}")
+        return msgspec.json.decode(answer.data, type=kind)
+
+    def server_name(self) -> str:
+        """The server's name in the engine."""
+        return "" if self._connection is None else str(self._connection._server_info.get("server_name", ""))
+
+    async def facts(self) -> ServerFacts:
+        """The server's facts."""
+        found = await self._own("VARZ", None, _Server)
+        votes = bool(found.jetstream.get("config"))
+        return ServerFacts(
+            found.server_name, found.version, votes, found.mem, found.connections, found.routes, self._url
+        )
+
+    async def replicas(self) -> list[Replica]:
+        """What this server keeps of each stream. It may keep none."""
+        found = await self._own("JSZ", {"accounts": True, "streams": True, "config": True}, _JetStream)
+        server = self.server_name()
+        streams = [one for account in found.account_details if account.name == ACCOUNT for one in account.stream_detail]
+        return [_replica(stream, stream.cluster or Group(server), server) for stream in streams]
+
+    async def voters(self) -> Voters:
+        """The servers that vote, as this one sees it. Raises `ConfigError` where it does not vote."""
+        found = await self._own("JSZ", {}, _JetStream)
+        if found.meta_cluster is None:
+            return Voters("", [])
+        server = self.server_name()
+        own = Peer(server, current=True, peer=peer_id(server))
+        others = [peer for peer in found.meta_cluster.replicas if peer.name != server]
+        return Voters(found.meta_cluster.leader, [own, *others])
+
+    async def evacuate(self, server: str) -> None:
+        """Have the replicas that a server keeps moved to others. It returns when that has begun.
+
+        Raises `Never` where that server does not vote.
+        """
+        await self._command("SERVER.EVACUATE", {"peer": server, "peer_id": peer_id(server)}, _ANSWER_SECONDS)
+
+    async def remove(self, server: str) -> None:
+        """Take the vote and the replicas from a server, for good: that name cannot come back for minutes.
+
+        Raises `Never` where it does not vote, `NoQuorum` where another removal is under way.
+        """
+        await self._command("SERVER.REMOVE", {"peer": server, "peer_id": peer_id(server)}, _REMOVE_SECONDS)
+
+    async def lead_elsewhere(self, server: str) -> None:
+        """Have ``server`` lead those who vote."""
+        await self._command("META.LEADER.STEPDOWN", {"placement": {"preferred": server}}, _ANSWER_SECONDS)
+
+    async def _command(self, subject: str, body: dict[str, Any], timeout_seconds: float) -> None:
+        answer = await self._ask(f"$JS.API.{subject}", body, timeout_seconds)
+        error = msgspec.json.decode(answer, type=api.Response).error if answer else None
+        if error is not None and error.err_code == _CHANGE_UNDER_WAY:
+            raise NoQuorum(f"{subject}: {error.description}")
+        if error is not None:
+            raise api.error_of(error, subject)
+
+    async def health(self) -> str:
+        """Empty where the server finds itself healthy, else why not. It does not see every trouble."""
+        with suppress(NoQuorum):
+            found = await self._own("HEALTHZ", None, dict[str, Any])
+            return "" if found.get("status") == "ok" else str(found.get("error") or found.get("status"))
+        return "it does not say"
+
+
+def _replica(stream: _Stream, group: Group, server: str) -> Replica:
+    state = stream.state
+    return Replica(
+        stream.name,
+        state.messages,
+        state.bytes,
+        state.first_seq,
+        state.last_seq,
+        state.num_deleted,
+        group.leader,
+        group.leader == server,
+        group.replicas,
+        stream.config.num_replicas,
+        group.desired is not None,
+    )

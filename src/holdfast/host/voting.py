@@ -1,0 +1,101 @@
+"""The operations by which a command changes who votes: single steps, each answered when it is done.
+
+A host carries out what it is asked; whether it may be done without losing the quorum is for the command to know, which
+looks at all hosts (`holdfast.admin.cohort`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.cluster.cohort import HostEntry
+from holdfast.engines.nats import api
+from holdfast.errors import ConfigError
+from holdfast.host.seat import Seat
+from holdfast.host.service import Nothing, Operation
+from holdfast.host.system import System, Voters
+
+if TYPE_CHECKING:
+    from holdfast.host.supervisor import Host
+
+_API_SECONDS = 5.0
+
+
+class Since(msgspec.Struct, forbid_unknown_fields=True):
+    """``sequence``: of the cohort's record that asks for it."""
+
+    sequence: int
+
+
+class Which(msgspec.Struct, forbid_unknown_fields=True):
+    """``server``: its name in the engine."""
+
+    server: str
+
+
+class Copies(msgspec.Struct, forbid_unknown_fields=True):
+    """How many replicas a stream is to have."""
+
+    stream: str
+    copies: int
+
+
+class _Config(msgspec.Struct):
+    config: dict[str, object]
+
+
+def operations(host: Host) -> dict[str, Operation]:
+    """All of them, by name."""
+
+    def seat() -> Seat:
+        if host.seat is None:
+            raise ConfigError(f"host {host.settings.name} runs no server of its own")
+        return host.seat
+
+    def system() -> System:
+        if host.system is None:
+            raise ConfigError(f"host {host.settings.name} runs no server of its own")
+        return host.system
+
+    async def vote(since: Since) -> HostEntry:
+        return await seat().vote(since.sequence)
+
+    async def stand_down(since: Since) -> HostEntry:
+        return await seat().stand_down(since.sequence)
+
+    async def voters(_: Nothing) -> Voters:
+        return await system().voters()
+
+    async def evacuate(which: Which) -> None:
+        await system().evacuate(which.server)
+
+    async def remove(which: Which) -> None:
+        await system().remove(which.server)
+
+    async def lead_elsewhere(which: Which) -> None:
+        await system().lead_elsewhere(which.server)
+
+    async def copies(wanted: Copies) -> None:
+        found = await api.call(host.engine.connection, f"STREAM.INFO.{wanted.stream}", None, _API_SECONDS)
+        config = msgspec.json.decode(found, type=_Config).config
+        if config["num_replicas"] != wanted.copies:
+            config["num_replicas"] = wanted.copies
+            await api.call(host.engine.connection, f"STREAM.UPDATE.{wanted.stream}", config, _API_SECONDS)
+
+    async def heard(_: Nothing) -> dict[str, float]:
+        now = time.monotonic()
+        return {name: now - at for name, at in host.heard.items()}
+
+    return {
+        "vote": Operation(Since, vote),
+        "stand_down": Operation(Since, stand_down),
+        "voters": Operation(Nothing, voters),
+        "evacuate": Operation(Which, evacuate),
+        "remove": Operation(Which, remove),
+        "lead_elsewhere": Operation(Which, lead_elsewhere),
+        "copies": Operation(Copies, copies),
+        "heard": Operation(Nothing, heard),
+    }
