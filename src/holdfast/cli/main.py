@@ -13,6 +13,7 @@ from holdfast.cli.events import events
 from holdfast.cli.hosts import hosts, remove
 from holdfast.cli.run import run_app
 from holdfast.cli.up import up
+from holdfast.cli.upgrade import restart, upgrade
 from holdfast.version import VERSION
 
 app = typer.Typer(
@@ -33,6 +34,8 @@ app.command("events")(events)
 app.command("cordon")(placement.cordon)
 app.command("uncordon")(placement.uncordon)
 app.command("drain")(placement.drain)
+app.command("restart")(restart)
+app.command("upgrade")(upgrade)
 app.add_typer(placement.pools_app, name="pools")
 app.command("hosts")(hosts)
 app.add_typer(cohort.app, name="cohort")

@@ -17,7 +17,7 @@ from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, out, read_
 from holdfast.errors import ConfigError
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.nats_config import Security, ServerSettings
-from holdfast.host.process import serve
+from holdfast.host.process import begin_again, serve
 from holdfast.host.supervisor import HostSettings
 from holdfast.node.loading import load_agents
 
@@ -61,7 +61,7 @@ def up(
     What is stored is found again by the next start in the same directory.
     """
 
-    async def work() -> None:
+    async def work() -> bool:
         for app in apps or ():
             load_agents(app)  # a mistake in it is said here, once, and not by every node
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
@@ -74,7 +74,7 @@ def up(
                     "--capacity and TLS out"
                 )
             await _up_many(hosts, nodes, directory, port, apps or [], say)
-            return
+            return False
         _check_ways(cohort, join, servers)
         server = None
         urls = [url for url in servers.split(",") if url]
@@ -104,9 +104,10 @@ def up(
         )
         scheme = "tls" if security.tls_cert else "nats"
         with _Where(directory, urls or [f"{scheme}://{'127.0.0.1' if listen == '0.0.0.0' else listen}:{port}"]):
-            await serve(settings, say)
+            return await serve(settings, say)
 
-    execute(work(), as_json)
+    if execute(work(), as_json):
+        begin_again()
 
 
 def _check_ways(cohort: str, join: str, servers: str) -> None:

@@ -31,6 +31,7 @@ class Operations:
         return {
             "facts": Operation(Nothing, self.facts),
             "replicas": Operation(Nothing, self.replicas),
+            "restart": Operation(Nothing, self.restart),
             **voting.operations(self._host),
         }
 
@@ -91,6 +92,11 @@ class Operations:
         """What its server keeps of each stream. Raises `ConfigError` where it has no server of its own."""
         system = self._own_server()
         return Replicas(system.server_name(), await system.replicas())
+
+    async def restart(self, _: Nothing) -> Nothing:
+        """End all that it runs, in order, and begin again as a new process with the code that is installed by then."""
+        self._host.wants_restart.set()
+        return Nothing()
 
     def _own_server(self) -> System:
         if self._host.system is None:

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -31,8 +31,11 @@ def encode(settings: HostSettings) -> bytes:
     return msgspec.json.encode(_Told(os.getpid(), settings)) + b"\n"
 
 
-async def serve(settings: HostSettings, report: Report) -> None:
-    """Run a host until SIGTERM or SIGINT. Raises `ConfigError`, `NoQuorum` where it cannot start."""
+async def serve(settings: HostSettings, report: Report) -> bool:
+    """Run a host until SIGTERM or SIGINT, or until it is to begin again: whether it is.
+
+    Raises `ConfigError`, `NoQuorum` where it cannot start.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -40,22 +43,34 @@ async def serve(settings: HostSettings, report: Report) -> None:
     host = Host(settings, report)
     starting = loop.create_task(host.start())
     stopping = loop.create_task(stop.wait())
+    again = loop.create_task(host.wants_restart.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
             failing = loop.create_task(host.failed())
-            await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({failing, stopping, again}, return_when=asyncio.FIRST_COMPLETED)
             if failing.done():
                 failing.result()
             failing.cancel()
         report("stopping", {})
     finally:
-        for task in (starting, stopping):
+        for task in (starting, stopping, again):
             task.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await asyncio.gather(starting, stopping, again, return_exceptions=True)
         await host.stop()
     report("stopped", {})
+    return host.wants_restart.is_set() and not stop.is_set()
+
+
+def begin_again(told: bytes = b"") -> NoReturn:
+    """Become a new process with the same number and the same command; ``told``: what it is to read on its standard input."""
+    if told:
+        reading, writing = os.pipe()
+        os.write(writing, told)
+        os.close(writing)
+        os.dup2(reading, 0)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> int:
@@ -64,10 +79,12 @@ def main() -> int:
     def report(event: str, facts: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
 
-    told = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Told)
+    line = sys.stdin.buffer.readline()
+    told = msgspec.json.decode(line, type=_Told)
     die_with_parent(told.parent)
     try:
-        run(serve(told.settings, report))
+        if run(serve(told.settings, report)):
+            begin_again(line)
     except HoldfastError as error:
         report("failed", {"error": f"{type(error).__name__}: {error}"})
         return 2

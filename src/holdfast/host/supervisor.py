@@ -96,6 +96,8 @@ class Host:
         self._engine: NatsEngine | None = None
         self._between: Callable[[], None] | None = None
         self._restarted = asyncio.Event()
+        self.wants_restart = asyncio.Event()
+        """Whether its process is to end and begin anew: whoever runs it sees to that."""
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._incarnation = ids.new_id("h")
