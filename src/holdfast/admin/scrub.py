@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +27,10 @@ from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.replica import sizes
 from holdfast.engines.nats.streams import StreamFacts
-from holdfast.errors import DataLoss, HoldfastError, InvalidName, NotDone, NotFound, Unknown
+from holdfast.errors import ConfigError, DataLoss, HoldfastError, InvalidName, NotDone, NotFound, Unknown
+from holdfast.host.facts import Replicas
+from holdfast.host.operations import Rebuild as RebuildArguments
+from holdfast.host.service import ANSWER_SECONDS, ask_host, ask_hosts
 
 SPANS_MAX: Final = 50
 AGENTS_MAX: Final = 50
@@ -164,9 +168,16 @@ def _judged(stream: str, found: Contents, copies: int) -> list[Damage]:
             text = ", ".join(f"{verb} {count}{more}" for verb, count in parts.items() if count)
             damages.append(
                 Damage(
-                    "diverged", stream, server, f"of the records that a majority agrees on, it {text}",
-                    len(missing), len(altered), len(surplus), spans(wrong, SPANS_MAX), _agents(found.differences, wrong),
-                )  # fmt: skip
+                    "diverged",
+                    stream,
+                    server,
+                    f"of the records that a majority agrees on, it {text}",
+                    len(missing),
+                    len(altered),
+                    len(surplus),
+                    spans(wrong, SPANS_MAX),
+                    _agents(found.differences, wrong),
+                )
             )
     if open_ := sorted(sequence for sequence, verdict in verdicts.items() if verdict.undecided):
         text = f"no majority of the {copies} replicas shows the same intact record: {_how(found, verdicts, open_[0])}"
@@ -227,7 +238,11 @@ async def _repair(engine: NatsEngine, before: Scrubbed, rebuild: Rebuild, say: R
         damage = next((one for one in now.damages if one.code == "diverged" and _may(now, one.server)), None)
         if damage is None:
             break
-        await _rebuild_one(engine, now, damage.server, rebuild, say)
+        try:
+            await _rebuild_one(engine, now, damage.server, rebuild, say)
+        except HoldfastError as error:
+            damage.text += f"; it was not copied anew: {error}"
+            return now
         now = await _again(lambda: _scrub_stream(engine, before.stream))
     left = {(damage.code, damage.server) for damage in now.damages}
     repaired = [damage for damage in before.damages if (damage.code, damage.server) not in left]
@@ -238,6 +253,24 @@ async def _repair(engine: NatsEngine, before: Scrubbed, rebuild: Rebuild, say: R
             damage.text += "; it is not copied anew, because no majority of verified good replicas would be left"
     now.damages = [*repaired, *now.damages]
     return now
+
+
+def by_hosts(engine: NatsEngine) -> Rebuild:
+    """Has the hosts do it. It raises `ConfigError` for a server that no host runs, and what the host answers."""
+
+    async def rebuild(server: str, stream: str, raft_group: str) -> None:
+        kept = await ask_hosts(engine.bus, "replicas", Replicas, wait_seconds=ANSWER_SECONDS)
+        hosts = [host for host, found in kept.items() if isinstance(found, Replicas) and found.server == server]
+        if len(hosts) != 1:
+            raise ConfigError(
+                f"no host answers for the server {server}: stop that server, remove its directories streams/{stream} and "
+                f"_js_/{raft_group}, start it, and scrub again"
+            )
+        # Where the answer is lost with the server, what follows shows whether it was done.
+        with suppress(Unknown):
+            await ask_host(engine.bus, hosts[0], "rebuild", type(None), RebuildArguments(stream, raft_group))
+
+    return rebuild
 
 
 def _may(scrubbed: Scrubbed, server: str) -> bool:

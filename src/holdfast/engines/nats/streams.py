@@ -82,7 +82,9 @@ async def names(connection: Connection) -> list[str]:
 
 async def info(connection: Connection, stream: str) -> StreamFacts:
     """One stream. Raises `InvalidName` where there is none, `NoQuorum` where it has no leader, `Unknown`."""
-    return msgspec.json.decode(await api.call(connection, f"STREAM.INFO.{stream}", None, _API_SECONDS), type=StreamFacts)
+    return msgspec.json.decode(
+        await api.call(connection, f"STREAM.INFO.{stream}", None, _API_SECONDS), type=StreamFacts
+    )
 
 
 async def subjects(connection: Connection, stream: str, wanted: str) -> list[str]:
