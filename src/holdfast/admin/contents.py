@@ -22,7 +22,7 @@ from holdfast.core.replicas import Mark
 from holdfast.engines.base import Stored
 from holdfast.engines.nats.blobs import Whole
 from holdfast.engines.nats.connection import Connection
-from holdfast.engines.nats.replica import Replica, open_replicas, sizes
+from holdfast.engines.nats.replica import Replica, ends, open_replicas
 from holdfast.errors import DataLoss
 
 CANDIDATES_MAX: Final = 100_000
@@ -98,9 +98,9 @@ async def _reached(connection: Connection, cell: str, servers: Sequence[str], ti
     end = loop.time() + timeout_seconds
     goal = 0
     while True:
-        found = await sizes(connection, cell, servers)
-        goal = goal or max(size.last_sequence for size in found.values())
-        if loop.time() > end or all(size.last_sequence >= goal for size in found.values()):
+        found = await ends(connection, cell, servers)
+        goal = goal or max(found.values())
+        if loop.time() > end or min(found.values()) >= goal:
             return goal
         await asyncio.sleep(0.1)
 
@@ -124,7 +124,7 @@ async def _scan(
             await asyncio.sleep(0)
     finally:
         for reader in readers.values():
-            await reader.close()
+            reader.close()
     return found
 
 

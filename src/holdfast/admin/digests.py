@@ -84,7 +84,7 @@ async def _check_some(connection: Connection, cell: str, server: str, prefixes: 
                     failed[prefix] = str(error)
             await asyncio.sleep(0)
     finally:
-        await reader.close()
+        reader.close()
     for prefix, shard in shards.items():
         try:
             shard.check()

@@ -183,20 +183,24 @@ class Host:
         self._between = between
         await self.server.stop()
         await self._restarted.wait()
+
     def rebuild(self, paths: list[Path]) -> None:
         """Have these directories of the server thrown away between its end and its next start."""
         if not self._stopping:
-            self._rebuilding = asyncio.get_running_loop().create_task(self._restart(lambda: self._throw_away(paths)))
+            self._rebuilding = asyncio.get_running_loop().create_task(self._rebuild(paths))
 
-    def _throw_away(self, paths: list[Path]) -> None:
+    async def _rebuild(self, paths: list[Path]) -> None:
         assert self.server is not None
-        for path in paths:
-            away = Path(self.server.settings.directory) / ids.new_id("discarded")
-            try:
-                path.rename(away)
-            except OSError as error:
-                self._report("server-failed", {"server": self.server.settings.name, "error": f"{path} stays: {error}"})
-            shutil.rmtree(away, ignore_errors=True)
+        away = Path(self.server.settings.directory) / ids.new_id("discarded")
+        away.mkdir()
+
+        def move() -> None:
+            for number, path in enumerate(paths):
+                with suppress(FileNotFoundError):
+                    path.rename(away / str(number))
+
+        await self._restart(move)
+        await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
 
     # Nodes ---------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from holdfast import codec
-from holdfast.engines.base import Message, Subscription
+from holdfast.engines.base import Message
+from holdfast.version import VERSION
 
 if TYPE_CHECKING:
     from holdfast.node.node import Node
@@ -33,22 +34,26 @@ class NodeState(msgspec.Struct):
     """Cells whose recovery fails, and why."""
 
 
-class Checkup:
-    """The answering side, on one node."""
+async def answer(node: Node) -> None:
+    """Answer whoever asks, until the node's engine is closed. Raises `Closed`."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._subscription: Subscription | None = None
-
-    async def start(self) -> None:
-        """Begin to answer. Raises `Closed`."""
-        self._subscription = await self._node.engine.bus.subscribe(SUBJECT, self._answer)
-
-    async def close(self) -> None:
-        """End."""
-        if self._subscription is not None:
-            await self._subscription.close()
-
-    def _answer(self, message: Message) -> None:
+    def take(message: Message) -> None:
         if message.reply:
-            self._node.engine.bus.publish(message.reply, codec.encode_raw(self._node.checkup()))
+            node.engine.bus.publish(message.reply, codec.encode_raw(state(node)))
+
+    await node.engine.bus.subscribe(SUBJECT, take)
+
+
+def state(node: Node) -> NodeState:
+    """What a node says of itself at this moment."""
+    ownership = node._ownership
+    return NodeState(
+        node.incarnation,
+        node.name,
+        node.host,
+        VERSION,
+        sorted(node._runtime.kinds),
+        node.life.live(),
+        sorted(ownership.owned),
+        dict(ownership.failures),
+    )

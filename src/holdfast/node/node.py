@@ -31,8 +31,7 @@ from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.errors import ConfigError, NoResponders
-from holdfast.node import by_name, settings
-from holdfast.node.checkup import Checkup, NodeState
+from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
@@ -68,7 +67,6 @@ class Node:
         self._runtime: Runtime
         self._membership: Membership
         self._ownership: Ownership
-        self._checkup = Checkup(self)
 
     @classmethod
     @asynccontextmanager
@@ -185,12 +183,11 @@ class Node:
         await node.events.start(node._is_oldest)
         await node._membership.start()
         await node._ownership.start()
-        await node._checkup.start()
+        await checkup.answer(node)
         return node
 
     def _is_oldest(self) -> bool:
-        serving = self._membership.serving()
-        return bool(serving) and self._membership.live()[0].incarnation == self.incarnation
+        return bool(self._membership.serving()) and self._membership.live()[0].incarnation == self.incarnation
 
     def _beat(self) -> Beat:
         counts = self._runtime.statistics()
@@ -228,7 +225,6 @@ class Node:
         if self._closed:
             return
         self._closed = True
-        await self._checkup.close()
         await self._ownership.close()
         await self._runtime.close()
         await self._router.close()
@@ -389,14 +385,6 @@ class Node:
         owners, used = self.owners(), self.placement.table.used
         served = sum(beat.shards for beat in live.values())
         return bool(used) and served >= len(used) and all(owners.get(number) in live for number in used)
-
-    def checkup(self) -> NodeState:
-        """What this node says of itself to an operator who asks."""
-        kinds, owned = sorted(self._runtime.kinds), self._ownership.owned
-        failures = dict(self._ownership.failures)
-        return NodeState(
-            self.incarnation, self.name, self.host, VERSION, kinds, self.life.live(), sorted(owned), failures
-        )
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start: of this node's agents, calls and engine."""

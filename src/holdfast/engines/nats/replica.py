@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -60,12 +59,19 @@ class ReplicaSize(msgspec.Struct, frozen=True):
 async def sizes(connection: Connection, cell: str, servers: Iterable[str]) -> dict[str, ReplicaSize]:
     """How far each of these servers' replicas goes. Raises `NoQuorum`, `Unknown`."""
     wanted = list(servers)
-    ends = await _placed(connection, cell, wanted, {"deliver_policy": "new"})
-    starts = await _placed(connection, cell, wanted, {"deliver_policy": "all"})
-    await _forget(connection, cell, [made.name for made in (*ends.values(), *starts.values())])
+    news = await _placed(connection, cell, wanted, {"deliver_policy": "new"})
+    alls = await _placed(connection, cell, wanted, {"deliver_policy": "all"})
+    _forget(connection, cell, [made.name for made in (*news.values(), *alls.values())])
     return {
-        server: ReplicaSize(server, ends[server].delivered.stream_seq, starts[server].num_pending) for server in wanted
+        server: ReplicaSize(server, news[server].delivered.stream_seq, alls[server].num_pending) for server in wanted
     }
+
+
+async def ends(connection: Connection, cell: str, servers: Iterable[str]) -> dict[str, int]:
+    """The last sequence of each of these servers' replicas. Raises `NoQuorum`, `Unknown`."""
+    made = await _placed(connection, cell, list(servers), {"deliver_policy": "new"})
+    _forget(connection, cell, [one.name for one in made.values()])
+    return {server: one.delivered.stream_seq for server, one in made.items()}
 
 
 async def open_replicas(
@@ -119,14 +125,13 @@ async def _placed(
         extra += [made.name for made in found.values()]
         raise
     finally:
-        await _forget(connection, cell, extra)
+        _forget(connection, cell, extra)
 
 
-async def _forget(connection: Connection, cell: str, names: Iterable[str]) -> None:
+def _forget(connection: Connection, cell: str, names: Iterable[str]) -> None:
     """The server forgets them by itself where it cannot be told."""
-    for name in set(names):
-        with suppress(HoldfastError):
-            await api.call(connection, f"CONSUMER.DELETE.{cell}.{name}", None, _API_SECONDS)
+    for name in names:
+        connection.send(f"PUB $JS.API.CONSUMER.DELETE.{cell}.{name} 0\r\n\r\n".encode())
 
 
 class Replica:
@@ -182,7 +187,7 @@ class Replica:
             records.append(Stored(subject, int(reply.split(".")[-4]), payload))
         return records, False
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Forget the consumer."""
         self._connection.unlisten(self._subscription)
-        await _forget(self._connection, self._cell, [self._consumer])
+        _forget(self._connection, self._cell, [self._consumer])
