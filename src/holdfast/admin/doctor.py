@@ -124,7 +124,9 @@ def _copies(seen: Survey) -> Iterator[Finding]:
 
 
 def _behind(name: str, offline: bool, lag: int) -> str:
-    return f"{name} is down" if offline else f"{name} is {lag} behind"
+    if offline:
+        return f"{name} is down"
+    return f"{name} is {lag} behind" if lag else f"{name} is not current"
 
 
 def _diverged(seen: Survey) -> Iterator[Finding]:
