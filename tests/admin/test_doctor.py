@@ -60,7 +60,9 @@ class Ward:
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "holdfast-test", str(path)]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
-    async def guest(self, name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = "") -> None:
+    async def guest(
+        self, name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = ""
+    ) -> None:
         settings = HostSettings(name, None, self.urls, nodes, apps, 3)
         self.guests.append(HostProcess(settings, tree, prelude))
         await self.guests[-1].start()

@@ -212,7 +212,9 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
     assert code == 0 and found["clean"]
     damages = [damage for one in found["streams"] for damage in one["damages"]]
     assert [(one["stream"], one["server"], one["repaired"]) for one in damages] == [(cell, victim, True)]
-    assert await asyncio.to_thread(command, scene, "--json") == (0, {**found, "streams": [*clean(scene, found)]}) or True
+    assert (
+        await asyncio.to_thread(command, scene, "--json") == (0, {**found, "streams": [*clean(scene, found)]}) or True
+    )
     await leads(scene, cell, victim)
     await scene.current()
     for name, text in list(scene.acknowledged.items()):
@@ -287,7 +289,14 @@ async def test_no_replica_is_thrown_away_where_no_majority_would_be_left(scene: 
 
 
 def test_which_records_have_a_checksum() -> None:
-    sealed = ["g1c0.7.st.Note/a", "g1c0.7.epoch", "g1c0.rl.g1c1-3", "g1reg.manifest", "g1reg.ag.Note/a", "g1blobs.whole.k"]
+    sealed = [
+        "g1c0.7.st.Note/a",
+        "g1c0.7.epoch",
+        "g1c0.rl.g1c1-3",
+        "g1reg.manifest",
+        "g1reg.ag.Note/a",
+        "g1blobs.whole.k",
+    ]
     assert all(map(is_sealed, sealed))
     assert not any(map(is_sealed, ["g1c0.life.n-1", "g1c0.alive", "g1blobs.3.g1c0.7.Note/a.1-2", "g1c0.ch.n-1-1", "x"]))
 

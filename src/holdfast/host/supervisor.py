@@ -196,7 +196,7 @@ class Host:
 
         def move() -> None:
             for number, path in enumerate(paths):
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # what stays is found by the next comparison
                     path.rename(away / str(number))
 
         await self._restart(move)
