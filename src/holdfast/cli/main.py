@@ -9,12 +9,9 @@ import typer
 
 from holdfast.cli import agents, cohort, dead_letters, messages, placement
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
-<<<<<<< HEAD
+from holdfast.cli.doctor import doctor
 from holdfast.cli.events import events
 from holdfast.cli.hosts import hosts, remove
-=======
-from holdfast.cli.doctor import doctor
->>>>>>> 77b7a1b (holdfast doctor: one survey of hosts, nodes and streams within bounds, one small question per fault; the file of an embedded log)
 from holdfast.cli.run import run_app
 from holdfast.cli.scrub import scrub
 from holdfast.cli.up import up
