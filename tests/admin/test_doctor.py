@@ -242,7 +242,7 @@ async def test_without_a_majority_the_doctor_still_answers(ward: Ward, client: N
         while not await one_copy(client):
             await asyncio.sleep(0.2)
     alone = (await streams.info(client.engine.connection, "g1c7")).cluster.leader  # type: ignore[attr-defined]
-    gone = next(host for host in ward.hosts if host.settings.name == alone)
+    gone = next(host for host in ward.hosts if alone.startswith(f"{host.settings.name}-"))
     await gone.kill()
     left = [url for url, host in zip(ward.urls, ward.hosts, strict=True) if host is not gone]
     found = await find(left, "no-leader", "host-down")

@@ -28,7 +28,7 @@ async def test_a_certificate(tmp_path: Path, lasts: int, code: str) -> None:
         (tmp_path / key).chmod(0o600)
     (port,) = free_ports(1)
     server = ServerSettings("alone", str(tmp_path / "alone"), port=port, security=security)
-    host = HostProcess(HostSettings("alone", server, [], 0, [], 1, security))
+    host = HostProcess(HostSettings("alone", server, [], 0, [], 1, security=security))
     await host.start()
     try:
         await host.heard("server")

@@ -22,8 +22,8 @@ import pytest_asyncio
 from tests.admin.app import Note
 
 from holdfast import HoldfastError, LocalCluster, Node
-from holdfast.admin.contents import is_sealed
-from holdfast.admin.scrub import ScrubReport, agent_of, by_hosts, scrub
+from holdfast.admin.doctor import examine
+from holdfast.admin.scrub import ScrubReport, by_hosts, scrub
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.replica import open_replicas, sizes
@@ -34,6 +34,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pyt
 APP = str(Path(__file__).parent / "app.py")
 NOTES = 900
 TEXT = "the quick brown fox " * 40
+
+
+def host_of(server: str) -> str:
+    """The host of a server, whose name in the engine has more behind it."""
+    return server.partition("-")[0]
 
 
 class Scene:
@@ -68,8 +73,9 @@ class Scene:
         facts = await streams.info(self.engine.connection, stream)
         return next(peer.name for peer in facts.cluster.replicas if wanted(peer.name))
 
-    async def compacted(self, host: str) -> None:
+    async def compacted(self, server: str) -> None:
         """End a host's server in order, which has it write its snapshots; its host starts it again."""
+        host = host_of(server)
         before = self.cluster.server_pid(host)
         os.kill(before, signal.SIGTERM)
         await until(lambda: self.cluster.server_pid(host) != before)
@@ -91,8 +97,9 @@ class Scene:
     async def names(self) -> list[str]:
         return await streams.names(self.engine.connection)
 
-    async def flip(self, host: str, stream: str) -> None:
+    async def flip(self, server: str, stream: str) -> None:
         """Kill a host, flip one bit in the first block of a stream's file, and start the host again."""
+        host = host_of(server)
         await self.cluster.kill_host(host)
         files = self.directory.glob(f"{host}/jetstream/**/streams/{stream}/msgs/*.blk")
         path = min(files, key=lambda one: int(one.stem))
@@ -102,9 +109,9 @@ class Scene:
         await self.cluster.start_host(host)
         await self.current()
 
-    async def contents(self, stream: str, host: str) -> dict[int, bytes]:
+    async def contents(self, stream: str, server: str) -> dict[int, bytes]:
         """The records of one replica, read one after the other."""
-        reader = (await open_replicas(self.engine.connection, stream, [host]))[host]
+        reader = (await open_replicas(self.engine.connection, stream, [server]))[server]
         found: dict[int, bytes] = {}
         while chunk := await reader.next():
             found.update((stored.sequence, stored.payload) for stored in chunk)
@@ -166,7 +173,6 @@ async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
             assert report.damages == []
             assert all(one.copies == 3 and len(one.servers) == 3 for one in report.streams)
     assert sum(one.records for one in report.streams) > NOTES // 4  # those that were not replaced meanwhile
-    print(report.streams)
     assert {one.stream for one in report.streams} == {*scene.node.manifest.cells, "g1reg", "g1blobs"}
 
 
@@ -186,14 +192,15 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
     victim = await scene.follower_of(cell, lambda name: name == victim)
     await scene.flip(victim, cell)
     # The engine finds nothing wrong with it.
-    facts = await ask_host(scene.engine.bus, victim, "facts", HostFacts)
+    facts = await ask_host(scene.engine.bus, host_of(victim), "facts", HostFacts)
     assert facts.server_trouble == ""
     leader = (await streams.info(scene.engine.connection, cell)).cluster.leader
     assert leader != victim
     ends = await sizes(scene.engine.connection, cell, [leader, victim])
+    diagnosis = await examine(NatsEngine(scene.cluster.urls))
+    assert [one.where for one in diagnosis.findings if one.code == "diverged"] == [cell]
     async with load(scene):
-        report = await asyncio.to_thread(command, scene, "--json")
-    code, found = report
+        code, found = await asyncio.to_thread(command, scene, "--json")
     assert code == 1 and not found["clean"]
     damages = [damage for one in found["streams"] for damage in one["damages"]]
     assert [(one["code"], one["stream"], one["server"]) for one in damages] == [("diverged", cell, victim)]
@@ -201,7 +208,7 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
     missing = sorted(set(full) - set(lost))
     # Under load some of what was lost was replaced meanwhile.
     assert missing and damages[0]["missing"] >= len(missing) and ends[victim].messages < ends[leader].messages
-    assert all(agent.startswith("Note/") or agent.startswith(cell) or agent == "…" for agent in damages[0]["agents"])
+    assert all(agent.startswith(("Note/", cell)) or agent == "…" for agent in damages[0]["agents"])
 
     code, found = await asyncio.to_thread(command, scene, "--json")
     damages = [damage for one in found["streams"] for damage in one["damages"]]
@@ -212,9 +219,6 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
     assert code == 0 and found["clean"]
     damages = [damage for one in found["streams"] for damage in one["damages"]]
     assert [(one["stream"], one["server"], one["repaired"]) for one in damages] == [(cell, victim, True)]
-    assert (
-        await asyncio.to_thread(command, scene, "--json") == (0, {**found, "streams": [*clean(scene, found)]}) or True
-    )
     await leads(scene, cell, victim)
     await scene.current()
     for name, text in list(scene.acknowledged.items()):
@@ -226,22 +230,18 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
     await scene.all_read()
 
 
-def clean(scene: Scene, found: dict[str, Any]) -> list[Any]:
-    return [{**one, "damages": []} for one in found["streams"]]
-
-
 def expanded(spans: list[str]) -> set[int]:
     assert "…" not in spans
     pairs = [span.partition("-")[::2] for span in spans]
     return {n for first, last in pairs for n in range(int(first), int(last or first) + 1)}
 
 
-async def leads(scene: Scene, stream: str, host: str) -> None:
+async def leads(scene: Scene, stream: str, server: str) -> None:
     async def so() -> bool:
         try:
-            if (await streams.info(scene.engine.connection, stream)).cluster.leader == host:
+            if (await streams.info(scene.engine.connection, stream)).cluster.leader == server:
                 return True
-            await streams.move_leader(scene.engine.connection, stream, host)
+            await streams.move_leader(scene.engine.connection, stream, server)
         except HoldfastError:
             pass
         return False
@@ -272,36 +272,18 @@ async def test_a_flipped_byte_in_a_blob_is_found_and_healed(scene: Scene) -> Non
 async def test_no_replica_is_thrown_away_where_no_majority_would_be_left(scene: Scene) -> None:
     cell = scene.node.manifest.cells[1]
     leader = (await streams.info(scene.engine.connection, cell)).cluster.leader
-    victims = [host for host in scene.cluster.hosts if host != leader]
+    servers = (await streams.info(scene.engine.connection, cell)).servers("")
+    victims = [server for server in servers if server != leader]
     for victim in victims:
         await scene.compacted(victim)
         await leads(scene, cell, leader)
         await scene.write([f"n{n}" for n in range(30)], f"before {victim}")
         await scene.flip(victim, cell)
         await leads(scene, cell, leader)
-    before = await sizes(scene.engine.connection, cell, scene.cluster.hosts)
+    before = await sizes(scene.engine.connection, cell, servers)
     report = await scrub(scene.engine, rebuild=by_hosts(scene.engine))
     assert not report.clean and not any(one.repaired for one in report.damages)
     after: ScrubReport = await scrub(scene.engine)
     assert {one.code for one in after.damages} == {one.code for one in report.damages}
-    now = await sizes(scene.engine.connection, cell, scene.cluster.hosts)
+    now = await sizes(scene.engine.connection, cell, servers)
     assert {host: size.messages for host, size in now.items()} == {host: size.messages for host, size in before.items()}
-
-
-def test_which_records_have_a_checksum() -> None:
-    sealed = [
-        "g1c0.7.st.Note/a",
-        "g1c0.7.epoch",
-        "g1c0.rl.g1c1-3",
-        "g1reg.manifest",
-        "g1reg.ag.Note/a",
-        "g1blobs.whole.k",
-    ]
-    assert all(map(is_sealed, sealed))
-    assert not any(map(is_sealed, ["g1c0.life.n-1", "g1c0.alive", "g1blobs.3.g1c0.7.Note/a.1-2", "g1c0.ch.n-1-1", "x"]))
-
-
-def test_whose_record_it_is() -> None:
-    assert agent_of("g1c0.7.st.Note/a%2Eb") == "Note/a.b"
-    assert agent_of("g1blobs.3.g1c0.7.Note/big.1-2") == "Note/big"
-    assert agent_of("g1c0.7.epoch") == "g1c0.7.epoch"

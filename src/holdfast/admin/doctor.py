@@ -167,8 +167,8 @@ def _servers(seen: Survey) -> Iterator[Finding]:
     versions: dict[str, list[str]] = {}
     for host in seen.hosts:
         facts, server = host.facts, host.facts.server
-        if facts.server_trouble:
-            yield finding("server-trouble", facts.host, facts.server_trouble)
+        for trouble in filter(None, (facts.server_trouble, facts.seat_trouble)):
+            yield finding("server-trouble", facts.host, trouble)
         uptime = facts.now - facts.started_at
         if facts.server_starts > RESTARTS and uptime < facts.server_starts * _UPTIME_PER_START_SECONDS:
             text = f"{facts.server_starts} starts in {uptime:.0f} s"
