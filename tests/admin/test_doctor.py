@@ -145,6 +145,14 @@ async def test_nothing_is_found_where_all_is_well(ward: Ward, client: Node) -> N
     assert code == 0 and found["healthy"] and found["findings"] == []
 
 
+async def test_messages_that_failed(ward: Ward, client: Node) -> None:
+    await client.send("Note/one", "fail")
+    found = await find(ward.urls, "dead-letters")
+    assert found == {"dead-letters": ["the cluster: 1 dead letters wait"]}
+    code, text = await asyncio.to_thread(command, at=",".join(ward.urls))
+    assert code == 0 and "notice dead-letters" in text and "nothing needs to be done" in text
+
+
 async def test_faults_of_hosts_nodes_and_streams(ward: Ward, client: Node) -> None:
     directory = ward.directory
     third = ward.hosts[2]
@@ -160,14 +168,13 @@ async def test_faults_of_hosts_nodes_and_streams(ward: Ward, client: Node) -> No
     await ward.guest("crashes", [str(directory / "crash.py")])
     (directory / "h2" / "nats-server.conf").chmod(0o644)
     (directory / "h1").chmod(0o777)
-    await client.send("Note/one", "fail")
     connection = client.engine.connection  # type: ignore[attr-defined]
     assert await one_copy(client)
     changed = {**stream_settings("g1c8", 3), "duplicate_window": 60_000_000_000}
     await api.call(connection, "STREAM.CREATE.g1c8", changed, 10)
     await third.heard("node-ready")
     wanted = [
-        "clock-skew", "same-name", "host-silent", "mixed-kinds", "node-restarts", "permissions", "dead-letters",
+        "clock-skew", "same-name", "host-silent", "mixed-kinds", "node-restarts", "permissions",
         "under-replicated", "stream-settings", "mixed-versions", "mixed-servers", "old-server", "not-synced",
     ]  # fmt: skip
     if ward.small_disk:
