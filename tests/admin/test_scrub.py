@@ -33,6 +33,9 @@ from holdfast.host.service import ask_host
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 APP = str(Path(__file__).parent / "app.py")
 NOTES = 900
+BUSY = 150
+"""Notes that are written to all the while. The others stay as they are: what was lost of them is not replaced."""
+
 TEXT = "the quick brown fox " * 40
 
 
@@ -149,7 +152,7 @@ async def load(scene: Scene) -> AsyncIterator[None]:
         while not ended.is_set():
             n += 1
             with suppress(HoldfastError):  # a takeover that has to read again and again
-                await scene.write([f"n{(lane * 37 + n * 5 + k) % NOTES}" for k in range(3)], f"{TEXT} {lane} {n}")
+                await scene.write([f"n{(lane * 37 + n * 5 + k) % BUSY}" for k in range(3)], f"{TEXT} {lane} {n}")
 
     tasks = [asyncio.create_task(work(lane)) for lane in range(4)]
     try:
@@ -174,7 +177,7 @@ async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
             report = await scrub(scene.engine)
             assert report.damages == []
             assert all(one.copies == 3 and len(one.servers) == 3 for one in report.streams)
-    assert sum(one.records for one in report.streams) > NOTES // 4  # those that were not replaced meanwhile
+    assert sum(one.records for one in report.streams) > NOTES // 2  # those that were not replaced meanwhile
     assert {one.stream for one in report.streams} == {*scene.node.manifest.cells, "g1reg", "g1blobs"}
 
 
