@@ -22,7 +22,7 @@ from holdfast.host.nats_server import NatsServer, free_ports
 pytestmark = pytest.mark.cluster
 
 
-def certificates(directory: Path) -> Security:
+def certificates(directory: Path, lasts: datetime.timedelta = datetime.timedelta(days=1)) -> Security:
     """A private authority, and a certificate of it for this machine."""
     now = datetime.datetime.now(datetime.UTC)
 
@@ -37,7 +37,7 @@ def certificates(directory: Path) -> Security:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_after(now + lasts)
             .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
         )
         if authority is not None:

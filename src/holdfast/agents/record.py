@@ -10,6 +10,7 @@ import msgspec
 from holdfast import codec
 from holdfast.agents.messages import Timer
 from holdfast.core.delivery import Caller, Remembered
+from holdfast.core.digest import entry
 from holdfast.errors import DataLoss
 
 FORMS = (1, 2)
@@ -67,3 +68,22 @@ def unpack(payload: bytes, what: str) -> AgentRecord:
     if record.form not in FORMS:
         raise DataLoss(f"{what}: a record of form {record.form}; this code reads {FORMS[0]} to {FORMS[-1]}: upgrade it")
     return record
+
+
+def check_digest(shard: str, digest: int, agents: int, newest: list[tuple[int, str, AgentRecord]]) -> int:
+    """Compare what a replica shows of a shard with what the shard's newest batch says; return that batch's number.
+
+    ``digest`` and ``agents``: of the index that was read. ``newest``: the sequences, tokens and records of that batch.
+    Raises `DataLoss` where they do not agree.
+    """
+    before, count = digest, agents
+    for sequence, token, record in newest:
+        before ^= entry(token, sequence) ^ entry(token, record.previous)
+        count -= record.previous == 0
+    first = min(newest)[2]
+    if (before, count) != (first.digest, first.count):
+        raise DataLoss(
+            f"shard {shard}: the {agents} agents that this replica shows are not those of batch {first.commit}, "
+            f"which counted {first.count} before it: the replica has diverged, read another"
+        )
+    return first.commit

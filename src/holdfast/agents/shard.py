@@ -18,7 +18,7 @@ from holdfast.agents import mailbox
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
-from holdfast.agents.record import AgentRecord, unpack
+from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.agents.relay import Relay
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Stored
@@ -104,19 +104,8 @@ class Shard:
 
     def _verify(self, newest: list[tuple[int, str, AgentRecord]]) -> None:
         """Compare with the digest that the newest batch carries of the index before it."""
-        if not newest:
-            return
-        before, count = self.digest, len(self.index)
-        for sequence, token, record in newest:
-            before ^= entry(token, sequence) ^ entry(token, record.previous)
-            count -= record.previous == 0
-        first = min(newest)[2]
-        self.commit = first.commit
-        if (before, count) != (first.digest, first.count):
-            raise DataLoss(
-                f"shard {self.prefix}: the {len(self.index)} agents that this replica shows are not those of batch "
-                f"{first.commit}, which counted {first.count} before it: the replica has diverged, read another"
-            )
+        if newest:
+            self.commit = check_digest(self.prefix, self.digest, len(self.index), newest)
 
     def start(self, timers: list[tuple[str, Timer]], inbox: list[Stored]) -> None:
         """Begin to serve."""

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast.agents.agent import Agent
+from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, HandlerFailed, HoldfastError, NotDone, Unknown
 from holdfast.host.nats_config import Security
 from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node
+from holdfast.node.settings import Local, parse
 
 T = TypeVar("T")
 
@@ -110,6 +112,27 @@ async def joined(at: str, app: str = "") -> AsyncIterator[Node]:
     ) as node:
         await node.settled()
         yield node
+
+
+@asynccontextmanager
+async def connected(at: str) -> AsyncIterator[NatsEngine]:
+    """A connection to a cluster, without joining it: it works without a majority too. Raises `ConfigError`, `NoQuorum`."""
+    engine = cluster_engine(where(at))
+    await engine.open()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def cluster_engine(urls: list[str]) -> NatsEngine:
+    """The engine of a cluster, not opened yet. Raises `ConfigError`."""
+    found = parse(urls)
+    if isinstance(found, Local):
+        raise ConfigError(f"{urls[0]} is an embedded log, which has one copy: this is for clusters")
+    security = security_from_environment()
+    names = ("tls_ca", "tls_cert", "tls_key", "user", "password")
+    return NatsEngine(found.urls, **{name: getattr(security, name) for name in names})
 
 
 def needs_app(at: str, app: str) -> None:

@@ -9,9 +9,11 @@ import typer
 
 from holdfast.cli import agents, cohort, dead_letters, messages, placement
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+from holdfast.cli.doctor import doctor
 from holdfast.cli.events import events
 from holdfast.cli.hosts import hosts, remove
 from holdfast.cli.run import run_app
+from holdfast.cli.scrub import scrub
 from holdfast.cli.up import up
 from holdfast.cli.upgrade import restart, upgrade
 from holdfast.version import VERSION
@@ -40,6 +42,8 @@ app.add_typer(placement.pools_app, name="pools")
 app.command("hosts")(hosts)
 app.add_typer(cohort.app, name="cohort")
 app.command("remove")(remove)
+app.command("scrub")(scrub)
+app.command("doctor")(doctor)
 
 
 @app.callback(invoke_without_command=True)

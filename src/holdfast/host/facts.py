@@ -17,6 +17,10 @@ class NodeFacts(msgspec.Struct):
     ready: bool
     starts: int
     error: str = ""
+    last_end: str = ""
+    """How its last process ended."""
+    ends_recent: int = 0
+    """How many of its processes ended in the last ten minutes."""
 
 
 class Certificate(msgspec.Struct):
@@ -55,6 +59,8 @@ class HostFacts(msgspec.Struct):
     """Whether its server is set up to vote."""
     seat_trouble: str = ""
     """Why its server is not as the cohort's record says; empty where it is."""
+    modes: dict[str, int] = {}
+    """The permissions of its directory, its settings and its key, by path."""
 
 
 class Replicas(msgspec.Struct):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import shutil
 import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from holdfast.errors import ConfigError, HoldfastError
+import msgspec
+
+from holdfast.engines.nats.streams import OURS
+from holdfast.errors import ConfigError, HoldfastError, InvalidName, NotFound
 from holdfast.host import voting
 from holdfast.host.facts import Certificate, HostFacts, NodeFacts, Replicas
 from holdfast.host.service import Nothing, Operation
@@ -18,6 +23,13 @@ from holdfast.version import VERSION
 
 if TYPE_CHECKING:
     from holdfast.host.supervisor import Host
+
+
+class Rebuild(msgspec.Struct, forbid_unknown_fields=True):
+    """Which replica to throw away: the stream, and the name of its Raft group."""
+
+    stream: str
+    raft_group: str
 
 
 class Operations:
@@ -33,6 +45,7 @@ class Operations:
             "replicas": Operation(Nothing, self.replicas),
             "restart": Operation(Nothing, self.restart),
             **voting.operations(self._host),
+            "rebuild": Operation(Rebuild, self.rebuild),
         }
 
     async def facts(self, _: Nothing) -> HostFacts:
@@ -54,6 +67,8 @@ class Operations:
                     child.ready,
                     child.starts,
                     child.error,
+                    child.last_end,
+                    child.ends_recent(),
                 )
                 for child in host.children
             ],
@@ -63,6 +78,8 @@ class Operations:
             facts.directory = server.settings.directory
             facts.disk_bytes, facts.disk_free_bytes = disk.total, disk.free
             facts.config_mode = server.config_path.stat().st_mode & 0o777
+            paths = [server.settings.directory, str(server.config_path), host.settings.security.tls_key]
+            facts.modes = {path: Path(path).stat().st_mode & 0o777 for path in paths if path and Path(path).exists()}
             facts.server_pid, facts.server_starts = server.pid, server.starts
             try:
                 facts.server = await host.system.facts()
@@ -97,6 +114,23 @@ class Operations:
         """End all that it runs, in order, and begin again as a new process with the code that is installed by then."""
         self._host.wants_restart.set()
         return Nothing()
+    async def rebuild(self, what: Rebuild) -> None:
+        """Stop the server, throw its replica of one stream away, and start it; the others then send it a new copy.
+
+        It answers before it begins. Whoever asks has made sure that the others have everything. Raises `ConfigError`
+        without a server of its own, `InvalidName` for a stream that is not Holdfast's, `NotFound` for no replica.
+        """
+        self._own_server()
+        server = self._host.server
+        assert server is not None
+        if not OURS.fullmatch(what.stream) or not re.fullmatch(r"[A-Za-z0-9_-]+", what.raft_group):
+            raise InvalidName(f"{what.stream!r} in {what.raft_group!r} is no stream of Holdfast's")
+        root = Path(server.settings.directory) / "jetstream"
+        found = [*root.glob(f"*/*/streams/{what.stream}"), *root.glob(f"*/*/_js_/{what.raft_group}")]
+        if not any(path.parent.name == "streams" for path in found):
+            raise NotFound(f"host {self._host.settings.name} keeps no replica of {what.stream}")
+        # The answer goes through this very server.
+        asyncio.get_running_loop().call_later(0.2, self._host.rebuild, found)
 
     def _own_server(self) -> System:
         if self._host.system is None:

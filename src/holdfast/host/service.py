@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -171,7 +171,31 @@ async def ask_hosts(
 
     It takes ``wait_seconds``, as nobody knows who else is there; less where all of ``expected`` have answered.
     """
-    found: dict[str, T | HoldfastError] = {}
+    heard = await hear_hosts(bus, operation, kind, arguments, expected=expected, wait_seconds=wait_seconds)
+    return {one.host: one.value for one in heard}
+
+
+class Heard(NamedTuple, Generic[T]):
+    """One answer. ``seconds``: how long after the question it came."""
+
+    host: str
+    value: T | HoldfastError
+    seconds: float
+
+
+async def hear_hosts(
+    bus: Bus,
+    operation: str,
+    kind: type[T],
+    arguments: Any = None,
+    *,
+    expected: Sequence[str] = (),
+    wait_seconds: float = 1.0,
+) -> list[Heard[T]]:
+    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake."""
+    found: list[Heard[T]] = []
+    loop = asyncio.get_running_loop()
+    asked_at = loop.time()
     enough = asyncio.Event()
 
     def take(message: Message) -> None:
@@ -181,11 +205,12 @@ async def ask_hosts(
             if message.no_responders:
                 enough.set()
             return
+        seconds = loop.time() - asked_at
         try:
-            found[answer.host] = _value(answer, kind)
+            found.append(Heard(answer.host, _value(answer, kind), seconds))
         except HoldfastError as error:
-            found[answer.host] = error
-        if expected and found.keys() >= set(expected):
+            found.append(Heard(answer.host, error, seconds))
+        if expected and {one.host for one in found} >= set(expected):
             enough.set()
 
     reply = f"hf.hr.{ids.new_id('q')}"

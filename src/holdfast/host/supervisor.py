@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +41,7 @@ _STABLE_SECONDS: Final = 10.0
 """A process that lived so long starts again at once."""
 
 _ENDED_MAX: Final = 64
+_RECENT_SECONDS: Final = 600.0
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +77,17 @@ class NodeChild:
         self.ready = False
         self.error = ""
         self.starts = 0
+        self.last_end = ""
+        self._ends: deque[float] = deque(maxlen=_ENDED_MAX)
+
+    def ended(self, code: int) -> None:
+        """Its process ended."""
+        self.last_end = f"code {code}" + (f": {self.error}" if self.error else "")
+        self._ends.append(time.monotonic())
+
+    def ends_recent(self) -> int:
+        """How many of its processes ended in the last ten minutes."""
+        return sum(at > time.monotonic() - _RECENT_SECONDS for at in self._ends)
 
 
 class Host:
@@ -101,6 +115,7 @@ class Host:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._incarnation = ids.new_id("h")
+        self._rebuilding: asyncio.Task[None] | None = None
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
         """Incarnations whose processes ended."""
 
@@ -171,6 +186,24 @@ class Host:
         await self.server.stop()
         await self._restarted.wait()
 
+    def rebuild(self, paths: list[Path]) -> None:
+        """Have these directories of the server thrown away between its end and its next start."""
+        if not self._stopping:
+            self._rebuilding = asyncio.get_running_loop().create_task(self._rebuild(paths))
+
+    async def _rebuild(self, paths: list[Path]) -> None:
+        assert self.server is not None
+        away = Path(self.server.settings.directory) / ids.new_id("discarded")
+        away.mkdir()
+
+        def move() -> None:
+            for number, path in enumerate(paths):
+                with suppress(OSError):  # what stays is found by the next comparison
+                    path.rename(away / str(number))
+
+        await self._restart(move)
+        await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
+
     # Nodes ---------------------------------------------------------------------------------------------------------
 
     def _say_who_lives(self) -> None:
@@ -198,6 +231,7 @@ class Host:
             code = await self._run_node(child)
             if self._stopping:
                 return
+            child.ended(code)
             self._report("node-ended", {"node": child.name, "code": code, "error": child.error})
             stable = loop.time() - started > _STABLE_SECONDS
             delay = _RESTART_SECONDS_MIN if stable else _longer(delay)

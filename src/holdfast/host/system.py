@@ -88,6 +88,8 @@ class ServerFacts(msgspec.Struct):
     routes: int
     url: str = ""
     pid: int = 0
+    sync_always: bool = False
+    """Whether it writes through to the disk before it acknowledges."""
 
 
 class Voters(msgspec.Struct):
@@ -202,10 +204,12 @@ class System:
     async def facts(self) -> ServerFacts:
         """The server's facts."""
         found = await self._own("VARZ", None, _Server)
-        votes = bool(found.jetstream.get("config"))
-        return ServerFacts(
-            found.server_name, found.version, votes, found.mem, found.connections, found.routes, self._url
+        config = found.jetstream.get("config")
+        made = ServerFacts(
+            found.server_name, found.version, bool(config), found.mem, found.connections, found.routes, self._url
         )
+        made.sync_always = bool(config and config.get("sync_always"))
+        return made
 
     async def replicas(self) -> list[Replica]:
         """What this server keeps of each stream. It may keep none."""

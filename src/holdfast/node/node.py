@@ -31,7 +31,7 @@ from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.errors import ConfigError, NoResponders
-from holdfast.node import by_name, settings
+from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
@@ -183,11 +183,11 @@ class Node:
         await node.events.start(node._is_oldest)
         await node._membership.start()
         await node._ownership.start()
+        await checkup.answer(node)
         return node
 
     def _is_oldest(self) -> bool:
-        serving = self._membership.serving()
-        return bool(serving) and self._membership.live()[0].incarnation == self.incarnation
+        return bool(self._membership.serving()) and self._membership.live()[0].incarnation == self.incarnation
 
     def _beat(self) -> Beat:
         counts = self._runtime.statistics()

@@ -25,7 +25,9 @@ _PARTS_AT_ONCE: Final = 6
 _API_SECONDS: Final = 5.0
 
 
-class _Whole(msgspec.Struct, array_like=True):
+class Whole(msgspec.Struct, array_like=True):
+    """What the record that makes a blob says of its parts."""
+
     parts: int
     size: int
     checksum: int
@@ -41,7 +43,7 @@ class _Page(msgspec.Struct):
     limit: int = 0
 
 
-_decode = msgspec.msgpack.Decoder(_Whole).decode
+_decode = msgspec.msgpack.Decoder(Whole).decode
 
 
 class NatsBlobs(Blobs):
@@ -62,7 +64,7 @@ class NatsBlobs(Blobs):
         if len(value) > limits.BLOB_BYTES_MAX:
             raise TooLarge(f"a blob of {len(value)} bytes; {limits.BLOB_BYTES_MAX} are allowed")
         parts = [value[start : start + _PART_BYTES] for start in range(0, len(value), _PART_BYTES)]
-        whole = _Whole(len(parts), len(value), crc32(value))
+        whole = Whole(len(parts), len(value), crc32(value))
         known = await self._whole(key)
         if known is not None:
             if known != whole:
@@ -80,7 +82,7 @@ class NatsBlobs(Blobs):
             if await self._whole(key) != whole:
                 raise AlreadyExists(f"the blob {key} is there with another value: a key is used once") from None
 
-    async def _whole(self, key: str) -> _Whole | None:
+    async def _whole(self, key: str) -> Whole | None:
         stored = await self._log.read(self._cell, f"{self._cell}.whole.{key}")
         return None if stored is None else _decode(codec.unseal(stored.payload, f"the blob {key}"))
 

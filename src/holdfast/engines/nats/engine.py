@@ -144,7 +144,7 @@ class NatsEngine(Engine):
                 raise NoQuorum(f"the cell {cell} cannot be made or found: {error}")
             await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
         config = msgspec.json.decode(found, type=_Stream).config
-        for name, value in _settings(cell, replicas).items():
+        for name, value in stream_settings(cell, replicas).items():
             if name == "num_replicas":
                 continue  # the first to come decides
             if config.get(name, type(value)()) != value:
@@ -155,7 +155,7 @@ class NatsEngine(Engine):
 
     async def _create(self, connection: Connection, cell: str, replicas: int) -> HoldfastError | None:
         try:
-            await api.call(connection, f"STREAM.CREATE.{cell}", _settings(cell, replicas), 5.0)
+            await api.call(connection, f"STREAM.CREATE.{cell}", stream_settings(cell, replicas), 5.0)
         except Closed:
             raise
         except (NoQuorum, Unknown, Never) as error:
@@ -197,7 +197,7 @@ class NatsEngine(Engine):
         }
 
 
-def _settings(cell: str, replicas: int) -> dict[str, Any]:
+def stream_settings(cell: str, replicas: int) -> dict[str, Any]:
     """How the stream of a cell is set up: the newest record of each subject, for ever."""
     return {
         "name": cell,

@@ -1,0 +1,284 @@
+"""What is wrong with a cluster, from what a survey saw of it: one small function per question, none of which asks anybody.
+
+The findings and what to do about them are one table in `findings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Final
+
+import msgspec
+
+from holdfast import limits
+from holdfast.admin.findings import Finding, finding, ordered
+from holdfast.admin.survey import Survey, survey
+from holdfast.core.replicas import majority
+from holdfast.engines.nats.engine import NatsEngine, stream_settings
+from holdfast.engines.nats.streams import StreamFacts
+from holdfast.errors import ConfigError, HoldfastError, NotDone
+from holdfast.host.nats_server import VERSION_MIN
+
+SKEW_SECONDS: Final = limits.CLOCK_SKEW_SECONDS / 5
+EXPIRES_SECONDS: Final = 30 * 86400.0
+DISK_LOW: Final = 0.10
+DISK_FULL: Final = 0.01
+RESTARTS: Final = 3
+_UPTIME_PER_START_SECONDS: Final = 300.0
+
+
+class Diagnosis(msgspec.Struct):
+    """What a doctor found, the worst first, and how much it saw."""
+
+    findings: list[Finding]
+    hosts: int
+    nodes: int
+    streams: int
+
+
+async def examine(engine: NatsEngine) -> Diagnosis:
+    """Open the engine, look at the whole cluster, and close it again. It does not hang, and needs no majority."""
+    try:
+        await engine.open()
+    except (NotDone, ConfigError) as error:
+        return Diagnosis([_unreachable(error)], 0, 0, 0)
+    try:
+        return diagnose(await survey(engine))
+    finally:
+        await engine.close()
+
+
+def _unreachable(error: HoldfastError) -> Finding:
+    text = str(error)
+    if "certificate has expired" in text:
+        return finding("certificate-expired", "a server", text)
+    return finding("unreachable", "the cluster", text)
+
+
+def diagnose(seen: Survey) -> Diagnosis:
+    """All findings of a survey."""
+    found = [one for question in QUESTIONS for one in question(seen)]
+    return Diagnosis(ordered(dict.fromkeys(found)), len(seen.hosts), len(seen.nodes), len(seen.streams))
+
+
+# The cohort ----------------------------------------------------------------------------------------------------------
+
+
+def _members(seen: Survey) -> Iterator[Finding]:
+    size = max((len(host.facts.cohort) or 1 for host in seen.hosts if host.facts.server_pid), default=0)
+    up = {host.facts.host for host in seen.hosts if host.facts.server is not None and host.facts.server.votes}
+    if not size:
+        if not seen.hosts or all(not host.facts.directory for host in seen.hosts):
+            yield finding("no-hosts", "the servers", "no host that answers runs a server")
+        return
+    if len(up) < size:
+        text = f"{len(up)} of the cohort's {size} members answer: {', '.join(sorted(up)) or 'none'}"
+        yield finding("no-quorum" if len(up) < majority(size) else "host-down", "the cohort", text)
+
+
+def _silent(seen: Survey) -> Iterator[Finding]:
+    for host, why in seen.silent.items():
+        yield finding("host-silent", host, why)
+
+
+def _same_names(seen: Survey) -> Iterator[Finding]:
+    for one, other in combinations(seen.hosts, 2):
+        if one.facts.host == other.facts.host and one.facts.pid != other.facts.pid:
+            text = f"process {one.facts.pid} and process {other.facts.pid} answer to it"
+            yield finding("same-name", one.facts.host, text)
+
+
+def _clocks(seen: Survey) -> Iterator[Finding]:
+    """The least by which two clocks differ for sure: an answer's way takes an unknown part of its time."""
+    for one, other in combinations(seen.hosts, 2):
+        apart = max(one.ahead_min - other.ahead_max, other.ahead_min - one.ahead_max)
+        if apart > SKEW_SECONDS:
+            where = f"{one.facts.host} and {other.facts.host}"
+            yield finding("clock-skew", where, f"their clocks differ by at least {apart:.1f} s")
+
+
+# Streams -------------------------------------------------------------------------------------------------------------
+
+
+def _leaders(seen: Survey) -> Iterator[Finding]:
+    for stream, found in seen.streams.items():
+        if isinstance(found, HoldfastError):
+            yield finding("no-leader", stream, str(found))
+
+
+def _copies(seen: Survey) -> Iterator[Finding]:
+    size = max((len(host.facts.cohort) for host in seen.hosts), default=0)
+    for stream, found in seen.streams.items():
+        if not isinstance(found, StreamFacts):
+            continue
+        wanted = max(found.copies, size)
+        peers = found.cluster.replicas
+        behind = [_behind(one.name, one.offline, one.lag) for one in peers if one.offline or not one.current]
+        if found.copies < wanted:
+            yield finding("under-replicated", stream, f"{found.copies} copies, in a cohort of {wanted}")
+        elif len(peers) + 1 < found.copies or behind:
+            count = len(peers) + 1 - len(behind)
+            text = f"{count} of {found.copies} copies are current" + (f": {', '.join(behind)}" if behind else "")
+            yield finding("under-replicated", stream, text)
+
+
+def _behind(name: str, offline: bool, lag: int) -> str:
+    if offline:
+        return f"{name} is down"
+    return f"{name} is {lag} behind" if lag else f"{name} is not current"
+
+
+def _diverged(seen: Survey) -> Iterator[Finding]:
+    """Copies that never held the same number of records at the same last sequence, in any sample that shows both so."""
+    compared: dict[tuple[str, str, str], list[bool]] = {}
+    for sample in seen.replicas:
+        kept = [(one.server, replica) for one in sample for replica in one.replicas]
+        for (server, mine), (other, its) in combinations(kept, 2):
+            if mine.stream == its.stream and mine.last_sequence == its.last_sequence and server != other:
+                same = (mine.messages, mine.first_sequence) == (its.messages, its.first_sequence)
+                compared.setdefault((mine.stream, *sorted((server, other))), []).append(same)  # type: ignore[arg-type]
+    apart: dict[str, set[str]] = {}
+    for (stream, server, other), samples in compared.items():
+        if len(samples) > 1 and not any(samples):
+            apart.setdefault(stream, set()).update((server, other))
+    for stream, servers in apart.items():
+        counts = {one.server: r.messages for one in seen.replicas[-1] for r in one.replicas if r.stream == stream}
+        text = ", ".join(f"{server} has {count}" for server, count in sorted(counts.items()) if server in servers)
+        yield finding("diverged", stream, f"records at the same last sequence: {text}")
+
+
+def _settings(seen: Survey) -> Iterator[Finding]:
+    for stream, found in seen.streams.items():
+        if isinstance(found, StreamFacts):
+            wanted = stream_settings(stream, found.copies)
+            changed = {key: found.config.get(key, type(value)()) for key, value in wanted.items()}
+            other = [
+                f"{key} = {value!r} and not {wanted[key]!r}" for key, value in changed.items() if value != wanted[key]
+            ]
+            if other:
+                yield finding("stream-settings", stream, ", ".join(other))
+
+
+# Hosts ---------------------------------------------------------------------------------------------------------------
+
+
+def _servers(seen: Survey) -> Iterator[Finding]:
+    versions: dict[str, list[str]] = {}
+    for host in seen.hosts:
+        facts, server = host.facts, host.facts.server
+        for trouble in filter(None, (facts.server_trouble, facts.seat_trouble)):
+            yield finding("server-trouble", facts.host, trouble)
+        uptime = facts.now - facts.started_at
+        if facts.server_starts > RESTARTS and uptime < facts.server_starts * _UPTIME_PER_START_SECONDS:
+            text = f"{facts.server_starts} starts in {uptime:.0f} s"
+            yield finding("server-restarts", facts.host, text)
+        if server is None:
+            continue
+        versions.setdefault(server.version, []).append(facts.host)
+        numbers = tuple(int(part) for part in server.version.split("-")[0].split(".") if part.isdigit())
+        if numbers < VERSION_MIN:
+            yield finding("old-server", facts.host, f"nats-server {server.version}; {_dotted(VERSION_MIN)} is needed")
+        if server.votes and not server.sync_always:
+            yield finding("not-synced", facts.host, "its server does not have `sync_interval: always`")
+    if len(versions) > 1:
+        yield finding("mixed-servers", "the hosts", _by_version(versions))
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _by_version(versions: dict[str, list[str]]) -> str:
+    return "; ".join(f"{version} on {', '.join(sorted(names))}" for version, names in sorted(versions.items()))
+
+
+def _disks(seen: Survey) -> Iterator[Finding]:
+    for host in seen.hosts:
+        facts = host.facts
+        if facts.disk_bytes:
+            yield from disk(facts.host, facts.directory, facts.disk_free_bytes, facts.disk_bytes)
+
+
+def disk(where: str, directory: str, free_bytes: int, size_bytes: int) -> Iterator[Finding]:
+    """Whether a disk has room."""
+    share = free_bytes / size_bytes
+    if share < DISK_LOW:
+        text = f"{free_bytes / 1e6:.0f} MB of {size_bytes / 1e6:.0f} MB are free at {directory}"
+        yield finding("disk-full" if share < DISK_FULL else "disk-low", where, text)
+
+
+def _permissions(seen: Survey) -> Iterator[Finding]:
+    for host in seen.hosts:
+        for path, mode in host.facts.modes.items():
+            wrong = mode & (0o022 if path == host.facts.directory else 0o077)
+            if wrong:
+                yield finding("permissions", host.facts.host, f"{path} has mode {mode:03o}")
+
+
+def _certificates(seen: Survey) -> Iterator[Finding]:
+    for host in seen.hosts:
+        for certificate in host.facts.certificates:
+            left = certificate.expires_at - seen.at
+            if left < EXPIRES_SECONDS:
+                code = "certificate-expires" if left > 0 else "certificate-expired"
+                ends = f"ends in {left / 86400:.1f} days" if left > 0 else "has ended"
+                yield finding(code, host.facts.host, f"{certificate.path} {ends}")
+
+
+def _versions(seen: Survey) -> Iterator[Finding]:
+    versions: dict[str, list[str]] = {}
+    for host in seen.hosts:
+        versions.setdefault(host.facts.version, []).append(host.facts.host)
+    for node in seen.nodes:
+        if node.kinds:
+            versions.setdefault(node.version, []).append(node.name)
+    if len(versions) > 1:
+        yield finding("mixed-versions", "the hosts and nodes", _by_version(versions))
+
+
+# Nodes ---------------------------------------------------------------------------------------------------------------
+
+
+def _nodes(seen: Survey) -> Iterator[Finding]:
+    for node in seen.nodes:
+        if node.kinds and not node.live:
+            yield finding("isolated-node", node.name, "it is not live: no proof of life of it was taken for 2 s")
+        for cell, why in node.recovery_failures.items():
+            yield finding("recovery-failure", node.name, f"{cell}: {why}")
+    answered = {(node.host, node.name) for node in seen.nodes}
+    for host in seen.hosts:
+        for child in host.facts.nodes:
+            if child.ready and (host.facts.host, child.name) not in answered:
+                yield finding("node-silent", child.name, f"process {child.pid} on {host.facts.host} does not answer")
+            if child.ends_recent >= RESTARTS:
+                text = f"it ended {child.ends_recent} times within ten minutes, the last time with {child.last_end}"
+                yield finding("node-restarts", child.name, text)
+
+
+def _kinds(seen: Survey) -> Iterator[Finding]:
+    serving = [node for node in seen.nodes if node.kinds]
+    kinds = {kind for node in serving for kind in node.kinds}
+    for node in serving:
+        if lacking := sorted(kinds - set(node.kinds)):
+            yield finding("mixed-kinds", node.name, f"it serves {', '.join(node.kinds)}, and not {', '.join(lacking)}")
+
+
+def _shards(seen: Survey) -> Iterator[Finding]:
+    expected = any(node.kinds for node in seen.nodes) or any(host.facts.nodes for host in seen.hosts)
+    missing = seen.shards - seen.served
+    if missing and expected:
+        yield finding("unowned-shards", "the cluster", f"{len(missing)} of {len(seen.shards)} shards have no owner")
+    if seen.dead_letters:
+        yield finding("dead-letters", "the cluster", f"{seen.dead_letters} dead letters wait")
+
+
+def _unseen(seen: Survey) -> Iterator[Finding]:
+    for what in seen.unseen:
+        yield finding("not-seen", "the cluster", what)
+
+
+QUESTIONS: Final[tuple[Callable[[Survey], Iterator[Finding]], ...]] = (
+    _members, _silent, _same_names, _clocks, _leaders, _copies, _diverged, _settings, _servers, _disks,
+    _permissions, _certificates, _versions, _nodes, _kinds, _shards, _unseen,
+)  # fmt: skip

@@ -1,0 +1,67 @@
+"""`holdfast doctor`: what is wrong, what it means, and what to do."""
+
+from __future__ import annotations
+
+import typer
+
+from holdfast.admin.doctor import Diagnosis, examine
+from holdfast.admin.findings import KINDS, needs_action
+from holdfast.admin.local_doctor import examine_file
+from holdfast.cli.common import EXIT_NEVER, At, Json, cluster_engine, execute, out, print_json, where
+from holdfast.node.settings import Local, parse
+
+_COLOURS = {"critical": "bold red", "warning": "yellow", "notice": "cyan"}
+
+
+def doctor(at: At = "", as_json: Json = False) -> None:
+    """Look at all hosts, nodes and streams, or at an embedded log's file, and say what is wrong.
+
+    It needs no majority. It ends with 1 where something needs to be done.
+    """
+
+    async def work() -> Diagnosis:
+        urls = where(at)
+        found = parse(urls)
+        return await (examine_file(found.path) if isinstance(found, Local) else examine(cluster_engine(urls)))
+
+    diagnosis = execute(work(), as_json)
+    if as_json:
+        print_json({"healthy": not needs_action(diagnosis.findings), **_plain(diagnosis)})
+    else:
+        _show(diagnosis)
+    if needs_action(diagnosis.findings):
+        raise typer.Exit(EXIT_NEVER)
+
+
+def _plain(diagnosis: Diagnosis) -> dict[str, object]:
+    findings = [
+        {
+            "code": one.code,
+            "severity": one.severity,
+            "where": one.where,
+            "seen": one.seen,
+            "meaning": KINDS[one.code].meaning,
+            "do": one.do,
+        }
+        for one in diagnosis.findings
+    ]
+    return {
+        "findings": findings,
+        "hosts": diagnosis.hosts,
+        "nodes": diagnosis.nodes,
+        "streams": diagnosis.streams,
+    }
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    for one in diagnosis.findings:
+        out.print(f"[{_COLOURS[one.severity]}]{one.severity}[/] [bold]{one.code}[/] ", end="")
+        out.print(f"{one.where}: {one.seen}", markup=False, highlight=False)
+        out.print(f"  {KINDS[one.code].meaning}", style="dim", markup=False, highlight=False)
+        out.print(f"  do: {one.do}", markup=False, highlight=False)
+    seen = f"{diagnosis.hosts} hosts, {diagnosis.nodes} nodes, {diagnosis.streams} streams looked at"
+    if not needs_action(diagnosis.findings):
+        out.print("[bold green]nothing needs to be done[/]", end="")
+        out.print(f"; {seen}" if diagnosis.hosts else "", highlight=False)
+    elif diagnosis.hosts:
+        out.print(seen, style="dim", highlight=False)

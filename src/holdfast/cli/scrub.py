@@ -1,0 +1,73 @@
+"""`holdfast scrub`: are the replicas what they should be? With --repair, they are made so."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.admin.scrub import Damage, ScrubReport, by_hosts
+from holdfast.admin.scrub import scrub as run_scrub
+from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute, out, print_json, problems
+
+_SHOWN_MAX = 10
+
+
+def scrub(
+    repair: Annotated[bool, typer.Option("--repair", help="Copy diverged replicas anew from the others.")] = False,
+    at: At = "",
+    as_json: Json = False,
+) -> None:
+    """Compare the replicas of everything that is stored, record by record, while the cluster runs.
+
+    It ends with 1 where something is wrong and was not repaired.
+    """
+
+    async def work() -> ScrubReport:
+        async with connected(at) as engine:
+            rebuild = by_hosts(engine) if repair else None
+            return await run_scrub(engine, rebuild=rebuild, report=None if as_json else _say)
+
+    report = execute(work(), as_json)
+    if as_json:
+        print_json({"clean": report.clean, "streams": report.streams})
+    else:
+        _show(report, repair)
+    if not report.clean:
+        raise typer.Exit(EXIT_NEVER)
+
+
+def _say(event: str, facts: dict[str, Any]) -> None:
+    texts = {
+        "comparing": "comparing {stream}",
+        "rebuilding": "the replica of {stream} on {server} is copied anew",
+        "copying": "{stream} on {server}: {messages} of {of}",
+        "rebuilt": "{stream} on {server} is there again, and is compared",
+    }
+    if event in texts:
+        problems.print(texts[event].format_map(facts), style="dim", markup=False, highlight=False)
+
+
+def _show(report: ScrubReport, repair: bool) -> None:
+    for damage in report.damages:
+        _show_damage(damage)
+    records = sum(scrubbed.records for scrubbed in report.streams)
+    what = f"{len(report.streams)} streams, {records} records"
+    if not report.damages:
+        out.print(f"[bold green]all replicas agree[/]: {what}", highlight=False)
+    elif report.clean:
+        out.print(f"[bold green]repaired[/]: {what}", highlight=False)
+    else:
+        advice = "" if repair else "; `holdfast scrub --repair` copies diverged replicas anew"
+        out.print(f"[bold red]not all is well[/]: {what}{advice}", highlight=False)
+
+
+def _show_damage(damage: Damage) -> None:
+    state = "[green]repaired[/] " if damage.repaired else "[red]wrong[/] "
+    where = damage.stream + (f" on {damage.server}" if damage.server else "")
+    out.print(f"{state}[bold]{damage.code}[/] ", end="")
+    out.print(f"{where}: {damage.text}", markup=False, highlight=False)
+    for name, values in (("sequences", damage.sequences), ("belongs to", damage.agents)):
+        if values:
+            more = f", … ({len(values)})" if len(values) > _SHOWN_MAX else ""
+            out.print(f"  {name}: {', '.join(values[:_SHOWN_MAX])}{more}", style="dim", markup=False, highlight=False)

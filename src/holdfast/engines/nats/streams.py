@@ -1,0 +1,106 @@
+"""The streams as their leaders describe them: which there are, who keeps copies, and how to move a leadership."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from holdfast.engines.nats import api
+from holdfast.engines.nats.connection import Connection
+
+OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)")
+"""The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation."""
+
+_API_SECONDS: Final = 2.0
+_PAGES_MAX: Final = 64
+
+
+class Peer(msgspec.Struct):
+    """A replica that does not lead, as the leader sees it. ``lag``: operations that it is behind."""
+
+    name: str
+    current: bool = False
+    offline: bool = False
+    lag: int = 0
+
+
+class Group(msgspec.Struct):
+    """Who keeps a stream. ``leader`` is empty while there is none."""
+
+    leader: str = ""
+    raft_group: str = ""
+    replicas: list[Peer] = []
+
+
+class State(msgspec.Struct):
+    """What the leader has of it."""
+
+    messages: int = 0
+    bytes: int = 0
+    first_seq: int = 0
+    last_seq: int = 0
+    num_deleted: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class StreamFacts(msgspec.Struct):
+    """A stream, as its leader answers."""
+
+    config: dict[str, Any]
+    state: State
+    cluster: Group = msgspec.field(default_factory=Group)
+
+    @property
+    def copies(self) -> int:
+        """How many replicas it is to have."""
+        return int(self.config.get("num_replicas", 1))
+
+    def servers(self, only: str) -> list[str]:
+        """The servers that keep it and answer; ``only`` is the name of a server that is alone."""
+        up = [peer.name for peer in self.cluster.replicas if not peer.offline]
+        return sorted([self.cluster.leader or only, *up])
+
+
+class _Names(msgspec.Struct):
+    streams: list[str] | None = None
+    total: int = 0
+
+
+async def names(connection: Connection) -> list[str]:
+    """Holdfast's own streams. Raises `NoQuorum`, `Unknown`."""
+    found: list[str] = []
+    for _ in range(_PAGES_MAX):
+        answer = await api.call(connection, "STREAM.NAMES", {"offset": len(found)}, _API_SECONDS)
+        page = msgspec.json.decode(answer, type=_Names)
+        found += page.streams or []
+        if not page.streams or len(found) >= page.total:
+            break
+    return sorted(name for name in found if OURS.fullmatch(name))
+
+
+async def info(connection: Connection, stream: str) -> StreamFacts:
+    """One stream. Raises `InvalidName` where there is none, `NoQuorum` where it has no leader, `Unknown`."""
+    return msgspec.json.decode(
+        await api.call(connection, f"STREAM.INFO.{stream}", None, _API_SECONDS), type=StreamFacts
+    )
+
+
+async def subjects(connection: Connection, stream: str, wanted: str) -> list[str]:
+    """The subjects of a stream that match a filter. Raises `InvalidName`, `NoQuorum`, `Unknown`."""
+    found: list[str] = []
+    for _ in range(_PAGES_MAX):
+        body = {"subjects_filter": wanted, "offset": len(found)}
+        answer = await api.call(connection, f"STREAM.INFO.{stream}", body, _API_SECONDS)
+        page = msgspec.json.decode(answer, type=StreamFacts).state.subjects
+        if not page:
+            break
+        found += page
+    return found
+
+
+async def move_leader(connection: Connection, stream: str, server: str) -> None:
+    """Have a server lead a stream. Raises `NoQuorum`, `Unknown`, `Never`."""
+    body = {"placement": {"preferred": server}}
+    await api.call(connection, f"STREAM.LEADER.STEPDOWN.{stream}", body, _API_SECONDS)

@@ -1,0 +1,59 @@
+"""What a node says of itself when an operator asks: `holdfast doctor` asks all nodes at once.
+
+Beats carry what all nodes need all the time. This is what is looked at rarely: whether the node is live, which shards it
+serves, which recoveries fail, and why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from holdfast import codec
+from holdfast.engines.base import Message
+from holdfast.version import VERSION
+
+if TYPE_CHECKING:
+    from holdfast.node.node import Node
+
+SUBJECT: Final = "hf.d"
+
+
+class NodeState(msgspec.Struct):
+    """A node as it describes itself. ``live``: whether it can show that a majority of the cells takes its writes."""
+
+    incarnation: str
+    name: str
+    host: str
+    version: str
+    kinds: list[str]
+    live: bool
+    shards: list[int]
+    recovery_failures: dict[str, str]
+    """Cells whose recovery fails, and why."""
+
+
+async def answer(node: Node) -> None:
+    """Answer whoever asks, until the node's engine is closed. Raises `Closed`."""
+
+    def take(message: Message) -> None:
+        if message.reply:
+            node.engine.bus.publish(message.reply, codec.encode_raw(state(node)))
+
+    await node.engine.bus.subscribe(SUBJECT, take)
+
+
+def state(node: Node) -> NodeState:
+    """What a node says of itself at this moment."""
+    ownership = node._ownership
+    return NodeState(
+        node.incarnation,
+        node.name,
+        node.host,
+        VERSION,
+        sorted(node._runtime.kinds),
+        node.life.live(),
+        sorted(ownership.owned),
+        dict(ownership.failures),
+    )

@@ -1,0 +1,291 @@
+"""Each fault that the doctor knows of, made for real in one cluster, is found by its name; a healthy cluster has none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.admin.app import Note
+from tests.admin.hosts import FAST_CLOCK, HostProcess, cohort, mute_tree, stale_tree
+
+from holdfast import HoldfastError, Node
+from holdfast.admin.doctor import Diagnosis, examine
+from holdfast.engines.nats import api, streams
+from holdfast.engines.nats.engine import NatsEngine, stream_settings
+from holdfast.host.nats_server import LocalServers, free_ports
+from holdfast.host.supervisor import HostSettings
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+APP = Path(__file__).parent / "app.py"
+OTHER = """
+from holdfast import Agent, State, handler
+
+class Empty(State):
+    pass
+
+class Other(Agent[Empty]):
+    @handler
+    async def nothing(self) -> None:
+        pass
+"""
+OTHERS = tuple(f"{name} and ahead" for name in ("h1", "h2", "h3", "differs", "crashes"))
+DISK_BYTES = 160 * 1024 * 1024
+
+
+class Ward:
+    """The cluster, and all that was made to be wrong with it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.hosts = cohort(directory, [str(APP)])
+        self.guests: list[HostProcess] = []
+        self.urls = list(self.hosts[0].settings.urls)
+        self.small_disk = self._mount(directory / "h3")
+
+    def _mount(self, path: Path) -> bool:
+        path.mkdir()
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            return False
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "holdfast-test", str(path)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    async def guest(
+        self, name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = ""
+    ) -> None:
+        settings = HostSettings(name, None, self.urls, nodes, apps, 3)
+        self.guests.append(HostProcess(settings, tree, prelude))
+        await self.guests[-1].start()
+
+    async def end(self) -> None:
+        for host in (*self.guests, *self.hosts):
+            await host.kill()
+        if self.small_disk:
+            subprocess.run(["umount", "-l", str(self.directory / "h3")], check=True)
+
+    def server_pid(self, index: int) -> int:
+        return int([one["server_pid"] for one in self.hosts[index].events if one["event"] == "server"][-1])
+
+    def fill(self, share: float) -> None:
+        """Fill the small disk up to a share of it."""
+        free = shutil.disk_usage(self.directory / "h3")
+        filler = self.directory / "h3" / "filler"
+        size = int(free.total * share) - free.used
+        with suppress(OSError), filler.open("ab", buffering=0) as file:
+            while size > 0:
+                size -= file.write(b"x" * min(size, 65536))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ward(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
+    made = Ward(tmp_path_factory.mktemp("ward"))
+    try:
+        for host in made.hosts:
+            await host.start()
+        for host in made.hosts:
+            await host.heard("node-ready")
+        yield made
+    finally:
+        await made.end()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(ward: Ward) -> AsyncIterator[Node]:
+    async with Node.join(ward.urls) as node:
+        await node.ready(60)
+        yield node
+
+
+async def look(urls: list[str]) -> Diagnosis:
+    async with asyncio.timeout(60):
+        return await examine(NatsEngine(urls))
+
+
+async def find(urls: list[str], *wanted: str) -> dict[str, list[str]]:
+    """Look until these findings are there, and return where they were seen."""
+    found: dict[str, list[str]] = {}
+    try:
+        async with asyncio.timeout(90):
+            while not found.keys() >= set(wanted):
+                diagnosis = await look(urls)
+                found = {one.code: [] for one in diagnosis.findings}
+                for one in diagnosis.findings:
+                    assert one.seen and one.do
+                    found[one.code].append(f"{one.where}: {one.seen}")
+    except TimeoutError:
+        raise AssertionError(f"not found: {set(wanted) - found.keys()}; found: {found}") from None
+    return found
+
+
+def command(*arguments: str, at: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "holdfast"), "doctor", *arguments, "--at", at],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+async def test_nothing_is_found_where_all_is_well(ward: Ward, client: Node) -> None:
+    await client.agent(Note, "one").ask(Note.write, "text")
+    diagnosis = await look(ward.urls)
+    assert diagnosis.findings == []
+    assert (diagnosis.hosts, diagnosis.nodes, diagnosis.streams) == (3, 4, 5)
+    code, text = await asyncio.to_thread(command, "--json", at=",".join(ward.urls))
+    found: dict[str, Any] = json.loads(text)
+    assert code == 0 and found["healthy"] and found["findings"] == []
+
+
+async def test_messages_that_failed(ward: Ward, client: Node) -> None:
+    await client.send("Note/one", "fail")
+    found = await find(ward.urls, "dead-letters")
+    assert found == {"dead-letters": ["the cluster: 1 dead letters wait"]}
+    code, text = await asyncio.to_thread(command, at=",".join(ward.urls))
+    assert code == 0 and "notice dead-letters" in text and "nothing needs to be done" in text
+
+
+async def test_faults_of_hosts_nodes_and_streams(ward: Ward, client: Node) -> None:
+    directory = ward.directory
+    third = ward.hosts[2]
+    await third.kill()
+    third.tree = stale_tree(directory)
+    await third.start()
+    (directory / "other.py").write_text(OTHER)
+    (directory / "crash.py").write_text("raise SystemExit('as told')\n")
+    await ward.guest("ahead", [], nodes=0, prelude=FAST_CLOCK)
+    await ward.guest("h1", [], nodes=0)
+    await ward.guest("mute", [], nodes=0, tree=mute_tree(directory))
+    await ward.guest("differs", [str(directory / "other.py")])
+    await ward.guest("crashes", [str(directory / "crash.py")])
+    (directory / "h2" / "nats-server.conf").chmod(0o644)
+    (directory / "h1").chmod(0o777)
+    connection = client.engine.connection  # type: ignore[attr-defined]
+    assert await one_copy(client)
+    changed = {**stream_settings("g1c8", 3), "duplicate_window": 60_000_000_000}
+    await api.call(connection, "STREAM.CREATE.g1c8", changed, 10)
+    await third.heard("node-ready")
+    wanted = [
+        "clock-skew", "same-name", "host-silent", "mixed-kinds", "node-restarts", "permissions",
+        "under-replicated", "stream-settings", "mixed-versions", "mixed-servers", "old-server", "not-synced",
+    ]  # fmt: skip
+    if ward.small_disk:
+        ward.fill(0.95)
+        wanted.append("disk-low")
+    found = await find(ward.urls, *wanted)
+    assert found["clock-skew"] and all(one.startswith(("ahead and ", *OTHERS)) for one in found["clock-skew"])
+    assert max(float(one.split(" at least ")[1].removesuffix(" s")) for one in found["clock-skew"]) > 20
+    assert len(found["same-name"]) == 1 and found["same-name"][0].startswith("h1: process ")
+    assert [one.partition(":")[0] for one in found["host-silent"]] == ["mute"]
+    assert "differs-1: it serves Other, and not Note" in found["mixed-kinds"]
+    assert found["node-restarts"][0].startswith("crashes-1: ")
+    assert {one.partition(" has mode ")[2] for one in found["permissions"]} == {"644", "777"}
+    assert any(one.startswith("g1c7: 1 copies") for one in found["under-replicated"])
+    assert [one.partition(":")[0] for one in found["stream-settings"]] == ["g1c8"]
+    assert "duplicate_window" in found["stream-settings"][0]
+    assert "0.0.9 on h3, h3-1" in found["mixed-versions"][0]
+    assert "2.14.1 on h3" in found["mixed-servers"][0]
+    assert [one.partition(":")[0] for one in found["old-server"]] == ["h3"]
+    assert [one.partition(":")[0] for one in found["not-synced"]] == ["h3"]
+    for guest in ward.guests:
+        await guest.kill()
+
+
+async def test_a_disk_that_is_full(ward: Ward, client: Node) -> None:
+    if not ward.small_disk:
+        pytest.skip("a small disk is mounted by root only")
+    ward.fill(1.0)
+    found = await find(ward.urls, "disk-full")
+    assert found["disk-full"][0].startswith("h3: ")
+    (ward.directory / "h3" / "filler").unlink()
+
+
+async def test_servers_and_nodes_that_do_not_answer(ward: Ward, client: Node) -> None:
+    node = ward.hosts[1].pid_of("h2-1")
+    os.kill(node, signal.SIGSTOP)
+    server = ward.server_pid(1)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        found = await find(ward.urls, "node-silent", "server-trouble", "host-down")
+    finally:
+        os.kill(server, signal.SIGCONT)
+        os.kill(node, signal.SIGCONT)
+    assert any(one.startswith("h2-1: ") for one in found["node-silent"])
+    assert any(one.startswith("h2: ") for one in found["server-trouble"])
+    for count in (2, 3, 4):
+        os.kill(ward.server_pid(1), signal.SIGKILL)
+        await ward.hosts[1].heard("server", count)
+    found = await find(ward.urls, "server-restarts")
+    assert any(one.startswith("h2: ") for one in found["server-restarts"])
+
+
+async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> None:
+    """A record is taken away from all copies at once, and then the node ends that knew of it."""
+    await client.ready(60)
+    names = [f"lost-{n}" for n in range(40)]
+    await asyncio.gather(*(client.agent(Note, name).ask(Note.write, name) for name in names))
+    agent = next(info for name in names if (info := client.describe(f"Note/{name}")).host in ("h1", "h2"))
+    subject = f"{agent.cell}.{agent.shard}.st.{agent.agent_id}"
+    # A second agent in the same shard remembers how many there were.
+    other = next(name for n in range(10_000) if client.describe(f"Note/{(name := f'kept-{n}')}").shard == agent.shard)
+    await client.agent(Note, other).ask(Note.write, "kept")
+    await client.engine.log.purge(agent.cell, subject, 1 << 60)
+    host = next(one for one in ward.hosts if one.settings.name == agent.host)
+    os.kill(host.pid_of(f"{agent.host}-1"), signal.SIGKILL)
+    found = await find(ward.urls, "recovery-failure", "unowned-shards")
+    assert any(f"shard {agent.cell}.{agent.shard}" in one for one in found["recovery-failure"])
+
+
+async def test_without_a_majority_the_doctor_still_answers(ward: Ward, client: Node) -> None:
+    async with asyncio.timeout(60):
+        while not await one_copy(client):
+            await asyncio.sleep(0.2)
+    alone = (await streams.info(client.engine.connection, "g1c7")).cluster.leader  # type: ignore[attr-defined]
+    gone = next(host for host in ward.hosts if alone.startswith(f"{host.settings.name}-"))
+    await gone.kill()
+    left = [url for url, host in zip(ward.urls, ward.hosts, strict=True) if host is not gone]
+    found = await find(left, "no-leader", "host-down")
+    assert any(one.startswith("g1c7: ") for one in found["no-leader"])
+    second = next(host for host in ward.hosts if host is not gone)
+    await second.kill()
+    left = [url for url, host in zip(ward.urls, ward.hosts, strict=True) if host not in (gone, second)]
+    found = await find(left, "no-quorum", "isolated-node", "not-seen")
+    code, text = await asyncio.to_thread(command, at=left[0])
+    assert code == 1 and "critical no-quorum" in text and "do: start the hosts" in text
+
+
+async def one_copy(client: Node) -> bool:
+    """A stream with one copy, on one of the three; there may be one already."""
+    connection = client.engine.connection  # type: ignore[attr-defined]
+    try:
+        await api.call(connection, "STREAM.CREATE.g1c7", stream_settings("g1c7", 1), 5)
+        await streams.info(connection, "g1c7")
+    except HoldfastError:
+        return False
+    return True
+
+
+async def test_no_server_takes_a_connection() -> None:
+    (port,) = free_ports(1)
+    diagnosis = await look([f"nats://127.0.0.1:{port}"])
+    assert [one.code for one in diagnosis.findings] == ["unreachable"]
+    code, text = await asyncio.to_thread(command, at=f"nats://127.0.0.1:{port}")
+    assert code == 1 and "critical unreachable" in text
+
+
+async def test_servers_that_no_host_runs(tmp_path: Path) -> None:
+    cohort = LocalServers(tmp_path, 1)
+    await cohort.start()
+    try:
+        diagnosis = await look(cohort.urls)
+    finally:
+        await cohort.stop()
+    assert "no-hosts" in [one.code for one in diagnosis.findings]

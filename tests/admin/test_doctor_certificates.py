@@ -1,0 +1,49 @@
+"""Certificates that end soon, and that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from pathlib import Path
+
+import pytest
+from tests.admin.hosts import HostProcess
+from tests.cluster.test_security import certificates
+
+from holdfast.admin.doctor import Diagnosis, examine
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.host.nats_config import ServerSettings
+from holdfast.host.nats_server import free_ports
+from holdfast.host.supervisor import HostSettings
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+
+@pytest.mark.parametrize(("lasts", "code"), [(86400, "certificate-expires"), (12, "certificate-expired")])
+async def test_a_certificate(tmp_path: Path, lasts: int, code: str) -> None:
+    security = certificates(tmp_path, datetime.timedelta(seconds=lasts))
+    ends_at = time.time() + lasts
+    for key in ("node.key", "authority.key"):
+        (tmp_path / key).chmod(0o600)
+    (port,) = free_ports(1)
+    server = ServerSettings("alone", str(tmp_path / "alone"), port=port, security=security)
+    host = HostProcess(HostSettings("alone", server, [], 0, [], 1, security=security))
+    await host.start()
+    try:
+        await host.heard("server")
+
+        async def look() -> Diagnosis:
+            names = {name: getattr(security, name) for name in security.__struct_fields__}
+            return await examine(NatsEngine([f"tls://127.0.0.1:{port}"], **names))
+
+        async with asyncio.timeout(60):
+            if code == "certificate-expired":
+                while time.time() < ends_at + 1:
+                    await asyncio.sleep(0.2)
+            found = (await look()).findings
+            while code not in {one.code for one in found}:
+                found = (await look()).findings
+    finally:
+        await host.kill()
+    assert {one.code for one in found} <= {code, "not-seen"}

@@ -1,0 +1,294 @@
+"""A replica that lost records in silence is found by its content, copied anew, and then has everything.
+
+The engine's own blind spot, made for real: a byte is flipped in a file of a follower that was killed. It starts again,
+calls itself healthy and current, and lacks acknowledged records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.admin.app import Note
+
+from holdfast import HoldfastError, LocalCluster, Node
+from holdfast.admin.doctor import examine
+from holdfast.admin.scrub import ScrubReport, by_hosts, scrub
+from holdfast.engines.nats import streams
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.engines.nats.replica import open_replicas, sizes
+from holdfast.host.facts import HostFacts
+from holdfast.host.service import ask_host
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+APP = str(Path(__file__).parent / "app.py")
+NOTES = 900
+BUSY = 150
+"""Notes that are written to all the while. The others stay as they are: what was lost of them is not replaced."""
+
+TEXT = "the quick brown fox " * 40
+
+
+def host_of(server: str) -> str:
+    """The host of a server, whose name in the engine has more behind it."""
+    return server.partition("-")[0]
+
+
+class Scene:
+    """A cluster with notes in it, whose texts are known."""
+
+    def __init__(self, cluster: LocalCluster, directory: Path, node: Node, engine: NatsEngine) -> None:
+        self.cluster = cluster
+        self.directory = directory
+        self.node = node
+        self.engine = engine
+        self.acknowledged: dict[str, str] = {}
+
+    async def write(self, names: list[str], text: str) -> None:
+        """Acknowledged texts for these notes."""
+
+        async def one(name: str) -> None:
+            self.acknowledged.pop(name, None)  # while it is under way, and where its outcome stays unknown
+            await self.node.agent(Note, name).ask(Note.write, f"{name} {text}")
+            self.acknowledged[name] = f"{name} {text}"
+
+        for start in range(0, len(names), 200):
+            await asyncio.gather(*(one(name) for name in names[start : start + 200]))
+
+    async def all_read(self) -> None:
+        """Everything that was acknowledged is what the agents answer."""
+        names = list(self.acknowledged)
+        for start in range(0, len(names), 200):
+            some = names[start : start + 200]
+            texts = await asyncio.gather(*(self.node.agent(Note, name).ask(Note.read) for name in some))
+            assert texts == [self.acknowledged[name] for name in some]
+
+    async def follower_of(self, stream: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
+        facts = await streams.info(self.engine.connection, stream)
+        return next(peer.name for peer in facts.cluster.replicas if wanted(peer.name))
+
+    async def compacted(self, server: str) -> None:
+        """End a host's server in order, which has it write its snapshots; its host starts it again."""
+        host = host_of(server)
+        before = self.cluster.server_pid(host)
+        os.kill(before, signal.SIGTERM)
+        await until(lambda: self.cluster.server_pid(host) != before)
+        await self.current()
+
+    async def current(self) -> None:
+        """Wait until every replica follows its leader."""
+
+        async def all_current() -> bool:
+            try:
+                found = [await streams.info(self.engine.connection, one) for one in await self.names()]
+            except HoldfastError:
+                return False
+            peers = [peer for facts in found for peer in facts.cluster.replicas]
+            return len(peers) == 2 * len(found) and all(p.current and not p.offline and p.lag == 0 for p in peers)
+
+        await until(all_current)
+
+    async def names(self) -> list[str]:
+        return await streams.names(self.engine.connection)
+
+    async def flip(self, server: str, stream: str) -> None:
+        """Kill a host, flip one bit in the first block of a stream's file, and start the host again."""
+        host = host_of(server)
+        await self.cluster.kill_host(host)
+        files = self.directory.glob(f"{host}/jetstream/**/streams/{stream}/msgs/*.blk")
+        path = min(files, key=lambda one: int(one.stem))
+        data = bytearray(path.read_bytes())
+        # In a record that is not replaced meanwhile, where there is one: else in the middle of a blob.
+        quiet = [at for n in range(BUSY, NOTES) if (at := data.find(f"n{n} the quick".encode())) > 0]
+        data[min(quiet, default=len(data) // 3)] ^= 0x10
+        path.write_bytes(data)
+        await self.cluster.start_host(host)
+        await self.current()
+
+    async def contents(self, stream: str, server: str) -> dict[int, bytes]:
+        """The records of one replica, read one after the other."""
+        reader = (await open_replicas(self.engine.connection, stream, [server]))[server]
+        found: dict[int, bytes] = {}
+        while chunk := await reader.next():
+            found.update((stored.sequence, stored.payload) for stored in chunk)
+        reader.close()
+        return found
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not (await found if asyncio.iscoroutine(found := condition()) else found):
+            await asyncio.sleep(0.1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    directory = tmp_path_factory.mktemp("scrub")
+    async with LocalCluster(directory, [APP]) as cluster, Node.join(cluster.urls) as node:
+        engine = NatsEngine(cluster.urls)
+        await engine.open()
+        await node.ready(60)
+        made = Scene(cluster, directory, node, engine)
+        await made.write([f"n{n}" for n in range(NOTES)], TEXT)
+        yield made
+        await engine.close()
+
+
+@asynccontextmanager
+async def load(scene: Scene) -> AsyncIterator[None]:
+    """Writes, all the while, to notes that were there before."""
+    ended = asyncio.Event()
+
+    async def work(lane: int) -> None:
+        n = 0
+        while not ended.is_set():
+            n += 1
+            with suppress(HoldfastError):  # a takeover that has to read again and again
+                await scene.write([f"n{(lane * 37 + n * 5 + k) % BUSY}" for k in range(3)], f"{TEXT} {lane} {n}")
+
+    tasks = [asyncio.create_task(work(lane)) for lane in range(4)]
+    try:
+        yield
+    finally:
+        ended.set()
+        await asyncio.gather(*tasks)
+
+
+def command(scene: Scene, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "holdfast"), "scrub", *arguments, "--at", ",".join(scene.cluster.urls)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "--json" in arguments
+    return done.returncode, json.loads(done.stdout)
+
+
+async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
+    async with load(scene):
+        for _ in range(2):
+            report = await scrub(scene.engine)
+            assert report.damages == []
+            assert all(one.copies == 3 and len(one.servers) == 3 for one in report.streams)
+    assert sum(one.records for one in report.streams) > NOTES // 2  # those that were not replaced meanwhile
+    assert {one.stream for one in report.streams} == {*scene.node.manifest.cells, "g1reg", "g1blobs"}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+async def test_twenty_scrubs_under_load_raise_no_false_alarm(scene: Scene) -> None:
+    async with load(scene):
+        for _ in range(20):
+            assert (await scrub(scene.engine)).damages == []
+
+
+async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(scene: Scene) -> None:
+    cell = scene.node.manifest.cells[0]
+    victim = await scene.follower_of(cell)
+    await scene.compacted(victim)
+    await scene.write([f"n{n}" for n in range(30)], "after the snapshot")
+    victim = await scene.follower_of(cell, lambda name: name == victim)
+    await scene.flip(victim, cell)
+    # The engine finds nothing wrong with it.
+    facts = await ask_host(scene.engine.bus, host_of(victim), "facts", HostFacts)
+    assert facts.server_trouble == ""
+    leader = (await streams.info(scene.engine.connection, cell)).cluster.leader
+    assert leader != victim
+    ends = await sizes(scene.engine.connection, cell, [leader, victim])
+    diagnosis = await examine(NatsEngine(scene.cluster.urls))
+    assert [one.where for one in diagnosis.findings if one.code == "diverged"] == [cell]
+    code, found = await asyncio.to_thread(command, scene, "--json")
+    assert code == 1 and not found["clean"]
+    damages = [damage for one in found["streams"] for damage in one["damages"]]
+    assert [(one["code"], one["stream"], one["server"]) for one in damages] == [("diverged", cell, victim)]
+    full, lost = await scene.contents(cell, leader), await scene.contents(cell, victim)
+    missing = sorted(set(full) - set(lost))
+    # The two are read one after the other, and nodes prove their lives meanwhile.
+    lost_sequences = expanded(damages[0]["sequences"])
+    assert (
+        lost_sequences and lost_sequences <= set(missing) and (damages[0]["missing"] - len(missing)) in range(-20, 21)
+    )
+    assert ends[victim].messages < ends[leader].messages
+    assert all(agent.startswith(("Note/", cell)) or agent == "…" for agent in damages[0]["agents"])
+
+    async with load(scene):
+        code, found = await asyncio.to_thread(command, scene, "--json", "--repair")
+    assert code == 0 and found["clean"]
+    damages = [damage for one in found["streams"] for damage in one["damages"]]
+    assert [(one["stream"], one["server"], one["repaired"]) for one in damages] == [(cell, victim, True)]
+    await leads(scene, cell, victim)
+    await scene.current()
+    for name, text in list(scene.acknowledged.items()):
+        agent = scene.node.describe(f"Note/{name}")
+        if agent.cell == cell:
+            stored = await scene.node.inspect(f"Note/{name}")
+            assert stored.state["text"] == text
+    scene.cluster.kill_node("h1-1")  # what it had is recovered from the log
+    await scene.all_read()
+
+
+def expanded(spans: list[str]) -> set[int]:
+    pairs = [span.partition("-")[::2] for span in spans if span != "…"]
+    return {n for first, last in pairs for n in range(int(first), int(last or first) + 1)}
+
+
+async def leads(scene: Scene, stream: str, server: str) -> None:
+    async def so() -> bool:
+        try:
+            if (await streams.info(scene.engine.connection, stream)).cluster.leader == server:
+                return True
+            await streams.move_leader(scene.engine.connection, stream, server)
+        except HoldfastError:
+            pass
+        return False
+
+    await until(so)
+
+
+async def test_a_flipped_byte_in_a_blob_is_found_and_healed(scene: Scene) -> None:
+    for name in ("big1", "big2"):
+        await scene.node.agent(Note, name).ask(Note.grow, 2_000_000)
+    victim = await scene.follower_of("g1blobs")
+    await scene.compacted(victim)
+    victim = await scene.follower_of("g1blobs", lambda name: name == victim)
+    await scene.flip(victim, "g1blobs")
+    report = await scrub(scene.engine)
+    assert [(one.code, one.stream, one.server) for one in report.damages] == [("diverged", "g1blobs", victim)]
+    assert set(report.damages[0].agents) <= {"Note/big1", "Note/big2"}
+    report = await scrub(scene.engine, rebuild=by_hosts(scene.engine))
+    assert report.clean and [one.repaired for one in report.damages] == [True]
+    await leads(scene, "g1blobs", victim)
+    for name in ("big1", "big2"):
+        stored = await scene.node.inspect(f"Note/{name}")
+        assert stored.state["text"] == "x" * 2_000_000
+    assert (await scrub(scene.engine)).damages == []
+
+
+@pytest.mark.soak
+async def test_no_replica_is_thrown_away_where_no_majority_would_be_left(scene: Scene) -> None:
+    cell = scene.node.manifest.cells[1]
+    leader = (await streams.info(scene.engine.connection, cell)).cluster.leader
+    servers = (await streams.info(scene.engine.connection, cell)).servers("")
+    victims = [server for server in servers if server != leader]
+    for victim in victims:
+        await scene.compacted(victim)
+        await leads(scene, cell, leader)
+        await scene.write([f"n{n}" for n in range(30)], f"before {victim}")
+        await scene.flip(victim, cell)
+        await leads(scene, cell, leader)
+    before = await sizes(scene.engine.connection, cell, servers)
+    report = await scrub(scene.engine, rebuild=by_hosts(scene.engine))
+    assert not report.clean and not any(one.repaired for one in report.damages)
+    after: ScrubReport = await scrub(scene.engine)
+    assert {one.code for one in after.damages} == {one.code for one in report.damages}
+    now = await sizes(scene.engine.connection, cell, servers)
+    assert {host: size.messages for host, size in now.items()} == {host: size.messages for host, size in before.items()}
