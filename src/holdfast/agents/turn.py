@@ -272,7 +272,6 @@ def bury(activation: Activation, message: Delivery, error: HoldfastError) -> Non
         dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
         message.dead = codec.seal(codec.encode_raw(dead))
     message.reply = ERROR_MARK + error_bytes(error)
-    message.suspect = False
     _consume(activation, message)
     activation.note(message)
 

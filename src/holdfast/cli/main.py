@@ -12,6 +12,7 @@ from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json,
 from holdfast.cli.events import events
 from holdfast.cli.hosts import hosts, remove
 from holdfast.cli.run import run_app
+from holdfast.cli.simulate import simulate
 from holdfast.cli.up import up
 from holdfast.version import VERSION
 
@@ -37,6 +38,7 @@ app.add_typer(placement.pools_app, name="pools")
 app.command("hosts")(hosts)
 app.add_typer(cohort.app, name="cohort")
 app.command("remove")(remove)
+app.command("simulate")(simulate)
 
 
 @app.callback(invoke_without_command=True)

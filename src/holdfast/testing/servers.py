@@ -98,6 +98,7 @@ class Cell:
         self.replicas = {host: Replica() for host in servers.hosts}
         self.waiting: list[tuple[Sequence[Record], Answer]] = []
         self.on_commit: list[Callable[[list[Stored]], None]] = []
+        self.on_refusal: list[Callable[[list[Record], HoldfastError], None]] = []
         self._election_at = 0.0
         self._watchers: dict[str, dict[str, dict[Watcher, None]]] = {host: {} for host in servers.hosts}
         """Per replica, and per second token of what is wanted: who waits for news."""
@@ -114,7 +115,10 @@ class Cell:
         for record in records:
             if record.expect is not None and newest.get(record.expect.subject, 0) != record.expect.sequence:
                 fence = any(one.expect is not None and one.expect.subject != one.subject for one in records)
-                return (Fenced if fence else Conflict)(f"{self.name}: {record.expect}")
+                error = (Fenced if fence else Conflict)(f"{self.name}: {record.expect}")
+                for hear in self.on_refusal:
+                    hear(list(records), error)
+                return error
         first = self.committed.last + 1
         batch = [Stored(record.subject, first + n, record.payload) for n, record in enumerate(records)]
         self._operate(batch)
@@ -229,6 +233,8 @@ class Servers:
         self.down: set[str] = set()
         self.muted: set[str] = set()
         """Hosts whose messages do not leave them, although their batches do."""
+        self.planned: list[tuple[str, str, float]] = []
+        """What is to happen to the next batch with a record whose subject ends so: ``lost``, ``late``, ``answer-lost``."""
         self.on_cell: Callable[[Cell], None] = lambda _: None
         world.later(0.5, self._look)
 
@@ -266,7 +272,8 @@ class Servers:
         if random.random() < faults.append_refused or not self.up(cell.leader):
             world.later(0.001, lambda: answer(NoQuorum(f"no server leads {cell.name}")))
             return
-        lost = random.random() < faults.answer_lost
+        plan, plan_seconds = self._plan(records)
+        lost = random.random() < faults.answer_lost or plan == "answer-lost"
 
         def back(outcome: range | HoldfastError) -> None:
             leader, term = cell.leader, cell.term
@@ -285,9 +292,18 @@ class Servers:
                     cell.propose(records, lambda _: None)
                 cell.propose(records, back)
 
-        if random.random() >= faults.append_lost:
+        if plan == "late":
+            world.later(plan_seconds, arrive)
+        elif random.random() >= faults.append_lost and plan != "lost":
             late = random.random() < faults.append_late
             world.later(random.uniform(0, faults.late_seconds) if late else random.uniform(0.0003, 0.003), arrive)
+
+    def _plan(self, records: Sequence[Record]) -> tuple[str, float]:
+        for place, (end, what, seconds) in enumerate(self.planned):
+            if any(record.subject.endswith(end) for record in records):
+                del self.planned[place]
+                return what, seconds
+        return "", 0.0
 
     def damage(self, host: str) -> None:
         """A record of an agent is lost in this host's replica, or a byte of it is another; no server notices."""

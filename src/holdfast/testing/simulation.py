@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections import Counter
+from collections.abc import Coroutine
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -71,6 +72,8 @@ class Outcome(msgspec.Struct):
     story: list[str]
     counts: dict[str, int]
     seconds: float
+    digest: str = ""
+    """Of the whole history; the same seed has the same."""
 
     def report(self) -> str:
         """What a person needs to understand a run that failed, and to see it again."""
@@ -93,6 +96,12 @@ def load(name: str) -> Scenario:
         return msgspec.convert({"name": name, **tomllib.loads(text)}, Scenario)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, TypeError) as error:
         raise ConfigError(f"scenario {name}: {error}") from None
+
+
+def about(name: str) -> str:
+    """What a scenario that comes with Holdfast is for: the first line of its file."""
+    path = resources.files("holdfast.testing") / "scenarios" / f"{name}.toml"
+    return path.read_text().partition("\n")[0].removeprefix("# ")
 
 
 def names() -> list[str]:
@@ -176,6 +185,7 @@ class Simulation:
             self.world.story,
             dict(sorted(counts.items())),
             self.world.now,
+            self.history.digest(),
         )
 
     def _await(self, problem: str, seconds: float, condition: Any) -> bool:
@@ -223,7 +233,7 @@ class Simulation:
         if not self._await("inboxes are not handled", 120, self._quiet):
             return
         ended: list[bool] = []
-        client.spawn(self._read(client, ended))
+        client.spawn(self._told(self._read(client, ended)))
         if not self._await("agents do not answer at the end", 120, lambda: bool(ended)):
             return
         self.world.run(self.scenario.still_seconds)
@@ -241,6 +251,12 @@ class Simulation:
             for subject, sequence in cell.committed.newest.items()
             if subject.endswith(".epoch")
         }
+
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self.problems.append(f"reading what came of it: {error!r}")
 
     async def _read(self, client: Process, ended: list[bool]) -> None:
         node = client.node
