@@ -95,6 +95,9 @@ class Cell:
         self.term = 1
         self.committed = Replica()
         self.operations: list[list[Stored] | tuple[str, int]] = []
+        self._times: list[float] = []
+        self._lags: dict[str, float] = {}
+        """How far each replica is behind, as a share of the most that it may be."""
         self.replicas = {host: Replica() for host in servers.hosts}
         self.waiting: list[tuple[Sequence[Record], Answer]] = []
         self.on_commit: list[Callable[[list[Stored]], None]] = []
@@ -132,20 +135,22 @@ class Cell:
 
     def _operate(self, operation: list[Stored] | tuple[str, int]) -> None:
         self.operations.append(operation)
+        self._times.append(self.servers.world.now)
         self.committed.apply(operation)
-        self.replicas[self.leader].applied = max(0, self.replicas[self.leader].applied)
         self._catch_up(self.leader)
-        world, lag = self.servers.world, self.servers.faults.lag_seconds
         for host in self.servers.hosts:
             if host != self.leader:
-                world.later(world.random.uniform(0, lag), lambda host=host: self._catch_up(host))  # type: ignore[misc]
+                lag = self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
+                self.servers.world.later(lag, lambda host=host: self._catch_up(host))  # type: ignore[misc]
 
     def _catch_up(self, host: str) -> None:
         replica = self.replicas[host]
+        lag = 0.0 if host == self.leader else self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
+        until = self.servers.world.now - lag + 1e-9
         if host != self.leader and not (self.servers.up(host) and self.servers.world.connected(self.leader, host)):
             return
         subjects: list[str] = []
-        while replica.applied < len(self.operations):
+        while replica.applied < len(self.operations) and self._times[replica.applied] <= until:
             operation = self.operations[replica.applied]
             replica.apply(operation)
             if isinstance(operation, list):
@@ -177,6 +182,8 @@ class Cell:
             for records, answer in waiting:
                 answer(self._commit(records))
             for host in servers.hosts:
+                if host not in self._lags or servers.world.random.random() < 0.1:
+                    self._lags[host] = servers.world.random.random()
                 self._catch_up(host)
             return
         if not self._election_at:

@@ -172,6 +172,12 @@ class Story:
         self.cluster.servers.planned.append((f".st.Actor/{agent}", what, float(seconds)))
         return ""
 
+    def do_next_relay(self, agent: str, what: str, seconds: str = "0") -> str:
+        """… the next batch that a relay of the agent's shard writes into another cell."""
+        cell, number = self._shard(agent)
+        self.cluster.servers.planned.append((f".rl.{cell.name}-{number}", what, float(seconds)))
+        return ""
+
     # Commands: messages --------------------------------------------------------------------------------------------
 
     def do_ask(self, agent: str, handler: str, *args: str, **options: str) -> str:
@@ -252,7 +258,7 @@ class Story:
         name = rest[0].rpartition("/")[2] if rest else ""
         if kind == "st":
             record = unpack(stored.payload, stored.subject)
-            marks = ", marked as in the hands of a process that ended" if record.attempts else ""
+            marks = ", with an attempt mark" if record.attempts else ""
             return f"state   {name}, version {record.version}{marks}"
         if kind == "out":
             return f"outbox  a message for cell {name[-1]}"
