@@ -165,7 +165,7 @@ def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Life, "look", lambda _: None)
 
 
-@mutation("life", "one_actor", "no_ghost_read")
+@mutation("unheard", "one_actor", "no_ghost_read")
 def a_sentence_without_waiting(patch: pytest.MonkeyPatch) -> None:
     async def condemn(self: Life, incarnation: str) -> bool:
         found = [await self._life_of(cell, incarnation) for cell in self._cells]

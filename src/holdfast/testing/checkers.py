@@ -1,7 +1,7 @@
 """Each promise as a function from a history to what is wrong with it: nothing, in the best case.
 
 They know nothing of how Holdfast works, but for the form of an agent's record and of a relay's cursor. The numbers are
-those of the invariants in `docs/guarantees.md`.
+those of the invariants in `docs/simulation.md`.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ from holdfast.testing.workloads import Actor, Clerk
 from holdfast.testing.world import World
 
 
+_SETTLES_ROUNDS = 5
+
+
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What runs have in common. Times are in seconds; where there is a list, each run chooses one of it."""
 
@@ -236,8 +239,13 @@ class Simulation:
         client.spawn(self._told(self._read(client, ended)))
         if not self._await("agents do not answer at the end", 120, lambda: bool(ended)):
             return
-        self.world.run(self.scenario.still_seconds)
-        self.history.epochs_at_rest = epochs, self._epochs()
+        # A shard that was moved in the midst of the harm may be moved once more, for balance, a while later.
+        for _ in range(_SETTLES_ROUNDS):
+            self.world.run(self.scenario.still_seconds)
+            before, epochs = epochs, self._epochs()
+            self.history.epochs_at_rest = before, epochs
+            if before == epochs:
+                break
         nodes = [process.node for process in self.cluster.nodes.values() if process.node is not None]
         for number in range(self.scenario.shards):
             self.history.owners[str(number)] = [node.name for node in nodes if number in node._ownership.owned]
