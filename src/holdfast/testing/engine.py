@@ -236,7 +236,10 @@ class SimLog(Log):
             if not future.done():
                 future.set_result(None)
 
-        watcher = Watcher(subjects, lambda: loop.call_soon(wake))
+        def news() -> None:
+            loop.call_soon(wake)
+
+        watcher = Watcher(subjects, news)
         cell.watch(host, watcher)
         timer = loop.call_later(_SILENCE_SECONDS, wake)
         try:

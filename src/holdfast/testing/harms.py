@@ -1,5 +1,7 @@
 """What is done to the hosts of a simulated cluster, each by its name in a scenario. All of it passes after a while."""
 
+# ruff: noqa: ARG001  # all harms are called alike
+
 from __future__ import annotations
 
 from collections.abc import Callable

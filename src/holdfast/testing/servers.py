@@ -17,6 +17,7 @@ from holdfast.errors import Conflict, DataLoss, Fenced, HoldfastError, NoQuorum
 from holdfast.testing.loop import SimLoop
 from holdfast.testing.world import World
 
+
 def _commit(stored: Stored) -> int:
     try:
         return unpack(stored.payload, stored.subject).commit

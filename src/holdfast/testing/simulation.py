@@ -26,7 +26,6 @@ from holdfast.testing.servers import Cell, Faults
 from holdfast.testing.workloads import Actor, Clerk
 from holdfast.testing.world import World
 
-
 _SETTLES_ROUNDS = 5
 
 

@@ -297,7 +297,9 @@ class Story:
         async def work() -> None:
             assert client.node is not None
             letters = await client.node.dead_letters.all()
-            lines.extend(f"{one.agent_id} {one.handler}: {one.kind_of_error}, {one.attempts} attempts" for one in letters)
+            lines.extend(
+                f"{one.agent_id} {one.handler}: {one.kind_of_error}, {one.attempts} attempts" for one in letters
+            )
             lines.append("")
 
         client.spawn(work())

@@ -20,11 +20,21 @@ from holdfast.testing.history import Fate, Mark
 
 if TYPE_CHECKING:
     from random import Random
+    from typing import Protocol
 
     from holdfast.node.node import Node
+    from holdfast.testing.history import History
     from holdfast.testing.simulation import Simulation
+    from holdfast.testing.world import World
 
-_current: list[Simulation] = []
+    class _Run(Protocol):
+        world: World
+        history: History
+
+        async def die(self, label: str) -> None: ...
+
+
+_current: list[_Run] = []
 """The simulation that runs: handlers tell it what they do."""
 
 
