@@ -82,7 +82,7 @@ def no_link_between_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_conflict", resend)
 
 
-@mutation("inbox", "once_each", "fifo")
+@mutation("order", "once_each", "fifo")
 def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
     load = Activation.load
 
