@@ -230,8 +230,8 @@ class Story:
         if not self.world.run(_ANSWER_SECONDS, lambda: bool(answer)):
             return "no answer"
         took = self.world.now - at
-        rough = next((f"within {limit} s" for limit in (0.2, 3, 10, 30, 120) if took <= limit), "late")
-        return f"{answer[0]}   ({'at once' if took <= 0.2 else rough})"
+        rough = next((f"within {limit} s" for limit in (0.05, 3, 10, 30, 120) if took <= limit), "late")
+        return f"{answer[0]}   ({'at once' if took <= 0.05 else rough})"
 
     # Commands: what is to be seen ----------------------------------------------------------------------------------
 
