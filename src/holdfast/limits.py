@@ -63,6 +63,9 @@ ATTEMPTS_MAX: Final = 5
 UNCLEAN_ENDS_MAX: Final = 3
 """Processes that one message may take down before it becomes a dead letter."""
 
+ATTEMPT_MARKS_MAX: Final = 16
+"""Messages of one agent that are marked as having ended processes; the oldest marks go first."""
+
 MESSAGE_ID_BYTES_MAX: Final = 128
 WARM_BYTES_MAX: Final = 256 * 1024 * 1024
 """Records that a node keeps in memory after a recovery, so that the first message to an agent reads nothing."""

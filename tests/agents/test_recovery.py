@@ -109,7 +109,7 @@ async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path) -
         await agent.ask(Counter.add, 1)
         shard = next(shard for shard in node._runtime.shards.values() if shard.index)
         activation = shard.activations["Counter/a"]
-        activation.attempt = ("somebody's", 1)
+        activation.attempts = {"*": 1}
         send = node._router._send
 
         def suspected(opened: Any) -> None:

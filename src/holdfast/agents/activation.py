@@ -32,7 +32,7 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent", "attempt", "blob", "committed_bytes", "consumed", "generation", "held", "in_batch", "in_hand",
+        "agent", "attempts", "blob", "committed_bytes", "consumed", "generation", "held", "in_batch", "in_hand",
         "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes", "outgoing_records",
         "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders", "sequence", "shard",
         "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token", "turn_from_inbox",
@@ -60,7 +60,7 @@ class Activation:
         self.senders: dict[str, tuple[int, float]] | None = None
         self.timers: dict[str, Timer] | None = None
         self.generation = 0
-        self.attempt = ("", 0)
+        self.attempts: dict[str, int] = {}
         self.probation = False
         self.blob = ""
         self.state_in_blob: bytes | None = None
@@ -122,7 +122,7 @@ class Activation:
             self.senders = record.senders or None
             self.timers = {timer.name: timer for timer in record.timers} or None
             self.generation = record.generation
-            self.attempt = record.attempt
+            self.attempts = record.attempts
             self.blob = record.blob
             if record.blob:
                 self.state_in_blob = state
@@ -314,7 +314,7 @@ class Activation:
             self._recent_senders(),
             list(self.timers.values()) if self.timers else [],
             self.generation,
-            self.attempt,
+            self.attempts,
             now if form > 1 else 0.0,
         )
 

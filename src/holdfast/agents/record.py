@@ -44,8 +44,8 @@ class AgentRecord(msgspec.Struct, array_like=True):
     timers: list[Timer]
     generation: int
     """The newest generation that a timer of this agent got."""
-    attempt: tuple[str, int] = ("", 0)
-    """A message in the hands of a process that died (``*``: any), about to run, and how many processes it ended."""
+    attempts: dict[str, int] = {}
+    """Messages in the hands of processes that died (``*``: any), about to run, and how many processes each ended."""
     at: float = 0.0
     """When it was written, in s since 1970 on its owner's clock. From form 2 on."""
 

@@ -118,6 +118,9 @@ class Router:
         self._sweeper: asyncio.Task[None] | None = None
         self.retries = 0
         self._closed = False
+        self._in_turn = asyncio.Lock()
+        self._placing = 0
+        """Sends that wait until it is known where their kind's agents are."""
 
     async def start(self) -> None:
         """Begin to hear replies."""
@@ -203,7 +206,15 @@ class Router:
     async def place(self, token: str, pool: Pool | str | None) -> None:
         """See that the log knows where an agent's inbox is. Raises `UnknownKind`, `NoQuorum`, `OutcomeUnknown`."""
         kind = token[: token.find("/")]
-        if kind not in self._space.table.kinds and not await self.placement.knows(kind, pool):
+        if kind in self._space.table.kinds and not self._placing:
+            return
+        self._placing += 1
+        try:
+            async with self._in_turn:  # what was sent first is placed first
+                known = kind in self._space.table.kinds or await self.placement.knows(kind, pool)
+        finally:
+            self._placing -= 1
+        if not known:
             raise UnknownKind(f"no node has ever served agents of kind {kind}: serve it once before you send to it")
 
     async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:

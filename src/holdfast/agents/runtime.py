@@ -158,6 +158,7 @@ class Runtime:
             shard.start(*found[number])
             self._parking.hand_on(number)
         self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number][1]]))
+        await self.listen(shards)  # a recovery that took long may have outlived what was left of an older subscription
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
         """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it was begun for.

@@ -170,15 +170,18 @@ class Shard:
             self._cannot_load(activation, error)
 
     async def _read_exactly(self, token: str, sequence: int) -> AgentRecord:
+        lost = DataLoss(f"record {sequence} of {token} in {self.cell} is committed, but no replica shows it")
         for _ in range(_READS_MAX):
             try:
                 stored = await self.runtime.engine.log.read_sequence(self.cell, sequence)
+                if stored is not None and stored.subject == f"{self.prefix}.st.{token}":
+                    return unpack(stored.payload, f"{self.cell} {sequence} {token}")
             except (NoQuorum, Unknown):
-                stored = None
-            if stored is not None and stored.subject == f"{self.prefix}.st.{token}":
-                return unpack(stored.payload, f"{self.cell} {sequence} {token}")
+                pass
+            except DataLoss as error:  # another replica may have it whole
+                lost = error
             await asyncio.sleep(0.1)
-        raise DataLoss(f"record {sequence} of {token} in {self.cell} is committed, but no replica shows it")
+        raise lost
 
     def _cannot_load(self, activation: Activation, error: HoldfastError) -> None:
         if self.activations.get(activation.token) is activation:

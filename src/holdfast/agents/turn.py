@@ -15,7 +15,7 @@ import traceback
 import types
 from collections import deque
 from collections.abc import Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from holdfast import codec, limits
 from holdfast.agents import mailbox
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.handler import _Method
     from holdfast.cluster.life import Life
+
+_ANY: Final = "*"
+"""The mark for any message of an agent; the others name one."""
 
 
 def refuse(message: Delivery, error: HoldfastError) -> None:
@@ -201,8 +204,10 @@ def _consume(activation: Activation, message: Delivery) -> None:
     """Put into the tables of the record that this message was handled."""
     call = message.call
     letter = message.message
-    if activation.attempt[1] and not message.suspect:
-        activation.attempt = ("", 0)
+    if activation.attempts:
+        activation.attempts.pop(message.key, None)
+        if not message.suspect:
+            activation.attempts.pop(_ANY, None)
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
@@ -267,7 +272,6 @@ def bury(activation: Activation, message: Delivery, error: HoldfastError) -> Non
         dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
         message.dead = codec.seal(codec.encode_raw(dead))
     message.reply = ERROR_MARK + error_bytes(error)
-    message.suspect = False
     _consume(activation, message)
     activation.note(message)
 
@@ -281,15 +285,18 @@ def start_suspect(activation: Activation, message: Delivery) -> None:
     First behind a committed mark on the agent; where that process ended too, one message of the node at a time, each
     behind a mark that names it; a message that bears such a mark is given up.
     """
-    key, ends = activation.attempt
-    if key == message.key and ends >= limits.UNCLEAN_ENDS_MAX - 1:
+    attempts = activation.attempts
+    alone = _ANY in attempts
+    if message.key in attempts:
         bury(activation, message, HandlerFailed(f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"))
-    elif activation.probation and key == "*":
+    elif activation.probation and alone:
         start(activation, message)
     else:
         activation.running = message
-        alone = ends > 0
-        activation.attempt = (message.key, limits.UNCLEAN_ENDS_MAX - 1) if alone else ("*", 1)
+        # Others' marks stay: two deadly messages would else take turns at wiping out each other's.
+        attempts[message.key if alone else _ANY] = limits.UNCLEAN_ENDS_MAX - 1 if alone else 1
+        while len(attempts) > limits.ATTEMPT_MARKS_MAX:
+            del attempts[next(name for name in attempts if name != _ANY)]
         activation.probation = not alone
         activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, alone))
 

@@ -14,6 +14,7 @@ from holdfast.cli.events import events
 from holdfast.cli.hosts import hosts, remove
 from holdfast.cli.run import run_app
 from holdfast.cli.scrub import scrub
+from holdfast.cli.simulate import simulate
 from holdfast.cli.up import up
 from holdfast.cli.upgrade import restart, upgrade
 from holdfast.version import VERSION
@@ -44,6 +45,7 @@ app.add_typer(cohort.app, name="cohort")
 app.command("remove")(remove)
 app.command("scrub")(scrub)
 app.command("doctor")(doctor)
+app.command("simulate")(simulate)
 
 
 @app.callback(invoke_without_command=True)

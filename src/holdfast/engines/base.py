@@ -12,6 +12,7 @@ One conformance suite (``tests/engines``) holds every engine to each promise bel
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
@@ -258,7 +259,10 @@ def matches(subject_filter: str, subject: str) -> bool:
 @lru_cache(maxsize=1024)
 def matcher(subject_filters: tuple[str, ...]) -> Callable[[str], bool]:
     """A function that tells whether a subject matches one of the filters."""
-    prefixes = tuple(one[:-1] for one in subject_filters if one.endswith(".>") and "*" not in one)
-    if len(prefixes) == len(subject_filters):
-        return lambda subject: subject.startswith(prefixes)
-    return lambda subject: any(matches(one, subject) for one in subject_filters)
+    found = re.compile("|".join(map(_pattern, subject_filters))).fullmatch
+    return lambda subject: found(subject) is not None
+
+
+def _pattern(subject_filter: str) -> str:
+    tokens = subject_filter.split(".")
+    return r"\.".join({"*": r"[^.]+", ">": ".+"}.get(token, re.escape(token)) for token in tokens)

@@ -114,6 +114,7 @@ class Operations:
         """End all that it runs, in order, and begin again as a new process with the code that is installed by then."""
         self._host.wants_restart.set()
         return Nothing()
+
     async def rebuild(self, what: Rebuild) -> None:
         """Stop the server, throw its replica of one stream away, and start it; the others then send it a new copy.
 

@@ -1,7 +1,7 @@
 """Each promise as a function from a history to what is wrong with it: nothing, in the best case.
 
 They know nothing of how Holdfast works, but for the form of an agent's record and of a relay's cursor. The numbers are
-those of the invariants in `docs/guarantees.md`.
+those of the invariants in `docs/simulation.md`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from holdfast.errors import HandlerFailed
 from holdfast.testing.history import History
 
 Checker = Callable[[History], Iterator[str]]
-_TURNS = {"add", "slow", "spread", "nested", "remind", "forget", "retry"}
+_TURNS = {"add", "slow", "spread", "nested", "remind", "forget", "swell", "retry"}
+_READS = {"read", "peek"}
 
 
 def one_line(history: History) -> Iterator[str]:
@@ -109,13 +110,13 @@ def memory_is_the_log(history: History) -> Iterator[str]:
 
 
 def no_ghost_read(history: History) -> Iterator[str]:
-    """A reader sees what was acknowledged, and what was read, before it was asked; and nothing that was not begun."""
+    """Who reads sees what was acknowledged, and what was read, before; and never what is then undone."""
     ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for op in history.operations:
-        if op.fate == "done" and isinstance(op.result, int) and (op.kind in _TURNS or op.kind == "read"):
+        if op.fate == "done" and isinstance(op.result, int) and op.kind in _TURNS | _READS:
             ends[op.agent].append((op.ended, op.result))
     for op in history.operations:
-        if op.kind == "read" and op.fate == "done":
+        if op.kind in _READS and op.fate == "done":
             known = max((length for at, length in ends[op.agent] if at < op.began), default=0)
             if op.result < known:
                 yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from holdfast import codec, limits
 from holdfast.agents.agent import Agent
@@ -133,12 +133,8 @@ class SimCluster:
         if process is None:
             return
         self.world.tell(f"freeze the node of {host} for {seconds:.1f} s")
-        process.loop.frozen = True
-
-        def thaw() -> None:
-            process.loop.frozen = False
-
-        self.world.later(seconds, thaw)
+        process.loop.freeze()
+        self.world.later(seconds, process.loop.thaw)
 
     def stop_server(self, host: str, seconds: float) -> None:
         """The host's server ends or freezes, and is back after a while."""
@@ -164,12 +160,16 @@ class SimCluster:
 
         self.world.later(seconds, back)
 
-    def partition(self, host: str, seconds: float, one_way: bool = False) -> None:
-        """Cut a host off; in both directions, or only what it sends."""
-        self.world.tell(f"cut off {host}{' one way' if one_way else ''} for {seconds:.1f} s")
-        for other in self.hosts:
-            if other != host:
-                self.world.cut(host, other)
-                if not one_way:
-                    self.world.cut(other, host)
-        self.world.later(seconds, self.world.mend)
+    def partition(self, host: str, seconds: float, way: Literal["both", "out", "in"] = "both") -> None:
+        """Cut a host off: in both directions, or only what it sends, or only what is sent to it."""
+        self.world.tell(f"cut off {host}{'' if way == 'both' else f' ({way} only)'} for {seconds:.1f} s")
+        cuts = [(host, other) for other in self.hosts if other != host] if way != "in" else []
+        cuts += [(other, host) for other in self.hosts if other != host] if way != "out" else []
+        for source, target in cuts:
+            self.world.cut(source, target)
+
+        def mend() -> None:
+            for source, target in cuts:
+                self.world.mend(source, target)
+
+        self.world.later(seconds, mend)

@@ -33,11 +33,10 @@ from holdfast.errors import (
     Unknown,
 )
 from holdfast.testing.loop import SimLoop
-from holdfast.testing.servers import Cell, Interest, Servers
+from holdfast.testing.servers import Cell, Interest, Servers, Watcher
 
 T = TypeVar("T")
 _SILENCE_SECONDS = 1.6
-_CHUNK_RECORDS = 500
 
 
 class SimEngine(Engine):
@@ -95,7 +94,7 @@ class SimEngine(Engine):
                 value = read()
                 world.later(world.random.uniform(0.0002, 0.002), lambda: self.loop.call_soon(back, value))
 
-        world.later(world.random.uniform(0.0002, 0.002), there)
+        world.later(world.random.uniform(0.0002, self.cluster.faults.read_seconds), there)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await future
@@ -214,7 +213,8 @@ class SimLog(Log):
             self._cell(cell)
             some, last = sorted(seen[0], key=lambda stored: stored.sequence), seen[1]
             if some:
-                chunk, rest = some[:_CHUNK_RECORDS], some[_CHUNK_RECORDS:]
+                most = int(self._engine.cluster.faults.chunk_records)
+                chunk, rest = some[:most], some[most:]
                 following = chunk[-1].sequence + 1
                 quiet = not rest
                 yield Chunk(chunk, not rest)
@@ -223,9 +223,9 @@ class SimLog(Log):
                 yield Chunk([], True)
             else:
                 following = max(following, last + 1)
-                await self._news(found, host, following, wanted)
+                await self._news(found, host, following, tuple(subjects))
 
-    async def _news(self, cell: Cell, host: str, following: int, wanted: Callable[[str], bool]) -> None:
+    async def _news(self, cell: Cell, host: str, following: int, subjects: tuple[str, ...]) -> None:
         loop = self._engine.loop
         if cell.replicas[host].last >= following:
             return
@@ -239,12 +239,14 @@ class SimLog(Log):
         def news() -> None:
             loop.call_soon(wake)
 
-        cell.when_news(host, wanted, news)
+        watcher = Watcher(subjects, news)
+        cell.watch(host, watcher)
         timer = loop.call_later(_SILENCE_SECONDS, wake)
         try:
             await future
         finally:
             timer.cancel()
+            cell.forget(host, watcher)
             self.waits.pop(future, None)
 
     async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
@@ -281,7 +283,7 @@ class SimBus(Bus):
         if self._engine.closed:
             raise Closed("the engine was closed")
         interest = Interest(subject, queue, self._engine.host, self._engine.loop, callback)
-        self._engine.cluster.interests.append(interest)
+        self._engine.cluster.subscribe(interest)
         return _Subscription(interest)
 
     async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Literal
 
 from holdfast.engines.base import Stored
@@ -61,6 +62,18 @@ class History:
     """Per shard the nodes that serve it at the end."""
     differences: list[str] = field(default_factory=list)
     """What nodes have in memory at the end that the log has not, or has otherwise."""
+
+    def digest(self) -> str:
+        """A digest of all that happened, in its order: two runs with the same one were the same run."""
+        made = blake2b(digest_size=16)
+        for op in self.operations:
+            made.update(repr((op.kind, op.agent, op.label, op.began, op.ended, op.fate, str(op.result))).encode())
+        for mark in self.marks:
+            made.update(repr((mark.at, mark.agent, mark.epoch, mark.process)).encode())
+        for commit in self.commits:
+            made.update(repr((commit.at, commit.cell, commit.batch)).encode())
+        made.update(repr((self.tapes, self.deaths, sorted(self.dead_letters), self.epochs_at_rest)).encode())
+        return made.hexdigest()
 
     def begin(self, kind: str, agent: str, label: str, now: float) -> Operation:
         """A client begins an operation."""

@@ -19,15 +19,23 @@ T = TypeVar("T")
 
 
 class SimLoop(asyncio.AbstractEventLoop):
-    """See the module. ``name``: of the simulated process. ``read``: its clock, in seconds."""
+    """See the module. ``name``: of the simulated process. ``read``: its clock, in seconds.
 
-    def __init__(self, name: str, read: Callable[[], float]) -> None:
+    ``wake`` is called when it has something to do: at once (None), or at a time on its own clock.
+    """
+
+    def __init__(self, name: str, read: Callable[[], float], wake: Callable[[SimLoop, float | None], None]) -> None:
         self.name = name
         self.frozen = False
         self.dead = False
+        self.queued = False
+        """Whether the world has it among the loops that are to be turned."""
         self.errors: list[dict[str, Any]] = []
         """What its exception handler was called with."""
-        self._read = read
+        self._wake = wake
+        self._alarm = float("inf")
+        """When the world was last asked to wake it."""
+        self.time = read  # type: ignore[method-assign]
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._count = 0
@@ -36,13 +44,15 @@ class SimLoop(asyncio.AbstractEventLoop):
     # What asyncio asks of a loop -----------------------------------------------------------------------------------
 
     def time(self) -> float:
-        return self._read()
+        raise NotImplementedError  # its clock stands here, see above
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
+        if not self.queued:
+            self._wake(self, None)
         return handle
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
@@ -58,6 +68,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, handle))
+        if when < self._alarm:
+            self._alarm = when
+            self._wake(self, when)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
@@ -101,17 +114,40 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Whether it takes part: neither frozen nor dead."""
         return not (self.frozen or self.dead)
 
-    def due(self) -> float | None:
-        """When it has something to do, on its own clock; None: never."""
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.frozen = False
+        self.rouse()
+
+    def ring(self) -> None:
+        """Its alarm goes."""
+        self._alarm = float("inf")
+        self.rouse()
+
+    def rouse(self) -> None:
+        """Take up what is due, or set the alarm for what is due next."""
+        if self.queued:
+            return
         if self._ready:
-            return self.time()
+            self._wake(self, None)
+            return
         while self._timers and self._timers[0][2].cancelled():
             heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        if self._timers:
+            when = self._timers[0][0]
+            if when <= self.time() + 1e-9:
+                self._wake(self, None)
+            elif when < self._alarm:
+                self._alarm = when
+                self._wake(self, when)
 
     def turn(self) -> None:
         """Run what is due now, as one turn of an event loop does."""
-        now = self.time()
+        now = self.time() + 1e-9
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if not timer.cancelled():
@@ -127,6 +163,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                     break  # it was frozen or killed by what it did
         finally:
             events._set_running_loop(before)
+        self.rouse()
 
     def kill(self) -> None:
         """End the process: nothing of it runs any more, not even what cleans up (so what it holds is kept)."""

@@ -11,10 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.engines.base import Message, Record, Stored, matcher, matches
-from holdfast.errors import Conflict, Fenced, HoldfastError, NoQuorum
+from holdfast.agents.record import unpack
+from holdfast.engines.base import Message, Record, Stored, matcher
+from holdfast.errors import Conflict, DataLoss, Fenced, HoldfastError, NoQuorum
 from holdfast.testing.loop import SimLoop
 from holdfast.testing.world import World
+
+
+def _commit(stored: Stored) -> int:
+    try:
+        return unpack(stored.payload, stored.subject).commit
+    except DataLoss:
+        return 0
+
 
 Answer = Callable[[range | HoldfastError], None]
 
@@ -33,7 +42,12 @@ class Faults:
     bus_lost: float = 0.0
     bus_twice: float = 0.0
     bus_delay_seconds: float = 0.002
+    bus_late: float = 0.0
+    """A message that is held somewhere, for up to ``late_seconds``."""
     lag_seconds: float = 0.01
+    read_seconds: float = 0.002
+    """How long a read takes at most, and each chunk of a tail."""
+    chunk_records: float = 500
 
 
 @dataclass
@@ -52,15 +66,24 @@ class Replica:
             subject, before = operation
             wanted = matcher((subject,))
             for name in [n for n, s in self.newest.items() if s < before and wanted(n)]:
-                del self.records[self.newest.pop(name)]
+                self.records.pop(self.newest.pop(name), None)
             return
         for stored in operation:
             old = self.newest.get(stored.subject)
             if old is not None:
-                del self.records[old]
+                self.records.pop(old, None)
             self.newest[stored.subject] = stored.sequence
             self.records[stored.sequence] = stored
             self.last = stored.sequence
+
+
+class Watcher:
+    """Somebody who waits for new records of some subjects."""
+
+    def __init__(self, subjects: tuple[str, ...], wake: Callable[[], None]) -> None:
+        self.wanted = matcher(subjects)
+        self.tokens = list(dict.fromkeys(subject.split(".", 2)[1].replace(">", "*") for subject in subjects))
+        self.wake = wake
 
 
 class Cell:
@@ -73,13 +96,16 @@ class Cell:
         self.term = 1
         self.committed = Replica()
         self.operations: list[list[Stored] | tuple[str, int]] = []
+        self._times: list[float] = []
+        self._lags: dict[str, float] = {}
+        """How far each replica is behind, as a share of the most that it may be."""
         self.replicas = {host: Replica() for host in servers.hosts}
         self.waiting: list[tuple[Sequence[Record], Answer]] = []
         self.on_commit: list[Callable[[list[Stored]], None]] = []
+        self.on_refusal: list[Callable[[list[Record], HoldfastError], None]] = []
         self._election_at = 0.0
-        self._watchers: dict[str, list[tuple[Callable[[str], bool], Callable[[], None]]]] = {
-            h: [] for h in servers.hosts
-        }
+        self._watchers: dict[str, dict[str, dict[Watcher, None]]] = {host: {} for host in servers.hosts}
+        """Per replica, and per second token of what is wanted: who waits for news."""
 
     def propose(self, records: Sequence[Record], answer: Answer) -> None:
         """What the leader does with a batch that arrived."""
@@ -93,7 +119,10 @@ class Cell:
         for record in records:
             if record.expect is not None and newest.get(record.expect.subject, 0) != record.expect.sequence:
                 fence = any(one.expect is not None and one.expect.subject != one.subject for one in records)
-                return (Fenced if fence else Conflict)(f"{self.name}: {record.expect}")
+                error = (Fenced if fence else Conflict)(f"{self.name}: {record.expect}")
+                for hear in self.on_refusal:
+                    hear(list(records), error)
+                return error
         first = self.committed.last + 1
         batch = [Stored(record.subject, first + n, record.payload) for n, record in enumerate(records)]
         self._operate(batch)
@@ -107,35 +136,43 @@ class Cell:
 
     def _operate(self, operation: list[Stored] | tuple[str, int]) -> None:
         self.operations.append(operation)
+        self._times.append(self.servers.world.now)
         self.committed.apply(operation)
-        self.replicas[self.leader].applied = max(0, self.replicas[self.leader].applied)
         self._catch_up(self.leader)
-        world, lag = self.servers.world, self.servers.faults.lag_seconds
         for host in self.servers.hosts:
             if host != self.leader:
-                world.later(world.random.uniform(0, lag), lambda host=host: self._catch_up(host))  # type: ignore[misc]
+                lag = self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
+                self.servers.world.later(lag, lambda host=host: self._catch_up(host))  # type: ignore[misc]
 
     def _catch_up(self, host: str) -> None:
         replica = self.replicas[host]
+        lag = 0.0 if host == self.leader else self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
+        until = self.servers.world.now - lag + 1e-9
         if host != self.leader and not (self.servers.up(host) and self.servers.world.connected(self.leader, host)):
             return
         subjects: list[str] = []
-        while replica.applied < len(self.operations):
+        while replica.applied < len(self.operations) and self._times[replica.applied] <= until:
             operation = self.operations[replica.applied]
             replica.apply(operation)
             if isinstance(operation, list):
                 subjects += [stored.subject for stored in operation]
-        if subjects:
-            waiting, self._watchers[host] = self._watchers[host], []
-            for watcher in waiting:
-                if any(map(watcher[0], subjects)):
-                    watcher[1]()
-                else:
-                    self._watchers[host].append(watcher)
+        watchers = self._watchers[host]
+        for subject in subjects:
+            for token in (subject.split(".", 2)[1], "*"):
+                for watcher in list(watchers.get(token, ())):
+                    if watcher.wanted(subject):
+                        self.forget(host, watcher)
+                        watcher.wake()
 
-    def when_news(self, host: str, wanted: Callable[[str], bool], wake: Callable[[], None]) -> None:
-        """Call once when this host's replica has a new record whose subject is wanted."""
-        self._watchers[host].append((wanted, wake))
+    def watch(self, host: str, watcher: Watcher) -> None:
+        """Wake the watcher once, when this host's replica has a new record that it wants."""
+        for token in watcher.tokens:
+            self._watchers[host].setdefault(token, {})[watcher] = None
+
+    def forget(self, host: str, watcher: Watcher) -> None:
+        """Wake it no more."""
+        for token in watcher.tokens:
+            self._watchers[host][token].pop(watcher, None)
 
     def look(self) -> None:
         """Several times a second: replicas catch up, a leader without a majority is replaced after a while."""
@@ -146,19 +183,26 @@ class Cell:
             for records, answer in waiting:
                 answer(self._commit(records))
             for host in servers.hosts:
+                if host not in self._lags or servers.world.random.random() < 0.1:
+                    self._lags[host] = servers.world.random.random()
                 self._catch_up(host)
             return
         if not self._election_at:
             self._election_at = servers.world.now + servers.world.random.uniform(4, 9)
         elif servers.world.now >= self._election_at:
-            able = [host for host in servers.hosts if servers.majority(host)]
-            if able:
-                self._election_at = 0.0
-                self.waiting = []
-                self.leader = servers.world.random.choice(able)
-                self.term += 1
-                self._catch_up(self.leader)
-                servers.world.tell(f"{self.leader} leads {self.name}")
+            self._election_at = 0.0
+            self.elect()
+
+    def elect(self) -> None:
+        """Another server leads, where one has a majority. What the old one kept, and its answers under way, are lost."""
+        servers = self.servers
+        able = [host for host in servers.hosts if host != self.leader and servers.majority(host)]
+        if able:
+            self.waiting = []
+            self.leader = servers.world.random.choice(able)
+            self.term += 1
+            self._catch_up(self.leader)
+            servers.world.tell(f"{self.leader} leads {self.name}")
 
 
 class Interest:
@@ -166,7 +210,7 @@ class Interest:
 
     def __init__(self, subject: str, queue: str, host: str, loop: SimLoop, callback: Callable[[Message], None]) -> None:
         self.subject = subject
-        self.wild = "*" in subject or ">" in subject
+        self.wanted = matcher((subject,))
         self.queue = queue
         self.host = host
         self.loop = loop
@@ -192,8 +236,13 @@ class Servers:
         self.faults = faults or Faults()
         self.cells: dict[str, Cell] = {}
         self.blobs: dict[str, bytes] = {}
-        self.interests: list[Interest] = []
+        self.interests: dict[str, list[Interest]] = {}
+        """By subject; those with wildcards are under the empty one."""
         self.down: set[str] = set()
+        self.muted: set[str] = set()
+        """Hosts whose messages do not leave them, although their batches do."""
+        self.planned: list[tuple[str, str, float]] = []
+        """What is to happen to the next batch with a record whose subject ends so: ``lost``, ``late``, ``answer-lost``."""
         self.on_cell: Callable[[Cell], None] = lambda _: None
         world.later(0.5, self._look)
 
@@ -231,12 +280,19 @@ class Servers:
         if random.random() < faults.append_refused or not self.up(cell.leader):
             world.later(0.001, lambda: answer(NoQuorum(f"no server leads {cell.name}")))
             return
-        lost = random.random() < faults.answer_lost
+        plan, plan_seconds = self._plan(records)
+        lost = random.random() < faults.answer_lost or plan == "answer-lost"
 
         def back(outcome: range | HoldfastError) -> None:
-            leader, at = cell.leader, self.entry(host)
-            if not lost and at and world.reaches(leader, at):
-                world.later(random.uniform(0.0003, 0.003), lambda: answer(outcome))
+            leader, term = cell.leader, cell.term
+
+            def come() -> None:
+                at = self.entry(host)
+                if cell.term == term and at and world.reaches(leader, at):
+                    answer(outcome)
+
+            if not lost:
+                world.later(random.uniform(0.0003, 0.003), come)
 
         def arrive() -> None:
             if self.up(cell.leader) and world.reaches(server, cell.leader):
@@ -244,17 +300,59 @@ class Servers:
                     cell.propose(records, lambda _: None)
                 cell.propose(records, back)
 
-        if random.random() >= faults.append_lost:
+        if plan == "late":
+            world.later(plan_seconds, arrive)
+        elif random.random() >= faults.append_lost and plan != "lost":
             late = random.random() < faults.append_late
             world.later(random.uniform(0, faults.late_seconds) if late else random.uniform(0.0003, 0.003), arrive)
+
+    def _plan(self, records: Sequence[Record]) -> tuple[str, float]:
+        for place, (end, what, seconds) in enumerate(self.planned):
+            if any(record.subject.endswith(end) for record in records):
+                del self.planned[place]
+                return what, seconds
+        return "", 0.0
+
+    def damage(self, host: str) -> None:
+        """A record of an agent is lost in this host's replica, or a byte of it is another; no server notices."""
+        random = self.world.random
+        replica = random.choice(list(self.cells.values())).replicas[host]
+        there = [stored for stored in replica.records.values() if ".st." in stored.subject]
+        if not there:
+            return
+        stored = random.choice(there)
+        if random.random() < 0.5:
+            # A shard's digest is in its batches: what it cannot show is the loss of all that its newest batch wrote.
+            shard, _, _ = stored.subject.rpartition(".st.")
+            later = [one for one in there if one.subject.startswith(f"{shard}.st.") and one.sequence > stored.sequence]
+            if not any(_commit(one) > _commit(stored) for one in later):
+                return
+            del replica.records[stored.sequence], replica.newest[stored.subject]
+        else:
+            payload = bytearray(stored.payload)
+            payload[random.randrange(len(payload))] ^= 1 << random.randrange(8)
+            replica.records[stored.sequence] = stored._replace(payload=bytes(payload))
+        self.world.tell(f"the replica of {host} is damaged at {stored.sequence} {stored.subject}")
 
     def _look(self) -> None:
         for cell in self.cells.values():
             cell.look()
-        self.interests = [one for one in self.interests if one.open and not one.loop.dead]
+        for subject, interests in list(self.interests.items()):
+            self.interests[subject] = [one for one in interests if one.open and not one.loop.dead]
+            if not self.interests[subject]:
+                del self.interests[subject]
         self.world.later(0.5, self._look)
 
     # The bus ---------------------------------------------------------------------------------------------------------
+
+    def subscribe(self, interest: Interest) -> None:
+        """Note that a process wants messages."""
+        wild = "*" in interest.subject or ">" in interest.subject
+        self.interests.setdefault("" if wild else interest.subject, []).append(interest)
+
+    def _interested(self, subject: str) -> list[Interest]:
+        exact = self.interests.get(subject, [])
+        return exact + [one for one in self.interests.get("", ()) if one.wanted(subject)]
 
     def publish(self, host: str, message: Message) -> None:
         """Carry a message to whoever wants it and is reached."""
@@ -263,21 +361,20 @@ class Servers:
         if not source:
             return
         queues: dict[str, list[Interest]] = {}
-        for number, one in enumerate(self.interests):
-            if not (one.subject == message.subject or (one.wild and matches(one.subject, message.subject))):
-                continue
+        for number, one in enumerate(self._interested(message.subject)):
             at = self.entry(one.host) if one.open and not one.loop.dead else ""
-            if at and world.reaches(source, at):
+            if at and world.reaches(source, at) and (at == source or source not in self.muted):
                 queues.setdefault(one.queue or f"#{number}", []).append(one)
         if not queues and message.reply:
             nobody = Message(message.reply, "", b"", no_responders=True)
-            for one in self.interests:
-                if one.host == host and matches(one.subject, nobody.subject):
+            for one in self._interested(nobody.subject):
+                if one.host == host:
                     world.later(0.001, lambda one=one: one.deliver(nobody))  # type: ignore[misc]
             return
         for members in queues.values():
             one = random.choice(members)
             for _ in range(2 if random.random() < faults.bus_twice else 1):
                 if random.random() >= faults.bus_lost:
-                    delay = random.uniform(0.0002, faults.bus_delay_seconds)
+                    late = faults.bus_late and random.random() < faults.bus_late
+                    delay = random.uniform(0.0002, faults.late_seconds if late else faults.bus_delay_seconds)
                     world.later(delay, lambda one=one: one.deliver(message))  # type: ignore[misc]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections import Counter
+from collections.abc import Coroutine
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -17,15 +18,15 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.record import unpack
-from holdfast.errors import ConfigError, NotDone, Unknown
-from holdfast.testing import checkers, workloads
+from holdfast.errors import ConfigError, DataLoss, NotDone, Unknown
+from holdfast.testing import checkers, harms, workloads
 from holdfast.testing.cluster import Process, SimCluster
 from holdfast.testing.history import Commit, History
 from holdfast.testing.servers import Cell, Faults
 from holdfast.testing.workloads import Actor, Clerk
 from holdfast.testing.world import World
 
-_HARMS = ("kill_node", "freeze_node", "stop_server", "kill_host", "partition", "one_way")
+_SETTLES_ROUNDS = 5
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,13 +48,17 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     faults: dict[str, list[float]] = {}
     """See `holdfast.testing.servers.Faults`."""
     harm: dict[str, float] = {}
-    """What is done to hosts, each with its weight: kill_node, freeze_node, stop_server, kill_host, partition, one_way."""
+    """What is done to hosts, each with its weight; see `holdfast.testing.harms`."""
+    harm_seconds: float = 8.0
+    """How long each may last."""
+    still_seconds: float = 10.0
+    """For how long nothing may move at the end."""
 
     def __post_init__(self) -> None:
         for what, names, known in (
             ("work", self.work, workloads.KINDS),
             ("faults", self.faults, tuple(Faults.__dataclass_fields__)),
-            ("harm", self.harm, _HARMS),
+            ("harm", self.harm, tuple(harms.ALL)),
         ):
             for name in names:
                 if name not in known:
@@ -69,6 +74,8 @@ class Outcome(msgspec.Struct):
     story: list[str]
     counts: dict[str, int]
     seconds: float
+    digest: str = ""
+    """Of the whole history; the same seed has the same."""
 
     def report(self) -> str:
         """What a person needs to understand a run that failed, and to see it again."""
@@ -93,6 +100,12 @@ def load(name: str) -> Scenario:
         raise ConfigError(f"scenario {name}: {error}") from None
 
 
+def about(name: str) -> str:
+    """What a scenario that comes with Holdfast is for: the first line of its file."""
+    path = resources.files("holdfast.testing") / "scenarios" / f"{name}.toml"
+    return path.read_text().partition("\n")[0].removeprefix("# ")
+
+
 def names() -> list[str]:
     """The scenarios that come with Holdfast."""
     found = (resources.files("holdfast.testing") / "scenarios").iterdir()
@@ -110,6 +123,11 @@ def run(scenario: Scenario, seed: int) -> Outcome:
         simulation.world.close()
 
 
+def _bad(error: dict[str, Any]) -> bool:
+    """Whether what a node's exception handler was called with may not be; a damaged replica is to be reported so."""
+    return not (isinstance(error.get("exception"), DataLoss) and str(error["message"]).endswith("is repeated"))
+
+
 class Simulation:
     """One run under way."""
 
@@ -118,6 +136,8 @@ class Simulation:
         self.world = World(seed)
         self.history = History()
         self.stopping = False
+        self._calm_at = 0.0
+        self._looked_at = 0.0
         self.problems: list[str] = []
         random = self._random = self.world.random
         faults = Faults(**{name: random.choice(values) for name, values in scenario.faults.items()})
@@ -148,14 +168,15 @@ class Simulation:
             clerks = self._begin(clients)
             self._harm(self.world.now + self.scenario.seconds)
             self._heal()
-            self.world.run(15)
+            calm_at = self.world.now
+            self.world.run(3)
             self.stopping = True
             if self._await("clients get no answer", 150, lambda: not any(clerk.running for clerk in clerks)):
-                self.world.run(5)  # timers that are still to fire
+                self.world.run(max(calm_at + 15 - self.world.now, 5))  # timers that are still to fire
                 self._look(clients[0])
         problems = [*self.problems]
         for process in [*self.cluster.nodes.values(), *clients]:
-            problems += [f"{process.name}: {error.get('exception')!r}" for error in process.loop.errors]
+            problems += [f"{process.name}: {error.get('exception')!r}" for error in process.loop.errors if _bad(error)]
         for checker in checkers.ALL if not self.problems else (checkers.one_line, checkers.one_actor):
             problems += [f"{checker.__name__}: {text}" for text in checker(self.history)]
         counts = Counter(f"{op.kind} {op.fate}" for op in self.history.operations)
@@ -166,6 +187,7 @@ class Simulation:
             self.world.story,
             dict(sorted(counts.items())),
             self.world.now,
+            self.history.digest(),
         )
 
     def _await(self, problem: str, seconds: float, condition: Any) -> bool:
@@ -195,23 +217,14 @@ class Simulation:
             if not kinds or self.world.now >= end:
                 continue
             host, kind = self._random.choice(self.cluster.hosts), self._random.choices(kinds, weights)[0]
-            seconds = self._random.uniform(0.5, 8)
-            if kind == "kill_node":
-                self.cluster.kill_node(host)
-            elif kind == "freeze_node":
-                self.cluster.freeze_node(host, seconds)
-            elif kind == "stop_server":
-                self.cluster.stop_server(host, seconds)
-            elif kind == "kill_host":
-                self.cluster.kill_host(host, seconds)
-            else:
-                self.cluster.partition(host, seconds, one_way=kind == "one_way")
+            seconds = self._random.uniform(0.5, self.scenario.harm_seconds)
+            self._calm_at = max(self._calm_at, self.world.now + seconds + 3)
+            harms.ALL[kind](self.cluster, self._random, host, seconds)
 
     def _heal(self) -> None:
         """Wait until the last harm has passed, and have the servers and the network behave from now on."""
-        self.world.run(10)
+        self.world.run(max(self._calm_at - self.world.now, 0))
         self.cluster.servers.faults = Faults()
-        self.world.mend()
         self.world.tell("all is well again")
 
     # The end -------------------------------------------------------------------------------------------------------
@@ -219,12 +232,19 @@ class Simulation:
     def _look(self, client: Process) -> None:
         """Take down what the checkers need to know of the end."""
         epochs = self._epochs()
+        if not self._await("inboxes are not handled", 120, self._quiet):
+            return
         ended: list[bool] = []
-        client.spawn(self._read(client, ended))
+        client.spawn(self._told(self._read(client, ended)))
         if not self._await("agents do not answer at the end", 120, lambda: bool(ended)):
             return
-        self.world.run(10)
-        self.history.epochs_at_rest = epochs, self._epochs()
+        # A shard that was moved in the midst of the harm may be moved once more, for balance, a while later.
+        for _ in range(_SETTLES_ROUNDS):
+            self.world.run(self.scenario.still_seconds)
+            before, epochs = epochs, self._epochs()
+            self.history.epochs_at_rest = before, epochs
+            if before == epochs:
+                break
         nodes = [process.node for process in self.cluster.nodes.values() if process.node is not None]
         for number in range(self.scenario.shards):
             self.history.owners[str(number)] = [node.name for node in nodes if number in node._ownership.owned]
@@ -239,10 +259,19 @@ class Simulation:
             if subject.endswith(".epoch")
         }
 
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self.problems.append(f"reading what came of it: {error!r}")
+
     async def _read(self, client: Process, ended: list[bool]) -> None:
         node = client.node
         assert node is not None
-        agents = sorted({op.agent for op in self.history.operations if op.kind != "deadly"})
+        cells = self.cluster.servers.cells.values()
+        subjects = [subject for cell in cells for subject in cell.committed.newest if ".st." in subject]
+        found = {subject.rpartition("/")[2] for subject in subjects}
+        agents = sorted(found.union(op.agent for op in self.history.operations if op.kind != "deadly"))
         for agent in agents:
             while True:
                 try:
@@ -253,6 +282,18 @@ class Simulation:
         for letter in await node.dead_letters.all():
             self.history.dead_letters.add(" ".join([letter.handler, *map(str, letter.arguments)]))
         ended.append(True)
+
+    def _quiet(self) -> bool:
+        """Whether no agent has anything in hand."""
+        if self.world.now < self._looked_at + 1:
+            return False
+        self._looked_at = self.world.now
+        return not any(
+            shard._held or any(a.inbox or a.mailbox or a.running or a.pending for a in shard.activations.values())
+            for process in self.cluster.nodes.values()
+            if process.node is not None
+            for shard in process.node._runtime.shards.values()
+        )
 
     def _compare(self, node: Any) -> None:
         """What an owner has in memory, and what the log has."""
@@ -270,5 +311,6 @@ class Simulation:
                 if activation.loaded and activation.sequence:
                     stored = cell.committed.records.get(activation.sequence)
                     record = None if stored is None else unpack(stored.payload, stored.subject)
-                    if record is None or activation.pending or record.state != activation.state_bytes:
+                    state = record and (record.state or self.cluster.servers.blobs.get(record.blob, b""))
+                    if activation.pending or state != activation.state_bytes:
                         self.history.differences.append(f"{node.name}: {token} is not as the log has it")

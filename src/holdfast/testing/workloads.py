@@ -20,11 +20,21 @@ from holdfast.testing.history import Fate, Mark
 
 if TYPE_CHECKING:
     from random import Random
+    from typing import Protocol
 
     from holdfast.node.node import Node
+    from holdfast.testing.history import History
     from holdfast.testing.simulation import Simulation
+    from holdfast.testing.world import World
 
-_current: list[Simulation] = []
+    class _Run(Protocol):
+        world: World
+        history: History
+
+        async def die(self, label: str) -> None: ...
+
+
+_current: list[_Run] = []
 """The simulation that runs: handlers tell it what they do."""
 
 
@@ -33,9 +43,10 @@ class Tape(State):
 
     done: list[str] = msgspec.field(default_factory=list)
     sent: int = 0
+    ballast: bytes = b""
 
 
-class Actor(Agent[Tape], capabilities={"simulated"}):
+class Actor(Agent[Tape], capabilities={"simulated"}, idle_seconds=1.0):
     """See the module."""
 
     def _mark(self) -> None:
@@ -78,6 +89,24 @@ class Actor(Agent[Tape], capabilities={"simulated"}):
         self._note(f"take {sender} {number}")
 
     @handler
+    async def take_slowly(self, sender: str, number: int) -> None:
+        """What is sent, and takes a while."""
+        self._mark()
+        await asyncio.sleep(0.3)
+        self._note(f"take {sender} {number}")
+
+    @handler
+    async def peek(self) -> int:
+        """A turn that changes nothing: its reply shows what it saw."""
+        return len(self.state.done)
+
+    @handler
+    async def swell(self, label: str, size: int) -> int:
+        """A state that is too large for a record, or is not any more."""
+        self.state.ballast = bytes(size)
+        return self._note(label)
+
+    @handler
     async def nested(self, label: str, other: str) -> int:
         """A turn that asks another agent."""
         await self.agent(Actor, other).options(timeout_seconds=20).ask(Actor.add, f"{label} within")
@@ -106,6 +135,9 @@ class Actor(Agent[Tape], capabilities={"simulated"}):
         self._note(label)
         if how == "raise":
             raise ValueError(label)
+        if how == "sends":
+            for number in range(limits.TURN_RECORDS_MAX + 1):
+                await self.agent(Actor, "nobody").send(Actor.take, self.name, number)
         return "x" * (limits.REPLY_BYTES_MAX + 1)
 
     @handler
@@ -193,7 +225,8 @@ class Clerk:
             await asyncio.sleep(0.2)
 
     async def _slows(self) -> None:
-        await self._ask("slow", self._agent(), Actor.slow, self._random.randint(1, 30))
+        steps = self._random.choice([self._random.randint(1, 30), 100])
+        await self._ask("slow", self._agent(), Actor.slow, steps)
 
     async def _spreads(self) -> None:
         receivers = sorted({self._agent() for _ in range(3)})
@@ -210,18 +243,45 @@ class Clerk:
             await self._ask("remind", agent, Actor.remind, name, self._random.choice([0.01, 0.3, 2.0]))
 
     async def _bads(self) -> None:
-        await self._ask("bad", self._agent(), Actor.bad, self._random.choice(["raise", "reply"]))
+        await self._ask("bad", self._agent(), Actor.bad, self._random.choice(["raise", "reply", "sends"]))
 
     async def _deadlies(self) -> None:
         await self._ask("deadly", f"d{self._number}", Actor.deadly)
         await asyncio.sleep(5)
 
-    async def _sends(self) -> None:
-        agent = self._agent()
+    async def _send(self, agent: str, handler: Any) -> None:
         sender = f"{self._name}.{agent}"
         number = self._sent[sender] = self._sent.get(sender, -1) + 1
         ref = self._node.agent(Actor, agent).options(timeout_seconds=100)
-        await self._do("send", agent, f"take {sender} {number}", lambda: ref.send(Actor.take, sender, number))
+        await self._do("send", agent, f"take {sender} {number}", lambda: ref.send(handler, sender, number))
+
+    async def _sends(self) -> None:
+        await self._send(self._agent(), Actor.take)
+
+    async def _bursts(self) -> None:
+        """A slow agent in the midst of neighbours that get far ahead of it."""
+        await self._send("a0", Actor.take_slowly)
+        agent = self._agent()
+        await asyncio.gather(*(self._send(agent, Actor.take) for _ in range(20)))
+
+    async def _edges(self) -> None:
+        """A timer that is set anew, or cancelled, just when it is due."""
+        agent, seconds = f"e{self._random.randrange(self._agents)}", self._random.choice([0.05, 0.3, 1.0])
+        await self._ask("remind", agent, Actor.remind, "edge", seconds)
+        await asyncio.sleep(max(seconds + self._random.uniform(-0.01, 0.005), 0))
+        if self._random.random() < 0.5:
+            await self._ask("forget", agent, Actor.forget, "edge")
+        else:
+            await self._ask("remind", agent, Actor.remind, "edge", seconds)
+
+    async def _swells(self) -> None:
+        size = self._random.choice([0, limits.BLOB_THRESHOLD_BYTES])
+        await self._ask("swell", f"b{self._random.randrange(self._agents)}", Actor.swell, size)
+
+    async def _peeks(self) -> None:
+        agent = self._agent()
+        ref = self._node.agent(Actor, agent).options(timeout_seconds=30)
+        await self._do("peek", agent, self._label(), lambda: ref.ask(Actor.peek))
 
     async def _reads(self) -> None:
         agent = self._agent()
@@ -229,5 +289,8 @@ class Clerk:
         await self._do("read", agent, self._label(), lambda: ref.ask(Actor.length))
 
 
-KINDS = ("adds", "retries", "slows", "spreads", "nests", "timers", "bads", "deadlies", "sends", "reads")
+KINDS = (
+    "adds", "retries", "slows", "spreads", "nests", "timers", "edges", "bads", "deadlies", "swells", "sends", "bursts",
+    "peeks", "reads",
+)  # fmt: skip
 """What a scenario may ask for."""

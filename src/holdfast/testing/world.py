@@ -18,6 +18,8 @@ from holdfast.testing.loop import SimLoop
 
 START = 1_700_000_000.0
 """What the wall clocks show at the beginning, in seconds since 1970."""
+_BEGINNING = 1000.0
+"""What the monotonic clocks show then."""
 
 
 class SimClock:
@@ -32,7 +34,7 @@ class SimClock:
         return START + self.offset + self._world.now * self.rate
 
     def monotonic(self) -> float:
-        return 1000.0 + self._world.now * self.rate
+        return _BEGINNING + self._world.now * self.rate
 
 
 class World:
@@ -46,9 +48,10 @@ class World:
         """What happened, in words, for whoever has to understand a run."""
         self._events: list[tuple[float, int, Callable[[], Any]]] = []
         self._count = 0
-        self._loops: list[tuple[SimLoop, SimClock]] = []
-        self._dead: list[SimLoop] = []
-        self._cut: set[tuple[str, str]] = set()
+        self._loops: list[SimLoop] = []
+        self._queue: list[SimLoop] = []
+        """The loops that have something to do now."""
+        self._cut: dict[tuple[str, str], int] = {}
         # What is begun before the first run draws from the seed, too.
         self._drawing = ExitStack()
         self._drawing.enter_context(chance.drawn_from(self.random))
@@ -62,8 +65,17 @@ class World:
     def process(self, name: str, clock: SimClock | None = None) -> tuple[SimLoop, SimClock]:
         """A new process: its loop and its clocks."""
         clock = clock or SimClock(self)
-        loop = SimLoop(name, clock.monotonic)  # type: ignore[abstract]  # no sockets, no subprocesses
-        self._loops.append((loop, clock))
+        rate = clock.rate
+
+        def wake(loop: SimLoop, when: float | None) -> None:
+            if when is None:
+                loop.queued = True
+                self._queue.append(loop)
+            else:
+                self.later((when - _BEGINNING) / rate - self.now, loop.ring)
+
+        loop = SimLoop(name, clock.monotonic, wake)  # type: ignore[abstract]  # no sockets, no subprocesses
+        self._loops.append(loop)
         return loop, clock
 
     # Time ----------------------------------------------------------------------------------------------------------
@@ -85,41 +97,35 @@ class World:
                     return until is None
 
     def _step(self, end: float) -> bool:
-        """The next event, or the next turns of a process; False where there is none before the end."""
-        soonest = self._events[0][0] if self._events else float("inf")
-        ready: list[SimLoop] = []
-        for loop, clock in self._loops:
-            due = loop.due() if loop.turns() else None
-            if due is None:
-                continue
-            at = max(self.now, (due - 1000.0) / clock.rate)
-            if at < soonest - 1e-9:
-                soonest, ready = at, [loop]
-            elif at <= soonest + 1e-9:
-                ready.append(loop)
-        if soonest > end:
+        """The next event, or the next turn of a process; False where there is none before the end."""
+        if self._queue:
+            if self._events and self._events[0][0] <= self.now:
+                heapq.heappop(self._events)[2]()
+                return True
+            place = int(self.random.random() * len(self._queue))
+            loop = self._queue[place]
+            self._queue[place] = self._queue[-1]
+            self._queue.pop()
+            loop.queued = False
+            if loop.turns():  # else it is roused when it is thawed
+                loop.turn()
+            return True
+        if not self._events or self._events[0][0] > end:
             return False
-        self.now = max(self.now, soonest)
-        if self._events and self._events[0][0] <= self.now:
-            heapq.heappop(self._events)[2]()
-        elif ready:
-            self.random.choice(ready).turn()
-        if any(loop.dead for loop, _ in self._loops):
-            self._dead += [loop for loop, _ in self._loops if loop.dead]
-            self._loops = [pair for pair in self._loops if not pair[0].dead]
+        self.now = max(self.now, self._events[0][0])
+        heapq.heappop(self._events)[2]()
         return True
 
     def close(self) -> None:
         """End all that is under way, in dead processes too, so that nothing is left for Python to find half done."""
         with chance.drawn_from(self.random):
-            loops = [*(loop for loop, _ in self._loops), *self._dead]
             for _ in range(1000):
-                tasks = [task for loop in loops for task in asyncio.all_tasks(loop)]
+                tasks = [task for loop in self._loops for task in asyncio.all_tasks(loop)]
                 if not tasks:
                     break
                 for task in tasks:
                     task.cancel()
-                for loop in loops:
+                for loop in self._loops:
                     loop.dead = loop.frozen = False
                     loop.turn()
         self._drawing.close()
@@ -127,16 +133,16 @@ class World:
     # The network ---------------------------------------------------------------------------------------------------
 
     def cut(self, source: str, target: str) -> None:
-        """What one host sends does not reach the other any more; the other way is another matter."""
-        self._cut.add((source, target))
+        """What one host sends does not reach the other, until as many cuts were mended; the other way is another matter."""
+        self._cut[source, target] = self._cut.get((source, target), 0) + 1
 
-    def mend(self) -> None:
-        """Every host reaches every other."""
-        self._cut.clear()
+    def mend(self, source: str, target: str) -> None:
+        """End one cut."""
+        self._cut[source, target] -= 1
 
     def reaches(self, source: str, target: str) -> bool:
         """Whether what one host sends reaches the other."""
-        return source == target or (source, target) not in self._cut
+        return source == target or not self._cut.get((source, target))
 
     def connected(self, one: str, other: str) -> bool:
         """Whether two hosts reach each other."""

@@ -1,0 +1,231 @@
+"""The simulation is only worth what it finds: each protection is taken out, and the right checker has to miss it.
+
+Which scenario aims at it, which checkers may name what is broken, and how many seeds it may take stand with each. The
+table in ``docs/simulation.md`` is held to this file. Run with ``-s`` to see how many seeds each took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from holdfast.agents import record, shard, turn
+from holdfast.agents.activation import Activation
+from holdfast.agents.committer import Committer
+from holdfast.agents.relay import Relay
+from holdfast.agents.runtime import Runtime
+from holdfast.cluster.life import Life
+from holdfast.cluster.recovery import Recovery
+from holdfast.core.delivery import Seen, Verdict
+from holdfast.engines.base import Record, Stored
+from holdfast.errors import NoQuorum, Unknown
+from holdfast.testing import simulation
+
+DOCS = Path(__file__).parents[2] / "docs" / "simulation.md"
+SEEDS_MAX = 12
+"""More than any of them needs by far: their expected numbers are in the table."""
+
+Change = Callable[[pytest.MonkeyPatch], None]
+
+
+class Mutation(NamedTuple):
+    change: Change
+    scenario: str
+    missed_by: set[str]
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def mutation(scenario: str, *missed_by: str) -> Callable[[Change], Change]:
+    def add(change: Change) -> Change:
+        MUTATIONS[change.__name__] = Mutation(change, scenario, set(missed_by))
+        return change
+
+    return add
+
+
+@mutation("late", "one_line", "memory_is_the_log")
+def no_fence(patch: pytest.MonkeyPatch) -> None:
+    build = Committer._build
+
+    async def unfenced(self: Committer) -> Any:
+        batch = await build(self)
+        batch.records = [
+            Record(one.subject, one.payload) if one.expect and one.expect.subject.endswith(".epoch") else one
+            for one in batch.records
+        ]
+        return batch
+
+    patch.setattr(Committer, "_build", unfenced)
+
+
+@mutation("late", "one_line", "once_each", "relay_prefix")
+def no_link_between_batches(patch: pytest.MonkeyPatch) -> None:
+    build = Committer._build
+
+    async def unlinked(self: Committer) -> Any:
+        batch = await build(self)
+        first = batch.records[0]
+        batch.records[0] = Record(first.subject, first.payload)
+        return batch
+
+    patch.setattr(Committer, "_build", unlinked)
+
+    async def resend(self: Committer, batch: Any) -> None:
+        self._put_back(batch)
+
+    patch.setattr(Committer, "_conflict", resend)
+
+
+@mutation("order", "once_each", "fifo")
+def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
+    load = Activation.load
+
+    def forget(self: Activation, found: record.AgentRecord | None, state: bytes, sequence: int) -> None:
+        if found is not None:
+            found.consumed, found.senders = 0, {}
+        load(self, found, state, sequence)
+
+    patch.setattr(Activation, "load", forget)
+
+
+@mutation("stale", "one_line", "inbox_complete", "acknowledged_is_there")
+def recovery_ends_where_a_replica_ends(patch: pytest.MonkeyPatch) -> None:
+    async def read(self: Recovery, cell: str, claims: Any) -> tuple[list[Stored], set[int], set[int]]:
+        records: list[Stored] = []
+        tail: Any = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
+        async for chunk in tail:
+            records += [stored for stored in chunk.records if not stored.subject.endswith(".epoch")]
+            if chunk.caught_up:
+                break
+        await tail.aclose()
+        return records, set(), set()
+
+    patch.setattr(Recovery, "read", read)
+    patch.setattr(shard.Shard, "_verify", lambda *_: None)
+
+
+@mutation("stale", "one_line", "no_ghost_read", "acknowledged_is_there")
+def any_record_is_loaded(patch: pytest.MonkeyPatch) -> None:
+    async def read_newest(self: shard.Shard, token: str, sequence: int) -> record.AgentRecord:
+        while True:
+            try:
+                stored = await self.runtime.engine.log.read(self.cell, f"{self.prefix}.st.{token}")
+            except (NoQuorum, Unknown):
+                stored = None
+            if stored is not None:
+                return record.unpack(stored.payload, f"{self.cell} {sequence} {token}")
+            await asyncio.sleep(0.1)
+
+    patch.setattr(shard.Shard, "_read_exactly", read_newest)
+
+
+@mutation("damage", "one_line", "acknowledged_is_there")
+def recovery_believes_any_replica(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shard.Shard, "_verify", lambda *_: None)
+
+
+@mutation("late", "one_line", "once_each", "relay_prefix", "memory_is_the_log")
+def an_unknown_outcome_is_taken_for_a_failure(patch: pytest.MonkeyPatch) -> None:
+    def put_back(self: Runtime, cell: str, shards: list[shard.Shard]) -> None:
+        for one in shards:
+            for activation in one.activations.values():
+                if activation.in_batch:
+                    activation.not_written()
+                    one.mark(activation)
+
+    patch.setattr(Runtime, "reclaim", put_back)
+
+
+@mutation("relay", "relay_prefix", "once_each", "fifo")
+def a_relay_without_its_cursor(patch: pytest.MonkeyPatch) -> None:
+    read_cursor = Relay._read_cursor
+
+    async def from_the_start(self: Relay) -> None:
+        await read_cursor(self)
+        assert self._cursor is not None
+        self._cursor = self._cursor[0], 0
+
+    patch.setattr(Relay, "_read_cursor", from_the_start)
+
+
+@mutation("attempts", "once_each")
+def callers_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Seen, "check_caller", lambda *_: Verdict.NEW)
+
+
+@mutation("life", "one_actor", "no_ghost_read")
+def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Life, "live", lambda _: True)
+    patch.setattr(Life, "look", lambda _: None)
+
+
+@mutation("unheard", "one_actor", "no_ghost_read")
+def a_sentence_without_waiting(patch: pytest.MonkeyPatch) -> None:
+    async def condemn(self: Life, incarnation: str) -> bool:
+        found = [await self._life_of(cell, incarnation) for cell in self._cells]
+        return sum([await self._condemn(seen, incarnation) for seen in found if seen is not None]) >= self._majority
+
+    patch.setattr(Life, "condemn", condemn)
+
+
+@mutation("unchanged", "acknowledged_is_there", "no_ghost_read")
+def a_reply_before_its_commit(patch: pytest.MonkeyPatch) -> None:
+    note = Activation.note
+
+    def answer_at_once(self: Activation, message: Any) -> None:
+        note(self, message)
+        if message in self.pending and message.call is not None and not message.read_after:
+            message.respond()
+            message.sink = None
+
+    patch.setattr(Activation, "note", answer_at_once)
+
+
+@mutation("unchanged", "no_ghost_read")
+def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
+    """What a turn saw may be uncommitted: it answers although it changed nothing itself."""
+    finished = turn._finished
+
+    def at_once(activation: Activation, message: Any, method: Any, context: Any, value: Any) -> None:
+        if message.call is not None and message.handler == "peek":
+            message.reply = method.encode_reply(value)
+            message.respond()
+            message.sink = None
+        finished(activation, message, method, context, value)
+
+    patch.setattr(turn, "_finished", at_once)
+
+
+@mutation("unchanged", "no_ghost_read")
+def a_reader_sees_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(turn, "committed_view", lambda activation: activation.kind.decode_view(activation.state_bytes))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_what_is_taken_out_is_missed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, scenario, missed_by = MUTATIONS[name]
+    change(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        outcome = simulation.run(simulation.load(scenario), seed)
+        found = {violation.partition(":")[0] for violation in outcome.violations} & missed_by
+        if found:
+            print(f"\n{name}: missed by {', '.join(sorted(found))} with seed {seed}, the {seed + 1}th of {scenario}")
+            return
+    pytest.fail(f"{name}: none of {', '.join(sorted(missed_by))} missed it in {SEEDS_MAX} seeds of {scenario}")
+
+
+def test_the_table_in_the_docs_is_this_one() -> None:
+    rows = [line.split("|")[1:4] for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    table = {
+        cells[0].strip(" `"): (cells[1].strip(" `"), set(cells[2].replace("`", "").replace(",", " ").split()))
+        for cells in rows
+    }
+    wanted = {name: (one.scenario, one.missed_by) for name, one in MUTATIONS.items()}
+    assert {name: cells for name, cells in table.items() if name in wanted} == wanted

@@ -1,0 +1,123 @@
+"""Whole clusters, a few hundred seeds of every scenario: no checker finds anything. The long form runs ten thousand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from holdfast.agents.committer import Committer
+from holdfast.cli.main import app
+from holdfast.engines.base import Record
+from holdfast.errors import ConfigError
+from holdfast.testing import checkers, simulation
+from holdfast.testing.campaign import run_all
+
+JOBS = min(os.cpu_count() or 1, 8)
+SEEDS = {"storm": 40, "unchanged": 80, "damage": 60, "late": 60, "inbox": 40, "order": 40, "relay": 40}
+"""Of each scenario; those that are not named, which cost more: 20."""
+CHUNK = 20
+SOAK_SEEDS = 10_000
+
+
+def chunks() -> list[tuple[str, int]]:
+    return [(name, start) for name in simulation.names() for start in range(0, SEEDS.get(name, 20), CHUNK)]
+
+
+def judge(name: str, seeds: range) -> None:
+    bad = [one.report() for one in run_all(simulation.load(name), seeds, JOBS) if one.violations]
+    assert not bad, "\n\n".join(bad[:3])
+
+
+def test_there_are_enough_seeds() -> None:
+    assert len(chunks()) * CHUNK >= 500
+
+
+@pytest.mark.capability("D9")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("name", "start"), chunks())
+def test_nothing_is_broken(name: str, start: int) -> None:
+    judge(name, range(1000 + start, 1000 + start + CHUNK))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(12 * 3600)
+@pytest.mark.parametrize("name", simulation.names())
+def test_nothing_is_broken_in_ten_thousand_seeds(name: str) -> None:
+    judge(name, range(10_000, 10_000 + SOAK_SEEDS // len(simulation.names()) + 1))
+
+
+@pytest.mark.timeout(600)
+def test_a_seed_is_the_same_run_in_every_process() -> None:
+    runs = []
+    for hashes in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "holdfast.cli.main", "simulate", "storm", "--seed", "7", "--json"],
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+        runs.append(done.stdout)
+    assert len(json.loads(runs[0])["runs"][0]["digest"]) == 32
+    assert runs[0] == runs[1]
+
+
+def test_another_seed_is_another_run() -> None:
+    scenario = simulation.load("unchanged")
+    assert simulation.run(scenario, 1).digest != simulation.run(scenario, 2).digest
+
+
+def test_a_violation_is_told_with_its_story_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Committer._build
+
+    async def unfenced(self: Committer) -> Any:
+        batch = await build(self)
+        batch.records = [Record(one.subject, one.payload) for one in batch.records]
+        return batch
+
+    monkeypatch.setattr(Committer, "_build", unfenced)
+    told = CliRunner().invoke(app, ["simulate", "late", "--seeds", "12"])
+    assert told.exit_code == 1
+    assert "holdfast simulate late --seed" in told.stdout
+    assert "one_line: " in told.stdout and "all is well again" in told.stdout
+
+
+def test_a_run_without_violations_ends_with_0() -> None:
+    told = CliRunner().invoke(app, ["simulate", "unchanged", "--seed", "3", "--json"])
+    assert told.exit_code == 0
+    assert json.loads(told.stdout)["failed"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("hosts = 'three'", "hosts"),
+        ("[work]\njuggles = 1", "no 'juggles'"),
+        ("[faults]\ngremlins = [1.0]", "no 'gremlins'"),
+        ("[harm]\nhammer = 1", "no 'hammer'"),
+        ("secnods = 3", "secnods"),
+    ],
+)
+def test_a_scenario_with_a_mistake_is_refused(tmp_path: Path, text: str, what: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=what):
+        simulation.load(str(path))
+
+
+def test_a_scenario_that_is_none_names_those_there_are() -> None:
+    told = CliRunner().invoke(app, ["simulate", "calm"])
+    assert told.exit_code == 2
+    with pytest.raises(ConfigError, match="storm"):
+        simulation.load("calm")
+
+
+def test_every_invariant_has_a_checker() -> None:
+    assert len(checkers.ALL) >= 12 and all(checker.__doc__ for checker in checkers.ALL)
