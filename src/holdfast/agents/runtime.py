@@ -25,6 +25,7 @@ from holdfast.clock import Clock
 from holdfast.cluster.life import Life
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Message, Stored, Subscription
+from holdfast.engines.gate import Gate
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
@@ -44,8 +45,10 @@ class Runtime:
         cells: list[str],
         shards: int,
         serve: Iterable[type[Agent[Any]]],
+        gate: Gate,
     ) -> None:
         self.engine = engine
+        self.gate = gate
         self.clock = clock
         self.router = router
         self.life = life
@@ -310,6 +313,7 @@ class Runtime:
 
     async def delete_blobs(self, keys: list[str]) -> None:
         """Remove blobs that no record names any more. What fails is swept when the shard is next recovered."""
+        await self.gate.may_delete()
         for key in keys:
             try:
                 await self.engine.blobs.delete(key)

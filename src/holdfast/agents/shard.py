@@ -20,7 +20,7 @@ from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
 from holdfast.agents.record import AgentRecord, unpack
 from holdfast.agents.relay import Relay
-from holdfast.core.digest import entry
+from holdfast.core.digest import before, entry
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
 
@@ -101,13 +101,10 @@ class Shard:
         """Compare with the digest that the newest batch carries of the index before it."""
         if not newest:
             return
-        before, count = self.digest, len(self.index)
-        for sequence, token, record in newest:
-            before ^= entry(token, sequence) ^ entry(token, record.previous)
-            count -= record.previous == 0
+        batch = ((token, sequence, record.previous) for sequence, token, record in newest)
         first = min(newest)[2]
         self.commit = first.commit
-        if (before, count) != (first.digest, first.count):
+        if before(self.digest, len(self.index), batch) != (first.digest, first.count):
             raise DataLoss(
                 f"shard {self.prefix}: the {len(self.index)} agents that this replica shows are not those of batch "
                 f"{first.commit}, which counted {first.count} before it: the replica has diverged, read another"

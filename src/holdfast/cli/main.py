@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import agents, dead_letters, messages
+from holdfast.cli import agents, backup, dead_letters, messages
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
 from holdfast.cli.run import run_app
 from holdfast.cli.up import up
@@ -27,6 +27,8 @@ app.add_typer(agents.app, name="agents")
 app.command("call")(messages.call)
 app.command("send")(messages.send)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(backup.app, name="backup")
+app.command("restore")(backup.restore_backup)
 
 
 @app.callback(invoke_without_command=True)

@@ -34,6 +34,8 @@ class Beat(msgspec.Struct, array_like=True):
     supervised: bool = False
     """Whether a host started it, so that the host's word on its life counts."""
     leaving: bool = False
+    generation: int = 1
+    """Of the cluster that it belongs to: who was cut off while a restore made another is no member of that."""
 
 
 class HostBeat(msgspec.Struct, array_like=True):
@@ -66,6 +68,7 @@ class Membership:
 
     def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
         self.alone = alone
+        self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
         self._engine = engine
@@ -80,7 +83,7 @@ class Membership:
 
     async def start(self) -> None:
         """Begin to beat and to listen."""
-        self._note_self()
+        self._generation = self._note_self().generation
         if self.alone:
             return
         self._subscriptions = [
@@ -113,7 +116,7 @@ class Membership:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         known = self._members.get(beat.incarnation)
-        if known is not None and known.ended:
+        if (known is not None and known.ended) or beat.generation != self._generation:
             return
         self._members[beat.incarnation] = Member(beat, self._loop.time())
         for other in [other for other in self._members if base(other) == base(beat.incarnation)]:

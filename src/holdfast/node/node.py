@@ -20,13 +20,15 @@ from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster.life import Life
-from holdfast.cluster.manifest import Manifest, ensure
+from holdfast.cluster.hold import Holding
+from holdfast.cluster.manifest import Manifest, data_cells, ensure, newest_generation, registry_cell
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership
 from holdfast.cluster.registry import Entry, Registry
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
+from holdfast.engines.gate import Gate
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoResponders
@@ -38,7 +40,6 @@ from holdfast.version import VERSION
 
 AgentT = TypeVar("AgentT", bound=Agent[Any])
 
-REGISTRY_CELL = "g1reg"
 SHARDS = 128
 
 
@@ -58,7 +59,9 @@ class Node:
         self._closed = False
         self.life: Life
         self.registry: Registry
-        self.dead_letters = DeadLetters(engine, list(manifest.cells))
+        self._gate = gate = Gate(engine.log)
+        self._holding: Holding
+        self.dead_letters = DeadLetters(engine, list(manifest.cells), gate, clock)
         self._router: Router
         self._runtime: Runtime
         self._membership: Membership
@@ -93,7 +96,7 @@ class Node:
 
         Raises `ConfigError` for what cannot work, `NoQuorum` where no majority of the servers answers.
         """
-        engine = _engine(settings.parse(list(url) if not isinstance(url, str) else url), {
+        engine = engine_at(settings.parse(list(url) if not isinstance(url, str) else url), {
             "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password,
         })  # fmt: skip
         await engine.open()
@@ -126,21 +129,26 @@ class Node:
         if replicas is None:
             servers = engine.servers()
             replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))
-        await engine.ensure_cells([REGISTRY_CELL], replicas)
-        wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=shards, now=clock.now())
-        manifest = await ensure(engine, REGISTRY_CELL, wanted)
+        generation = newest_generation(await engine.cells())
+        registry = registry_cell(generation)
+        await engine.ensure_cells([registry], replicas)
+        cells = data_cells(generation, replicas)
+        wanted = Manifest.new(cells=cells, shards=shards, now=clock.now(), generation=generation)
+        manifest = await ensure(engine, registry, wanted)
         await engine.ensure_cells(manifest.cells, replicas)
         supervised = bool(incarnation)
         incarnation = incarnation or ids.new_id("n")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
         cells = list(manifest.cells)
         node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
-        node.registry = Registry(engine, REGISTRY_CELL, clock)
+        gate = node._gate
+        node.registry = Registry(engine, registry, clock, gate)
         node._router = Router(engine.bus, clock, ids.new_id("p"), manifest.shards)
-        appenders = [(cell, GroupAppender(engine.log, cell)) for cell in cells]
+        appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
         node._router.sender = Sender(list(appenders), clock, node._router.caller, manifest.shards)
-        node._runtime = Runtime(engine, clock, node._router, life, cells, manifest.shards, serve)
+        node._runtime = Runtime(engine, clock, node._router, life, cells, manifest.shards, serve, gate)
         node._membership = Membership(engine, node._beat, life.alone)
+        node._holding = Holding(engine, gate, lambda: life.incarnation)
         host = node.host if supervised else ""
         node._ownership = Ownership(
             engine, clock, node._membership, node._runtime, life, host, cells, manifest.shards, bool(serve)
@@ -151,6 +159,7 @@ class Node:
         await node.registry.open()
         await node._router.start()
         await node._runtime.start()
+        await node._holding.start()
         life.on_lapse = node._runtime.suspend
         life.on_condemned = node._begin_again
         node._router.life = life
@@ -171,6 +180,7 @@ class Node:
             counts["agents"],
             VERSION,
             self._supervised,
+            generation=self.manifest.generation,
         )
 
     def _begin_again(self) -> None:
@@ -189,6 +199,7 @@ class Node:
         if self._closed:
             return
         self._closed = True
+        await self._holding.close()
         await self._ownership.close()
         await self._runtime.close()
         await self._router.close()
@@ -355,7 +366,8 @@ class Node:
         }
 
 
-def _engine(where: settings.Local | settings.Nats, secrets: Mapping[str, str]) -> Engine:
+def engine_at(where: settings.Local | settings.Nats, secrets: Mapping[str, str]) -> Engine:
+    """The engine of a place, not open yet. Raises `ConfigError` for secrets that it has no use for."""
     if isinstance(where, settings.Local):
         given = [name for name, value in secrets.items() if value]
         if given:

@@ -1,0 +1,1 @@
+"""What operators do: views and commands that the faces share."""
