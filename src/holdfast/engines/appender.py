@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Sequence
 
 from holdfast.engines.base import Log, Record
-from holdfast.engines.gate import Gate
 from holdfast.engines.checks import HEADER_BYTES, check_batch
+from holdfast.engines.gate import Gate
 from holdfast.errors import Conflict, HoldfastError, NotDone, Overloaded, Unknown
 from holdfast.limits import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX, SUBMISSIONS_MAX
 

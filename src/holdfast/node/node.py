@@ -19,8 +19,8 @@ from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
-from holdfast.cluster.life import Life
 from holdfast.cluster.hold import Holding
+from holdfast.cluster.life import Life
 from holdfast.cluster.manifest import Manifest, data_cells, ensure, newest_generation, registry_cell
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,10 +156,8 @@ class NatsEngine(Engine):
     async def drop_cells(self, cells: Sequence[str]) -> None:
         connection = self._open()
         for cell in cells:
-            try:
+            with suppress(InvalidName):  # there is none
                 await api.call(connection, f"STREAM.DELETE.{checks.check_cell(cell)}", None, 5.0)
-            except InvalidName:
-                pass  # there is none
 
     async def _ensure(self, cell: str, replicas: int, first_sequence: int = 1) -> None:
         connection = self._open()
