@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 from tests.admin.app import Purse
 
 from holdfast import LocalCluster, Node
+from holdfast.admin.backup import create
 from holdfast.admin.restore import restore
 from holdfast.admin.verify import BackupFacts
+from holdfast.cluster.manifest import Manifest, data_cells, ensure
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
@@ -45,6 +48,25 @@ async def restored_file(path: Path, backup: Path, cells: int = 1) -> BackupFacts
     """An embedded log that a backup was restored into."""
     async with opened(LocalEngine(path)) as engine:
         return await restore(engine, backup, cells=cells)
+
+
+async def local_log(path: Path, cells: int, shards: int = 8) -> None:
+    """An embedded log with several cells: what turns send crosses from one to another, as on a cluster."""
+    async with opened(LocalEngine(path)) as engine:
+        await engine.ensure_cells(["g1reg"], 1)
+        await ensure(engine, "g1reg", Manifest.new(cells=data_cells(1, cells), shards=shards, now=time.time()))
+
+
+async def backup_of(path: Path, target: Path) -> BackupFacts:
+    """A backup of an embedded log."""
+    async with Node.join(f"local:{path}") as node:
+        return await create(node, target)
+
+
+async def crash(node: Node) -> None:
+    """End a node on an embedded log without letting it finish anything."""
+    await node.engine.close()
+    await node.close()
 
 
 async def purses(node: Node, names: list[str], coins: int) -> None:

@@ -98,7 +98,7 @@ async def _create(node: Node, path: Path, say: Report) -> BackupFacts:
         )
         writer.add(head)
         facts, checks = facts_of(path, head), Checks(head)
-        for number, item in enumerate(_items(spool, cells, cuts)):
+        for number, item in enumerate(_items(spool, cuts)):
             checks.item(item)
             facts.count(item)
             writer.add(item)
@@ -113,7 +113,7 @@ async def _create(node: Node, path: Path, say: Report) -> BackupFacts:
     return facts
 
 
-def _items(spool: Spool, cells: list[str], cuts: list[int]) -> Iterator[Item]:
+def _items(spool: Spool, cuts: list[int]) -> Iterator[Item]:
     """What belongs into the file: of each cell all but its outboxes, and those at the end.
 
     A restore makes inbox messages of what is in an outbox, and these come behind those that were there before.
