@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,8 @@ class Load:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.acknowledged = {"rounds": 0, "letters": 0}
-        self.begun = {"rounds": 0, "letters": 0}
+        self.acknowledged: dict[str, int] = {}
+        self.begun: dict[str, int] = {}
         self.before: dict[str, int] = {}
         """What was acknowledged before the cut,"""
         self.after: dict[str, int] = {}
@@ -59,10 +61,16 @@ class Load:
 
     async def run(self, work: Callable[[], Awaitable[BackupFacts]]) -> BackupFacts:
         """Do the work while the load goes on."""
+        self.acknowledged = {
+            "rounds": sum([(await self.node.agent(Counter, name).ask(Counter.look)).n for name in ROUND]),
+            "letters": len(await self._noted(self.node)),
+        }
+        self.begun = dict(self.acknowledged)
+        least = min(self.begun.values()) + 30
         tasks = [asyncio.create_task(one) for one in (self._rounds(), self._letters(), *map(self._coins, range(6)))]
         try:
             async with asyncio.timeout(30):
-                while min(self.acknowledged.values()) < 30:
+                while min(self.acknowledged.values()) < least:
                     await asyncio.sleep(0.01)
             return await work()
         finally:
@@ -149,3 +157,53 @@ async def test_a_cluster_becomes_an_embedded_log(node: Node, tmp_path: Path) -> 
     async with Node.join(f"local:{tmp_path / 'new.db'}", serve=[Purse, Counter]) as there:
         await purses(there, PURSES, 100 * len(PURSES))
         assert there.count(kind=Purse) == len(PURSES)
+
+
+async def check_in_a_log(load: Load, directory: Path, backup: Path) -> None:
+    """Restore into an embedded log, which is quickly done, and compare."""
+    await restored_file(directory / "new.db", backup)
+    async with Node.join(f"local:{directory / 'new.db'}", serve=[Purse, Counter]) as there:
+        await there.ready()
+        await load.check(there)
+
+
+async def test_an_owner_killed_during_the_hold_spoils_nothing(
+    cluster: LocalCluster, node: Node, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    class Killing(Load):
+        def report(self, event: str, facts: dict[str, Any]) -> None:
+            super().report(event, facts)
+            if event == "held" and not killed:
+                killed.append(cluster.kill_node("h2-1"))
+
+    await node.ready(60)
+    load = Killing(node)
+    await load.run(lambda: create(node, tmp_path / "b.backup", load.report))
+    assert killed
+    await check_in_a_log(load, tmp_path, tmp_path / "b.backup")
+    await node.ready(60)
+    await load.check(node)  # the cluster went on, and lost nothing either
+
+
+@pytest.mark.soak
+async def test_a_server_killed_while_the_tails_read_spoils_nothing(
+    cluster: LocalCluster, node: Node, tmp_path: Path
+) -> None:
+    for number, moment in enumerate(["read", "held", "read", "held"]):
+        done: list[int] = []
+
+        class Killing(Load):
+            def report(self, event: str, facts: dict[str, Any], moment: str = moment, done: list[int] = done) -> None:
+                super().report(event, facts)
+                if event == moment and not done:
+                    done.append(cluster.server_pid(f"h{number % 3 + 1}"))  # noqa: B023
+                    os.kill(done[0], signal.SIGKILL)
+
+        await node.ready(60)
+        load = Killing(node)
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        await load.run(lambda: create(node, directory / "b.backup", load.report))  # noqa: B023
+        await check_in_a_log(load, directory, directory / "b.backup")

@@ -113,9 +113,7 @@ def test_a_restored_log_goes_on_as_the_original(cells: int, new: int, lives: lis
 @pytest.mark.soak
 @settings(max_examples=400)
 @given(st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 3, 5]), histories)
-def test_a_restored_log_goes_on_as_the_original_long(
-    cells: int, new: int, lives: list[list[tuple[Any, ...]]]
-) -> None:
+def test_a_restored_log_goes_on_as_the_original_long(cells: int, new: int, lives: list[list[tuple[Any, ...]]]) -> None:
     check(cells, new, lives)
 
 

@@ -209,8 +209,8 @@ class Engine(ABC):
     async def drop_cells(self, cells: Sequence[str]) -> None:
         """Remove cells with all their records, for ever; one that is not there is no error.
 
-        Whoever writes to them then gets an error, and nothing is written. Raises `NoQuorum`, `Unknown`; both may be
-        answered by trying again.
+        Whoever writes to them then gets an error, and nothing is written. Raises `InvalidName`, and
+        `NoQuorum` or `Unknown`; these may be answered by trying again.
         """
 
     @abstractmethod

@@ -128,6 +128,8 @@ class LocalEngine(Engine):
         return self.log.cells()
 
     async def drop_cells(self, cells: Sequence[str]) -> None:
+        for cell in cells:
+            checks.check_cell(cell)
         writer = self._open()
         await asyncio.shield(writer.call(lambda connection: writer.drop_cells(connection, cells)))
         self.log.note_cells()
