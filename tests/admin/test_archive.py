@@ -100,9 +100,7 @@ async def test_files_that_are_no_backups(backup: Path, tmp_path: Path) -> None:
         verify(tmp_path / "old.db")
     with pytest.raises(ConfigError, match="cannot be read"):
         verify(tmp_path / "nothing")
-    later = rewritten(
-        backup, tmp_path / "later", lambda f: Head(2, *_fields(f)[1:]) if isinstance(f, Head) else f
-    )
+    later = rewritten(backup, tmp_path / "later", lambda f: Head(2, *_fields(f)[1:]) if isinstance(f, Head) else f)
     with pytest.raises(ConfigError, match="format 2"):
         verify(later)
     newer = rewritten(

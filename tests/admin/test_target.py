@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.admin.app import Counter, Purse
-from tests.admin.restored import APP, backup_of, local_log, opened, purses, restored_cluster, restored_file
+from tests.admin.restored import backup_of, local_log, opened, purses, restored_cluster, restored_file
 
 from holdfast import ConfigError, LocalCluster, Node, NotDone
 from holdfast.admin.backup import create
