@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--only cluster|local] [--json FILE]`, or `python -m bench profile`."""
+"""`python -m bench [--quick] [--only cluster|local|failures] [--json FILE]`, or `python -m bench profile`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from bench import cluster, local
+from bench import cluster, failures, local
 from bench.measure import Report, out
 from holdfast import run
 
@@ -20,6 +20,8 @@ async def measure(report: Report, only: str, quick: bool) -> None:
         await local.benchmark(report, quick)
     if only in ("", "cluster"):
         await cluster.benchmark(report, quick)
+    if only in ("", "failures"):
+        await failures.benchmark(report, quick)
 
 
 def main() -> int:
@@ -27,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=("rates", "profile"), default="rates")
     parser.add_argument("--quick", action="store_true", help="fewer calls")
-    parser.add_argument("--only", choices=("cluster", "local"), default="")
+    parser.add_argument("--only", choices=("cluster", "local", "failures"), default="")
     parser.add_argument("--json", metavar="FILE", default="")
     options = parser.parse_args()
     report = Report()

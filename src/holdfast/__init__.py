@@ -1,10 +1,12 @@
 """Durable Python agents on a cluster of identical machines."""
 
 from holdfast.agents.agent import Agent, State
-from holdfast.agents.context import Context
+from holdfast.agents.context import Context, Outcome
 from holdfast.agents.handler import Handler, Reader, handler, reader
 from holdfast.agents.ref import AgentRef
+from holdfast.cluster.events import Event
 from holdfast.cluster.registry import Entry
+from holdfast.core.pools import Pool
 from holdfast.core.query import Where
 from holdfast.errors import (
     AlreadyExists,
@@ -55,6 +57,7 @@ __all__ = [
     "DeadLetter",
     "DeadlineExceeded",
     "Entry",
+    "Event",
     "Fenced",
     "Handler",
     "HandlerFailed",
@@ -68,8 +71,10 @@ __all__ = [
     "Node",
     "NotDone",
     "NotFound",
+    "Outcome",
     "OutcomeUnknown",
     "Overloaded",
+    "Pool",
     "Reader",
     "ReplayMismatch",
     "State",

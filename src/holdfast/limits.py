@@ -110,6 +110,23 @@ PURGE_SECONDS: Final = 5.0
 STABLE_SECONDS: Final = 2.0
 """Shards move to a node that joined only when the view of who is there has not changed for so long."""
 
+MOVE_REST_SECONDS: Final = 10.0
+"""A shard that was claimed is not moved again for the sake of balance before this."""
+
+WARM_WAIT_SECONDS: Final = 5.0
+"""How long an owner waits with a move until the next owner has the shard's records in memory."""
+
+HANDOFF_SHARDS_MAX: Final = 8
+"""Shards that a node hands over at once: the fewer, the shorter are their agents away."""
+
+POOL_SHARDS_MAX: Final = 4096
+STANDBYS_MAX: Final = 2
+PARKED_MAX: Final = 10_000
+"""Calls that a node keeps for shards that it is about to own; further ones are turned away."""
+
+EVENTS_MAX: Final = 10_000
+"""Events that the log keeps; older ones are forgotten."""
+
 DRAIN_SECONDS: Final = 10.0
 """How long turns that run may take to finish before their shard is let go of."""
 

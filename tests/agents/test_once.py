@@ -295,3 +295,32 @@ async def test_a_call_in_a_circle_is_refused_at_once(path: Path) -> None:
         with pytest.raises((WouldDeadlock, HandlerFailed)) as caught:
             await node.agent(Caller, "a").ask(Caller.around, ["b", "c", "a"])
         assert "Caller/a" in str(caught.value)
+
+
+async def test_the_outcome_of_a_message_is_told_later(path: Path) -> None:
+    async with serving(path) as node:
+        counter = node.agent(Counter, "a")
+        assert (await counter.outcome("m-1")).status == "not seen"
+        assert await counter.options(message_id="m-1").ask(Counter.add, 5) == 5
+        with pytest.raises(HandlerFailed):
+            await counter.options(message_id="m-2").ask(Counter.break_after, 1)
+        await counter.options(message_id="m-3").send(Counter.slow, 0.3)
+        await counter.options(message_id="m-4").send(Counter.add, 1)
+
+        async def waits() -> bool:
+            return [(await counter.outcome(key)).status for key in ("m-3", "m-4")] == ["waiting", "waiting"]
+
+        await until(waits)
+        assert (await counter.outcome("m-1")).status == "done"
+        failed = await counter.outcome("m-2")
+        assert (failed.status, failed.error) == ("failed", "HandlerFailed")
+        assert "broken after 1" in failed.text
+
+        async def done() -> bool:
+            return (await counter.outcome("m-4")).status == "done"
+
+        await until(done)
+        assert (await counter.outcome("m-9")).status == "not seen"
+    async with serving(path) as node:  # also from the record, after a restart
+        assert (await node.agent(Counter, "a").outcome("m-3")).status == "done"
+        assert await node.call("Counter/a", "outcome", ["m-1"]) == {"status": "done", "error": "", "text": ""}

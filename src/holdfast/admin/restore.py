@@ -36,7 +36,7 @@ from holdfast.engines.checks import HEADER_BYTES
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, Unknown
 
 _OURS: Final = re.compile(r"g([0-9]{1,6})(?:reg|c[0-9]{1,2})", re.ASCII)
-_FOUNDING: Final = frozenset({"pools", "ev", "rl"})
+_FOUNDING: Final = frozenset({"placement", "ev", "rl"})
 """What a cluster that nobody has used yet may have beside what is of the moment."""
 
 _LISTEN_SECONDS: Final = 3 * limits.BEAT_SECONDS

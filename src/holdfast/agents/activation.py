@@ -18,7 +18,7 @@ from holdfast import limits
 from holdfast.agents import repeats, turn
 from holdfast.agents.mailbox import Delivery, error_bytes
 from holdfast.agents.messages import BUSY, NOT_OWNER, Timer
-from holdfast.agents.record import FORM, AgentRecord
+from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import Seen
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, UnknownKind
 
@@ -69,8 +69,7 @@ class Activation:
         self.running: Delivery | None = None
         self.solo = False
         self.pumping = False
-        self.held = False
-        """Whether its state is being put into a blob: no further turn may change it before its commit."""
+        self.held = False  # while its state is put into a blob: no further turn may change it before its commit
         self.task: asyncio.Task[Any] | None = None
         self.mailbox: deque[Delivery] | None = None
         self.inbox: deque[Delivery | int] | None = None
@@ -292,15 +291,15 @@ class Activation:
         """The record of all turns up to now. What waited for a commit waits for this one."""
         self.in_batch, self.pending = self.pending, []
         self.outgoing_records = self.outgoing_bytes = 0
-        if self.seen.callers or self.seen.ids:
-            self.seen.expire(self.now())
+        now = self.now()
+        self.seen.expire(now)
         self.held = False
         in_blob = self.state_in_blob is not None and self.state_in_blob is self.state_bytes
         if not in_blob and self.blob:
-            self.old_blobs = [*(self.old_blobs or ()), self.blob]
-            self.blob, self.state_in_blob = "", None
+            self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
+        form = self.router.placement.manifest.record_version
         return AgentRecord(
-            FORM,
+            form,
             commit,
             self.sequence,
             digest,
@@ -316,6 +315,7 @@ class Activation:
             list(self.timers.values()) if self.timers else [],
             self.generation,
             self.attempt,
+            now if form > 1 else 0.0,
         )
 
     def needs_blob(self) -> bool:

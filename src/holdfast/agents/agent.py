@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.handler import Handler, P, _Method
+from holdfast.agents.context import Context, Outcome
+from holdfast.agents.handler import Handler, P, _Method, reader
+from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadState
 
 if TYPE_CHECKING:
-    from holdfast.agents.context import Context
     from holdfast.agents.ref import AgentRef
 
 S = TypeVar("S")
@@ -39,6 +40,7 @@ class Kind:
         self.idle_seconds = options.idle_seconds
         self.mailbox_max = options.mailbox_max
         self.dedup_seconds = options.dedup_seconds
+        self.pool = options.pool
         self.state_type = state
         self.methods: dict[str, _Method[Any, Any, Any]] = {}
         for base in reversed(cls.__mro__):
@@ -126,6 +128,7 @@ class _Options(msgspec.Struct, frozen=True):
     idle_seconds: float
     mailbox_max: int
     dedup_seconds: float
+    pool: Pool | str
 
 
 class Agent(Generic[S]):
@@ -133,7 +136,8 @@ class Agent(Generic[S]):
 
     Options of the class, as keywords: ``kind`` (default: the class's name), ``capabilities``, ``state_version`` (raise it
     when the state's type changes, and define `upgrade_state`), ``idle_seconds`` (an idle agent leaves memory after
-    this), ``mailbox_max`` (messages that may wait), ``dedup_seconds`` (how long a message id is remembered).
+    this), ``mailbox_max`` (messages that may wait), ``dedup_seconds`` (how long a message id is remembered), ``pool`` (the
+    `Pool` in which its agents live, or the name of one that another class declares; default: the main pool).
 
     One turn at a time handles a message. ``__init__``, if there is one, takes no arguments; attributes other than
     ``state`` live only as long as this activation.
@@ -158,12 +162,15 @@ class Agent(Generic[S]):
         idle_seconds: float = limits.IDLE_SECONDS,
         mailbox_max: int = limits.MAILBOX_MESSAGES_MAX,
         dedup_seconds: float = limits.DEDUP_SECONDS,
+        pool: Pool | str = MAIN,
     ) -> None:
         super().__init_subclass__()
         if isinstance(capabilities, str):
             raise TypeError(f"capabilities of {cls.__name__} is a set of names, not one str: {{{capabilities!r}}}")
         if state_version < 1 or idle_seconds <= 0 or mailbox_max < 1 or dedup_seconds <= 0:
             raise TypeError(f"the options of {cls.__name__} must be positive")
+        if not isinstance(pool, (Pool, str)) or not pool:
+            raise TypeError(f"the pool of {cls.__name__} is a Pool or the name of one, not {pool!r}")
         state = _state_type(cls)
         if state is None:
             return
@@ -172,14 +179,18 @@ class Agent(Generic[S]):
             if isinstance(method, _Method):
                 method.resolve(names)
         found = frozenset(ids.check_capability(capability) for capability in capabilities)
-        cls.__kind__ = Kind(
-            cls, kind or cls.__name__, state, _Options(found, state_version, idle_seconds, mailbox_max, dedup_seconds)
-        )
+        options = _Options(found, state_version, idle_seconds, mailbox_max, dedup_seconds, pool)
+        cls.__kind__ = Kind(cls, kind or cls.__name__, state, options)
 
     @property
     def name(self) -> str:
         """The agent's name, without its kind."""
         return self.context.name
+
+    @reader
+    async def outcome(self, message_id: str) -> Outcome:
+        """What became of a message that was given this id: every agent can be asked. See `AgentRef.outcome`."""
+        return self.context.outcome(message_id)
 
     @classmethod
     def upgrade_state(cls, version: int, state: Any) -> Any:

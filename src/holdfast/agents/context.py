@@ -6,12 +6,17 @@ a turn get ids that are a function of the turn's own message, so that a turn tha
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import msgspec
 
 from holdfast import ids, limits
+from holdfast.agents.mailbox import ERROR_MARK, Delivery
 from holdfast.agents.messages import InboxMessage, Outgoing, Timer
+from holdfast.core.delivery import Seen
 from holdfast.errors import NotDone, Overloaded, TooLarge
 
 if TYPE_CHECKING:
@@ -23,11 +28,27 @@ if TYPE_CHECKING:
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of a message that was given an id. ``error`` is the name of the failure's class, ``text`` what it says.
+
+    ``done``: its turn is committed. ``failed``: it was handled, failed, and changed nothing. ``waiting``: it is in the
+    agent's hands or its inbox. ``not seen``: it has not come to the agent, or longer ago than ids are remembered.
+    """
+
+    status: Literal["done", "failed", "waiting", "not seen"]
+    error: str = ""
+    text: str = ""
+
+
 class TurnHost(Protocol):
     """What a turn needs of the activation that runs it."""
 
     token: str
     timers: dict[str, Timer] | None
+    seen: Seen
+    in_hand: dict[str, Delivery]
+    running: Delivery | None
+    inbox: deque[Delivery | int] | None
 
     @property
     def epoch(self) -> int: ...
@@ -105,6 +126,20 @@ class Context:
         """The id of the next call of this turn."""
         self._calls += 1
         return self._derived(str(self._calls))
+
+    def outcome(self, message_id: str) -> Outcome:
+        """What became of an earlier message to this agent; see `AgentRef.outcome`."""
+        host = self._host
+        kept = host.seen.ids.get(message_id)
+        if kept is None:
+            letters = (host.running, *(host.inbox or ()))  # of those beyond the read-ahead, only the sequence is known
+            waits = any(isinstance(one, int) or (one is not None and one.key == message_id) for one in letters)
+            waits = waits or message_id in host.in_hand
+            return Outcome("waiting" if waits else "not seen")
+        if kept.answer[:1] != ERROR_MARK:
+            return Outcome("done")
+        name, text, *_ = msgspec.msgpack.decode(kept.answer[1:], type=tuple[str, str, str, str])
+        return Outcome("failed", name, text)
 
     def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
         """The address of another agent; what is asked and sent through it belongs to this turn."""

@@ -70,15 +70,15 @@ class Delivery:
             else:
                 self.sink(self.call.reference, OK, self.reply)
 
-    def turn_away(self, outcome: int) -> None:
+    def turn_away(self, outcome: int, heir: bytes = b"") -> None:
         """Tell the caller to try again, and whether its turn had begun; who waits for a mark is cancelled.
 
-        An inbox message or a timer is in the log.
+        ``heir``: the node to try, where it is known. An inbox message or a timer is in the log.
         """
         if self.done is not None:
             self.done.cancel()
         if self.sink is not None and self.call is not None:
-            self.sink(self.call.reference, BEGUN if self.begun else outcome, b"")
+            self.sink(self.call.reference, BEGUN if self.begun else outcome, heir)
 
 
 def call_key(call: Call) -> str:

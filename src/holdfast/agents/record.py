@@ -12,7 +12,8 @@ from holdfast.agents.messages import Timer
 from holdfast.core.delivery import Caller, Remembered
 from holdfast.errors import DataLoss
 
-FORM = 1
+FORMS = (1, 2)
+"""The forms that this code reads. Which one it writes is said by the manifest: see `holdfast.cluster.manifest`."""
 
 
 class AgentRecord(msgspec.Struct, array_like=True):
@@ -44,6 +45,8 @@ class AgentRecord(msgspec.Struct, array_like=True):
     """The newest generation that a timer of this agent got."""
     attempt: tuple[str, int] = ("", 0)
     """A message in the hands of a process that died (``*``: any), about to run, and how many processes it ended."""
+    at: float = 0.0
+    """When it was written, in s since 1970 on its owner's clock. From form 2 on."""
 
 
 _decode = msgspec.msgpack.Decoder(AgentRecord).decode
@@ -61,6 +64,6 @@ def unpack(payload: bytes, what: str) -> AgentRecord:
         record = _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataLoss(f"{what}: not a record of an agent: {error}") from None
-    if record.form != FORM:
-        raise DataLoss(f"{what}: a record of form {record.form}; this code reads form {FORM}: upgrade it")
+    if record.form not in FORMS:
+        raise DataLoss(f"{what}: a record of form {record.form}; this code reads {FORMS[0]} to {FORMS[-1]}: upgrade it")
     return record

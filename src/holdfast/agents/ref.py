@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from holdfast import ids, limits
+from holdfast import codec, ids, limits
+from holdfast.agents.context import Outcome
 from holdfast.agents.handler import Handler, Reader, _Method
 from holdfast.errors import BadMessage, TooLarge
 
@@ -112,6 +113,18 @@ class AgentRef(Generic[AgentT_co]):
             raise TooLarge(text)
         return data
 
+    async def outcome(self, message_id: str) -> Outcome:
+        """What became of a message that was sent or asked with ``options(message_id=...)``, within ``dedup_seconds``.
+
+        It is answered behind everything that the agent had in its hands. Raises what `ask` of a reader raises.
+        """
+        payload = codec.encode_raw([message_id])
+        reply = await self._router.ask(
+            self._token, "outcome", payload, self._options.timeout_seconds, reads_only=True, fresh=True
+        )
+        outcome: Outcome = codec.decode(reply, Outcome, "an outcome")
+        return outcome
+
     @overload
     async def ask(self, method: Handler[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
@@ -157,11 +170,13 @@ class AgentRef(Generic[AgentT_co]):
             Overloaded: too many sends of this process wait.
             NoQuorum: nothing was written for want of a majority, until the time was over.
             OutcomeUnknown: the time was over, and it may have been written, once.
+            UnknownKind: its class is not here, and no node has ever served it.
         """
         if method.reads_only:
             raise BadMessage(f"{method!r} is a reader: it can be asked, not sent")
         data = self._encode(method, args, dict(kwargs), True)
         options = self._options
+        await self._router.place(self._token, None if self._kind is None else self._kind.__kind__.pool)
         if self._context is not None:
             self._context.send(self._token, method.name, data, options.message_id)
         else:

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from holdfast import chance, codec, ids, limits, loops
+from holdfast import chance, limits, loops
 from holdfast.agents import mailbox
-from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Frame, Replies
+from holdfast.agents.frames import Frames
+from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
 from holdfast.core import backoff
+from holdfast.core.pools import Pool
 from holdfast.engines.base import Bus, Message, Subscription
 from holdfast.errors import (
     Closed,
@@ -35,6 +37,7 @@ from holdfast.errors import (
     NotDone,
     OutcomeUnknown,
     Overloaded,
+    UnknownKind,
     WouldDeadlock,
     from_wire,
 )
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from holdfast.agents.context import Context
     from holdfast.agents.runtime import Runtime
     from holdfast.cluster.life import Life
+    from holdfast.cluster.placement import Placement
 
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
@@ -93,7 +97,7 @@ class _Open:
 class Router:
     """See the module. One per process; all its calls are numbered by one counter."""
 
-    def __init__(self, bus: Bus, clock: Clock, caller: str, shards: int) -> None:
+    def __init__(self, bus: Bus, clock: Clock, caller: str, placement: Placement) -> None:
         self.caller = caller
         self.runtime: Runtime | None = None
         self.sender: Sender | None = None
@@ -101,17 +105,15 @@ class Router:
         self.random = chance.random()
         self._bus = bus
         self._clock = clock
-        self._shards = shards
+        self.placement = placement
+        self._space = placement.space
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._open: dict[int, _Open] = {}
         self._open_to: dict[str, dict[int, None]] = {}
         """Per receiver the numbers still open, lowest first."""
         self._owners: dict[int, str] = {}
-        self._frames: dict[int, list[int]] = {}
-        self._frame = 0
-        self._outgoing: dict[str, Frame] = {}
-        self._reply = f"hf.r.{caller}"
+        self._frames = Frames(bus, f"hf.r.{caller}")
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.retries = 0
@@ -119,7 +121,7 @@ class Router:
 
     async def start(self) -> None:
         """Begin to hear replies."""
-        self._subscription = await self._bus.subscribe(f"{self._reply}.>", self._on_message)
+        self._subscription = await self._bus.subscribe(f"{self._frames.reply}.>", self._on_message)
         self._sweeper = loops.start(self._sweep(), "the sweep of calls")
 
     async def close(self) -> None:
@@ -160,6 +162,8 @@ class Router:
             raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
+        if token[: token.find("/")] not in self._space.table.kinds:
+            await self.placement.knows(token[: token.find("/")])
         deadline = self._clock.now() + timeout_seconds
         self._number = number = self._number + 1
         call = Call(token, handler, arguments, number, self.caller, deadline=deadline, fresh=fresh)
@@ -184,7 +188,7 @@ class Router:
             else:
                 open_to[number] = None
                 call.low = next(iter(open_to))
-        opened = _Open(number, call, ids.shard_of(token, self._shards), deadline, self._loop.create_future())
+        opened = _Open(number, call, self._space.shard_of(token), deadline, self._loop.create_future())
         self._open[number] = opened
         self._send(opened)
         try:
@@ -196,6 +200,12 @@ class Router:
             return payload
         raise self._error(opened, payload)
 
+    async def place(self, token: str, pool: Pool | str | None) -> None:
+        """See that the log knows where an agent's inbox is. Raises `UnknownKind`, `NoQuorum`, `OutcomeUnknown`."""
+        kind = token[: token.find("/")]
+        if kind not in self._space.table.kinds and not await self.placement.knows(kind, pool):
+            raise UnknownKind(f"no node has ever served agents of kind {kind}: serve it once before you send to it")
+
     async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
         """Append to the agent's inbox. See `AgentRef.send` for what it raises."""
         if self.sender is None:
@@ -206,11 +216,11 @@ class Router:
         """Hand over a message that may be lost."""
         call = Call(token, handler, arguments, 0, self.caller)
         runtime = self.runtime
-        shard = ids.shard_of(token, self._shards)
+        shard = self._space.shard_of(token)
         if runtime is not None and shard in runtime.shards:
             runtime.take(call, None)
         else:
-            self._enqueue(self._subject(shard), call)
+            self._frames.add(self._subject(shard), call)
 
     def _error(self, opened: _Open, payload: bytes) -> HoldfastError:
         try:
@@ -235,50 +245,17 @@ class Router:
             runtime.take(call, self._on_reply)
             return
         opened.target = self._owners.get(opened.shard, "")
-        self._enqueue(f"hf.n.{opened.target}" if opened.target else f"hf.s.{opened.shard}", call)
+        self._frames.add(f"hf.n.{opened.target}" if opened.target else f"hf.s.{opened.shard}", call)
 
     def _subject(self, shard: int) -> str:
         owner = self._owners.get(shard)
         return f"hf.n.{owner}" if owner else f"hf.s.{shard}"
 
-    def _enqueue(self, subject: str, call: Call) -> None:
-        self._frame_to(subject).calls.append(call)
-
-    def _frame_to(self, subject: str) -> Frame:
-        frame = self._outgoing.get(subject)
-        if frame is None:
-            if not self._outgoing:
-                self._loop.call_soon(self._flush)
-            frame = self._outgoing[subject] = Frame(f"{self._reply}.0", [])
-        return frame
-
-    def _flush(self) -> None:
-        outgoing, self._outgoing = self._outgoing, {}
-        for subject, frame in outgoing.items():
-            calls, size, start = frame.calls, 0, 0
-            for index, call in enumerate(calls):
-                size += len(call.arguments) + len(call.token) + 96
-                if size > limits.FRAME_BYTES_MAX and index > start:
-                    self._publish(subject, Frame(frame.reply, calls[start:index]))
-                    start, size = index, len(call.arguments)
-            frame.calls = calls[start:]
-            self._publish(subject, frame)
-
-    def _publish(self, subject: str, frame: Frame) -> None:
-        self._frame += 1
-        references = [call.reference for call in frame.calls if call.reference]
-        if references:
-            self._frames[self._frame] = references
-            if len(self._frames) > 8192:  # nobody-there comes at once or never
-                del self._frames[next(iter(self._frames))]
-        self._bus.publish(subject, codec.encode_raw(frame), f"{self._reply}.{self._frame}")
-
     # Answers -------------------------------------------------------------------------------------------------------
 
     def _on_message(self, message: Message) -> None:
         if message.no_responders:
-            references = self._frames.pop(int(message.subject.rpartition(".")[2]), ())
-            for reference in references:
+            for reference in self._frames.unheard(message.subject):
                 opened = self._open.get(reference >> _ATTEMPT_BITS)
                 if opened is not None:
                     self._turned_away(opened, reference, "nobody serves its shard")
@@ -300,9 +277,9 @@ class Router:
         if opened is None:
             return
         if outcome == NOT_OWNER:
-            self._turned_away(opened, reference, "its owner is changing")
+            self._turned_away(opened, reference, "its owner is changing", payload)
         elif outcome == BEGUN:
-            self._turned_away(opened, 0, "its owner is changing")  # that attempt may still be committed
+            self._turned_away(opened, 0, "its owner is changing", payload)  # that attempt may still be committed
         elif outcome == BUSY:
             self._turned_away(opened, reference, "the agent keeps all the answers that it may", keep_owner=True)
         else:
@@ -320,11 +297,15 @@ class Router:
             if not open_to:
                 del self._open_to[call.token]
 
-    def _turned_away(self, opened: _Open, reference: int, why: str, keep_owner: bool = False) -> None:
+    def _turned_away(
+        self, opened: _Open, reference: int, why: str, heir: bytes = b"", keep_owner: bool = False
+    ) -> None:
         # An attempt is known by its number: the bus may deliver what it was told twice.
         opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
         opened.refused = why
-        if not keep_owner:
+        if heir and (name := heir.decode(errors="replace")).replace("-", "").replace("~", "").isalnum():
+            self._owners[opened.shard] = name
+        elif not keep_owner:
             self._owners.pop(opened.shard, None)
         opened.refusals += 1
         seconds = 0.0 if opened.refusals == 1 else backoff.delay_seconds(opened.refusals, self.random, 0.25)
@@ -359,7 +340,7 @@ class Router:
         if self.runtime is not None and opened.shard in self.runtime.shards:
             self.runtime.cancel(call.token, key)
         elif opened.target:
-            self._frame_to(f"hf.n.{opened.target}").cancelled.append((call.token, key))
+            self._frames.cancel(f"hf.n.{opened.target}", call.token, key)
 
     # Time and failures -----------------------------------------------------------------------------------------------
 
@@ -396,4 +377,4 @@ class Router:
 
     def statistics(self) -> Mapping[str, int]:
         """Counts since the start."""
-        return {"open_calls": len(self._open), "retries": self.retries, "frames": self._frame}
+        return {"open_calls": len(self._open), "retries": self.retries, "frames": self._frames.count}

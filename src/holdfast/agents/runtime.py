@@ -13,17 +13,19 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, limits
 from holdfast.agents import mailbox
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
 from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
+from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
 from holdfast.agents.timers import Timers
 from holdfast.clock import Clock
 from holdfast.cluster.life import Life
 from holdfast.core import backoff
+from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Message, Stored, Subscription
 from holdfast.engines.gate import Gate
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
@@ -43,7 +45,7 @@ class Runtime:
         router: Router,
         life: Life,
         cells: list[str],
-        shards: int,
+        space: Space,
         serve: Iterable[type[Agent[Any]]],
         gate: Gate,
     ) -> None:
@@ -68,7 +70,10 @@ class Runtime:
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
-        self._shard_count = shards
+        self._space = space
+        self._heirs: dict[int, bytes] = {}
+        """Of shards just let go of, who is to own them."""
+        self._parking = Parking(self.loop, self._take_again)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outlets: dict[str, list[Reply]] = {}
         self._subscriptions: dict[str, Subscription] = {}
@@ -120,7 +125,7 @@ class Runtime:
 
     def shard_of(self, token: str) -> int:
         """The shard of an agent."""
-        return ids.shard_of(token, self._shard_count)
+        return self._space.shard_of(token)
 
     def cell_of(self, shard: int) -> str:
         """The cell of a shard."""
@@ -154,9 +159,8 @@ class Runtime:
                 old.stop()
             self.shards[number] = shard
             shard.start(*found[number])
+            self._parking.hand_on(number)
         self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number][1]]))
-        missing = [f"hf.s.{number}" for number in shards if f"hf.s.{number}" not in self._subscriptions]
-        await asyncio.gather(*(self._subscribe(subject) for subject in missing))
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
         """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it was begun for.
@@ -170,6 +174,16 @@ class Runtime:
             if shard is not None and shard.epoch == epochs.get(number):
                 shard.receive(stored)
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Keep the calls for these shards, for a moment: they are about to be owned."""
+        self._parking.expect(number for number in numbers if number not in self.shards)
+
+    async def listen(self, numbers: Iterable[int]) -> None:
+        """Take the calls for shards that were claimed, before they are recovered."""
+        missing = [f"hf.s.{number}" for number in numbers if f"hf.s.{number}" not in self._subscriptions]
+        self.expect(numbers)
+        await asyncio.gather(*(self._subscribe(subject) for subject in missing))
+
     def serves(self, number: int) -> bool:
         """Whether a shard is served here."""
         return number in self.shards
@@ -180,18 +194,24 @@ class Runtime:
             shard = self.shards.pop(number, None)
             if shard is not None:
                 shard.stop()
-                # What is on its way to this node is still to be turned away, so it listens a little longer.
-                self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
+                self._heirs[number] = shard.heir
+            # What is on its way to this node is still to be turned away, so it listens a little longer.
+            self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
 
     def _stop_listening(self, number: int) -> None:
+        self._heirs.pop(number, None)
         if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
             self.spawn(subscription.close())
 
-    async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None:
-        """Start no more turns in these shards, and wait until those that run are committed, or the time is over."""
-        shards = [self.shards[number] for number in numbers if number in self.shards]
+    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> None:
+        """Start no more turns in these shards, and wait until those that run are committed, or the time is over.
+
+        ``targets``: per shard who is to own it next, and gets its calls from now on.
+        """
+        shards = [self.shards[number] for number in targets if number in self.shards]
         for shard in shards:
             shard.draining = True
+            shard.heir = targets[shard.number].encode()
         end = self.loop.time() + timeout_seconds
         while any(shard.active and shard.busy() for shard in shards) and self.loop.time() < end:
             await asyncio.sleep(0.005)
@@ -258,10 +278,10 @@ class Runtime:
 
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
-        shard = self.shards.get(ids.shard_of(call.token, self._shard_count))
+        shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
-            if sink is not None:
-                sink(call.reference, NOT_OWNER, b"")
+            if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
+                sink(call.reference, NOT_OWNER, self._heirs.get(number, b"") if shard is None else shard.heir)
             return
         try:
             activation = shard.activations.get(call.token) or shard.activation(call.token)
@@ -270,6 +290,12 @@ class Runtime:
                 sink(call.reference, ERROR, mailbox.error_bytes(error))
             return
         activation.deliver(mailbox.from_call(call, sink))
+
+    def _take_again(self, number: int, call: Call, sink: mailbox.Sink | None) -> None:
+        if number in self.shards:
+            self.take(call, sink)
+        elif sink is not None:
+            sink(call.reference, NOT_OWNER, b"")
 
     def _flush(self) -> None:
         outlets, self._outlets = self._outlets, {}

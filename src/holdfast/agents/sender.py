@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
-from holdfast import chance, codec, ids, limits
+from holdfast import chance, codec, limits
 from holdfast.agents.messages import InboxMessage
 from holdfast.clock import Clock
 from holdfast.core import backoff
+from holdfast.core.pools import Space
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import Closed, Conflict, HoldfastError, NotDone, OutcomeUnknown, Overloaded, Unknown
 
@@ -46,11 +47,11 @@ class _Letter:
 class Sender:
     """The sends of one process. ``appenders``: one per cell, in the order of the cells."""
 
-    def __init__(self, appenders: list[tuple[str, Appender]], clock: Clock, caller: str, shards: int) -> None:
+    def __init__(self, appenders: list[tuple[str, Appender]], clock: Clock, caller: str, space: Space) -> None:
         self._appenders = appenders
         self._clock = clock
         self._caller = caller
-        self._shards = shards
+        self._space = space
         self._number = 0
         self._lanes: dict[str, deque[_Letter]] = {}
         """Per receiver the letters that wait; there is one as long as an append to it is under way."""
@@ -63,7 +64,7 @@ class Sender:
         """Append, and return when it is durable. See `AgentRef.send` for what it raises."""
         if self._waiting >= limits.SUBMISSIONS_MAX:
             raise Overloaded(f"{limits.SUBMISSIONS_MAX} sends of this process wait: send more slowly")
-        shard = ids.shard_of(token, self._shards)
+        shard = self._space.shard_of(token)
         cell, appender = self._appenders[shard % len(self._appenders)]
         now = self._clock.now()
         self._number += 1

@@ -43,6 +43,8 @@ class Shard:
         self.fence = Expect(f"{self.prefix}.epoch", epoch)
         self.active = False
         self.draining = False
+        self.heir = b""
+        """While it drains: the node that is to own it next."""
         self.commit = 0
         self.digest = 0
         self.index: dict[str, int] = {}
@@ -72,6 +74,7 @@ class Shard:
         timers: list[tuple[str, Timer]] = []
         inbox: list[Stored] = []
         newest: list[tuple[int, str, AgentRecord]] = []
+        consumed: dict[str, int] = {}
         for stored in records:
             kind, _, rest = stored.subject[len(self.prefix) + 1 :].partition(".")
             if kind == "in":
@@ -83,6 +86,7 @@ class Shard:
                 # A replica that is still catching up shows a record, and later the one that replaced it.
                 self.digest ^= entry(rest, self.index.get(rest, 0)) ^ entry(rest, stored.sequence)
                 self.index[rest] = stored.sequence
+                consumed[rest] = record.consumed
                 if record.blob:
                     self.blobs.add(record.blob)
                 self.runtime.warm_bytes -= len(self.warm.pop(rest, b""))
@@ -95,7 +99,8 @@ class Shard:
                 if not newest or record.commit == newest[0][2].commit:
                     newest.append((stored.sequence, rest, record))
         self._verify(newest)
-        return timers, inbox
+        # Of the inbox more may have been read than is left: see `cluster.recovery`.
+        return timers, [one for one in inbox if one.sequence > consumed.get(one.subject.split(".", 4)[3], 0)]
 
     def _verify(self, newest: list[tuple[int, str, AgentRecord]]) -> None:
         """Compare with the digest that the newest batch carries of the index before it."""
@@ -374,4 +379,4 @@ class Shard:
         for activation in activations.values():
             for message in activation.abandon():
                 if isinstance(message, Delivery):
-                    message.turn_away(NOT_OWNER)
+                    message.turn_away(NOT_OWNER, self.heir)

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from holdfast import ids
-from holdfast.cli.common import AgentId, At, Json, execute, joined, out, print_json, shown, table
+from holdfast.cli.common import AgentId, At, Json, ago, execute, joined, out, print_json, shown, table
 from holdfast.cluster.registry import Entry
 from holdfast.errors import BadMessage, NotFound
 from holdfast.node.node import Node
@@ -123,6 +123,8 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
             made.add_row(
                 "node", f"{names.get(info.owner, info.owner or 'nobody now')} {info.host and f'on {info.host}'}"
             )
+            if info.standbys:
+                made.add_row("standbys", ", ".join(names.get(standby, standby) for standby in info.standbys))
             made.add_row("shard", f"{info.shard} in {info.cell}, epoch {info.epoch}")
             made.add_row("registered", "yes" if info.registered else "no: an address needs no registration")
             if info.registered:
@@ -132,6 +134,8 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
                 made.add_row("state", "none yet: it never finished a message")
             else:
                 made.add_row("version", f"{stored.version}, schema {stored.state_version}, {stored.state_bytes} bytes")
+                if stored.written_at:
+                    made.add_row("written", f"{ago(time.time() - stored.written_at)} ago")
                 made.add_row("state", shown(stored.state)[:4000])
                 for timer in stored.timers:
                     made.add_row("timer", f"{timer.name}: {timer.handler} in {timer.due - time.time():.1f} s")

@@ -15,7 +15,6 @@ from holdfast.admin.restore import restore
 from holdfast.admin.verify import BackupFacts, verify
 from holdfast.cli.common import At, Json, execute, joined, out, print_json, security_from_environment, where
 from holdfast.node import settings
-from holdfast.node.node import engine_at
 
 app = typer.Typer(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")]
@@ -65,7 +64,7 @@ def restore_backup(
     async def work() -> None:
         place = settings.parse(where(at))
         local = isinstance(place, settings.Local)
-        engine = engine_at(place, {} if local else msgspec.structs.asdict(security_from_environment()))
+        engine = settings.engine(place, {} if local else msgspec.structs.asdict(security_from_environment()))
         await engine.open()
         try:
             facts = await restore(engine, file, generation=generation, replicas=copies, report=_reporter(as_json))

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import agents, backup, dead_letters, messages
+from holdfast.cli import agents, backup, dead_letters, messages, placement
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+from holdfast.cli.events import events
 from holdfast.cli.run import run_app
 from holdfast.cli.up import up
 from holdfast.version import VERSION
@@ -29,6 +30,11 @@ app.command("send")(messages.send)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(backup.app, name="backup")
 app.command("restore")(backup.restore_backup)
+app.command("events")(events)
+app.command("cordon")(placement.cordon)
+app.command("uncordon")(placement.uncordon)
+app.command("drain")(placement.drain)
+app.add_typer(placement.pools_app, name="pools")
 
 
 @app.callback(invoke_without_command=True)
@@ -54,7 +60,7 @@ def status(at: At = "", as_json: Json = False) -> None:
         async with joined(at) as node:
             members = [member for member in node.members() if member.incarnation != node.incarnation]
             owned = sum(member.shards for member in members)
-            total = node.manifest.shards
+            total = node.shards
             facts = {
                 "cluster": node.manifest.cluster_id,
                 "engine": node.engine.name,
@@ -74,12 +80,15 @@ def status(at: At = "", as_json: Json = False) -> None:
             out.print(f"{facts['registered']} registered agents, {facts['dead_letters']} dead letters", highlight=False)
             if members:
                 out.print()
-                made = table("NODE", "HOST", "SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION")
+                made = table("NODE", "HOST", "SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION", "NOTE")
+                cordoned = node.placement.table.cordoned
                 for member in members:
                     serves = " ".join(member.kinds) or "-"
                     up_for = ago(time.time() - member.started_at)
                     numbers = (str(member.shards), str(member.agents), up_for)
-                    made.add_row(member.name, member.host, serves, *numbers, member.version)
+                    stopped = {member.host, member.name} & {*cordoned}
+                    note = ["cordoned"] * bool(stopped) + ["draining"] * member.draining + member.labels
+                    made.add_row(member.name, member.host, serves, *numbers, member.version, " ".join(note))
                 out.print(made)
 
     execute(work(), as_json)

@@ -38,6 +38,10 @@ def up(
         typer.Option("--cohort", metavar="HOST:PORT,...", help="All 3 or 5 hosts, this one too; the same everywhere."),
     ] = "",
     join: Annotated[str, typer.Option("--join", metavar="URL,...", help="Start no server: use these.")] = "",
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="What its nodes have, for pools that ask for it: gpu, zone=a.")
+    ] = None,
+    capacity: Annotated[float, typer.Option("--capacity", min=0.01, help="How much each node can carry.")] = 1.0,
     tls_ca: Annotated[str, typer.Option("--tls-ca", envvar="HOLDFAST_TLS_CA", help="PEM file.")] = "",
     tls_cert: Annotated[str, typer.Option("--tls-cert", envvar="HOLDFAST_TLS_CERT", help="PEM file.")] = "",
     tls_key: Annotated[str, typer.Option("--tls-key", envvar="HOLDFAST_TLS_KEY", help="PEM file.")] = "",
@@ -56,9 +60,9 @@ def up(
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
         say = _Speaker(as_json)
         if hosts != 1:
-            if cohort or join or security != Security() or listen != "127.0.0.1":
+            if cohort or join or labels or capacity != 1.0 or security != Security() or listen != "127.0.0.1":
                 raise ConfigError(
-                    "--hosts is for development on loopback: leave --cohort, --join, --listen and TLS out"
+                    "--hosts is for development on loopback: leave --cohort, --join, --listen, --label, --capacity and TLS out"
                 )
             await _up_many(hosts, nodes, directory, port, apps or [], say)
             return
@@ -79,7 +83,15 @@ def up(
         else:
             replicas = 0
         settings = HostSettings(
-            name or socket.gethostname(), server, urls, nodes, apps or [], replicas or None, security
+            name or socket.gethostname(),
+            server,
+            urls,
+            nodes,
+            apps or [],
+            replicas or None,
+            labels or [],
+            capacity,
+            security,
         )
         scheme = "tls" if security.tls_cert else "nats"
         with _Where(directory, urls or [f"{scheme}://{'127.0.0.1' if listen == '0.0.0.0' else listen}:{port}"]):

@@ -17,10 +17,13 @@ import msgspec
 from holdfast import chance, codec, ids, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
-from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, Unknown
+from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
 
-RECORD_VERSION: Final = 1
-"""The form of all records that this code writes; it reads no later one."""
+RECORD_VERSION: Final = 2
+"""The newest form of records that this code can write; it reads no later one."""
+
+RECORD_VERSION_MIN: Final = 1
+"""The oldest form that it reads. Releases that follow each other have one in common, so that they can run side by side."""
 
 
 _REGISTRY_CELL: Final = re.compile(r"g([0-9]{1,6})reg", re.ASCII)
@@ -48,9 +51,10 @@ def newest_generation(cells: Iterable[str]) -> int:
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """What never changes in a cluster's life. ``generation`` is raised by a restore, so that old nodes are fenced off.
+    """A cluster's facts. ``generation`` is raised by a restore, so that old nodes are fenced off.
 
-    ``shards``: how many parts the space of agents has; shard ``s`` is in cell ``cells[s % len(cells)]``.
+    ``shards``: how many parts the main pool has; shard ``s`` is in cell ``cells[s % len(cells)]``. ``record_version``: the
+    form in which records are written, raised when all nodes can read a newer one.
     """
 
     cluster_id: str
@@ -66,6 +70,22 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     def new(cls, *, cells: list[str], shards: int, now: float, generation: int = 1) -> Manifest:
         """A new cluster's manifest."""
         return cls(ids.new_id("c"), generation, cells, shards, RECORD_VERSION, now)
+
+
+async def find_or_found(engine: Engine, replicas: int | None, shards: int, now: float) -> Manifest:
+    """The manifest of the newest generation, with all its cells there; the first to come founds a cluster.
+
+    ``replicas``: of its cells, by default as many as there are servers. Raises what `ensure` and `Engine.cells` raise.
+    """
+    if replicas is None:
+        replicas = max(size for size in (1, 3, 5) if size <= max(engine.servers(), 1))
+    generation = newest_generation(await engine.cells())
+    registry = registry_cell(generation)
+    await engine.ensure_cells([registry], replicas)
+    cells = data_cells(generation, replicas)
+    manifest = await ensure(engine, registry, Manifest.new(cells=cells, shards=shards, now=now, generation=generation))
+    await engine.ensure_cells(manifest.cells, replicas)
+    return manifest
 
 
 async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
@@ -107,8 +127,41 @@ async def write(engine: Engine, cell: str, manifest: Manifest, expected: int) ->
     return (await engine.log.append(cell, [Record(subject, payload, Expect(subject, expected))]))[0]
 
 
+async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
+    """Have records written in a newer form from now on; the manifest as it is then.
+
+    Raises `ConfigError` for a version that does not follow the present one, `NoQuorum`, `OutcomeUnknown`.
+    """
+    subject = f"{cell}.manifest"
+    random = chance.random()
+    end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
+    for attempt in range(1, 1000):
+        try:
+            stored = await engine.log.read(cell, subject)
+            now = None if stored is None else decode(stored.payload)
+            if stored is None or now is None:
+                raise ConfigError("there is no manifest: nothing was ever stored here")
+            if now.record_version == version:
+                return now
+            if now.record_version != version - 1:
+                raise ConfigError(f"records have version {now.record_version}, which {version} does not follow")
+            wanted = msgspec.structs.replace(now, record_version=version)
+            payload = codec.seal(codec.encode_raw(wanted))
+            await engine.log.append(cell, [Record(subject, payload, Expect(subject, stored.sequence))])
+            return wanted
+        except Conflict:
+            pass
+        except (NoQuorum, Unknown) as error:
+            if asyncio.get_running_loop().time() > end:
+                if isinstance(error, Unknown):
+                    raise OutcomeUnknown(f"the version of records may have been raised: {error}") from None
+                raise
+        await asyncio.sleep(backoff.delay_seconds(attempt, random))
+    raise AssertionError("not reached")
+
+
 def decode(payload: bytes) -> Manifest:
-    """The manifest as it is stored. Raises `DataLoss`, and `ConfigError` for one that this code cannot read."""
+    """The manifest of a record. Raises `DataLoss`, and `ConfigError` for one that this code cannot go along with."""
     try:
         manifest: Manifest = codec.decoder(Manifest).decode(codec.unseal(payload, "the manifest"))
     except codec.ERRORS as error:
@@ -117,5 +170,10 @@ def decode(payload: bytes) -> Manifest:
         raise ConfigError(
             f"the cluster's records have version {manifest.record_version}, this code reads up to {RECORD_VERSION}: "
             "upgrade Holdfast on this host"
+        )
+    if manifest.record_version < RECORD_VERSION_MIN:
+        raise ConfigError(
+            f"the cluster's records have version {manifest.record_version}, this code reads from {RECORD_VERSION_MIN} on: "
+            "upgrade to a release in between first, and `holdfast upgrade --finalize` there"
         )
     return manifest

@@ -34,6 +34,17 @@ class Beat(msgspec.Struct, array_like=True):
     supervised: bool = False
     """Whether a host started it, so that the host's word on its life counts."""
     leaving: bool = False
+    labels: list[str] = []
+    capacity: float = 1.0
+    """How much it can carry, beside others: a node of capacity 2 owns twice as many shards as one of 1."""
+    state_versions: list[int] = []
+    """Of each of ``kinds``, the version of its state that this node writes."""
+    warm: list[int] = []
+    """Shards of others whose records it has in memory."""
+    draining: bool = False
+    """It is about to end, and gives its shards away."""
+    record_version: int = 1
+    """The newest form of records that it reads and writes."""
     generation: int = 1
     """Of the cluster that it belongs to: who was cut off while a restore made another is no member of that."""
 
@@ -47,6 +58,8 @@ class HostBeat(msgspec.Struct, array_like=True):
     host: str
     nodes: list[str]
     ended: list[str] = []
+    incarnation: str = ""
+    """One life of the host's process."""
 
 
 class Member(msgspec.Struct):
@@ -71,10 +84,13 @@ class Membership:
         self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
+        self.on_event: Callable[..., None] = _ignore_event
+        """Takes what happened, to whom, a key, and facts: see `cluster.events.Events.say`."""
         self._engine = engine
         self._describe = describe
         self._members: dict[str, Member] = {}
         self._hosts: dict[str, HostBeat] = {}
+        self._hosts_heard_at: dict[str, float] = {}
         self._condemned: dict[str, None] = {}
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -119,12 +135,15 @@ class Membership:
         if (known is not None and known.ended) or beat.generation != self._generation:
             return
         self._members[beat.incarnation] = Member(beat, self._loop.time())
+        if known is None and beat.kinds and not beat.leaving:
+            facts = {"host": beat.host, "incarnation": beat.incarnation, "version": beat.version, "kinds": beat.kinds}
+            self.on_event("node-joined", beat.name, beat.incarnation, **facts)
         for other in [other for other in self._members if base(other) == base(beat.incarnation)]:
             if number(other) < number(beat.incarnation):
-                self._die(other, ended=True)
+                self._die(other, ended=True, why="it goes on as another incarnation")
         if beat.leaving or self._reaped(beat.incarnation, beat.host):
-            self._die(beat.incarnation, ended=True)
-        elif known is None or known.dead or known.beat.kinds != beat.kinds:
+            self._die(beat.incarnation, ended=True, why="left" if beat.leaving else "its process ended")
+        elif known is None or known.dead or known.beat.kinds != beat.kinds or known.beat.warm != beat.warm:
             self.on_change()
 
     def _reaped(self, incarnation: str, host: str) -> bool:
@@ -135,10 +154,14 @@ class Membership:
             beat = _decode_host(message.payload)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
+        known = self._hosts.get(beat.host)
         self._hosts[beat.host] = beat
+        self._hosts_heard_at[beat.host] = self._loop.time()
+        if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
+            self.on_event("host-joined", beat.host, beat.incarnation)
         for incarnation, member in list(self._members.items()):
             if member.beat.supervised and base(incarnation) in beat.ended:
-                self._die(incarnation, ended=True)
+                self._die(incarnation, ended=True, why="its process ended")
 
     def _look(self) -> None:
         """Note who was not heard for too long; forget the dead after a while."""
@@ -149,12 +172,18 @@ class Membership:
                 self._die(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
+        for host, heard_at in list(self._hosts_heard_at.items()):
+            if now - heard_at > limits.TAKEOVER_SECONDS:
+                del self._hosts_heard_at[host]
+                self.on_event("host-silent", host, self._hosts[host].incarnation)
 
-    def _die(self, incarnation: str, ended: bool = False) -> None:
+    def _die(self, incarnation: str, ended: bool = False, why: str = "silent") -> None:
         member = self._members[incarnation]
         member.ended = member.ended or ended
         if not member.dead:
             member.dead = True
+            if member.beat.kinds and ended:
+                self.on_event("node-ended", member.beat.name, incarnation, host=member.beat.host, why=why)
             self.on_death(incarnation)
             self.on_change()
 
@@ -166,6 +195,14 @@ class Membership:
             self._note_self()
         beats = [member.beat for member in self._members.values() if not member.dead]
         return sorted(beats, key=lambda beat: (beat.started_at, beat.incarnation))
+
+    def warm(self) -> dict[int, list[str]]:
+        """Per shard the nodes that have its records in memory."""
+        found: dict[int, list[str]] = {}
+        for beat in self.live():
+            for shard in beat.warm:
+                found.setdefault(shard, []).append(beat.incarnation)
+        return found
 
     def serving(self) -> list[str]:
         """The nodes that serve agents and are not known to be dead."""
@@ -194,7 +231,7 @@ class Membership:
         """A node was condemned: it is not live, and never will be."""
         self._condemned[incarnation] = None
         if incarnation in self._members:
-            self._die(incarnation, ended=True)
+            self._die(incarnation, ended=True, why="condemned: it was silent, and proved nothing")
         self.on_change()
 
     def settled(self) -> bool:
@@ -216,4 +253,8 @@ def _nothing() -> None:
 
 
 def _ignore(_incarnation: str) -> None:
+    pass
+
+
+def _ignore_event(_what: str, _who: str, _key: str, **_facts: object) -> None:
     pass

@@ -13,7 +13,7 @@ has, up to the own epoch record. No turn starts before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -23,8 +23,11 @@ from holdfast.cluster import epochs
 from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
 from holdfast.cluster.life import Life, base
 from holdfast.cluster.membership import Membership
+from holdfast.cluster.placement import Placement
+from holdfast.cluster.planner import Planner
+from holdfast.cluster.recovery import Recovery
 from holdfast.cluster.suspicion import Suspicion
-from holdfast.core import backoff, plan
+from holdfast.core import backoff
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
@@ -38,7 +41,9 @@ class ShardHost(Protocol):
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None: ...
     def serves(self, number: int) -> bool: ...
     def drop_shards(self, numbers: Iterable[int]) -> None: ...
-    async def drain(self, numbers: Iterable[int], timeout_seconds: float) -> None: ...
+    def expect(self, numbers: Iterable[int]) -> None: ...
+    async def listen(self, numbers: Iterable[int]) -> None: ...
+    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> None: ...
 
 
 class Ownership:
@@ -49,14 +54,17 @@ class Ownership:
         engine: Engine,
         clock: Clock,
         membership: Membership,
+        placement: Placement,
         host: ShardHost,
         life: Life,
         host_name: str,
         cells: list[str],
-        shards: int,
         serves: bool,
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
+        self.recovery = Recovery(engine, self._wake_up)
+        self.planner = Planner(membership, placement, self.epochs, life)
+        self.on_event: Callable[..., None] = _ignore_event
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
         self.takeovers = 0
@@ -69,7 +77,7 @@ class Ownership:
         self._life = life
         self._host_name = host_name
         self._cells = cells
-        self._shards = shards
+        self._placement = placement
         self._serves = serves
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -79,10 +87,13 @@ class Ownership:
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""
         self._suspicion = Suspicion(membership, life)
-        self._view: tuple[Any, float] = ((), 0.0)
+        self._warm: list[int] = []
+        self.draining = False
+        """Whether this node gives all away, as it is about to end."""
         self._random = chance.random()
         self._closing = False
-        membership.on_change = self._wake.set
+        self._releasing = False
+        membership.on_change = placement.on_change = self._wake.set
 
     # Running -------------------------------------------------------------------------------------------------------
 
@@ -102,6 +113,9 @@ class Ownership:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
             self._loop.call_exception_handler({"message": "ownership failed", "exception": error, "task": task})
 
+    def _wake_up(self) -> None:
+        self._wake.set()
+
     def _newer(self, number: int, sequence: int) -> None:
         if self.owned.get(number, sequence) < sequence:
             del self.owned[number]
@@ -116,34 +130,39 @@ class Ownership:
             knows = len(self.epochs.heard) == len(self._cells) and self._membership.settled()
             if self._serves and knows and self._life.live() and not self._closing:
                 self._step()
+                if self._warm != (warm := self.recovery.warm()):
+                    self._warm = warm
+                    self._membership.beat()
 
     def _step(self) -> None:
         self._suspicion.look(self.epochs.hosts())
-        live = self._eligible()
-        wanted = plan.targets(range(self._shards), live, self.epochs.holders())
+        self.planner.look()
+        wanted = self.planner.plan.owners
+        me = self._life.incarnation
         for cell in self._cells:
             claims = [n for n in self._of(cell) if n not in self._busy and self._may_claim(n, wanted.get(n))]
             for start in range(0, len(claims), _CLAIM_MAX):
                 some = claims[start : start + _CLAIM_MAX]
                 self._busy.update(some)
-                self._spawn(self._claim(cell, some))
-        moved = [n for n in self.owned if n not in self._busy and wanted.get(n) not in (None, self._life.incarnation)]
-        view = tuple(live)
-        if view != self._view[0]:
-            self._view = (view, self._loop.time())
-        if moved and self._loop.time() - self._view[1] > limits.STABLE_SECONDS:
-            self._busy.update(moved)
-            self._spawn(self._release({number: wanted[number] for number in moved}))
+                # As they are now: one that somebody else claims before the next turn of the loop is not to be taken.
+                self._spawn(self._claim(cell, {number: self.epochs.get(number) for number in some}))
+            coming = [
+                n for n in self._of(cell) if n not in self.owned and n not in self._busy and self.planner.is_coming(n)
+            ]
+            self._host.expect(n for n in coming if wanted.get(n) == me)
+            self.recovery.follow(cell, coming, [n for n in self._of(cell) if n not in self._busy])
+        self._move()
+
+    def _move(self) -> None:
+        """Let go, a few at a time, of what others should own."""
+        if not self._releasing:
+            some = self.planner.to_release([n for n in self.owned if n not in self._busy])
+            if some:
+                self._busy.update(some)
+                self._spawn(self._release(some))
 
     def _of(self, cell: str) -> range:
-        return range(self._cells.index(cell), self._shards, len(self._cells))
-
-    def _eligible(self) -> list[str]:
-        """The nodes that may own shards: those that serve every kind that some node serves, or most of them."""
-        serving = [beat for beat in self._membership.live() if beat.kinds]
-        kinds = {kind for beat in serving for kind in beat.kinds}
-        most = max((len(kinds.intersection(beat.kinds)) for beat in serving), default=0)
-        return [beat.incarnation for beat in serving if len(kinds.intersection(beat.kinds)) == most]
+        return range(self._cells.index(cell), self._placement.space.shards, len(self._cells))
 
     def _may_claim(self, number: int, wanted: str | None) -> bool:
         record = self.epochs.get(number).record
@@ -159,19 +178,21 @@ class Ownership:
 
     # Claiming ------------------------------------------------------------------------------------------------------
 
-    async def _claim(self, cell: str, numbers: list[int]) -> None:
+    async def _claim(self, cell: str, before: dict[int, Epoch]) -> None:
         lapses = self._life.lapses
         try:
-            claimed = await self._write_claims(cell, numbers)
+            self._host.expect(before)
+            claimed = await self._write_claims(cell, before)
             if claimed:
+                await self._host.listen(claimed)
                 await self._recover(cell, claimed, lapses)
         finally:
-            self._busy.difference_update(numbers)
+            self._busy.difference_update(before)
             self._wake.set()
 
-    async def _write_claims(self, cell: str, numbers: list[int]) -> dict[int, tuple[int, bool]]:
+    async def _write_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, tuple[int, bool]]:
         """Write the epoch records; return those that are ours now, each with whether its end before was clean."""
-        before = {number: self.epochs.get(number) for number in numbers}
+        numbers = list(before)
         record = EpochRecord(self._life.incarnation, self._host_name, ids.new_id("c"), self._clock.now())
         records = [epochs.successor(cell, number, before[number].sequence, record) for number in numbers]
         claimed: dict[int, int] = {}
@@ -195,6 +216,8 @@ class Ownership:
             clean = not owner or base(owner) == base(self._life.incarnation)
             self.takeovers += not clean
             self._again.discard(number)
+            if owner or before[number].record.next:
+                self.planner.rest(number)
             found[number] = (sequence, clean)
         return found
 
@@ -212,12 +235,15 @@ class Ownership:
     async def _recover(self, cell: str, claims: dict[int, tuple[int, bool]], lapses: int) -> None:
         attempt = 0
         while True:
-            records, lost = await self._read_all(cell, claims)
+            epochs_of = {number: epoch for number, (epoch, _) in claims.items()}
+            records, lost, was_warm = await self.recovery.read(cell, epochs_of)
             for number in lost:
                 claims.pop(number, None)
+            self._host.drop_shards(lost)
             if not claims or self._closing:
                 return
             if self._life.lapses != lapses or not self._life.live():
+                self._host.drop_shards(claims)
                 return  # what was claimed before a lapse may be another's by now: it is claimed anew
             try:
                 await self._host.add_shards(cell, claims, records)
@@ -230,7 +256,7 @@ class Ownership:
                 continue
             self.failures.pop(cell, None)
             break
-        current = {number: epoch for number, (epoch, _) in claims.items()}
+        current = epochs_of
         if self._life.lapses != lapses or not self._life.live():
             self._host.drop_shards(current)
             return
@@ -240,29 +266,9 @@ class Ownership:
             elif self._host.serves(number):  # else a batch of it was refused meanwhile
                 self.owned[number] = epoch
         self._spawn(self._follow_inboxes(cell, current))
-
-    async def _read_all(self, cell: str, claims: Mapping[int, tuple[int, bool]]) -> tuple[list[Stored], set[int]]:
-        """Everything that the shards have, up to their epoch records; and those that are another's by now."""
-        open_to = {epochs.subject(cell, number): number for number in claims}
-        lost: set[int] = set()
-        records: list[Stored] = []
-        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
-        try:
-            async for chunk in tail:
-                for stored in chunk.records:
-                    if stored.subject in open_to:
-                        number = open_to[stored.subject]
-                        if stored.sequence >= claims[number][0]:
-                            del open_to[stored.subject]
-                        if stored.sequence > claims[number][0]:
-                            lost.add(number)
-                    elif not stored.subject.endswith(".epoch"):
-                        records.append(stored)
-                if not open_to:
-                    break
-        finally:
-            await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
-        return records, lost
+        unclean = sum(not clean for _, clean in claims.values())
+        numbers = {"shards": sorted(claims), "unclean": unclean, "warm": len(was_warm)}
+        self.on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
 
     async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
         """Hand on what comes into the inboxes of shards claimed together, as long as one of them is still ours."""
@@ -294,6 +300,7 @@ class Ownership:
 
     async def _release(self, targets: dict[int, str]) -> None:
         """Finish what runs, and let the wanted owners claim."""
+        self._releasing = True
         try:
             await self._host.drain(targets, limits.DRAIN_SECONDS)
             held = {number: self.owned.pop(number) for number in targets if number in self.owned}
@@ -302,6 +309,7 @@ class Ownership:
                 by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = epoch
             await asyncio.gather(*(self._write_release(cell, some, targets) for cell, some in by_cell.items()))
         finally:
+            self._releasing = False
             self._busy.difference_update(targets)
             self._wake.set()
 
@@ -325,20 +333,29 @@ class Ownership:
 
     async def close(self) -> None:
         """Let go of every shard, so that the next owner need not wait."""
+        end = self._loop.time() + limits.DRAIN_SECONDS
+        self.draining = True
+        self._membership.beat()
+        while self.planner.has_heirs(self.owned) and self._life.live() and self._loop.time() < end:
+            self._wake.set()  # they prepare, and then this node lets go of a few at a time
+            await asyncio.sleep(0.02)
         self._closing = True
         self._wake.set()
         while self._busy:
             await asyncio.sleep(0.01)
         if self.owned and self._engine.connected():
-            others = [node for node in self._eligible() if node != self._life.incarnation]
-            wanted = plan.targets(range(self._shards), others, self.epochs.holders()) if others else {}
             try:
-                async with asyncio.timeout(limits.DRAIN_SECONDS * 2):
-                    await self._release({number: wanted.get(number, "") for number in self.owned})
+                async with asyncio.timeout(limits.DRAIN_SECONDS):
+                    await self._release(dict.fromkeys(self.owned, ""))
             except (TimeoutError, Closed):
                 pass
         await self._suspicion.close()
+        await self.recovery.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ignore_event(_what: str, _who: str, _key: str, **_facts: object) -> None:
+    pass

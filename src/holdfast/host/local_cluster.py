@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,7 +39,8 @@ class LocalCluster:
     """Hosts ``h1``, ``h2``, … with nodes ``h1-1``, …; use it with ``async with``.
 
     ``directory``: where the hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it.
-    ``ports``: the first port to use; 0 takes free ones. ``report``: hears of each event with the host's name.
+    ``ports``: the first port to use; 0 takes free ones. ``labels``: of each
+    host's nodes. ``report``: hears of each event with the host's name.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LocalCluster:
         hosts: int = 3,
         nodes: int = 1,
         ports: int = 0,
+        labels: Mapping[str, Sequence[str]] | None = None,
         report: Report | None = None,
     ) -> None:
         if hosts not in (1, 3, 5):
@@ -73,6 +75,7 @@ class LocalCluster:
             )
             others = self.urls[index + 1 :] + self.urls[:index]
             settings = HostSettings(name, server, others, nodes, [_absolute(app) for app in apps], hosts)
+            settings.labels = list((labels or {}).get(name, ()))
             self._hosts[name] = _HostChild(settings)
 
     @property

@@ -48,6 +48,9 @@ class HostSettings(msgspec.Struct):
     nodes: int = 1
     apps: list[str] = []
     replicas: int | None = None
+    labels: list[str] = []
+    capacity: float = 1.0
+    """Of each of its nodes."""
     security: Security = Security()
 
 
@@ -75,6 +78,7 @@ class Host:
         self._children = [_NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._incarnation = ids.new_id("h")
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
         """Incarnations whose processes ended."""
 
@@ -139,7 +143,8 @@ class Host:
         if self._engine is not None and self._engine.connected():
             living = [child.incarnation for child in self._children if child.incarnation]
             self._engine.bus.publish(
-                HOST_SUBJECT, codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended)))
+                HOST_SUBJECT,
+                codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended), self._incarnation)),
             )
 
     async def _beat(self) -> None:
@@ -178,6 +183,8 @@ class Host:
             host=self.settings.name,
             incarnation=child.incarnation,
             replicas=self.settings.replicas,
+            labels=self.settings.labels,
+            capacity=self.settings.capacity,
             tls_ca=security.tls_ca,
             tls_cert=security.tls_cert,
             tls_key=security.tls_key,

@@ -19,20 +19,21 @@ from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.cluster.events import Events
 from holdfast.cluster.hold import Holding
 from holdfast.cluster.life import Life
-from holdfast.cluster.manifest import Manifest, data_cells, ensure, newest_generation, registry_cell
+from holdfast.cluster.manifest import RECORD_VERSION, Manifest, find_or_found, registry_cell
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership
+from holdfast.cluster.placement import Placement
 from holdfast.cluster.registry import Entry, Registry
+from holdfast.core.pools import check_label
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.engines.gate import Gate
-from holdfast.engines.local.engine import LocalEngine
-from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoResponders
-from holdfast.node import settings
+from holdfast.node import by_name, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
@@ -50,18 +51,21 @@ class Node:
         self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, supervised: bool
     ) -> None:
         self.engine = engine
-        self.manifest = manifest
         self.name = name
         self.host = host
         self._supervised = supervised
         self._clock = clock
         self._started_at = clock.now()
         self._closed = False
+        self._labels: list[str] = []
+        self._capacity = 1.0
         self.life: Life
+        self.placement: Placement
+        self.events: Events
         self.registry: Registry
-        self._gate = gate = Gate(engine.log)
+        self._gate = Gate(engine.log)
         self._holding: Holding
-        self.dead_letters = DeadLetters(engine, list(manifest.cells), gate, clock)
+        self.dead_letters = DeadLetters(engine, list(manifest.cells), self._gate, clock)
         self._router: Router
         self._runtime: Runtime
         self._membership: Membership
@@ -78,6 +82,8 @@ class Node:
         host: str = "",
         incarnation: str = "",
         replicas: int | None = None,
+        labels: Iterable[str] = (),
+        capacity: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
         tls_ca: str = "",
         tls_cert: str = "",
@@ -89,20 +95,29 @@ class Node:
 
         ``serve``: the agent classes that may live here; none for a mere client. ``name``: for people. ``host`` and
         ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``replicas``: of the log, when this node
-        is the first to find the servers empty (default: as many as there are servers, 1, 3 or 5). The rest is for servers that
-        ask for certificates or a password.
+        is the first to find the servers empty (default: as many as there are servers, 1, 3 or 5). ``labels``: words such as
+        ``gpu`` that pools may ask for. ``capacity``: how much this node can carry, beside the others. The rest is for
+        servers that ask for certificates or a password.
 
         On leaving, turns that run are finished and committed, and the shards are let go of.
 
         Raises `ConfigError` for what cannot work, `NoQuorum` where no majority of the servers answers.
         """
-        engine = engine_at(settings.parse(list(url) if not isinstance(url, str) else url), {
+        engine = settings.engine(settings.parse(list(url) if not isinstance(url, str) else url), {
             "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password,
         })  # fmt: skip
         await engine.open()
         try:
             node = await cls.on(
-                engine, list(serve), name=name, host=host, incarnation=incarnation, replicas=replicas, clock=clock
+                engine,
+                list(serve),
+                name=name,
+                host=host,
+                incarnation=incarnation,
+                replicas=replicas,
+                labels=labels,
+                capacity=capacity,
+                clock=clock,
             )
         except BaseException:
             await engine.close()
@@ -122,37 +137,36 @@ class Node:
         host: str = "",
         incarnation: str = "",
         replicas: int | None = None,
+        labels: Iterable[str] = (),
+        capacity: float = 1.0,
         shards: int = SHARDS,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Node:
         """Begin on an engine that is open. See `join`; whoever calls this calls `close`."""
-        if replicas is None:
-            servers = engine.servers()
-            replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))
-        generation = newest_generation(await engine.cells())
-        registry = registry_cell(generation)
-        await engine.ensure_cells([registry], replicas)
-        cells = data_cells(generation, replicas)
-        wanted = Manifest.new(cells=cells, shards=shards, now=clock.now(), generation=generation)
-        manifest = await ensure(engine, registry, wanted)
-        await engine.ensure_cells(manifest.cells, replicas)
-        supervised = bool(incarnation)
-        incarnation = incarnation or ids.new_id("n")
+        labels = sorted({check_label(label) for label in labels})
+        if not 0 < capacity < 1e6:
+            raise ConfigError(f"a node's capacity is more than 0, not {capacity}")
+        manifest = await find_or_found(engine, replicas, shards, clock.now())
+        registry, cells = registry_cell(manifest.generation), list(manifest.cells)
+        supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
-        cells = list(manifest.cells)
+        node._labels, node._capacity = labels, capacity
+        node.placement = placement = Placement(engine, registry, manifest)
+        node.events = Events(engine, registry, clock, node.name)
         node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
-        gate = node._gate
-        node.registry = Registry(engine, registry, clock, gate)
-        node._router = Router(engine.bus, clock, ids.new_id("p"), manifest.shards)
+        node.registry = Registry(engine, registry, clock, gate := node._gate)
+        node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
         appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
-        node._router.sender = Sender(list(appenders), clock, node._router.caller, manifest.shards)
-        node._runtime = Runtime(engine, clock, node._router, life, cells, manifest.shards, serve, gate)
+        node._router.sender = Sender(list(appenders), clock, node._router.caller, placement.space)
+        node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve, gate)
         node._membership = Membership(engine, node._beat, life.alone)
         node._holding = Holding(engine, gate, lambda: life.incarnation)
         host = node.host if supervised else ""
-        node._ownership = Ownership(
-            engine, clock, node._membership, node._runtime, life, host, cells, manifest.shards, bool(serve)
-        )
+        node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
+        if serve:
+            node._membership.on_event = node._ownership.planner.on_event = node._ownership.on_event = node.events.say
+        await placement.open()
+        await placement.declare({kind.name: kind.pool for kind in runtime.kinds.values()})
         node._runtime.on_lost = node._ownership.lost
         node._runtime.on_reclaim = node._ownership.reclaim
         node._membership.on_death = node._router.node_died
@@ -164,9 +178,14 @@ class Node:
         life.on_condemned = node._begin_again
         node._router.life = life
         await life.start()
+        await node.events.start(node._is_oldest)
         await node._membership.start()
         await node._ownership.start()
         return node
+
+    def _is_oldest(self) -> bool:
+        serving = self._membership.serving()
+        return bool(serving) and self._membership.live()[0].incarnation == self.incarnation
 
     def _beat(self) -> Beat:
         counts = self._runtime.statistics()
@@ -180,6 +199,12 @@ class Node:
             counts["agents"],
             VERSION,
             self._supervised,
+            labels=self._labels,
+            capacity=self._capacity,
+            state_versions=[self._runtime.kinds[kind].state_version for kind in sorted(self._runtime.kinds)],
+            warm=self._ownership.recovery.warm(),
+            draining=self._ownership.draining,
+            record_version=RECORD_VERSION,
             generation=self.manifest.generation,
         )
 
@@ -206,6 +231,8 @@ class Node:
         await self._membership.close()
         await self.life.close()
         await self.registry.close()
+        await self.placement.close()
+        await self.events.close()
         await self.engine.close()
 
     # Agents ------------------------------------------------------------------------------------------------------
@@ -236,7 +263,7 @@ class Node:
 
     def lookup(self, kind: type[Agent[Any]] | str, name: str) -> Entry | None:
         """What is registered of an agent, or None. A memory read."""
-        return self.registry.lookup(_kind_name(kind), name)
+        return self.registry.lookup(by_name.kind_name(kind), name)
 
     def find(
         self,
@@ -248,13 +275,13 @@ class Node:
     ) -> Found:
         """Registered agents with all these capabilities, of this kind, whose metadata match. A memory read."""
         wanted = [capability] if isinstance(capability, str) else list(capability)
-        name = None if kind is None else _kind_name(kind)
+        name = None if kind is None else by_name.kind_name(kind)
         entries = self.registry.find(capability=wanted, kind=name, where=where, limit=limit)
         return Found(AgentRef(self._router, self._runtime.known(e.kind), e.name, kind_name=e.kind) for e in entries)
 
     def count(self, *, kind: type[Agent[Any]] | str | None = None, capability: str | None = None) -> int:
         """How many agents are registered. A memory read."""
-        return self.registry.count(kind=None if kind is None else _kind_name(kind), capability=capability)
+        return self.registry.count(kind=None if kind is None else by_name.kind_name(kind), capability=capability)
 
     async def update(
         self,
@@ -265,11 +292,11 @@ class Node:
         metadata: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Replace what is registered of an agent. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
-        return await self.registry.update(_kind_name(kind), name, capabilities=capabilities, metadata=metadata)
+        return await self.registry.update(by_name.kind_name(kind), name, capabilities=capabilities, metadata=metadata)
 
     async def unregister(self, kind: type[Agent[Any]] | str, name: str) -> None:
         """Free the name. The agent's state stays. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
-        await self.registry.unregister(_kind_name(kind), name)
+        await self.registry.unregister(by_name.kind_name(kind), name)
 
     async def call(
         self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
@@ -278,8 +305,7 @@ class Node:
 
         Readers and handlers alike. Raises what `AgentRef.ask` raises.
         """
-        token = ids.agent_token(*ids.parse_agent_id(agent_id))
-        data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        token, data = by_name.encode(agent_id, handler, arguments)
         reply = await self._router.ask(token, handler, data, timeout_seconds, message_id=ids.new_id("call"))
         return codec.to_builtins(reply)
 
@@ -287,18 +313,29 @@ class Node:
         self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
     ) -> None:
         """Send by names alone; see `call`. What does not fit the handler becomes a dead letter."""
-        token = ids.agent_token(*ids.parse_agent_id(agent_id))
-        data = codec.encode(_plain_arguments(arguments), f"{agent_id} {handler}")
+        token, data = by_name.encode(agent_id, handler, arguments)
+        await self._router.place(token, None)
         await self._router.send(token, handler, data, timeout_seconds, "")
 
     # The cluster -------------------------------------------------------------------------------------------------
 
+    @property
+    def manifest(self) -> Manifest:
+        """The cluster's facts."""
+        return self.placement.manifest
+
+    @property
+    def shards(self) -> int:
+        """How many shards need an owner: those of the pools that some kind lives in."""
+        return len(self.placement.table.used)
+
     def members(self) -> list[MemberInfo]:
         """The nodes that are there, as this node sees it, oldest first."""
-        return [
-            MemberInfo(b.incarnation, b.name, b.host, b.kinds, b.shards, b.agents, b.started_at, b.version)
-            for b in self._membership.live()
-        ]
+        return [MemberInfo.of(beat) for beat in self._membership.live()]
+
+    def owners(self) -> dict[int, str]:
+        """Per shard the incarnation that owns it, empty where nobody does, as far as this node has heard."""
+        return {number: epoch.record.owner for number, epoch in self._ownership.epochs.newest.items()}
 
     def describe(self, agent_id: str) -> AgentInfo:
         """Where an agent lives, and what is registered of it. A memory read. Raises `InvalidName`."""
@@ -316,6 +353,7 @@ class Node:
             entry is not None,
             sorted(entry.capabilities) if entry else [],
             dict(entry.metadata) if entry else {},
+            self._membership.warm().get(shard, []),
         )
 
     async def inspect(self, agent_id: str) -> StoredAgent:
@@ -344,13 +382,9 @@ class Node:
 
     def _all_owned(self) -> bool:
         live = {beat.incarnation: beat for beat in self._membership.live()}
-        owned = sum(beat.shards for beat in live.values())
-        owners = {epoch.record.owner for epoch in self._ownership.epochs.newest.values()}
-        return (
-            owned >= self.manifest.shards
-            and owners <= set(live)
-            and len(self._ownership.epochs.newest) == self.manifest.shards
-        )
+        owners, used = self.owners(), self.placement.table.used
+        served = sum(beat.shards for beat in live.values())
+        return bool(used) and served >= len(used) and all(owners.get(number) in live for number in used)
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start: of this node's agents, calls and engine."""
@@ -364,23 +398,3 @@ class Node:
             "process": os.getpid(),
             "engine": dict(self.engine.statistics()),
         }
-
-
-def engine_at(where: settings.Local | settings.Nats, secrets: Mapping[str, str]) -> Engine:
-    """The engine of a place, not open yet. Raises `ConfigError` for secrets that it has no use for."""
-    if isinstance(where, settings.Local):
-        given = [name for name, value in secrets.items() if value]
-        if given:
-            raise ConfigError(f"{', '.join(given)}: the embedded engine has no server to show them to")
-        return LocalEngine(where.path)
-    return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})
-
-
-def _kind_name(kind: type[Agent[Any]] | str) -> str:
-    return kind if isinstance(kind, str) else kind.__kind__.name
-
-
-def _plain_arguments(arguments: Any) -> Any:
-    if isinstance(arguments, Mapping):
-        return dict(arguments)
-    return list(arguments) if isinstance(arguments, (list, tuple)) else [arguments]

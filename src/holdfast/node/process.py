@@ -33,6 +33,8 @@ class NodeSettings(msgspec.Struct):
     host: str = ""
     incarnation: str = ""
     replicas: int | None = None
+    labels: list[str] = []
+    capacity: float = 1.0
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
@@ -73,6 +75,8 @@ async def serve(settings: NodeSettings) -> None:
         host=settings.host,
         incarnation=settings.incarnation,
         replicas=settings.replicas,
+        labels=settings.labels,
+        capacity=settings.capacity,
         tls_ca=settings.tls_ca,
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
+from holdfast.engines.base import Engine
+from holdfast.engines.local.engine import LocalEngine
+from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError
 
 T = TypeVar("T")
@@ -45,3 +49,13 @@ def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
         except ValueError:
             raise ConfigError(f"{one!r}: the port is no number from 1 to 65535") from None
     return Nats(tuple(urls))
+
+
+def engine(where: Local | Nats, secrets: Mapping[str, str]) -> Engine:
+    """The engine for a place, with a client's secrets. Raises `ConfigError`."""
+    if isinstance(where, Local):
+        given = [name for name, value in secrets.items() if value]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: the embedded engine has no server to show them to")
+        return LocalEngine(where.path)
+    return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})

@@ -21,7 +21,8 @@ class StoredTimer(msgspec.Struct, frozen=True):
 
 
 class StoredAgent(msgspec.Struct, frozen=True):
-    """An agent's newest record. ``state`` is plain data; ``version`` counts its records; sizes are in bytes."""
+    """An agent's newest record. ``state`` is plain data; ``version`` counts its records; sizes are in bytes, ``written_at``
+    is in s since 1970 (0: not known)."""
 
     agent_id: str
     version: int
@@ -29,6 +30,7 @@ class StoredAgent(msgspec.Struct, frozen=True):
     state: Any
     state_bytes: int
     timers: list[StoredTimer]
+    written_at: float = 0.0
 
 
 async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> StoredAgent:
@@ -45,4 +47,4 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
     except BadMessage as error:
         state = f"<{error}>"
     timers = [StoredTimer(timer.name, timer.handler, timer.due) for timer in record.timers]
-    return StoredAgent(agent_id, record.version, record.state_version, state, len(data), timers)
+    return StoredAgent(agent_id, record.version, record.state_version, state, len(data), timers, record.at)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.ref import AgentRef
+from holdfast.cluster.membership import Beat
 
 
 class MemberInfo(msgspec.Struct, frozen=True):
@@ -21,6 +22,30 @@ class MemberInfo(msgspec.Struct, frozen=True):
     agents: int
     started_at: float
     version: str
+    labels: list[str]
+    capacity: float
+    draining: bool
+    """Whether it is about to end, and gives its shards away."""
+    record_version: int
+    """The newest form of records that it reads."""
+
+    @classmethod
+    def of(cls, beat: Beat) -> MemberInfo:
+        """What a node's newest beat says of it."""
+        return cls(
+            beat.incarnation,
+            beat.name,
+            beat.host,
+            beat.kinds,
+            beat.shards,
+            beat.agents,
+            beat.started_at,
+            beat.version,
+            beat.labels,
+            beat.capacity,
+            beat.draining,
+            beat.record_version,
+        )
 
 
 class AgentInfo(msgspec.Struct, frozen=True):
@@ -35,6 +60,8 @@ class AgentInfo(msgspec.Struct, frozen=True):
     registered: bool
     capabilities: list[str]
     metadata: dict[str, Any]
+    standbys: list[str] = []
+    """Nodes that keep the records of its shard in memory."""
 
 
 class Found(list[AgentRef[Any]]):

@@ -1,0 +1,65 @@
+"""Calls on their way out: all that one tick has for one node goes as one frame, as a frame costs more than a call in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from holdfast import codec, limits
+from holdfast.agents.messages import Call, Frame
+from holdfast.engines.base import Bus
+
+_REMEMBERED_MAX = 8192
+
+
+class Frames:
+    """See the module. ``reply``: the subject that answers come to, with the frame's number behind it."""
+
+    def __init__(self, bus: Bus, reply: str) -> None:
+        self.reply = reply
+        self.count = 0
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: dict[str, Frame] = {}
+        self._references: dict[int, list[int]] = {}
+
+    def add(self, subject: str, call: Call) -> None:
+        """Send a call with this tick's frame."""
+        self._to(subject).calls.append(call)
+
+    def cancel(self, subject: str, token: str, key: str) -> None:
+        """Send word that a caller gave up."""
+        self._to(subject).cancelled.append((token, key))
+
+    def unheard(self, subject: str) -> Sequence[int]:
+        """The references of a frame's calls, when nobody was there to hear it; ``subject``: its reply's."""
+        return self._references.pop(int(subject.rpartition(".")[2]), ())
+
+    def _to(self, subject: str) -> Frame:
+        frame = self._outgoing.get(subject)
+        if frame is None:
+            if not self._outgoing:
+                self._loop.call_soon(self._flush)
+            frame = self._outgoing[subject] = Frame(f"{self.reply}.0", [])
+        return frame
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        for subject, frame in outgoing.items():
+            calls, size, start = frame.calls, 0, 0
+            for index, call in enumerate(calls):
+                size += len(call.arguments) + len(call.token) + 96
+                if size > limits.FRAME_BYTES_MAX and index > start:
+                    self._publish(subject, Frame(frame.reply, calls[start:index]))
+                    start, size = index, len(call.arguments)
+            frame.calls = calls[start:]
+            self._publish(subject, frame)
+
+    def _publish(self, subject: str, frame: Frame) -> None:
+        self.count += 1
+        references = [call.reference for call in frame.calls if call.reference]
+        if references:
+            self._references[self.count] = references
+            if len(self._references) > _REMEMBERED_MAX:  # nobody-there comes at once or never
+                del self._references[next(iter(self._references))]
+        self._bus.publish(subject, codec.encode_raw(frame), f"{self.reply}.{self.count}")

@@ -1,0 +1,196 @@
+"""Reading shards: all at once when they were claimed, or ahead of time where this node is to take them over.
+
+A recovery reads everything that a shard has, up to the own epoch record. That takes longer the more agents it has, and it
+needs a consumer of the servers, which costs them a vote. So a node follows the shards that it is a standby of, or that
+are about to move to it, and keeps their records in memory; when it claims such a shard it only waits for its own epoch
+record to come by.
+
+What is purged meanwhile is not told to who follows. Of inbox and outbox more may be in memory than there is: what was
+consumed or carried over is known by the agents' records and the relays' cursors. When it is too much, the shard is
+followed anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+
+from holdfast import limits
+from holdfast.cluster import epochs
+from holdfast.engines.base import Engine, Stored
+from holdfast.errors import Closed
+
+_TAKE_SECONDS = 2.0
+_GROUP_MAX = 64
+_PASSING_MAX = 2000
+"""Records of inbox and outbox that are kept of one shard."""
+
+
+class _Followed:
+    """A shard's records, of each subject the newest. ``epoch``: the newest epoch record that came by."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Stored] = {}
+        self.passing = 0
+        """How many of them are of inbox or outbox."""
+        self.bytes = 0
+        self.epoch = 0
+        self.caught_up = False
+
+
+class Recovery:
+    """What one node reads of shards."""
+
+    def __init__(self, engine: Engine, on_warm: Callable[[], None]) -> None:
+        self._engine = engine
+        self._on_warm = on_warm
+        self._followed: dict[int, _Followed] = {}
+        self._tasks: dict[asyncio.Task[None], set[int]] = {}
+        self._news = asyncio.Event()
+        self._bytes = 0
+
+    # Ahead of time -------------------------------------------------------------------------------------------------
+
+    def follow(self, cell: str, wanted: Collection[int], own: Collection[int]) -> None:
+        """Follow these shards of a cell, and no others of ``own``, which are all of the cell's."""
+        for number in [number for number in self._followed if number in own and number not in wanted]:
+            self.forget(number)
+        missing = [number for number in wanted if number not in self._followed]
+        if self._bytes > limits.WARM_BYTES_MAX:
+            return  # what is not warm is read when it is claimed
+        for start in range(0, len(missing), _GROUP_MAX):
+            some = missing[start : start + _GROUP_MAX]
+            followed = {number: _Followed() for number in some}
+            self._followed.update(followed)
+            task = asyncio.get_running_loop().create_task(self._run(cell, followed))
+            self._tasks[task] = set(some)
+            task.add_done_callback(self._tasks.pop)
+
+    def warm(self) -> list[int]:
+        """The shards whose records are all here, as of a moment ago."""
+        return sorted(number for number, one in self._followed.items() if one.caught_up)
+
+    def forget(self, number: int) -> None:
+        """Keep nothing of a shard."""
+        followed = self._followed.pop(number, None)
+        if followed is not None:
+            self._bytes -= followed.bytes
+            followed.records = {}
+        for task, numbers in list(self._tasks.items()):
+            if number in numbers and not any(other in self._followed for other in numbers):
+                task.cancel()
+
+    async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
+        """Follow some shards that were wanted together, as long as one of them still is."""
+        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in group])
+        skip = len(cell) + 1
+        try:
+            async for chunk in tail:
+                for count, stored in enumerate(chunk.records):
+                    number = int(stored.subject[skip : stored.subject.index(".", skip)])
+                    followed = group[number]
+                    if self._followed.get(number) is not followed:
+                        continue
+                    if stored.subject.endswith(".epoch"):
+                        followed.epoch = stored.sequence
+                    else:
+                        self._keep(number, followed, stored)
+                    if count % 500 == 499:
+                        await asyncio.sleep(0)
+                if chunk.caught_up and not all(followed.caught_up for followed in group.values()):
+                    for followed in group.values():
+                        followed.caught_up = True
+                    self._on_warm()
+                self._news.set()
+                if self._bytes > limits.WARM_BYTES_MAX * 2:
+                    for number in group:
+                        self.forget(number)
+        except Closed:
+            return
+        finally:
+            await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+
+    def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
+        old = followed.records.pop(stored.subject, None)  # popped, so that the records stay in their order
+        followed.records[stored.subject] = stored
+        grown = len(stored.payload) - (len(old.payload) if old is not None else 0)
+        followed.bytes += grown
+        self._bytes += grown
+        if f".{number}.st." not in stored.subject:
+            followed.passing += 1
+            if followed.passing > _PASSING_MAX:
+                self.forget(number)
+
+    async def _take(self, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
+        """What was followed of a shard, and whether it is another's by now; None where it has to be read after all."""
+        followed = self._followed.get(number)
+        if followed is None or not followed.caught_up:
+            return None
+        end = asyncio.get_running_loop().time() + _TAKE_SECONDS
+        while followed.epoch < epoch:
+            left = end - asyncio.get_running_loop().time()
+            if left <= 0 or self._followed.get(number) is not followed:
+                return None
+            self._news.clear()
+            try:
+                async with asyncio.timeout(min(left, 0.5)):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+        if self._followed.get(number) is not followed:
+            return None
+        found = list(followed.records.values()), followed.epoch > epoch
+        self.forget(number)
+        return found
+
+    # When they are claimed -----------------------------------------------------------------------------------------
+
+    async def read(self, cell: str, claims: Mapping[int, int]) -> tuple[list[Stored], set[int], set[int]]:
+        """Everything that shards have, up to their epochs; those that are another's by now; those that were warm.
+
+        ``claims``: the epoch of each.
+        """
+        records: list[Stored] = []
+        lost: set[int] = set()
+        cold: dict[int, int] = {}
+        for number, epoch in claims.items():
+            found = await self._take(number, epoch)
+            if found is None:
+                cold[number] = epoch
+            else:
+                records += found[0]
+                lost.update([number] if found[1] else ())
+        if cold:
+            read, gone = await self._read_cold(cell, cold)
+            records += read
+            lost |= gone
+        return records, lost, claims.keys() - cold.keys()
+
+    async def _read_cold(self, cell: str, claims: Mapping[int, int]) -> tuple[list[Stored], set[int]]:
+        open_to = {epochs.subject(cell, number): number for number in claims}
+        lost: set[int] = set()
+        records: list[Stored] = []
+        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
+        try:
+            async for chunk in tail:
+                for stored in chunk.records:
+                    if stored.subject in open_to:
+                        number = open_to[stored.subject]
+                        if stored.sequence >= claims[number]:
+                            del open_to[stored.subject]
+                        if stored.sequence > claims[number]:
+                            lost.add(number)
+                    elif not stored.subject.endswith(".epoch"):
+                        records.append(stored)
+                if not open_to:
+                    break
+        finally:
+            await tail.aclose()  # type: ignore[attr-defined]
+        return records, lost
+
+    async def close(self) -> None:
+        """Stop following."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
