@@ -156,8 +156,10 @@ class NatsEngine(Engine):
     async def drop_cells(self, cells: Sequence[str]) -> None:
         connection = self._open()
         for cell in cells:
+            checks.check_cell(cell)
+        for cell in cells:
             with suppress(InvalidName):  # there is none
-                await api.call(connection, f"STREAM.DELETE.{checks.check_cell(cell)}", None, 5.0)
+                await api.call(connection, f"STREAM.DELETE.{cell}", None, 5.0)
 
     async def _ensure(self, cell: str, replicas: int, first_sequence: int = 1) -> None:
         connection = self._open()
