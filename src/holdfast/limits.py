@@ -70,6 +70,10 @@ MESSAGE_ID_BYTES_MAX: Final = 128
 WARM_BYTES_MAX: Final = 256 * 1024 * 1024
 """Records that a node keeps in memory after a recovery, so that the first message to an agent reads nothing."""
 
+GENERATION_BITS: Final = 40
+"""A restored cluster's sequences begin at its generation, shifted by so much: above all that generations before had."""
+
+GENERATION_MAX: Final = 999_999
 SUBMISSIONS_MAX: Final = 20_000
 """Durable sends and registrations of one process that wait for their batch."""
 
@@ -138,6 +142,18 @@ CONNECT_SECONDS: Final = 5.0
 QUORUM_WAIT_SECONDS: Final = 15.0
 """How long a refused-for-want-of-quorum append is tried again: an election of the engine takes 4 to 9 s."""
 
+DONE_LETTER_SECONDS: Final = 86400.0
+"""How long it is remembered that a dead letter was replayed or dropped; a backup that takes longer is given up."""
+
+CUT_ATTEMPTS_MAX: Final = 30
+"""Attempts of a backup to find the cluster still for a moment."""
+
+HOLD_SECONDS: Final = 2.0
+"""How long a process holds its writes at most while a backup notes how far each cell goes. It takes some 0.05 s."""
+
+KEEP_BLOBS_SECONDS: Final = 10.0
+"""How long blobs that nothing names any more stay while a backup runs; it asks again every second."""
+
 BACKOFF_SECONDS_MIN: Final = 0.01
 BACKOFF_SECONDS_MAX: Final = 1.0
 
@@ -152,3 +168,4 @@ assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
 assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
 assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
+assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

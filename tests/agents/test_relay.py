@@ -28,6 +28,7 @@ class Owner:
         self.open = asyncio.Event()
         self.open.set()
         self.lose_answers = 0
+        self.gate = self
         self.shard = cast(Shard, SimpleNamespace(prefix=f"{source}.7", cell=source, active=True))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

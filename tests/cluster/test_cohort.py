@@ -25,7 +25,7 @@ from holdfast.engines.nats.engine import NatsEngine
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 APP = str(Path(__file__).parent / "app.py")
-STREAMS = {"g1reg", "g1blobs", "g1c0", "g1c1", "g1c2"}
+STREAMS = {"hfhosts", "g1reg", "g1blobs", "g1c0", "g1c1", "g1c2"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

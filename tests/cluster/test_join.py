@@ -37,7 +37,7 @@ async def record_of(host: Host, hosts: int) -> Cohort:
     async with asyncio.timeout(60):
         while True:
             try:
-                record, _ = await cohort.read(host.engine, "g1reg")
+                record, _ = await cohort.read(host.engine, cohort.CELL)
             except HoldfastError:
                 record = None
             if record is not None and len(record.hosts) == hosts:

@@ -19,7 +19,7 @@ from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.core.cohort import Copies, Done, Evacuate, Remove, Situation, StandDown, Step, Vote, Wait, next_step
 from holdfast.errors import ConfigError, Conflict, HoldfastError, NoQuorum, NotDone, NotFound
 from holdfast.host.service import ask_host
-from holdfast.node.node import REGISTRY_CELL, Node
+from holdfast.node.node import Node
 
 _STUCK_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.3
@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 
 async def show(node: Node) -> Cohort:
     """The cohort's record. Raises `NotFound` where the servers are not Holdfast's own, `NoQuorum`."""
-    record, _ = await cohort.read(node.engine, REGISTRY_CELL)
+    record, _ = await cohort.read(node.engine, cohort.CELL)
     if record is None:
         raise NotFound("this cluster has no record of a cohort: its servers are not run by `holdfast up`")
     return record
@@ -60,7 +60,7 @@ async def set_members(node: Node, members: Sequence[str], report: Report) -> Coh
             return record
         return msgspec.structs.replace(record, target=target)
 
-    await cohort.change(node.engine, REGISTRY_CELL, aim)
+    await cohort.change(node.engine, cohort.CELL, aim)
     return await _carry_out(node, target, view.sequence, report)
 
 
@@ -112,8 +112,8 @@ async def remove(node: Node, host: str, report: Report) -> Cohort:
         else:
             report(f"nobody is there to take the place of {host}: everything has one copy less until a host is added")
             await _remove_server(node, view, server)
-            await cohort.change(node.engine, REGISTRY_CELL, lambda found: _with_members(found, rest))
-    return await cohort.change(node.engine, REGISTRY_CELL, lambda found: _without(found, host))
+            await cohort.change(node.engine, cohort.CELL, lambda found: _with_members(found, rest))
+    return await cohort.change(node.engine, cohort.CELL, lambda found: _without(found, host))
 
 
 def _with_members(record: Cohort | None, members: list[str]) -> Cohort:
@@ -190,7 +190,7 @@ async def _carry_out(node: Node, target: list[str], before: int, report: Report)
             raise Conflict(f"another command changes the cohort to {', '.join(record.target)}")
         return _with_members(record, target)
 
-    done = await cohort.change(node.engine, REGISTRY_CELL, settle)
+    done = await cohort.change(node.engine, cohort.CELL, settle)
     report(f"the cohort is {', '.join(done.members)}")
     return done
 

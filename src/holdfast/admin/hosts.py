@@ -16,7 +16,6 @@ from holdfast.errors import HoldfastError, NoQuorum, NotFound
 from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.system import Peer, Replica, Voters
-from holdfast.node.node import REGISTRY_CELL
 
 _WAIT_SECONDS: Final = 1.5
 
@@ -101,7 +100,7 @@ _BEHIND_MAX: Final = 2000
 
 async def look(engine: Engine) -> View:
     """Look at all hosts. Raises `NotFound` where the servers are not Holdfast's own, `NoQuorum`."""
-    record, sequence = await cohort.read(engine, REGISTRY_CELL)
+    record, sequence = await cohort.read(engine, cohort.CELL)
     if record is None:
         raise NotFound("this cluster has no record of a cohort: its servers are not run by `holdfast up`")
     expected = sorted(record.hosts)

@@ -14,9 +14,10 @@ import msgspec
 
 from holdfast import ids, limits
 from holdfast.clock import SYSTEM_CLOCK, Clock
-from holdfast.cluster.manifest import Manifest, decode
+from holdfast.cluster.manifest import Manifest, decode, newest_generation, registry_cell
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
+from holdfast.engines.gate import Gate
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.streams import StreamFacts
@@ -25,7 +26,6 @@ from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import Heard, ask_host, hear_hosts
 from holdfast.node.checkup import SUBJECT, NodeState
 from holdfast.node.dead_letters import DeadLetters
-from holdfast.node.node import REGISTRY_CELL
 
 T = TypeVar("T")
 
@@ -200,7 +200,8 @@ async def _stream(engine: NatsEngine, name: str) -> StreamFacts | HoldfastError:
 
 
 async def _manifest(engine: NatsEngine) -> Manifest | None:
-    stored = await engine.log.read(REGISTRY_CELL, f"{REGISTRY_CELL}.manifest")
+    cell = registry_cell(newest_generation(await engine.cells()))
+    stored = await engine.log.read(cell, f"{cell}.manifest")
     return None if stored is None else decode(stored.payload)
 
 
@@ -222,6 +223,9 @@ async def _see_shards(engine: NatsEngine, seen: Survey) -> None:
         await asyncio.sleep(_AGAIN_SECONDS)  # some may be on their way from one node to another
         seen.served |= {shard for node in await _nodes(engine) for shard in node.shards}
     letters: list[Any] | None = await _bounded(
-        DeadLetters(engine, found.cells).all(), _LETTERS_SECONDS, "the dead letters", seen.unseen
+        DeadLetters(engine, found.cells, Gate(engine.log), SYSTEM_CLOCK).all(),
+        _LETTERS_SECONDS,
+        "the dead letters",
+        seen.unseen,
     )
     seen.dead_letters = len(letters or ())

@@ -20,7 +20,7 @@ from holdfast.cluster import manifest
 from holdfast.errors import ConfigError, DeadlineExceeded, HoldfastError, NoQuorum, NoResponders, NotDone, Unknown
 from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import Nothing, ask_host, ask_hosts
-from holdfast.node.node import REGISTRY_CELL, Node
+from holdfast.node.node import Node
 
 Report = Callable[[str, str], None]
 """Takes a host and what it does now."""
@@ -50,7 +50,7 @@ async def finalize(node: Node) -> int:
     behind = sorted(name for name, version in found.nodes.items() if version < found.known)
     if behind:
         raise ConfigError(f"{', '.join(behind)} cannot read records of version {found.known}: upgrade them first")
-    now = await manifest.raise_version(node.engine, REGISTRY_CELL, found.known)
+    now = await manifest.raise_version(node.engine, manifest.registry_cell(node.manifest.generation), found.known)
     node.events.say("record-version-raised", node.name, version=now.record_version)
     return now.record_version
 

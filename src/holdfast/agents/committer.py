@@ -200,7 +200,7 @@ class Committer:
         attempt = 0
         while batch.agents:
             try:
-                sequences = await self._runtime.engine.log.append(self._cell, batch.records)
+                sequences = await self._runtime.gate.append(self._cell, batch.records)
             except Conflict:
                 await self._conflict(batch)
                 return

@@ -100,9 +100,14 @@ def from_call(call: Call, sink: Sink | None) -> Delivery:
     return delivery
 
 
+def inbox_key(sequence: int, message: InboxMessage) -> str:
+    """What makes an inbox message the same message again, also when its turn runs again elsewhere."""
+    return message.message_id or message.key or f"in:{sequence}"
+
+
 def from_inbox(sequence: int, message: InboxMessage, suspect: bool) -> Delivery:
     """A delivery of an inbox message."""
-    delivery = Delivery(message.handler, message.arguments, message.message_id or f"in:{sequence}")
+    delivery = Delivery(message.handler, message.arguments, inbox_key(sequence, message))
     delivery.message = message
     delivery.sequence = sequence
     delivery.suspect = suspect

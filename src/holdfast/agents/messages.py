@@ -69,6 +69,8 @@ class InboxMessage(msgspec.Struct, array_like=True):
     message_id: str = ""
     sent_at: float = 0.0
     attempts: int = 0
+    key: str = ""
+    """Its key, where that is not made from its place in the inbox: it had another place before a restore."""
 
 
 class DeadRecord(msgspec.Struct, array_like=True):

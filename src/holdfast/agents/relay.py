@@ -95,7 +95,7 @@ class Relay:
         for sequence, where, payload in batch:
             subject, message = _decode(codec.unseal(payload, f"{where} {sequence}"))
             records.append(Record(subject, message))
-        sequences = await self._runtime.engine.log.append(self._target, records)
+        sequences = await self._runtime.gate.append(self._target, records)
         self._cursor = (sequences[0], last)
         self.carried += len(batch)
         del self._waiting[: len(batch)]

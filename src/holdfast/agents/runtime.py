@@ -27,6 +27,7 @@ from holdfast.cluster.life import Life
 from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Message, Stored, Subscription
+from holdfast.engines.gate import Gate
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
@@ -46,8 +47,10 @@ class Runtime:
         cells: list[str],
         space: Space,
         serve: Iterable[type[Agent[Any]]],
+        gate: Gate,
     ) -> None:
         self.engine = engine
+        self.gate = gate
         self.clock = clock
         self.router = router
         self.life = life
@@ -337,6 +340,7 @@ class Runtime:
 
     async def delete_blobs(self, keys: list[str]) -> None:
         """Remove blobs that no record names any more. What fails is swept when the shard is next recovered."""
+        await self.gate.may_delete()
         for key in keys:
             try:
                 await self.engine.blobs.delete(key)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import agents, cohort, dead_letters, messages, placement
+from holdfast.cli import agents, backup, cohort, dead_letters, messages, placement
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
 from holdfast.cli.doctor import doctor
 from holdfast.cli.events import events
@@ -33,6 +33,8 @@ app.add_typer(agents.app, name="agents")
 app.command("call")(messages.call)
 app.command("send")(messages.send)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(backup.app, name="backup")
+app.command("restore")(backup.restore_backup)
 app.command("events")(events)
 app.command("cordon")(placement.cordon)
 app.command("uncordon")(placement.uncordon)

@@ -1,4 +1,4 @@
-"""The cohort: which hosts vote and keep replicas. One record in the registry's cell says it, and is compared and set.
+"""The cohort: which hosts vote and keep replicas. One record says it, in a cell of its own, and is compared and set.
 
 Who votes must never follow from who is visible now: two halves of a partition would each find themselves complete. So
 it is written down, changed by a command only, and every host looks its own part up in it. The record also knows the
@@ -19,6 +19,8 @@ from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import Conflict, DataLoss, NoQuorum, NotFound, Unknown
 
 SIZES: Final = (1, 3, 5)
+CELL: Final = "hfhosts"
+"""It belongs to the servers, and not to what they keep: a restore leaves it alone."""
 
 
 class HostEntry(msgspec.Struct, array_like=True, frozen=True):

@@ -1,8 +1,15 @@
-"""The manifest: the cluster's facts, written once by whoever comes first. Everybody else reads them."""
+"""The manifest: the cluster's facts, written once by whoever comes first. Everybody else reads them.
+
+The cells' names begin with the cluster's **generation** (``g1reg``, ``g1c0``), which a restore raises. So a process of the
+time before finds no cell to write to, and a process that starts finds the newest generation by its registry cell, where
+the manifest is. While a restore runs, that manifest says so, and nobody else can write another.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -19,6 +26,30 @@ RECORD_VERSION_MIN: Final = 1
 """The oldest form that it reads. Releases that follow each other have one in common, so that they can run side by side."""
 
 
+_REGISTRY_CELL: Final = re.compile(r"g([0-9]{1,6})reg", re.ASCII)
+_PATIENCE_SECONDS: Final = 2.0
+
+
+def registry_cell(generation: int) -> str:
+    """The cell of a generation's manifest and registry."""
+    return f"g{generation}reg"
+
+
+def data_cells(generation: int, count: int) -> list[str]:
+    """The cells of a generation's agents."""
+    return [f"g{generation}c{index}" for index in range(count)]
+
+
+def generations(cells: Iterable[str]) -> list[int]:
+    """Those that have a registry cell, oldest first."""
+    return sorted(int(found[1]) for cell in cells if (found := _REGISTRY_CELL.fullmatch(cell)))
+
+
+def newest_generation(cells: Iterable[str]) -> int:
+    """The one to join: 1 where there is none yet."""
+    return max(generations(cells), default=1)
+
+
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """A cluster's facts. ``generation`` is raised by a restore, so that old nodes are fenced off.
 
@@ -32,36 +63,68 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     shards: int
     record_version: int
     created_at: float
+    restoring: str = ""
+    """What is being restored here; nobody may serve before that is done."""
 
     @classmethod
-    def new(cls, *, cells: list[str], shards: int, now: float) -> Manifest:
+    def new(cls, *, cells: list[str], shards: int, now: float, generation: int = 1) -> Manifest:
         """A new cluster's manifest."""
-        return cls(ids.new_id("c"), 1, cells, shards, RECORD_VERSION, now)
+        return cls(ids.new_id("c"), generation, cells, shards, RECORD_VERSION, now)
+
+
+async def find_or_found(engine: Engine, replicas: int | None, shards: int, now: float) -> Manifest:
+    """The manifest of the newest generation, with all its cells there; the first to come founds a cluster.
+
+    ``replicas``: of its cells, by default as many as there are servers. Raises what `ensure` and `Engine.cells` raise.
+    """
+    if replicas is None:
+        replicas = max(size for size in (1, 3, 5) if size <= max(engine.servers(), 1))
+    generation = newest_generation(await engine.cells())
+    registry = registry_cell(generation)
+    await engine.ensure_cells([registry], replicas)
+    cells = data_cells(generation, replicas)
+    manifest = await ensure(engine, registry, Manifest.new(cells=cells, shards=shards, now=now, generation=generation))
+    await engine.ensure_cells(manifest.cells, replicas)
+    return manifest
 
 
 async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
     """The cluster's manifest; where there is none, ``wanted`` becomes it, for one of all that try.
 
-    Raises `ConfigError` for one that this code cannot read, `NoQuorum`, `Unknown`.
+    Raises `ConfigError` for one that this code cannot read, and while a restore runs; `NoQuorum`, `Unknown`.
     """
     subject = f"{cell}.manifest"
-    payload = codec.seal(codec.encode_raw(wanted))
     random = chance.random()
     attempt = 0
-    end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
+    started = asyncio.get_running_loop().time()
+    end = started + limits.QUORUM_WAIT_SECONDS
     while True:
         attempt += 1
         try:
             stored = await engine.log.read(cell, subject)
-            if stored is not None:
-                return decode(stored.payload)
-            await engine.log.append(cell, [Record(subject, payload, Expect(subject, 0))])
-            return wanted
+            if stored is None:
+                await write(engine, cell, wanted, 0)
+                return wanted
+            manifest = decode(stored.payload)
+            if not manifest.restoring:
+                return manifest
+            # What was read may be older than the end of the restore.
+            if asyncio.get_running_loop().time() > started + _PATIENCE_SECONDS:
+                raise ConfigError(
+                    f"a restore of {manifest.restoring} runs here, or did not come to its end: wait for it, or run it again"
+                )
         except (Conflict, Unknown, NoQuorum):
             # Another was first, or this very one arrived: the next read tells.
             if asyncio.get_running_loop().time() > end:
                 raise
         await asyncio.sleep(backoff.delay_seconds(attempt, random))
+
+
+async def write(engine: Engine, cell: str, manifest: Manifest, expected: int) -> int:
+    """Write it over the one with a sequence (0: there is none), and return its own. Raises what `Log.append` raises."""
+    subject = f"{cell}.manifest"
+    payload = codec.seal(codec.encode_raw(manifest))
+    return (await engine.log.append(cell, [Record(subject, payload, Expect(subject, expected))]))[0]
 
 
 async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:

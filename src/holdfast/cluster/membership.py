@@ -45,6 +45,8 @@ class Beat(msgspec.Struct, array_like=True):
     """It is about to end, and gives its shards away."""
     record_version: int = 1
     """The newest form of records that it reads and writes."""
+    generation: int = 1
+    """Of the cluster that it belongs to: who was cut off while a restore made another is no member of that."""
 
 
 class HostBeat(msgspec.Struct, array_like=True):
@@ -79,6 +81,7 @@ class Membership:
 
     def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
         self.alone = alone
+        self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
         self.on_event: Callable[..., None] = _ignore_event
@@ -96,7 +99,7 @@ class Membership:
 
     async def start(self) -> None:
         """Begin to beat and to listen."""
-        self._note_self()
+        self._generation = self._note_self().generation
         if self.alone:
             return
         self._subscriptions = [
@@ -129,7 +132,7 @@ class Membership:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         known = self._members.get(beat.incarnation)
-        if known is not None and known.ended:
+        if (known is not None and known.ended) or beat.generation != self._generation:
             return
         self._members[beat.incarnation] = Member(beat, self._loop.time())
         if known is None and beat.kinds and not beat.leaving:

@@ -22,6 +22,7 @@ from holdfast.core import backoff
 from holdfast.core.query import Condition, compile_conditions
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.engines.gate import Gate
 from holdfast.errors import (
     AlreadyExists,
     BadMessage,
@@ -62,11 +63,11 @@ class Entry(msgspec.Struct, frozen=True):
 class Registry:
     """This node's replica of the registry, and its way to write."""
 
-    def __init__(self, engine: Engine, cell: str, clock: Clock) -> None:
+    def __init__(self, engine: Engine, cell: str, clock: Clock, gate: Gate | None = None) -> None:
         self._engine = engine
         self._cell = cell
         self._clock = clock
-        self._appender = GroupAppender(engine.log, cell)
+        self._appender = GroupAppender(gate or engine.log, cell)
         self._writer = ids.new_id("w")
         self._writes = 0
         self._random = chance.random()
@@ -336,3 +337,8 @@ def _decode(stored: Stored) -> _EntryRecord:
     except codec.ERRORS as error:
         raise DataLoss(f"{what} cannot be read: {error}") from None
     return record
+
+
+def is_freed(stored: Stored) -> bool:
+    """Whether a record of the registry only says that a name is free again. Raises `DataLoss`."""
+    return _decode(stored).removed

@@ -8,6 +8,7 @@ same operation, so keeping the digest costs two hashes a record. (The mixing ste
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from zlib import crc32
 
 _MASK = (1 << 64) - 1
@@ -20,3 +21,11 @@ def entry(token: str, sequence: int) -> int:
     mixed = (crc32(token.encode()) * 0x9E3779B97F4A7C15 + sequence * 0xBF58476D1CE4E5B9) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * 0x94D049BB133111EB) & _MASK
     return mixed ^ (mixed >> 31)
+
+
+def before(digest: int, count: int, batch: Iterable[tuple[str, int, int]]) -> tuple[int, int]:
+    """The digest and the number of agents before a batch of (agent, sequence, sequence of its record before)."""
+    for token, sequence, previous in batch:
+        digest ^= entry(token, sequence) ^ entry(token, previous)
+        count -= previous == 0
+    return digest, count

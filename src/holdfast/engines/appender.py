@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from holdfast.engines.base import Log, Record
 from holdfast.engines.checks import HEADER_BYTES, check_batch
+from holdfast.engines.gate import Gate
 from holdfast.errors import Conflict, HoldfastError, NotDone, Overloaded, Unknown
 from holdfast.limits import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX, SUBMISSIONS_MAX
 
@@ -27,7 +28,7 @@ class _Submission:
 class GroupAppender:
     """Appends records to one cell. Each submission has its own outcome, and is written whole or not at all."""
 
-    def __init__(self, log: Log, cell: str) -> None:
+    def __init__(self, log: Log | Gate, cell: str) -> None:
         self._log = log
         self._cell = cell
         self._waiting: list[_Submission] = []

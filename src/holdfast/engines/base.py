@@ -194,10 +194,24 @@ class Engine(ABC):
         """Let go of everything. Appends under way end with their outcome, or `Unknown`. Closing twice is harmless."""
 
     @abstractmethod
-    async def ensure_cells(self, cells: Sequence[str], replicas: int) -> None:
+    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
         """Make the cells that are missing, and check the settings of those that are there.
 
+        ``first_sequence``: what the first record of a cell that is made here gets, or more.
+
         Raises `ConfigError` where a cell has other settings, `InvalidName`, `NoQuorum`.
+        """
+
+    @abstractmethod
+    async def cells(self) -> list[str]:
+        """The names of all cells that are there, sorted. Raises `NoQuorum`."""
+
+    @abstractmethod
+    async def drop_cells(self, cells: Sequence[str]) -> None:
+        """Remove cells with all their records, for ever; one that is not there is no error.
+
+        Whoever writes to them then gets an error, and nothing is written. Raises `InvalidName`, and
+        `NoQuorum` or `Unknown`; these may be answered by trying again.
         """
 
     @abstractmethod

@@ -32,7 +32,6 @@ from holdfast.host.facts import HostFacts
 from holdfast.host.nats_server import NatsServer, write_private
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.system import System, peer_id
-from holdfast.node.node import REGISTRY_CELL
 
 FILE: Final = "host.json"
 _LEFT: Final = "jetstream-left"
@@ -239,7 +238,7 @@ class Seat:
             lost = votes and known is not None and known.server != self.entry.server
             if lost and known is not None and not await self._succeed(system, known.server):
                 return False
-            await cohort.change(engine, REGISTRY_CELL, self._entered)
+            await cohort.change(engine, cohort.CELL, self._entered)
             return False
 
     def _entered(self, record: Cohort | None) -> Cohort:
@@ -265,7 +264,7 @@ class Seat:
         founders = self._server.settings.routes
         if not self._state.votes:
             return False
-        await engine.ensure_cells([REGISTRY_CELL], len(founders) or 1)
+        await engine.ensure_cells([cohort.CELL], len(founders) or 1)
         hosts = {self.host: self.entry}
         if founders:
             found = await ask_hosts(engine.bus, "facts", HostFacts, wait_seconds=0.5)
@@ -278,7 +277,7 @@ class Seat:
                 self.trouble = f"of {len(founders)} founders {len(hosts)} are there"
                 return False
         first = Cohort(sorted(hosts), hosts)
-        await cohort.change(engine, REGISTRY_CELL, lambda record: record or first)
+        await cohort.change(engine, cohort.CELL, lambda record: record or first)
         return False
 
     async def _succeed(self, system: System, former: str) -> bool:
@@ -337,7 +336,7 @@ class Seat:
 
 async def _read(engine: NatsEngine) -> tuple[Cohort | None, int]:
     try:
-        return await cohort.read(engine, REGISTRY_CELL)
+        return await cohort.read(engine, cohort.CELL)
     except InvalidName:  # there is no registry yet
         return None, 0
 

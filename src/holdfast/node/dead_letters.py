@@ -1,7 +1,8 @@
 """Messages that kept failing: seeing them, trying them again, giving them up.
 
 They lie in the log beside their agent's records, so any node can show them. A replay is one atomic batch, the message
-into the inbox and the dead letter marked as done, so that it happens once also when two people try.
+into the inbox and the dead letter marked as done, so that it happens once also when two people try. The mark stays for
+a day: a backup that runs meanwhile reads it, and would not see that a record is gone.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.messages import DeadRecord
+from holdfast.agents.messages import DeadRecord, InboxMessage
+from holdfast.clock import Clock
 from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.engines.gate import Gate
 from holdfast.errors import BadMessage, Conflict, HandlerFailed, HoldfastError, NoQuorum, NotFound, from_wire
 
 _decode = msgspec.msgpack.Decoder(DeadRecord).decode
@@ -36,9 +39,11 @@ class DeadLetter(msgspec.Struct, frozen=True):
 class DeadLetters:
     """The dead letters of all agents, in all cells."""
 
-    def __init__(self, engine: Engine, cells: list[str]) -> None:
+    def __init__(self, engine: Engine, cells: list[str], gate: Gate, clock: Clock) -> None:
         self._engine = engine
         self._cells = cells
+        self._gate = gate
+        self._clock = clock
 
     async def all(self, agent_id: str = "") -> list[DeadLetter]:
         """Those that wait, oldest first; of one agent (``KIND/NAME``) or of all. Raises `InvalidName`, `NoQuorum`."""
@@ -55,7 +60,12 @@ class DeadLetters:
             tail = self._engine.log.tail(cell, [f"{cell}.*.dl.{token}.*"])
             try:
                 async for chunk in tail:
-                    found += [letter for stored in chunk.records if (letter := _letter(stored)) is not None]
+                    for stored in chunk.records:
+                        letter = _letter(stored)
+                        if isinstance(letter, DeadLetter):
+                            found.append(letter)
+                        elif letter is not None and letter.at < self._clock.now() - limits.DONE_LETTER_SECONDS:
+                            await self._engine.log.purge(cell, stored.subject, stored.sequence + 1)
                     if chunk.caught_up:
                         break
             finally:
@@ -67,15 +77,15 @@ class DeadLetters:
         stored, dead = await self._read(letter_id)
         cell, shard, _, token, end = stored.subject.split(".")
         # A new message: neither its sender's number nor its id may make it one that was seen before.
-        message = msgspec.structs.replace(dead.message, sender="", number=0, message_id="")
+        message = msgspec.structs.replace(dead.message, sender="", number=0, message_id="", key="")
         inbox = f"{cell}.{shard}.in.{token}.dl-{end}-{stored.sequence}"
         payload = codec.seal(codec.encode_raw(message))
-        await self._finish(letter_id, stored, dead, [Record(inbox, payload, Expect(inbox, 0))])
+        await self._finish(letter_id, stored, [Record(inbox, payload, Expect(inbox, 0))])
 
     async def drop(self, letter_id: str) -> None:
         """Forget the message. Raises `NotFound` where it was replayed or dropped before."""
-        stored, dead = await self._read(letter_id)
-        await self._finish(letter_id, stored, dead, [])
+        stored, _ = await self._read(letter_id)
+        await self._finish(letter_id, stored, [])
 
     async def _read(self, letter_id: str) -> tuple[Stored, DeadRecord]:
         parts = letter_id.split(".")
@@ -89,24 +99,24 @@ class DeadLetters:
             raise NotFound(f"the dead letter {letter_id} was replayed or dropped before")
         return stored, dead
 
-    async def _finish(self, letter_id: str, stored: Stored, dead: DeadRecord, records: list[Record]) -> None:
+    async def _finish(self, letter_id: str, stored: Stored, records: list[Record]) -> None:
         cell = stored.subject.partition(".")[0]
-        done = codec.seal(codec.encode_raw(msgspec.structs.replace(dead, done=True)))
-        mark = Record(letter_id, done, Expect(letter_id, stored.sequence))
+        done = DeadRecord(InboxMessage("", b""), ("", "", "", ""), 0, self._clock.now(), done=True)
+        mark = Record(letter_id, codec.seal(codec.encode_raw(done)), Expect(letter_id, stored.sequence))
         try:
-            sequences = await self._engine.log.append(cell, [*records, mark])
+            await self._gate.append(cell, [*records, mark])
         except Conflict:
             raise NotFound(f"the dead letter {letter_id} was replayed or dropped by somebody else") from None
-        await self._engine.log.purge(cell, letter_id, sequences[-1] + 1)
 
 
-def _letter(stored: Stored) -> DeadLetter | None:
+def _letter(stored: Stored) -> DeadLetter | DeadRecord | None:
+    """As people see it; the bare record where that only says that it is done; None where it cannot be read."""
     try:
         dead = _decode(codec.unseal(stored.payload, stored.subject))
     except (HoldfastError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     if dead.done:
-        return None
+        return dead
     try:
         arguments = codec.to_builtins(dead.message.arguments)
     except BadMessage:

@@ -20,8 +20,9 @@ from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster.events import Events
+from holdfast.cluster.hold import Holding
 from holdfast.cluster.life import Life
-from holdfast.cluster.manifest import RECORD_VERSION, Manifest, ensure
+from holdfast.cluster.manifest import RECORD_VERSION, Manifest, find_or_found, registry_cell
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership
 from holdfast.cluster.placement import Placement
@@ -30,6 +31,7 @@ from holdfast.core.pools import check_label
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
+from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
@@ -39,7 +41,6 @@ from holdfast.version import VERSION
 
 AgentT = TypeVar("AgentT", bound=Agent[Any])
 
-REGISTRY_CELL = "g1reg"
 SHARDS = 128
 
 
@@ -62,7 +63,9 @@ class Node:
         self.placement: Placement
         self.events: Events
         self.registry: Registry
-        self.dead_letters = DeadLetters(engine, list(manifest.cells))
+        self._gate = Gate(engine.log)
+        self._holding: Holding
+        self.dead_letters = DeadLetters(engine, list(manifest.cells), self._gate, clock)
         self._router: Router
         self._runtime: Runtime
         self._membership: Membership
@@ -143,27 +146,21 @@ class Node:
         labels = sorted({check_label(label) for label in labels})
         if not 0 < capacity < 1e6:
             raise ConfigError(f"a node's capacity is more than 0, not {capacity}")
-        if replicas is None:
-            servers = engine.servers()
-            replicas = max(size for size in (1, 3, 5) if size <= max(servers, 1))
-        await engine.ensure_cells([REGISTRY_CELL], replicas)
-        wanted = Manifest.new(cells=[f"g1c{index}" for index in range(replicas)], shards=shards, now=clock.now())
-        manifest = await ensure(engine, REGISTRY_CELL, wanted)
-        await engine.ensure_cells(manifest.cells, replicas)
-        supervised = bool(incarnation)
-        incarnation = incarnation or ids.new_id("n")
+        manifest = await find_or_found(engine, replicas, shards, clock.now())
+        registry, cells = registry_cell(manifest.generation), list(manifest.cells)
+        supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
         node._labels, node._capacity = labels, capacity
-        cells = list(manifest.cells)
-        node.placement = placement = Placement(engine, REGISTRY_CELL, manifest)
-        node.events = Events(engine, REGISTRY_CELL, clock, node.name)
+        node.placement = placement = Placement(engine, registry, manifest)
+        node.events = Events(engine, registry, clock, node.name)
         node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
-        node.registry = Registry(engine, REGISTRY_CELL, clock)
+        node.registry = Registry(engine, registry, clock, gate := node._gate)
         node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
-        appenders = [(cell, GroupAppender(engine.log, cell)) for cell in cells]
+        appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
         node._router.sender = Sender(list(appenders), clock, node._router.caller, placement.space)
-        node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve)
+        node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve, gate)
         node._membership = Membership(engine, node._beat, life.alone)
+        node._holding = Holding(engine, gate, lambda: life.incarnation)
         host = node.host if supervised else ""
         node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
         if serve:
@@ -176,6 +173,7 @@ class Node:
         await node.registry.open()
         await node._router.start()
         await node._runtime.start()
+        await node._holding.start()
         life.on_lapse = node._runtime.suspend
         life.on_condemned = node._begin_again
         node._router.life = life
@@ -207,6 +205,7 @@ class Node:
             warm=self._ownership.recovery.warm(),
             draining=self._ownership.draining,
             record_version=RECORD_VERSION,
+            generation=self.manifest.generation,
         )
 
     def _begin_again(self) -> None:
@@ -225,6 +224,7 @@ class Node:
         if self._closed:
             return
         self._closed = True
+        await self._holding.close()
         await self._ownership.close()
         await self._runtime.close()
         await self._router.close()

@@ -66,9 +66,16 @@ class SimEngine(Engine):
             if not tail.done():
                 tail.set_result(None)
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int) -> None:  # noqa: ARG002  # all hosts
+    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:  # noqa: ARG002  # all hosts
         for cell in cells:
-            self.cluster.make(checks.check_cell(cell))
+            self.cluster.make(checks.check_cell(cell), first_sequence)
+
+    async def cells(self) -> list[str]:
+        return sorted(self.cluster.cells)
+
+    async def drop_cells(self, cells: Sequence[str]) -> None:
+        for cell in cells:
+            self.cluster.cells.pop(checks.check_cell(cell), None)
 
     def connected(self) -> bool:
         return not self.closed and bool(self.cluster.entry(self.host))

@@ -257,10 +257,12 @@ class Servers:
         reached = sum(self.up(other) and self.world.connected(host, other) for other in self.hosts)
         return reached * 2 > len(self.hosts)
 
-    def make(self, name: str) -> Cell:
+    def make(self, name: str, first_sequence: int = 1) -> Cell:
         """The cell, made where it is missing."""
         if name not in self.cells:
-            self.cells[name] = Cell(self, name, self.hosts[len(self.cells) % len(self.hosts)])
+            self.cells[name] = cell = Cell(self, name, self.hosts[len(self.cells) % len(self.hosts)])
+            for replica in (cell.committed, *cell.replicas.values()):
+                replica.last = first_sequence - 1
             self.on_cell(self.cells[name])
         return self.cells[name]
 

@@ -114,16 +114,30 @@ class LocalEngine(Engine):
             os.close(self._lock)
             self._lock = -1
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int) -> None:
+    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
         for cell in cells:
             checks.check_cell(cell)
         if replicas != 1:
             raise ConfigError(f"the local engine keeps one copy, not {replicas}: leave replicas out, or run a cluster")
-        writer = self._writer
-        if writer is None:
-            raise Closed("the engine is not open")
-        await asyncio.shield(writer.call(lambda connection: writer.add_cells(connection, cells)))
+        writer = self._open()
+        await asyncio.shield(writer.call(lambda connection: writer.add_cells(connection, cells, first_sequence)))
         self.log.note_cells()
+
+    async def cells(self) -> list[str]:
+        self._open()
+        return self.log.cells()
+
+    async def drop_cells(self, cells: Sequence[str]) -> None:
+        for cell in cells:
+            checks.check_cell(cell)
+        writer = self._open()
+        await asyncio.shield(writer.call(lambda connection: writer.drop_cells(connection, cells)))
+        self.log.note_cells()
+
+    def _open(self) -> Writer:
+        if self._writer is None:
+            raise Closed("the engine is not open")
+        return self._writer
 
     def connected(self) -> bool:
         return self._writer is not None

@@ -29,9 +29,13 @@ class LocalLog(Log):
 
     def note_cells(self) -> None:
         """Learn which cells there are, and how far they go."""
-        for name, number, last in self._reader.execute("SELECT name, number, last FROM cells"):
-            self._numbers[name] = number
-            self._committed[name] = last
+        rows = self._reader.execute("SELECT name, number, last FROM cells").fetchall()
+        self._numbers = {name: number for name, number, _ in rows}
+        self._committed = {name: max(last, self._committed.get(name, 0)) for name, _, last in rows}
+
+    def cells(self) -> list[str]:
+        """Their names."""
+        return sorted(self._numbers)
 
     def applied(self, cell: str, records: list[Stored]) -> None:
         """A transaction was committed: wake the tails."""

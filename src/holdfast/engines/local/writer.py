@@ -67,6 +67,7 @@ class Writer:
         self._dead: str = ""
         self._undo: list[tuple[Cell, int, dict[str, int]]] = []
         self._made: list[str] = []
+        self._dropped: dict[str, Cell] = {}
         self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
         self.cells: dict[str, Cell] = {}
         """Used on the thread only, once it runs."""
@@ -140,6 +141,7 @@ class Writer:
         changed: dict[str, list[Stored]] = {}
         self._undo = []
         self._made = []
+        self._dropped = {}
         last = self.last
         connection = self._connection
         committing = False
@@ -172,19 +174,34 @@ class Writer:
                     else:
                         cell.newest.pop(subject, None)
             for name in self._made:
-                del self.cells[name]
+                self.cells.pop(name, None)
+            self.cells.update(self._dropped)
             return {}
         self.commits += 1
         return changed
 
-    def add_cells(self, connection: sqlite3.Connection, names: Sequence[str]) -> None:
+    def add_cells(self, connection: sqlite3.Connection, names: Sequence[str], first_sequence: int = 1) -> None:
         """Make the cells that are missing, as part of the transaction that a `call` runs in."""
         for name in names:
             if name not in self.cells:
                 number = 1 + max((cell.number for cell in self.cells.values()), default=0)
-                connection.execute("INSERT INTO cells (name, number, last) VALUES (?, ?, 0)", (name, number))
-                self.cells[name] = Cell(number, 0, {})
+                last = first_sequence - 1
+                connection.execute("INSERT INTO cells (name, number, last) VALUES (?, ?, ?)", (name, number, last))
+                self.cells[name] = Cell(number, last, {})
+                self.last = max(self.last, last)  # sequences are one row for all cells of the file
                 self._made.append(name)
+
+    def drop_cells(self, connection: sqlite3.Connection, names: Sequence[str]) -> None:
+        """Remove cells with their records, as part of the transaction that a `call` runs in.
+
+        Their numbers may be given again, so none of their rows may stay.
+        """
+        for name in names:
+            cell = self.cells.pop(name, None)
+            if cell is not None:
+                self._dropped[name] = cell
+                connection.execute("DELETE FROM records WHERE cell = ?", (cell.number,))
+                connection.execute("DELETE FROM cells WHERE number = ?", (cell.number,))
 
     def forget(self, cell: Cell, subjects: list[str]) -> None:
         """Take purged subjects out of the index, as part of the transaction that a `call` runs in."""

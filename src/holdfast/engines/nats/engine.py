@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,11 @@ _ENSURE_SECONDS: Final = 60.0
 
 class _Stream(msgspec.Struct):
     config: dict[str, Any]
+
+
+class _Names(msgspec.Struct):
+    total: int = 0
+    streams: list[str] | None = None
 
 
 class NatsEngine(Engine):
@@ -118,15 +124,45 @@ class NatsEngine(Engine):
 
     # Cells -----------------------------------------------------------------------------------------------------------
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int) -> None:
+    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
         for cell in cells:
             checks.check_cell(cell)
         if replicas not in (1, 3, 5):
             raise ConfigError(f"a cell has 1, 3 or 5 replicas, not {replicas}")
-        for cell in (*cells, BLOB_CELL):
-            await self._ensure(cell, replicas)
+        for cell in cells:
+            await self._ensure(cell, replicas, first_sequence)
+        await self._ensure(BLOB_CELL, replicas)
 
-    async def _ensure(self, cell: str, replicas: int) -> None:
+    async def cells(self) -> list[str]:
+        connection = self._open()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _ENSURE_SECONDS
+        names: set[str] = set()
+        attempt = offset = 0
+        while True:
+            try:
+                answer = await api.call(connection, "STREAM.NAMES", {"offset": offset}, 2.0)
+            except (NoQuorum, Unknown) as error:
+                attempt += 1
+                if loop.time() > end:
+                    raise NoQuorum(f"the cells cannot be listed: {error}") from None
+                await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
+                continue
+            page = msgspec.json.decode(answer, type=_Names)
+            names.update(page.streams or ())
+            offset += len(page.streams or ())
+            if not page.streams or offset >= page.total:
+                return sorted(names)
+
+    async def drop_cells(self, cells: Sequence[str]) -> None:
+        connection = self._open()
+        for cell in cells:
+            checks.check_cell(cell)
+        for cell in cells:
+            with suppress(InvalidName):  # there is none
+                await api.call(connection, f"STREAM.DELETE.{cell}", None, 5.0)
+
+    async def _ensure(self, cell: str, replicas: int, first_sequence: int = 1) -> None:
         connection = self._open()
         loop = asyncio.get_running_loop()
         end = loop.time() + _ENSURE_SECONDS
@@ -136,7 +172,7 @@ class NatsEngine(Engine):
                 found = await api.call(connection, f"STREAM.INFO.{cell}", None, 2.0)
                 break
             except InvalidName:  # there is none
-                error: HoldfastError | None = await self._create(connection, cell, replicas)
+                error: HoldfastError | None = await self._create(connection, cell, replicas, first_sequence)
             except (NoQuorum, Unknown) as refused:
                 error = refused
             attempt += 1
@@ -153,9 +189,14 @@ class NatsEngine(Engine):
                     "was it made by something other than Holdfast?"
                 )
 
-    async def _create(self, connection: Connection, cell: str, replicas: int) -> HoldfastError | None:
+    async def _create(
+        self, connection: Connection, cell: str, replicas: int, first_sequence: int
+    ) -> HoldfastError | None:
+        settings = stream_settings(cell, replicas)
+        if first_sequence > 1:
+            settings["first_seq"] = first_sequence
         try:
-            await api.call(connection, f"STREAM.CREATE.{cell}", stream_settings(cell, replicas), 5.0)
+            await api.call(connection, f"STREAM.CREATE.{cell}", settings, 5.0)
         except Closed:
             raise
         except (NoQuorum, Unknown, Never) as error:

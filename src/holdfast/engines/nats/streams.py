@@ -10,8 +10,8 @@ import msgspec
 from holdfast.engines.nats import api
 from holdfast.engines.nats.connection import Connection
 
-OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)")
-"""The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation."""
+OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)|hfhosts")
+"""The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation; and who votes."""
 
 _API_SECONDS: Final = 2.0
 _PAGES_MAX: Final = 64

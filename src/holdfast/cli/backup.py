@@ -1,0 +1,105 @@
+"""`holdfast backup` and `holdfast restore`: a cluster, or an embedded log, as one file, and back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from holdfast.admin.backup import create
+from holdfast.admin.cut import Report
+from holdfast.admin.restore import restore
+from holdfast.admin.verify import BackupFacts, verify
+from holdfast.cli.common import At, Json, execute, joined, out, print_json, security_from_environment, where
+from holdfast.node import settings
+
+app = typer.Typer(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")]
+
+
+@app.command("create")
+def create_backup(
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_DIR", help="A file that is not there yet, or where to put it.")
+    ],
+    at: At = "",
+    as_json: Json = False,
+) -> None:
+    """Write a consistent backup of a running cluster, or of an embedded log that nobody has open."""
+
+    async def work() -> None:
+        async with joined(at) as node:
+            facts = await create(node, target, _reporter(as_json))
+        _show(facts, as_json)
+
+    execute(work(), as_json)
+
+
+@app.command("verify")
+def verify_backup(file: File, as_json: Json = False) -> None:
+    """Check all of a backup: every byte, each shard's digest, each blob."""
+
+    async def work() -> None:
+        _show(verify(file), as_json)
+
+    execute(work(), as_json)
+
+
+def restore_backup(
+    file: File,
+    at: At = "",
+    generation: Annotated[
+        int | None, typer.Option("--into-generation", min=2, help="Of the restored cluster. Default: the next one.")
+    ] = None,
+    copies: Annotated[
+        int | None, typer.Option("--copies", help="1, 3 or 5. Default: as many as there are servers.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Restore a backup into servers without data and without nodes, or into an embedded log that is not there yet."""
+
+    async def work() -> None:
+        place = settings.parse(where(at))
+        local = isinstance(place, settings.Local)
+        engine = settings.engine(place, {} if local else msgspec.structs.asdict(security_from_environment()))
+        await engine.open()
+        try:
+            facts = await restore(engine, file, generation=generation, replicas=copies, report=_reporter(as_json))
+        finally:
+            await engine.close()
+        _show(facts, as_json)
+
+    execute(work(), as_json)
+
+
+def _reporter(as_json: bool) -> Report:
+    texts = {
+        "read": "everything was read once",
+        "cut": "writes were held for {held_seconds:.3f} s",
+        "again": "again: {why}",
+        "begun": "restoring as generation {generation}, {copies} copies of each record",
+    }
+
+    def report(event: str, facts: dict[str, Any]) -> None:
+        if not as_json and event in texts:
+            out.print(texts[event].format_map(facts), style="dim", markup=False, highlight=False)
+
+    return report
+
+
+def _show(facts: BackupFacts, as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.created_at))
+    size = f"{facts.size / 1e6:,.1f} MB"
+    out.print(f"[bold]{facts.path}[/]  {size}, of {when}, by Holdfast {facts.version}", highlight=False)
+    out.print(f"cluster {facts.cluster}, generation {facts.generation}, cells {' '.join(facts.cuts)}", highlight=False)
+    out.print(
+        f"{facts.agents} agents, {facts.messages} messages that wait, {facts.dead_letters} dead letters, "
+        f"{facts.registered} registered agents, {facts.blobs} large states",
+        highlight=False,
+    )
