@@ -18,7 +18,8 @@ from tests.agents.kinds import Counter, Receiver, serving
 from holdfast import Node, codec
 from holdfast.agents import record
 from holdfast.agents.messages import Call, DeadRecord, Frame, InboxMessage, Replies, Reply
-from holdfast.cluster.manifest import Manifest, _decode
+from holdfast.cluster.manifest import Manifest
+from holdfast.cluster.manifest import decode as decode_manifest
 from holdfast.cluster.membership import Beat, HostBeat
 from holdfast.engines.base import Message, Record
 from holdfast.engines.nats import connection
@@ -49,7 +50,7 @@ def test_records(data: bytes) -> None:
         with pytest.raises(DataLoss):
             record.unpack(payload, "x")
         with pytest.raises(DataLoss):
-            _decode(payload)
+            decode_manifest(payload)
 
 
 @given(garbage, st.sampled_from([int, str, list[int], dict[str, float], np.ndarray, Manifest, Any, set[int], bytes]))
