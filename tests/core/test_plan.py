@@ -193,15 +193,6 @@ def test_a_shard_whose_owner_is_gone_goes_to_who_has_it_warm(nodes: list[str], d
     assert kept == len(some) or max(loads(after, rest)) >= len(shards) / len(rest)
 
 
-@given(cluster=clusters())
-def test_two_planners_do_not_duel(cluster: tuple[Table, list[Place]]) -> None:
-    """Who follows a plan, and plans again, wants nothing else."""
-    table, places = cluster
-    first = make(table, places, {}, {})
-    again = make(table, places, first.owners, first.standbys)
-    assert again == first
-
-
 @given(st.text(min_size=1, max_size=20), st.integers(1, 300), st.integers(1, 20))
 def test_an_agents_shard_never_changes_when_pools_come(name: str, shards: int, more: int) -> None:
     before = Space(declare(empty(shards), {"A": "main"}))
