@@ -188,6 +188,7 @@ class _Speaker:
             "server": "server {server} listens at {url}",
             "server-ended": "server {server} ended with code {code}; it is started again",
             "server-failed": "[red]server {server} does not start: {error}[/]",
+            "server-stores-nothing": "[red]server {server} stores nothing any more[/]: is its disk full? It is started again",
             "node-ready": "node {node} serves {kinds} (pid {node_pid})",
             "node-ended": "[red]node {node} ended with code {code} {error}[/]; it is started again",
             "node-said": "[dim]{node}: {text}[/]",

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,15 +20,50 @@ import msgspec
 
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
-from holdfast.host.nats_config import ServerSettings
+from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import free_ports
 from holdfast.host.process import encode
 from holdfast.host.supervisor import HostSettings, Report
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where one host runs, and how it reaches the others: by default all of them share the loopback interface.
+
+    ``routes``: the servers of those that found the cluster as HOST:PORT, empty for one that joins it later. ``others``:
+    URLs of the other hosts' servers.
+    """
+
+    port: int
+    cluster_port: int
+    routes: tuple[str, ...]
+    others: tuple[str, ...]
+    listen: str = "127.0.0.1"
+    security: Security = Security()
+    gossip: bool = True
+    command: tuple[str, ...] = ()
+    """What its command line begins with, to put it into a network of its own."""
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"{'tls' if self.security.tls_cert else 'nats'}://{self.listen}:{self.port}"
+
+
+def _on_loopback(hosts: int, founders: int, ports: int) -> list[Place]:
+    """Places that share the loopback interface, from a first port on; 0 takes free ones."""
+    found = list(range(ports, ports + 2 * hosts)) if ports else free_ports(2 * hosts)
+    clients, cluster = found[:hosts], found[hosts:]
+    routes = tuple(f"127.0.0.1:{port}" for port in cluster[:founders]) if hosts > 1 else ()
+    urls = tuple(f"nats://127.0.0.1:{port}" for port in clients)
+    return [
+        Place(clients[i], cluster[i], routes if i < founders else (), urls[i + 1 :] + urls[:i]) for i in range(hosts)
+    ]
+
+
 class _HostChild:
-    def __init__(self, settings: HostSettings) -> None:
+    def __init__(self, settings: HostSettings, command: tuple[str, ...]) -> None:
         self.settings = settings
+        self.command = command
         self.process: asyncio.subprocess.Process | None = None
         self.reader: asyncio.Task[None] | None = None
         self.nodes: dict[str, int] = {}
@@ -43,6 +79,8 @@ class LocalCluster:
     ``directory``: where the hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it.
     ``ports``: the first port to use; 0 takes free ones. ``labels``: of each
     host's nodes. ``report``: hears of each event with the host's name.
+    ``places``: where each host runs, instead of all on loopback. ``log``: a file that gets what the processes print on
+    their standard error, instead of this process's own.
     """
 
     def __init__(
@@ -55,6 +93,8 @@ class LocalCluster:
         ports: int = 0,
         labels: Mapping[str, Sequence[str]] | None = None,
         report: Report | None = None,
+        places: Sequence[Place] = (),
+        log: str | Path = "",
     ) -> None:
         if hosts < 1 or hosts == 2:
             raise ConfigError(f"a cluster has 1 host, or 3 and more, not {hosts}: two are no safer than one")
@@ -64,34 +104,45 @@ class LocalCluster:
         founders = max(size for size in SIZES if size <= hosts)
         self._labels = labels or {}
         self._apps, self._nodes = [_absolute(app) for app in apps], nodes
-        found = list(range(ports, ports + 2 * hosts)) if ports else free_ports(2 * hosts)
-        routes = tuple(f"127.0.0.1:{port}" for port in found[hosts : hosts + founders]) if hosts > 1 else ()
-        self.urls = [f"nats://127.0.0.1:{port}" for port in found[:hosts]]
+        places = places or _on_loopback(hosts, founders, ports)
+        if len(places) != hosts:
+            raise ConfigError(f"{hosts} hosts need as many places, not {len(places)}")
+        self.urls = [place.url for place in places]
+        self._log = Path(log) if log else None
         self._report = report or _ignore
         self._hosts: dict[str, _HostChild] = {}
-        for index in range(hosts):
-            joins = index >= founders
-            self._add(f"h{index + 1}", found[index], found[hosts + index], () if joins else routes, founders)
+        for index, place in enumerate(places):
+            self._add(f"h{index + 1}", place, founders)
 
-    def _add(self, name: str, port: int, cluster_port: int, routes: tuple[str, ...], replicas: int | None) -> None:
+    def _add(self, name: str, place: Place, replicas: int | None) -> None:
         server = ServerSettings(
-            name, str((self._directory / name).resolve()), port=port, cluster_port=cluster_port, routes=routes
+            name,
+            str((self._directory / name).resolve()),
+            place.listen,
+            place.port,
+            cluster_port=place.cluster_port,
+            routes=place.routes,
+            gossip=place.gossip,
+            security=place.security,
         )
-        own = f"nats://127.0.0.1:{port}"
-        place = self.urls.index(own)
-        others = self.urls[place + 1 :] + self.urls[:place]
-        join = "" if routes or len(self.urls) == 1 else self.urls[0].removeprefix("nats://")
-        settings = HostSettings(name, server, others, self._nodes, self._apps, replicas, join=join)
+        join = "" if place.routes or len(self.urls) == 1 else self.urls[0].partition("://")[2]
+        settings = HostSettings(
+            name, server, list(place.others), self._nodes, self._apps, replicas, security=place.security, join=join
+        )
         settings.labels = list(self._labels.get(name, ()))
-        self._hosts[name] = _HostChild(settings)
+        self._hosts[name] = _HostChild(settings, place.command)
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
-        """Start one more host, which joins without a vote; return once its nodes are ready. Raises `ConfigError`."""
+        """Start one more host on loopback, which joins without a vote; return once its nodes are ready.
+
+        Raises `ConfigError`.
+        """
         if name in self._hosts:
             raise ConfigError(f"there is a host {name!r}: give the new one another name")
         port, cluster_port = free_ports(2)
-        self.urls.append(f"nats://127.0.0.1:{port}")
-        self._add(name, port, cluster_port, (), None)
+        place = Place(port, cluster_port, (), tuple(self.urls))
+        self.urls.append(place.url)
+        self._add(name, place, None)
         await self.start_host(name, timeout_seconds)
 
     @property
@@ -124,14 +175,17 @@ class LocalCluster:
         if host.process is not None and host.process.returncode is None:
             return
         host.nodes, host.server_pid, host.error = {}, 0, ""
-        host.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "holdfast.host",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        with (self._log or Path(os.devnull)).open("ab") as log:
+            host.process = await asyncio.create_subprocess_exec(
+                *host.command,
+                sys.executable,
+                "-m",
+                "holdfast.host",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log if self._log else None,
+                start_new_session=True,
+            )
         assert host.process.stdin is not None
         host.process.stdin.write(encode(host.settings))
         host.reader = asyncio.get_running_loop().create_task(self._read(name, host))
@@ -183,6 +237,13 @@ class LocalCluster:
         """The process of a host's nats-server."""
         return self._find(host).server_pid
 
+    def pids(self, host: str) -> list[int]:
+        """All processes of a host that are known to run: its own, its server, its nodes."""
+        found = self._find(host)
+        if found.process is None or found.process.returncode is not None:
+            return []
+        return [pid for pid in (found.process.pid, found.server_pid, *found.nodes.values()) if pid]
+
     def kill_node(self, node: str) -> int:
         """``kill -9`` a node; its host starts it again. Return the process that was killed."""
         pid = self.node_pid(node)
@@ -193,9 +254,13 @@ class LocalCluster:
     async def kill_host(self, name: str) -> None:
         """``kill -9`` a host; its server and its nodes die with it."""
         host = self._find(name)
+        pids = self.pids(name)
         if host.process is not None and host.process.returncode is None:
             host.process.kill()
             await host.process.wait()
+        for pid in pids[1:]:  # where the kernel does not see to it
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if host.reader is not None:
             await asyncio.gather(host.reader, return_exceptions=True)
 

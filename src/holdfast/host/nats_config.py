@@ -46,7 +46,9 @@ class Security(msgspec.Struct, frozen=True):
 
 class ServerSettings(msgspec.Struct, frozen=True):
     """One nats-server. ``routes``: the founders of the cluster as HOST:PORT, this one included; empty for a single server,
-    and for one that joins. A new cluster begins when as many as these are there, so no other may be among them."""
+    and for one that joins. A new cluster begins when as many as these are there, so no other may be among them.
+
+    ``gossip``: whether it tells others where else they can connect. Without it they know what they were told."""
 
     name: str
     directory: str
@@ -55,6 +57,7 @@ class ServerSettings(msgspec.Struct, frozen=True):
     cluster: str = "holdfast"
     cluster_port: int = 0
     routes: tuple[str, ...] = ()
+    gossip: bool = True
     monitor_port: int = 0
     security: Security = Security()
     others: tuple[str, ...] = ()
@@ -143,6 +146,8 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
             '  write_deadline: "2s"',
             "  compression: off",
         ]
+        if not settings.gossip:
+            lines += ["  no_advertise: true", f"  advertise: {quoted('127.0.0.1:1')}"]
         if security.user:
             lines.append(f"  authorization {{ user: {quoted(security.user)}, password: {quoted(security.password)} }}")
             login = f"{quote(security.user, safe='')}:{quote(security.password, safe='')}@"

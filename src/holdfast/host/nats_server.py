@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import sysconfig
 from pathlib import Path
@@ -22,6 +23,7 @@ from holdfast.host.nats_config import ServerSettings, check, render
 VERSION_MIN: Final = (2, 15, 0)
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 10.0
+_GREETING_SECONDS: Final = 2.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -112,10 +114,13 @@ class NatsServer:
         binary = find_binary()
         await check_version(binary)
         check(settings)
-        Path(settings.directory).mkdir(parents=True, exist_ok=True)
-        # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
-        config = render(settings, shutil.disk_usage(settings.directory).total, self.name, self.system_password)
-        write_private(self.config_path, config)
+        try:
+            Path(settings.directory).mkdir(parents=True, exist_ok=True)
+            # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
+            config = render(settings, shutil.disk_usage(settings.directory).total, self.name, self.system_password)
+            write_private(self.config_path, config)
+        except OSError as error:
+            raise ConfigError(f"nats-server {settings.name} cannot be started: {error}") from None
         self.starts += 1
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -139,14 +144,46 @@ class NatsServer:
             raise ConfigError(f"nats-server {settings.name} takes no connections:\n{self.log_end()}") from None
 
     async def _listens(self) -> bool:
+        line = await self._greeting()
+        return line.startswith(b"INFO") and f'"server_name":"{self.name}"'.encode() in line
+
+    async def _greeting(self) -> bytes:
+        """The first line that it says to a client; empty where it takes no connection."""
         host = "127.0.0.1" if self.settings.listen in ("0.0.0.0", "::") else self.settings.listen
         try:
             reader, writer = await asyncio.open_connection(host, self.settings.port)
         except OSError:
+            return b""
+        line = b""
+        try:
+            line = await reader.readline()
+            if self.settings.security.tls_cert:
+                await writer.start_tls(self._own_context())  # it takes a connection without one for an error
+        except OSError:
+            pass
+        finally:
+            writer.close()
+        return line
+
+    def _own_context(self) -> ssl.SSLContext:
+        """For a connection on which nothing is said."""
+        security = self.settings.security
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.load_cert_chain(security.tls_cert, security.tls_key)
+        return context
+
+    async def stores_nothing(self) -> bool:
+        """Whether it says that it stores nothing any more, as after a write that failed; False where it says nothing."""
+        if not self.settings.votes:
             return False
-        line = await reader.readline()
-        writer.close()
-        return line.startswith(b"INFO") and f'"server_name":"{self.name}"'.encode() in line
+        try:
+            async with asyncio.timeout(_GREETING_SECONDS):
+                line = await self._greeting()
+        except TimeoutError:
+            return False
+        return line.startswith(b"INFO") and b'"jetstream":true' not in line
 
     def log_end(self, lines: int = 8) -> str:
         """The last lines that it printed."""

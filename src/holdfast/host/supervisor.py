@@ -40,6 +40,7 @@ _RESTART_SECONDS_MAX: Final = 10.0
 _STABLE_SECONDS: Final = 10.0
 """A process that lived so long starts again at once."""
 
+_WATCH_SECONDS: Final = 5.0
 _ENDED_MAX: Final = 64
 _RECENT_SECONDS: Final = 600.0
 
@@ -92,7 +93,7 @@ class NodeChild:
 
 class Host:
     """See the module. ``report`` hears of each event: ``server``, ``server-ended``,
-    ``server-failed``, ``node-ready``, ``node-ended``, ``node-said``."""
+    ``server-failed``, ``server-stores-nothing``, ``node-ready``, ``node-ended``, ``node-said``."""
 
     def __init__(self, settings: HostSettings, report: Report) -> None:
         self.settings = settings
@@ -130,6 +131,7 @@ class Host:
                 {"server": self.server.settings.name, "server_pid": self.server.pid, "url": self.server.url},
             )
             self._tasks.append(loop.create_task(self._keep_server(self.server)))
+            self._tasks.append(loop.create_task(self._watch_store(self.server)))
         self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
         if self.server is not None and self.seat is not None:
@@ -177,6 +179,14 @@ class Host:
                     delay = _longer(delay)
             self._restarted.set()
             self._report("server", {"server": server.settings.name, "server_pid": server.pid, "url": server.url})
+
+    async def _watch_store(self, server: NatsServer) -> None:
+        """A server whose disk failed or was full goes on without its store, for good: a start finds out if it can now."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if server.pid and self._between is None and not self._stopping and await server.stores_nothing():
+                self._report("server-stores-nothing", {"server": server.settings.name, "log": server.log_end(4)})
+                await server.kill()
 
     async def _restart(self, between: Callable[[], None]) -> None:
         """End the server, do something, and start it again."""
