@@ -65,6 +65,6 @@ async def test_kill_9_right_after_an_acknowledgement(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1200)
-async def test_a_hundred_times_kill_9(tmp_path: Path) -> None:
-    await kill_after_ack(tmp_path / "log.db", 100)
+@pytest.mark.timeout(2400)
+async def test_five_hundred_times_kill_9(tmp_path: Path) -> None:
+    await kill_after_ack(tmp_path / "log.db", 500)

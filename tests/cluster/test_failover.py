@@ -6,7 +6,9 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -14,7 +16,7 @@ import pytest
 import pytest_asyncio
 from tests.cluster.app import Account, Post
 
-from holdfast import AlreadyExists, LocalCluster, Node, OutcomeUnknown, codec
+from holdfast import AlreadyExists, ConfigError, HandlerFailed, LocalCluster, Node, OutcomeUnknown, codec
 from holdfast.agents.messages import OK, Call, Frame, Replies, Reply
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -55,7 +57,19 @@ def owner_name(node: Node, agent_id: str) -> str:
     return next((member.name for member in node.members() if member.incarnation == owner), "")
 
 
-async def kill_after_ack(cluster: LocalCluster, node: Node, trials: int) -> None:
+async def some_up(cluster: LocalCluster, node: Node) -> None:
+    """Wait until a node is left to take over from the next one that is killed: a host starts them more slowly each time."""
+    async with asyncio.timeout(60):
+        while len([member for member in node.members() if member.kinds]) < 3:
+            await asyncio.sleep(0.02)
+
+
+async def kill_after_ack(
+    cluster: LocalCluster,
+    node: Node,
+    trials: int,
+    enough_up: Callable[[LocalCluster, Node], Awaitable[None]] = all_up,
+) -> None:
     """Kill -9 the owner right after an acknowledgement; compare every agent with what was acknowledged."""
     names = [f"k{n}" for n in range(30)]
     acknowledged = dict.fromkeys(names, 0)
@@ -63,11 +77,23 @@ async def kill_after_ack(cluster: LocalCluster, node: Node, trials: int) -> None
     for name in names:
         acknowledged[name] = await node.agent(Account, name).ask(Account.value)
     stop = False
+    given_up = 0
+
+    async def add(name: str) -> int:
+        """Add one; again if three processes were killed with the message in their hands, which is then given up."""
+        nonlocal given_up
+        while True:
+            try:
+                return await node.agent(Account, name).ask(Account.add, 1)
+            except HandlerFailed as error:
+                if "ended 3 processes" not in str(error):
+                    raise
+                given_up += 1
 
     async def background(name: str) -> None:
         while not stop:
             try:
-                value = await node.agent(Account, name).ask(Account.add, 1)
+                value = await add(name)
             except OutcomeUnknown:
                 unknown[name] += 1
             else:
@@ -75,24 +101,32 @@ async def kill_after_ack(cluster: LocalCluster, node: Node, trials: int) -> None
                 assert acknowledged[name] <= value <= acknowledged[name] + unknown[name], name
 
     others = [asyncio.create_task(background(name)) for name in names[10:]]
-    for trial in range(trials):
-        name = names[trial % 10]
-        value = await node.agent(Account, name).ask(Account.add, 1)
+    kills, gaps = 0, []
+    while kills < trials:
+        name = names[kills % 10]
+        value = await add(name)
+        began = time.monotonic()
         victim = owner_name(node, f"Account/{name}")
-        if victim:
-            cluster.kill_node(victim)
+        with suppress(ConfigError):  # it is being started again
+            if victim:
+                cluster.kill_node(victim)
+                kills += 1
         acknowledged[name] += 1
         assert value == acknowledged[name]
         async with asyncio.timeout(30):
-            assert await node.agent(Account, name).ask(Account.add, 1) == value + 1, f"lost or twice in trial {trial}"
+            assert await add(name) == value + 1, f"lost or twice in trial {kills}"
+        gaps.append(time.monotonic() - began)
         acknowledged[name] += 1
-        await all_up(cluster, node)
+        await enough_up(cluster, node)
     stop = True
     await asyncio.gather(*others)
     for name in names:
         value = await node.agent(Account, name).ask(Account.value)
         assert acknowledged[name] <= value <= acknowledged[name] + unknown[name], name
     assert sum(unknown.values()) == 0, "a caller that could wait was told that the outcome is unknown"
+    gaps.sort()
+    print(f"{kills} kills; the next answer came after {gaps[len(gaps) // 2]:.2f} s (median), {gaps[-1]:.2f} s (worst)")
+    print(f"{sum(acknowledged.values())} acknowledgements: 0 lost, 0 twice, 0 unknown; {given_up} given up")
 
 
 async def test_kill_9_of_the_owner_right_after_an_acknowledgement(cluster: LocalCluster, node: Node) -> None:
@@ -101,10 +135,12 @@ async def test_kill_9_of_the_owner_right_after_an_acknowledgement(cluster: Local
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3000)
-async def test_a_hundred_times_kill_9_of_the_owner(cluster: LocalCluster, node: Node) -> None:
-    await all_up(cluster, node)
-    await kill_after_ack(cluster, node, 100)
+@pytest.mark.timeout(3600)
+@pytest.mark.capability("B4")
+async def test_five_hundred_times_kill_9_of_the_owner(tmp_path: Path) -> None:
+    async with LocalCluster(tmp_path, [APP], nodes=3) as cluster, Node.join(cluster.urls) as node:
+        await node.ready()
+        await kill_after_ack(cluster, node, 500, some_up)
 
 
 async def test_sends_of_turns_reach_other_cells_once_and_in_order(cluster: LocalCluster, node: Node) -> None:
@@ -245,6 +281,9 @@ async def test_a_host_is_killed_and_comes_back(cluster: LocalCluster, node: Node
     async with asyncio.timeout(5):
         while runs(cluster.server_pid("h3")):
             await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while any(member.host == "h3" for member in node.members()):
+            await asyncio.sleep(0.05)  # nobody tells a client, which condemns nobody: it takes silence for an end
 
     async def go_on(name: str) -> None:
         for _ in range(3):

@@ -166,9 +166,10 @@ class Membership:
     def _look(self) -> None:
         """Note who was not heard for too long; forget the dead after a while."""
         now = self._loop.time()
+        condemns = bool(self._describe().kinds)
         for incarnation, member in list(self._members.items()):
             silent = now - member.heard_at
-            if not member.dead and silent > limits.TAKEOVER_SECONDS and not member.beat.kinds:
+            if not member.dead and silent > limits.TAKEOVER_SECONDS and not (condemns and member.beat.kinds):
                 self._die(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
