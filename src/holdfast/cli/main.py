@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import agents, backup, cohort, dead_letters, messages, placement
+from holdfast.cli.chaos import chaos
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
 from holdfast.cli.doctor import doctor
 from holdfast.cli.events import events
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("run")(run_app)
 app.command("up")(up)
+app.command("chaos")(chaos)
 app.add_typer(agents.app, name="agents")
 app.command("call")(messages.call)
 app.command("send")(messages.send)

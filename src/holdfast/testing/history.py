@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from holdfast.engines.base import Stored
 
@@ -23,6 +23,7 @@ class Operation:
     ended: float = float("inf")
     fate: Fate = "open"
     result: Any = None
+    client: str = ""
 
 
 @dataclass(slots=True)
@@ -51,6 +52,8 @@ class History:
     operations: list[Operation] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
+    commits_are_all: bool = True
+    """False where they were watched from outside: then some may be missing, and which batch a record was in is a guess."""
     deaths: dict[str, int] = field(default_factory=dict)
     """Per label of a deadly message, how many processes it ended."""
     tapes: dict[str, list[str]] = field(default_factory=dict)
@@ -80,3 +83,25 @@ class History:
         operation = Operation(kind, agent, label, now)
         self.operations.append(operation)
         return operation
+
+
+class Recorder(Protocol):
+    """Where clients write down what they do."""
+
+    history: History
+    stopping: bool
+    """Whether clients are to end."""
+
+    @property
+    def now(self) -> float:
+        """Seconds, on a clock that all processes of the run share."""
+
+
+class Witness(Protocol):
+    """Who is told what runs in handlers; of a simulation, or in a process of a real node."""
+
+    def mark(self, agent: str, epoch: int) -> None:
+        """A handler's code runs now, for an activation of this epoch."""
+
+    async def die(self, label: str) -> None:
+        """End the process in whose handler this is called."""

@@ -21,7 +21,7 @@ from holdfast.agents.record import unpack
 from holdfast.errors import ConfigError, DataLoss, NotDone, Unknown
 from holdfast.testing import checkers, harms, workloads
 from holdfast.testing.cluster import Process, SimCluster
-from holdfast.testing.history import Commit, History
+from holdfast.testing.history import Commit, History, Mark
 from holdfast.testing.servers import Cell, Faults
 from holdfast.testing.workloads import Actor, Clerk
 from holdfast.testing.world import World
@@ -147,6 +147,16 @@ class Simulation:
 
     def _watch(self, cell: Cell) -> None:
         cell.on_commit.append(lambda batch: self.history.commits.append(Commit(self.world.now, cell.name, batch)))
+
+    @property
+    def now(self) -> float:
+        """The world's clock, in seconds."""
+        return self.world.now
+
+    def mark(self, agent: str, epoch: int) -> None:
+        """A handler's code runs in the process of the running loop."""
+        loop: Any = asyncio.get_running_loop()
+        self.history.marks.append(Mark(self.now, agent, epoch, loop.name))
 
     async def die(self, label: str) -> None:
         """End the process in whose handler this is called."""

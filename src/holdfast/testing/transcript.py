@@ -23,7 +23,7 @@ from holdfast.engines.base import Record, Stored
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.testing import workloads
 from holdfast.testing.cluster import Process, SimCluster
-from holdfast.testing.history import History
+from holdfast.testing.history import History, Mark
 from holdfast.testing.servers import Cell
 from holdfast.testing.workloads import Actor
 from holdfast.testing.world import World
@@ -68,6 +68,11 @@ class Story:
         options = dict(word.split("=", 1) for word in words[1:] if "=" in word[1:])
         output = command(*[word for word in words[1:] if "=" not in word[1:]], **options)
         return "\n".join([*commands, "----", output or "ok"])
+
+    def mark(self, agent: str, epoch: int) -> None:
+        """A handler's code runs in the process of the running loop."""
+        loop: Any = asyncio.get_running_loop()
+        self.history.marks.append(Mark(self.world.now, agent, epoch, loop.name))
 
     async def die(self, label: str) -> None:
         """End the process in whose handler this is called."""

@@ -16,26 +16,15 @@ from holdfast import limits
 from holdfast.agents.agent import Agent, State
 from holdfast.agents.handler import handler, reader
 from holdfast.errors import Never, NotDone, Unknown
-from holdfast.testing.history import Fate, Mark
+from holdfast.testing.history import Fate, Recorder, Witness
 
 if TYPE_CHECKING:
     from random import Random
-    from typing import Protocol
 
     from holdfast.node.node import Node
-    from holdfast.testing.history import History
-    from holdfast.testing.simulation import Simulation
-    from holdfast.testing.world import World
 
-    class _Run(Protocol):
-        world: World
-        history: History
-
-        async def die(self, label: str) -> None: ...
-
-
-_current: list[_Run] = []
-"""The simulation that runs: handlers tell it what they do."""
+_current: list[Witness] = []
+"""The last one is told what handlers do."""
 
 
 class Tape(State):
@@ -50,10 +39,7 @@ class Actor(Agent[Tape], capabilities={"simulated"}, idle_seconds=1.0):
     """See the module."""
 
     def _mark(self) -> None:
-        simulation, loop = _current[-1], asyncio.get_running_loop()
-        simulation.history.marks.append(
-            Mark(simulation.world.now, self.name, self.context.fence, loop.name)  # type: ignore[attr-defined]
-        )
+        _current[-1].mark(self.name, self.context.fence)
 
     def _note(self, text: str) -> int:
         self.state.done.append(text)
@@ -157,13 +143,15 @@ class Actor(Agent[Tape], capabilities={"simulated"}, idle_seconds=1.0):
 
 
 class Clerk:
-    """One client's tasks. ``agents`` and ``pause`` are the scenario's."""
+    """One client's tasks. ``agents`` and ``pause`` are the scenario's. ``era``: what the names of its agents end in."""
+
+    era = ""
 
     def __init__(
-        self, simulation: Simulation, node: Node, name: str, agents: int, pause: tuple[float, float], random: Random
+        self, recorder: Recorder, node: Node, name: str, agents: int, pause: tuple[float, float], random: Random
     ) -> None:
         self.running = 0
-        self._simulation = simulation
+        self._recorder = recorder
         self._node = node
         self._name = name
         self._agents = agents
@@ -173,26 +161,26 @@ class Clerk:
         self._sent: dict[str, int] = {}
 
     def begin(self, kind: str) -> Coroutine[Any, Any, None]:
-        """A task that does one kind of thing again and again, until the simulation says stop."""
+        """A task that does one kind of thing again and again, until the run stops."""
         self.running += 1
         return self._repeat(getattr(self, f"_{kind}"))
 
     async def _repeat(self, once: Callable[[], Awaitable[None]]) -> None:
-        while not self._simulation.stopping:
+        while not self._recorder.stopping:
             await once()
             await asyncio.sleep(self._random.uniform(*self._pause))
         self.running -= 1
 
-    def _agent(self) -> str:
-        return f"a{self._random.randrange(self._agents)}"
+    def _agent(self, letter: str = "a") -> str:
+        return f"{letter}{self._random.randrange(self._agents)}{self.era}"
 
     def _label(self) -> str:
         self._number += 1
         return f"{self._name}-{self._number}"
 
     async def _do(self, kind: str, agent: str, label: str, work: Callable[[], Awaitable[Any]]) -> Fate:
-        world = self._simulation.world
-        operation = self._simulation.history.begin(kind, agent, label, world.now)
+        recorder = self._recorder
+        operation = recorder.history.begin(kind, agent, label, recorder.now)
         fate: Fate
         try:
             operation.result = await work()
@@ -204,7 +192,7 @@ class Clerk:
         except Never as error:
             fate, operation.result = "refused", error
         operation.fate = fate
-        operation.ended = world.now
+        operation.ended = recorder.now
         return fate
 
     async def _ask(self, kind: str, agent: str, handler: Any, *args: Any) -> None:
@@ -230,13 +218,13 @@ class Clerk:
 
     async def _spreads(self) -> None:
         receivers = sorted({self._agent() for _ in range(3)})
-        await self._ask("spread", f"s{self._random.randrange(self._agents)}", Actor.spread, receivers)
+        await self._ask("spread", self._agent("s"), Actor.spread, receivers)
 
     async def _nests(self) -> None:
-        await self._ask("nested", f"n{self._random.randrange(self._agents)}", Actor.nested, self._agent())
+        await self._ask("nested", self._agent("n"), Actor.nested, self._agent())
 
     async def _timers(self) -> None:
-        agent, name = f"t{self._random.randrange(self._agents)}", f"t{self._random.randrange(2)}"
+        agent, name = self._agent("t"), f"t{self._random.randrange(2)}"
         if self._random.random() < 0.3:
             await self._ask("forget", agent, Actor.forget, name)
         else:
@@ -266,7 +254,7 @@ class Clerk:
 
     async def _edges(self) -> None:
         """A timer that is set anew, or cancelled, just when it is due."""
-        agent, seconds = f"e{self._random.randrange(self._agents)}", self._random.choice([0.05, 0.3, 1.0])
+        agent, seconds = self._agent("e"), self._random.choice([0.05, 0.3, 1.0])
         await self._ask("remind", agent, Actor.remind, "edge", seconds)
         await asyncio.sleep(max(seconds + self._random.uniform(-0.01, 0.005), 0))
         if self._random.random() < 0.5:
@@ -276,7 +264,7 @@ class Clerk:
 
     async def _swells(self) -> None:
         size = self._random.choice([0, limits.BLOB_THRESHOLD_BYTES])
-        await self._ask("swell", f"b{self._random.randrange(self._agents)}", Actor.swell, size)
+        await self._ask("swell", self._agent("b"), Actor.swell, size)
 
     async def _peeks(self) -> None:
         agent = self._agent()

@@ -1,0 +1,170 @@
+"""What chaos does to a real cluster: processes that are killed or frozen, networks that are cut, a disk that is full.
+
+Each harm has a host that it is done to and a length, and is undone before it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from random import Random
+from typing import Final
+
+from holdfast.errors import ConfigError, HoldfastError
+from holdfast.host.local_cluster import LocalCluster
+from holdfast.testing.network import Network
+
+_FLAP_SECONDS: Final = (0.1, 1.5)
+
+KINDS: Final = {
+    "kill-node": "kill -9 of a node's process; its host starts it again",
+    "kill-server": "kill -9 of a host's nats-server; its host starts it again",
+    "kill-host": "kill -9 of all processes of a host, which is started again after a while",
+    "freeze-node": "SIGSTOP of a node's process, later SIGCONT",
+    "freeze-server": "SIGSTOP of a host's nats-server, later SIGCONT",
+    "freeze-host": "SIGSTOP of all processes of a host, later SIGCONT",
+    "partition": "a host and the others do not reach each other",
+    "one-way": "what a host sends does not arrive, or what is sent to it does not",
+    "cut-link": "two hosts do not reach each other; both reach the others",
+    "flapping": "a host is cut off and not, several times a second or once in some seconds",
+    "disk-full": "the last host's disk has no byte free",
+}
+
+
+def parse(names: Iterable[str]) -> list[str]:
+    """Kinds of harm by their names. Raises `ConfigError`."""
+    found = [name.strip() for name in names if name.strip()]
+    for name in found:
+        if name not in KINDS:
+            raise ConfigError(f"there is no harm {name!r}; there are {', '.join(KINDS)}")
+    return found
+
+
+class Harms:
+    """See the module. ``random``: for what a harm decides itself."""
+
+    def __init__(self, cluster: LocalCluster, network: Network, random: Random) -> None:
+        self._cluster = cluster
+        self._network = network
+        self._random = random
+        self._busy: set[str] = set()
+        self._cuts: Counter[tuple[int, int]] = Counter()
+        """How many harms that are under way have cut each way from a host to another."""
+
+    def free_hosts(self, kind: str) -> list[str]:
+        """Hosts that nothing is done to at this moment, and that this kind of harm can be done to."""
+        hosts = self._cluster.hosts[-1:] if kind == "disk-full" else self._cluster.hosts
+        return [host for host in hosts if host not in self._busy]
+
+    async def do(self, kind: str, host: str, seconds: float) -> bool:
+        """Do a harm and undo it; False where it could not be done, as what it is done to does not run."""
+        actions: dict[str, Callable[[str, float], Awaitable[None]]] = {
+            "kill-node": self._kill_node,
+            "kill-server": self._kill_server,
+            "kill-host": self._kill_host,
+            "freeze-node": lambda host, seconds: self._freeze([self._node_pid(host)], seconds),
+            "freeze-server": lambda host, seconds: self._freeze([self._cluster.server_pid(host)], seconds),
+            "freeze-host": lambda host, seconds: self._freeze(self._cluster.pids(host), seconds),
+            "partition": self._partition,
+            "one-way": self._one_way,
+            "cut-link": self._cut_link,
+            "flapping": self._flapping,
+            "disk-full": self._fill_disk,
+        }
+        with self._held(host):
+            try:
+                await actions[kind](host, seconds)
+            except (ProcessLookupError, HoldfastError):
+                return False
+        return True
+
+    @contextmanager
+    def _held(self, host: str) -> Iterator[None]:
+        self._busy.add(host)
+        try:
+            yield
+        finally:
+            self._busy.discard(host)
+
+    # Processes -----------------------------------------------------------------------------------------------------
+
+    def _node_pid(self, host: str) -> int:
+        return self._cluster.node_pid(f"{host}-1")
+
+    async def _kill_node(self, host: str, _seconds: float) -> None:
+        self._cluster.kill_node(f"{host}-1")
+
+    async def _kill_server(self, host: str, _seconds: float) -> None:
+        os.kill(self._cluster.server_pid(host), signal.SIGKILL)
+
+    async def _kill_host(self, host: str, seconds: float) -> None:
+        await self._cluster.kill_host(host)
+        await asyncio.sleep(seconds)
+        await self._cluster.start_host(host)
+
+    async def _freeze(self, pids: list[int], seconds: float) -> None:
+        if not pids:
+            raise ProcessLookupError
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(seconds)
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    # The network ---------------------------------------------------------------------------------------------------
+
+    def _number(self, host: str) -> int:
+        return self._cluster.hosts.index(host)
+
+    def _others(self, host: str) -> list[int]:
+        return [number for number in range(len(self._cluster.hosts)) if number != self._number(host)]
+
+    async def _cut(self, ways: list[tuple[int, int]], seconds: float) -> None:
+        self._cuts.update(ways)
+        try:
+            await self._set(ways)
+            await asyncio.sleep(seconds)
+        finally:
+            self._cuts.subtract(ways)
+            await self._set(ways)
+
+    async def _set(self, ways: list[tuple[int, int]]) -> None:
+        await asyncio.gather(*(self._network.set(*way, not self._cuts[way]) for way in ways))
+
+    def _both_ways(self, host: str) -> list[tuple[int, int]]:
+        own = self._number(host)
+        return [way for other in self._others(host) for way in ((own, other), (other, own))]
+
+    async def _partition(self, host: str, seconds: float) -> None:
+        await self._cut(self._both_ways(host), seconds)
+
+    async def _one_way(self, host: str, seconds: float) -> None:
+        own, mute = self._number(host), self._random.random() < 0.5
+        await self._cut([(own, other) if mute else (other, own) for other in self._others(host)], seconds)
+
+    async def _cut_link(self, host: str, seconds: float) -> None:
+        own, other = self._number(host), self._random.choice(self._others(host))
+        await self._cut([(own, other), (other, own)], seconds)
+
+    async def _flapping(self, host: str, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
+            await self._cut(self._both_ways(host), self._random.uniform(*_FLAP_SECONDS))
+            await asyncio.sleep(self._random.uniform(*_FLAP_SECONDS))
+
+    # The disk ------------------------------------------------------------------------------------------------------
+
+    async def _fill_disk(self, _host: str, seconds: float) -> None:
+        try:
+            self._network.fill()
+            await asyncio.sleep(seconds)
+        finally:
+            self._network.empty()
