@@ -110,6 +110,14 @@ def targets(
     room = {node: max(math.floor(share[node] * LOAD_MAX), math.ceil(share[node])) for node in members}
     # The fewest that a node must have; what owners hold above it may be moved to those below it.
     least = {node: math.floor(share[node] / LOAD_MAX) for node in members}
+    # What keepers hold is not there for the others, who have to take all the rest.
+    kept = dict.fromkeys(members, 0)
+    for shard in shards:
+        if (owner := owners.get(shard)) in kept and owner not in takers:
+            kept[owner] = min(kept[owner] + 1, room[owner])
+    rest = (len(shards) - sum(kept.values())) / sum(capacity[node] for node in takers)
+    for node in takers:
+        room[node] = max(room[node], math.floor(rest * capacity[node] * LOAD_MAX), math.ceil(rest * capacity[node]))
     found: dict[int, str] = {}
     load = dict.fromkeys(members, 0)
 
@@ -124,7 +132,7 @@ def targets(
     for shard in shards:
         if shard in found:
             continue
-        open_to = [node for node in takers if load[node] < room[node]] or takers
+        open_to = [node for node in takers if load[node] < room[node]]
         ready = [node for node in open_to if node in (warm or {}).get(shard, _NOBODY)]
         if not ready:
             lightest = min(load[node] / share[node] for node in open_to)
