@@ -10,7 +10,7 @@ import msgspec
 from holdfast import codec
 from holdfast.agents.messages import Timer
 from holdfast.core.delivery import Caller, Remembered
-from holdfast.core.digest import entry
+from holdfast.core.digest import before
 from holdfast.errors import DataLoss
 
 FORMS = (1, 2)
@@ -76,12 +76,9 @@ def check_digest(shard: str, digest: int, agents: int, newest: list[tuple[int, s
     ``digest`` and ``agents``: of the index that was read. ``newest``: the sequences, tokens and records of that batch.
     Raises `DataLoss` where they do not agree.
     """
-    before, count = digest, agents
-    for sequence, token, record in newest:
-        before ^= entry(token, sequence) ^ entry(token, record.previous)
-        count -= record.previous == 0
+    batch = ((token, sequence, record.previous) for sequence, token, record in newest)
     first = min(newest)[2]
-    if (before, count) != (first.digest, first.count):
+    if before(digest, agents, batch) != (first.digest, first.count):
         raise DataLoss(
             f"shard {shard}: the {agents} agents that this replica shows are not those of batch {first.commit}, "
             f"which counted {first.count} before it: the replica has diverged, read another"

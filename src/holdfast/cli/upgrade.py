@@ -21,12 +21,8 @@ def restart(
     """Restart hosts one after the other, with the code that is installed on them now; no call fails."""
 
     async def work() -> None:
-        def say(host: str, text: str) -> None:
-            if not as_json:
-                out.print(f"{host}: {text}", highlight=False)
-
         async with joined(at) as node:
-            done = await admin.restart_hosts(node, hosts or (), say, timeout)
+            done = await admin.restart_hosts(node, hosts or (), _progress(as_json), timeout)
         if as_json:
             print_json({"restarted": done})
 
@@ -48,12 +44,7 @@ def upgrade(
             if finalize:
                 await admin.finalize(node)
             else:
-                await admin.restart_hosts(
-                    node,
-                    (),
-                    lambda host, text: None if as_json else out.print(f"{host}: {text}", highlight=False),
-                    timeout,
-                )
+                await admin.restart_hosts(node, (), _progress(as_json), timeout)
                 await node.settled()
             found = admin.versions(node)
             members = [one for one in node.members() if one.kinds]
@@ -70,3 +61,10 @@ def upgrade(
         out.print(text, highlight=False)
 
     execute(work(), as_json)
+
+
+def _progress(as_json: bool) -> admin.Report | None:
+    def say(host: str, text: str) -> None:
+        out.print(f"{host}: {text}", highlight=False)
+
+    return None if as_json else say

@@ -36,6 +36,10 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     """Its place in the order of all events."""
 
 
+def unheard(_what: str, _who: str, _key: str = "", **_facts: Any) -> None:
+    """What `Events.say` is for a node that writes no events."""
+
+
 class Events:
     """This node's way to write events, and to read them."""
 

@@ -138,16 +138,15 @@ async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
     for attempt in range(1, 1000):
         try:
             stored = await engine.log.read(cell, subject)
-            now = None if stored is None else decode(stored.payload)
-            if stored is None or now is None:
+            if stored is None:
                 raise ConfigError("there is no manifest: nothing was ever stored here")
+            now = decode(stored.payload)
             if now.record_version == version:
                 return now
             if now.record_version != version - 1:
                 raise ConfigError(f"records have version {now.record_version}, which {version} does not follow")
             wanted = msgspec.structs.replace(now, record_version=version)
-            payload = codec.seal(codec.encode_raw(wanted))
-            await engine.log.append(cell, [Record(subject, payload, Expect(subject, stored.sequence))])
+            await write(engine, cell, wanted, stored.sequence)
             return wanted
         except Conflict:
             pass

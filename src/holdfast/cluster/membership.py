@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from holdfast import codec, limits, loops
+from holdfast.cluster.events import unheard
 from holdfast.cluster.life import base, number
 from holdfast.engines.base import Engine, Message, Subscription
 
@@ -84,7 +85,7 @@ class Membership:
         self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
-        self.on_event: Callable[..., None] = _ignore_event
+        self.on_event: Callable[..., None] = unheard
         """Takes what happened, to whom, a key, and facts: see `cluster.events.Events.say`."""
         self._engine = engine
         self._describe = describe
@@ -254,8 +255,4 @@ def _nothing() -> None:
 
 
 def _ignore(_incarnation: str) -> None:
-    pass
-
-
-def _ignore_event(_what: str, _who: str, _key: str, **_facts: object) -> None:
     pass

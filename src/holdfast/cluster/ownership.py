@@ -21,6 +21,7 @@ from holdfast import chance, ids, limits
 from holdfast.clock import Clock
 from holdfast.cluster import epochs
 from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
+from holdfast.cluster.events import unheard
 from holdfast.cluster.life import Life, base
 from holdfast.cluster.membership import Membership
 from holdfast.cluster.placement import Placement
@@ -62,9 +63,10 @@ class Ownership:
         serves: bool,
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
-        self.recovery = Recovery(engine, self._wake_up)
+        self._wake = asyncio.Event()
+        self.recovery = Recovery(engine, self._wake.set)
         self.planner = Planner(membership, placement, self.epochs, life)
-        self.on_event: Callable[..., None] = _ignore_event
+        self.on_event: Callable[..., None] = unheard
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
         self.takeovers = 0
@@ -79,7 +81,6 @@ class Ownership:
         self._cells = cells
         self._placement = placement
         self._serves = serves
-        self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._busy: set[int] = set()
@@ -112,9 +113,6 @@ class Ownership:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
             self._loop.call_exception_handler({"message": "ownership failed", "exception": error, "task": task})
-
-    def _wake_up(self) -> None:
-        self._wake.set()
 
     def _newer(self, number: int, sequence: int) -> None:
         if self.owned.get(number, sequence) < sequence:
@@ -355,7 +353,3 @@ class Ownership:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _ignore_event(_what: str, _who: str, _key: str, **_facts: object) -> None:
-    pass

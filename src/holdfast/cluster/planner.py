@@ -13,6 +13,7 @@ from typing import Any
 
 from holdfast import limits
 from holdfast.cluster.epochs import Epochs
+from holdfast.cluster.events import unheard
 from holdfast.cluster.life import Life
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.placement import Placement
@@ -24,7 +25,7 @@ class Planner:
 
     def __init__(self, membership: Membership, placement: Placement, epochs: Epochs, life: Life) -> None:
         self.plan = plan.Plan({}, {}, [])
-        self.on_event: Callable[..., None] = _ignore_event
+        self.on_event: Callable[..., None] = unheard
         self._membership = membership
         self._placement = placement
         self._epochs = epochs
@@ -88,7 +89,3 @@ def _place(beat: Beat, cordoned: Collection[str]) -> plan.Place:
     kinds = dict(zip(beat.kinds, versions, strict=False))
     stopped = beat.draining or beat.host in cordoned or beat.name in cordoned
     return plan.Place(beat.incarnation, beat.host, kinds, tuple(beat.labels), beat.capacity, stopped)
-
-
-def _ignore_event(_what: str, _who: str, _key: str, **_facts: object) -> None:
-    pass
