@@ -86,9 +86,6 @@ class Load:
             except OutcomeUnknown:
                 self.unknown[name] += 1
                 continue
-            except NotDone:  # a host that was killed may have led most cells
-                await asyncio.sleep(0.1)
-                continue
             self.acknowledged[name] += 1
             self._judge(name, value)
             await asyncio.sleep(0.05)

@@ -96,7 +96,7 @@ def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("stale", "one_line", "inbox_complete", "acknowledged_is_there")
 def recovery_ends_where_a_replica_ends(patch: pytest.MonkeyPatch) -> None:
-    async def read(self: Recovery, cell: str, claims: Any) -> tuple[list[Stored], set[int], set[int]]:
+    async def read(self: Recovery, cell: str, claims: Any, anywhere: bool) -> tuple[list[Stored], set[int], set[int]]:
         records: list[Stored] = []
         tail: Any = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
         async for chunk in tail:
@@ -127,7 +127,18 @@ def any_record_is_loaded(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("damage", "one_line", "acknowledged_is_there")
 def recovery_believes_any_replica(patch: pytest.MonkeyPatch) -> None:
+    a_replica_is_not_compared_with_the_leader(patch)
     patch.setattr(shard.Shard, "_verify", lambda *_: None)
+
+
+@mutation("newborn", "one_line", "acknowledged_is_there")
+def a_replica_is_not_compared_with_the_leader(patch: pytest.MonkeyPatch) -> None:
+    """The digest alone does not miss the agents that a shard's newest batch brought."""
+
+    async def nothing(*_: Any) -> set[str]:
+        return set()
+
+    patch.setattr(Recovery, "_lacking", nothing)
 
 
 @mutation("late", "one_line", "once_each", "relay_prefix", "memory_is_the_log")

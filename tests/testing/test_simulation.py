@@ -20,7 +20,7 @@ from holdfast.testing import checkers, simulation
 from holdfast.testing.campaign import run_all
 
 JOBS = min(os.cpu_count() or 1, 8)
-SEEDS = {"storm": 40, "unchanged": 80, "damage": 60, "late": 60, "inbox": 40, "order": 40, "relay": 40}
+SEEDS = {"storm": 40, "unchanged": 80, "damage": 60, "late": 60, "inbox": 40, "order": 40, "relay": 40, "newborn": 40}
 """Of each scenario; those that are not named, which cost more: 20."""
 CHUNK = 20
 SOAK_SEEDS = 10_000

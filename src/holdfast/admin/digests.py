@@ -54,7 +54,7 @@ class ShardReading:
 async def check_cell(connection: Connection, cell: str, server: str) -> dict[str, str]:
     """The shards whose digest does not hold on this server's replica, each with why. Raises `NoQuorum`, `Unknown`."""
     owned = await streams.subjects(connection, cell, f"{cell}.*.epoch")
-    prefixes = sorted(subject.removesuffix(".epoch") for subject in owned)
+    prefixes = sorted(subject.removesuffix(".epoch") for subject in owned.subjects)
     failed: dict[str, str] = {}
     for start in range(0, len(prefixes), _SHARDS_AT_ONCE):
         wanted: Sequence[str] = prefixes[start : start + _SHARDS_AT_ONCE]

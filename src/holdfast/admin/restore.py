@@ -31,7 +31,7 @@ from holdfast.cluster import manifest as manifests
 from holdfast.cluster.manifest import Manifest, data_cells, generations, registry_cell
 from holdfast.cluster.membership import BEAT_SUBJECT, Beat
 from holdfast.core import backoff
-from holdfast.engines.base import Engine, Message, Record
+from holdfast.engines.base import Engine, Message, Record, Stored
 from holdfast.engines.checks import HEADER_BYTES
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, Unknown
 
@@ -114,12 +114,24 @@ async def _nobody_serves(engine: Engine) -> None:
         raise ConfigError(f"{names} serve here: a restore needs servers without nodes (`holdfast up --nodes 0`)")
 
 
+async def _read_manifest(engine: Engine, registry: str) -> Stored | None:
+    """The manifest; servers that were just started have no leaders for a while."""
+    end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
+    while True:
+        try:
+            return await engine.log.read(registry, f"{registry}.manifest")
+        except NoQuorum:
+            if asyncio.get_running_loop().time() > end:
+                raise
+        await asyncio.sleep(_LISTEN_SECONDS / 4)
+
+
 async def _empty(engine: Engine, there: Sequence[str]) -> list[int]:
     """The generations that were founded here. Raises `ConfigError` where one of them was used."""
     found = generations(there)
     for generation in found:
         registry = registry_cell(generation)
-        stored = await engine.log.read(registry, f"{registry}.manifest")
+        stored = await _read_manifest(engine, registry)
         if stored is not None and manifests.decode(stored.payload).restoring:
             continue  # what an interrupted restore left behind
         for cell in there:

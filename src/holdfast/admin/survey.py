@@ -218,7 +218,7 @@ async def _see_shards(engine: NatsEngine, seen: Survey) -> None:
         owned = await _bounded(
             streams.subjects(engine.connection, cell, f"{cell}.*.epoch"), 5.0, f"the shards of {cell}", seen.unseen
         )
-        seen.shards |= {int(subject.split(".")[1]) for subject in owned or ()}
+        seen.shards |= {int(subject.split(".")[1]) for subject in (owned.subjects if owned else ())}
     if seen.shards - seen.served and any(node.kinds for node in seen.nodes):
         await asyncio.sleep(_AGAIN_SECONDS)  # some may be on their way from one node to another
         seen.served |= {shard for node in await _nodes(engine) for shard in node.shards}

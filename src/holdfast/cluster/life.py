@@ -51,6 +51,8 @@ class Life:
         self.lapses = 0
         self.on_lapse: Callable[[], None] = _nothing
         self.on_condemned: Callable[[], None] = _nothing
+        self.hears_majority: Callable[[int], bool] = lambda _: False
+        """Whether most of so many hosts are heard, so that cells without a leader will have one."""
         self._engine = engine
         self._clock = clock
         self._cells = cells
@@ -82,11 +84,11 @@ class Life:
         return self.alone or self._clock.monotonic() < self._live_until
 
     def isolated(self) -> bool:
-        """Whether no cell has taken a write of this process for so long that nothing can be done from here now."""
+        """Whether nothing can be done from here: no cell took a write of this process for a while, nor will one soon."""
         if self.alone or not self.wanted:
             return False
         newest = max(self._asked_since, *self._proven_at.values())
-        return self._clock.monotonic() - newest > limits.ISOLATE_SECONDS
+        return self._clock.monotonic() - newest > limits.ISOLATE_SECONDS and not self.hears_majority(len(self._cells))
 
     def want(self, wanted: bool) -> None:
         """Say whether a process that serves nothing should find out whether a majority answers."""

@@ -61,6 +61,8 @@ class HostBeat(msgspec.Struct, array_like=True):
     ended: list[str] = []
     incarnation: str = ""
     """One life of the host's process."""
+    votes: bool = False
+    """Whether its server runs, keeps copies, and votes."""
 
 
 class Member(msgspec.Struct):
@@ -235,6 +237,13 @@ class Membership:
         if incarnation in self._members:
             self._die(incarnation, ended=True, why="condemned: it was silent, and proved nothing")
         self.on_change()
+
+    def hears_majority(self, voters: int) -> bool:
+        """Whether most of the hosts that vote, ``voters`` or more, are heard: if they have no leader, they soon will."""
+        voting = [host for host, beat in self._hosts.items() if beat.votes]
+        oldest = self._loop.time() - limits.ISOLATE_SECONDS
+        heard = [host for host in voting if self._hosts_heard_at.get(host, oldest) > oldest]
+        return 2 * len(heard) > max(len(voting), voters)
 
     def settled(self) -> bool:
         """Whether every live node has had the time to be heard at least once."""

@@ -95,6 +95,7 @@ class Ownership:
         self._closing = False
         self._releasing = False
         membership.on_change = placement.on_change = self._wake.set
+        life.hears_majority = membership.hears_majority
 
     # Running -------------------------------------------------------------------------------------------------------
 
@@ -234,22 +235,25 @@ class Ownership:
         attempt = 0
         while True:
             epochs_of = {number: epoch for number, (epoch, _) in claims.items()}
-            records, lost, was_warm = await self.recovery.read(cell, epochs_of)
-            for number in lost:
-                claims.pop(number, None)
-            self._host.drop_shards(lost)
-            if not claims or self._closing:
-                return
-            if self._life.lapses != lapses or not self._life.live():
-                self._host.drop_shards(claims)
-                return  # what was claimed before a lapse may be another's by now: it is claimed anew
             try:
+                records, lost, was_warm = await self.recovery.read(cell, epochs_of, anywhere=attempt % 2 == 1)
+                for number in lost:
+                    claims.pop(number, None)
+                self._host.drop_shards(lost)
+                if not claims or self._closing:
+                    return
+                if self._life.lapses != lapses or not self._life.live():
+                    self._host.drop_shards(claims)
+                    return  # what was claimed before a lapse may be another's by now: it is claimed anew
                 await self._host.add_shards(cell, claims, records)
-            except DataLoss as error:
-                # Another replica may have what this one lacks, or shows damaged.
-                self.failures[cell] = str(error)
-                self._loop.call_exception_handler({"message": f"recovery of {cell} is repeated", "exception": error})
+            except (DataLoss, NoQuorum, Unknown) as error:
+                if self._closing:
+                    return
                 attempt += 1
+                if isinstance(error, DataLoss):  # another replica may have what this one lacks, or shows damaged
+                    self.failures[cell] = str(error)
+                    what = {"message": f"recovery of {cell} is repeated", "exception": error}
+                    self._loop.call_exception_handler(what)
                 await asyncio.sleep(backoff.delay_seconds(attempt + 5, self._random))
                 continue
             self.failures.pop(cell, None)

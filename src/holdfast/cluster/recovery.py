@@ -5,6 +5,10 @@ needs a consumer of the servers, which costs them a vote. So a node follows the 
 are about to move to it, and keeps their records in memory; when it claims such a shard it only waits for its own epoch
 record to come by.
 
+The engine notices neither a replica that lost records nor one that shows them damaged. So what was read is compared with
+the subjects that the leader shows, and is read from another replica than the leader's: at most a minority is damaged, so
+one of the two is whole. Where the leader's replica is the damaged one, the other has all that is missing there.
+
 What is purged meanwhile is not told to who follows. Of inbox and outbox more may be in memory than there is: what was
 consumed or carried over is known by the agents' records and the relays' cursors. When it is too much, the shard is
 followed anew.
@@ -14,16 +18,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from holdfast import limits
 from holdfast.cluster import epochs
-from holdfast.engines.base import Engine, Stored
-from holdfast.errors import Closed
+from holdfast.engines.base import Engine, Shown, Stored
+from holdfast.errors import Closed, DataLoss, NoQuorum, Unknown
 
 _TAKE_SECONDS = 2.0
+_LAG_SECONDS = 3.0
+"""What a replica does not show so long after its leader, it lost."""
+
+_PURGED_SECONDS = 0.3
+"""The leader is asked again so often what is still there."""
+
 _GROUP_MAX = 64
 _PASSING_MAX = 2000
 """Records of inbox and outbox that are kept of one shard."""
+
+
+def _shard_of(subject: str) -> str:
+    """The filter of all that the subject's shard has."""
+    return ".".join((*subject.split(".", 2)[:2], ">"))
 
 
 class _Followed:
@@ -36,6 +52,8 @@ class _Followed:
         self.bytes = 0
         self.epoch = 0
         self.caught_up = False
+        self.servers: set[str] = set()
+        """Whose replicas it was read from."""
 
 
 class Recovery:
@@ -80,12 +98,23 @@ class Recovery:
             if number in numbers and not any(other in self._followed for other in numbers):
                 task.cancel()
 
+    async def _leader(self, cell: str) -> str:
+        """Whose replica is not to be followed: the one that what was read will be compared with."""
+        try:
+            shown = await self._engine.log.subjects(cell, [f"{cell}.*.epoch"])
+        except (NoQuorum, Unknown, Closed):
+            return ""
+        return shown.server if shown is not None else ""
+
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
         """Follow some shards that were wanted together, as long as one of them still is."""
-        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in group])
+        filters = [f"{cell}.{number}.>" for number in group]
         skip = len(cell) + 1
+        tail = self._engine.log.tail(cell, filters, not_on=await self._leader(cell))
         try:
             async for chunk in tail:
+                for followed in group.values():
+                    followed.servers.add(chunk.server)
                 for count, stored in enumerate(chunk.records):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group[number]
@@ -121,72 +150,119 @@ class Recovery:
             if followed.passing > _PASSING_MAX:
                 self.forget(number)
 
-    async def _take(self, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
+    async def _take(self, cell: str, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
         """What was followed of a shard, and whether it is another's by now; None where it has to be read after all."""
         followed = self._followed.get(number)
         if followed is None or not followed.caught_up:
             return None
+        shown = await self._engine.log.subjects(cell, [f"{cell}.{number}.>"])
         end = asyncio.get_running_loop().time() + _TAKE_SECONDS
         while followed.epoch < epoch:
-            left = end - asyncio.get_running_loop().time()
-            if left <= 0 or self._followed.get(number) is not followed:
+            if self._followed.get(number) is not followed or asyncio.get_running_loop().time() >= end:
                 return None
-            self._news.clear()
-            try:
-                async with asyncio.timeout(min(left, 0.5)):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
+            await self._some_news()
+        if shown is not None and (
+            shown.server in followed.servers or await self._lacking(cell, shown, followed.records)
+        ):
+            self.forget(number)
         if self._followed.get(number) is not followed:
             return None
         found = list(followed.records.values()), followed.epoch > epoch
         self.forget(number)
         return found
 
+    async def _some_news(self) -> None:
+        """Wait until something was read, or for a moment."""
+        self._news.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await self._news.wait()
+
     # When they are claimed -----------------------------------------------------------------------------------------
 
-    async def read(self, cell: str, claims: Mapping[int, int]) -> tuple[list[Stored], set[int], set[int]]:
+    async def read(
+        self, cell: str, claims: Mapping[int, int], anywhere: bool = False
+    ) -> tuple[list[Stored], set[int], set[int]]:
         """Everything that shards have, up to their epochs; those that are another's by now; those that were warm.
 
-        ``claims``: the epoch of each.
+        ``claims``: the epoch of each. ``anywhere``: read the leader's replica as well as another, as one tries again
+        that found a damaged one.
+
+        Raises `DataLoss` where the replica that was read lacks something; `NoQuorum` or `Unknown` where no leader
+        answers. All may be answered by trying again.
         """
         records: list[Stored] = []
         lost: set[int] = set()
         cold: dict[int, int] = {}
-        for number, epoch in claims.items():
-            found = await self._take(number, epoch)
+        taken = await asyncio.gather(*(self._take(cell, number, epoch) for number, epoch in claims.items()))
+        for (number, epoch), found in zip(claims.items(), taken, strict=True):
             if found is None:
                 cold[number] = epoch
             else:
                 records += found[0]
                 lost.update([number] if found[1] else ())
         if cold:
-            read, gone = await self._read_cold(cell, cold)
+            read, gone = await self._read_cold(cell, cold, anywhere)
             records += read
             lost |= gone
         return records, lost, claims.keys() - cold.keys()
 
-    async def _read_cold(self, cell: str, claims: Mapping[int, int]) -> tuple[list[Stored], set[int]]:
+    async def _read_cold(self, cell: str, claims: Mapping[int, int], anywhere: bool) -> tuple[list[Stored], set[int]]:
+        filters = [f"{cell}.{number}.>" for number in claims]
+        shown = await self._engine.log.subjects(cell, filters)
+        tail = self._engine.log.tail(cell, filters, not_on="" if anywhere or shown is None else shown.server)
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
-        records: list[Stored] = []
-        tail = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
+        records: dict[str, Stored] = {}
+
+        async def read() -> None:
+            try:
+                async for chunk in tail:
+                    for stored in chunk.records:
+                        if stored.subject in open_to:
+                            number = open_to[stored.subject]
+                            if stored.sequence >= claims[number]:
+                                del open_to[stored.subject]
+                            if stored.sequence > claims[number]:
+                                lost.add(number)
+                        elif not stored.subject.endswith(".epoch"):
+                            records.pop(stored.subject, None)
+                            records[stored.subject] = stored
+                    self._news.set()
+            finally:
+                self._news.set()
+                await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+
+        reading = asyncio.get_running_loop().create_task(read())
         try:
-            async for chunk in tail:
-                for stored in chunk.records:
-                    if stored.subject in open_to:
-                        number = open_to[stored.subject]
-                        if stored.sequence >= claims[number]:
-                            del open_to[stored.subject]
-                        if stored.sequence > claims[number]:
-                            lost.add(number)
-                    elif not stored.subject.endswith(".epoch"):
-                        records.append(stored)
-                if not open_to:
-                    break
+            while open_to and not reading.done():
+                await self._some_news()
+            lacking = await self._lacking(cell, shown, records) if shown is not None else set()
         finally:
-            await tail.aclose()  # type: ignore[attr-defined]
-        return records, lost
+            reading.cancel()
+            await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.result()
+        if lacking:
+            raise DataLoss(
+                f"{cell}: the replica that was read lacks {len(lacking)} records that the leader has, "
+                f"such as {min(lacking)}"
+            )
+        return list(records.values()), lost
+
+    async def _lacking(self, cell: str, shown: Shown, read: Collection[str]) -> set[str]:
+        """What the leader shows and was not read, even after a while, although it was not purged either."""
+        now = asyncio.get_running_loop().time
+        end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
+        missing = {subject for subject in shown.subjects if subject not in read and not subject.endswith(".epoch")}
+        while missing and now() < end:
+            await self._some_news()
+            missing = {subject for subject in missing if subject not in read}
+            if missing and now() >= again_at:
+                again = await self._engine.log.subjects(cell, sorted({_shard_of(subject) for subject in missing}))
+                missing &= again.subjects if again is not None else set()
+                again_at = now() + _PURGED_SECONDS
+        return missing
 
     async def close(self) -> None:
         """Stop following."""

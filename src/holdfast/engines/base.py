@@ -47,10 +47,21 @@ class Stored(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some records of a tail, in order. ``caught_up``: when they were read, the log had no later one."""
+    """Some records of a tail, in order. ``caught_up``: when they were read, the log had no later one.
+
+    ``server``: whose copy they were read from; empty where there is only one.
+    """
 
     records: list[Stored]
     caught_up: bool
+    server: str = ""
+
+
+class Shown(NamedTuple):
+    """The subjects that have a record, as one server's copy shows them."""
+
+    server: str
+    subjects: set[str]
 
 
 class Log(ABC):
@@ -90,12 +101,25 @@ class Log(ABC):
         """
 
     @abstractmethod
-    def tail(self, cell: str, subjects: Sequence[str], from_sequence: int = 1) -> AsyncIterator[Chunk]:
+    def tail(
+        self, cell: str, subjects: Sequence[str], from_sequence: int = 1, not_on: str = ""
+    ) -> AsyncIterator[Chunk]:
         """Every record that matches one of the filters, from a sequence on, in order and without a gap, for ever.
 
         Records that were replaced or purged before they were read are left out. It goes on by itself after the death
         of any server, at the next sequence. The first chunk with ``caught_up`` comes also when there is no record.
+        With ``not_on``, it reads another copy than this server's, where one can be had.
         Close it with ``aclose()``. Raises `Closed` when the engine is closed.
+        """
+
+    @abstractmethod
+    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> Shown | None:
+        """The subjects that match one of the filters and have a record; None where there is one copy of everything.
+
+        It is answered from the copy that decides about appends: it has all that was acknowledged before, unless that
+        very copy was damaged. What another copy lacks of it, and was not purged, that one lost.
+
+        Raises `NoQuorum` or `Unknown`; both may be answered by trying again.
         """
 
     @abstractmethod

@@ -219,10 +219,9 @@ class Host:
     def _say_who_lives(self) -> None:
         if self._engine is not None and self._engine.connected():
             living = [child.incarnation for child in self.children if child.incarnation]
-            self._engine.bus.publish(
-                HOST_SUBJECT,
-                codec.encode_raw(HostBeat(self.settings.name, living, list(self._ended), self._incarnation)),
-            )
+            votes = self.seat is not None and self.seat.votes and self.server is not None and self.server.pid != 0
+            beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, votes)
+            self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
 
     def _on_host(self, message: Message) -> None:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):

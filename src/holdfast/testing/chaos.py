@@ -338,7 +338,7 @@ class Chaos:
         for agent in sorted(asked | sent_to):
             self.history.tapes[agent] = await _insist(lambda agent=agent: node.agent(Actor, agent).ask(Actor.tape))  # type: ignore[misc]
         for letter in await _insist(node.dead_letters.all):
-            self.history.dead_letters.add(" ".join([letter.handler, *map(str, letter.arguments)]))
+            self.history.bury(letter)
 
     def _judge(self, network: Network, directory: Path, ended: float) -> Outcome:
         operations = self.history.operations

@@ -94,7 +94,10 @@ class SimCluster:
         while True:
             if self.host_up[host]:
                 living = [self.incarnations[host]] if host in self.nodes else []
-                engine.bus.publish(HOST_SUBJECT, codec.encode_raw(HostBeat(host, living, self.ended[host])))
+                engine.bus.publish(
+                    HOST_SUBJECT,
+                    codec.encode_raw(HostBeat(host, living, self.ended[host], votes=self.servers.up(host))),
+                )
             await asyncio.sleep(limits.BEAT_SECONDS)
 
     def start_node(self, host: str) -> Process:

@@ -17,6 +17,7 @@ from holdfast.engines.base import (
     Log,
     Message,
     Record,
+    Shown,
     Stored,
     Subscription,
     matcher,
@@ -108,15 +109,15 @@ class SimEngine(Engine):
         except TimeoutError:
             raise NoQuorum(f"{target} does not answer") from None
 
-    def choose(self) -> str:
-        """A server that is reached, any of them."""
+    def choose(self, not_this: str = "") -> str:
+        """A server that is reached, any of them; where there are others, not this one."""
         entry = self.cluster.entry(self.host)
         able = [
             h for h in self.cluster.hosts if entry and self.cluster.up(h) and self.cluster.world.connected(entry, h)
         ]
         if not able:
             raise NoQuorum("no server is reached")
-        return self.cluster.world.random.choice(able)
+        return self.cluster.world.random.choice([host for host in able if host != not_this] or able)
 
 
 class SimLog(Log):
@@ -185,7 +186,9 @@ class SimLog(Log):
                 return stored
         return None
 
-    async def tail(self, cell: str, subjects: Sequence[str], from_sequence: int = 1) -> AsyncIterator[Chunk]:
+    async def tail(
+        self, cell: str, subjects: Sequence[str], from_sequence: int = 1, not_on: str = ""
+    ) -> AsyncIterator[Chunk]:
         found = self._cell(cell)
         if not subjects:
             raise InvalidName("a tail has at least one filter")
@@ -198,7 +201,7 @@ class SimLog(Log):
         while True:
             self._cell(cell)
             try:
-                host = host or self._engine.choose()
+                host = host or self._engine.choose(not_on)
                 at = host
 
                 def look() -> tuple[list[Stored], int]:
@@ -224,10 +227,10 @@ class SimLog(Log):
                 chunk, rest = some[:most], some[most:]
                 following = chunk[-1].sequence + 1
                 quiet = not rest
-                yield Chunk(chunk, not rest)
+                yield Chunk(chunk, not rest, host)
             elif not quiet:
                 quiet = True
-                yield Chunk([], True)
+                yield Chunk([], True, host)
             else:
                 following = max(following, last + 1)
                 await self._news(found, host, following, tuple(subjects))
@@ -262,6 +265,17 @@ class SimLog(Log):
         if not self._engine.cluster.majority(found.leader):
             raise NoQuorum(f"no server leads {cell}")
         await self._engine.reach(found.leader, lambda: found.purge(subject, before_sequence), 2.0)
+
+    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> Shown:
+        found = self._cell(cell)
+        for subject in subject_filters:
+            checks.check_filter(subject)
+        wanted = matcher(tuple(subject_filters))
+        if not self._engine.cluster.majority(found.leader):
+            raise NoQuorum(f"no server leads {cell}")
+        leader = found.leader
+        subjects = await self._engine.reach(leader, lambda: set(filter(wanted, found.replicas[leader].newest)), 2.0)
+        return Shown(leader, subjects)
 
     async def last_sequence(self, cell: str) -> int:
         found = self._cell(cell)

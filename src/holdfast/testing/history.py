@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
 from holdfast.engines.base import Stored
+from holdfast.node.dead_letters import DeadLetter
 
 Fate = Literal["open", "done", "not done", "unknown", "refused"]
 """What an operation's caller was told: acknowledged, `NotDone`, `Unknown`, or one of the `Never` errors."""
@@ -83,6 +84,11 @@ class History:
         operation = Operation(kind, agent, label, now)
         self.operations.append(operation)
         return operation
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Note that a message was given up. One is the same to its sender whether it is handled slowly or at once."""
+        handler = letter.handler.removesuffix("_slowly")
+        self.dead_letters.add(" ".join([handler, *map(str, letter.arguments)]))
 
 
 class Recorder(Protocol):

@@ -11,19 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.agents.record import unpack
 from holdfast.engines.base import Message, Record, Stored, matcher
-from holdfast.errors import Conflict, DataLoss, Fenced, HoldfastError, NoQuorum
+from holdfast.errors import Conflict, Fenced, HoldfastError, NoQuorum
 from holdfast.testing.loop import SimLoop
 from holdfast.testing.world import World
-
-
-def _commit(stored: Stored) -> int:
-    try:
-        return unpack(stored.payload, stored.subject).commit
-    except DataLoss:
-        return 0
-
 
 Answer = Callable[[range | HoldfastError], None]
 
@@ -324,11 +315,6 @@ class Servers:
             return
         stored = random.choice(there)
         if random.random() < 0.5:
-            # A shard's digest is in its batches: what it cannot show is the loss of all that its newest batch wrote.
-            shard, _, _ = stored.subject.rpartition(".st.")
-            later = [one for one in there if one.subject.startswith(f"{shard}.st.") and one.sequence > stored.sequence]
-            if not any(_commit(one) > _commit(stored) for one in later):
-                return
             del replica.records[stored.sequence], replica.newest[stored.subject]
         else:
             payload = bytearray(stored.payload)

@@ -290,7 +290,7 @@ class Simulation:
                 except (NotDone, Unknown):
                     await asyncio.sleep(0.2)
         for letter in await node.dead_letters.all():
-            self.history.dead_letters.add(" ".join([letter.handler, *map(str, letter.arguments)]))
+            self.history.bury(letter)
         ended.append(True)
 
     def _quiet(self) -> bool:

@@ -88,7 +88,13 @@ class LocalLog(Log):
         ).fetchone()
         return None if row is None else Stored(row[0], sequence, row[1])
 
-    async def tail(self, cell: str, subjects: Sequence[str], from_sequence: int = 1) -> AsyncIterator[Chunk]:
+    async def tail(
+        self,
+        cell: str,
+        subjects: Sequence[str],
+        from_sequence: int = 1,
+        not_on: str = "",  # noqa: ARG002  # one copy
+    ) -> AsyncIterator[Chunk]:
         number = self._number(cell)
         if not subjects:
             raise InvalidName("a tail has at least one filter")
@@ -152,6 +158,9 @@ class LocalLog(Log):
             writer.forget(index, found)
 
         await asyncio.shield(writer.call(work))
+
+    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> None:  # noqa: ARG002  # one copy
+        self._number(cell)
 
     async def last_sequence(self, cell: str) -> int:
         self._number(cell)

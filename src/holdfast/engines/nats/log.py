@@ -22,8 +22,8 @@ import msgspec
 from holdfast import chance, limits
 from holdfast.core import backoff
 from holdfast.engines import checks
-from holdfast.engines.base import Chunk, Log, Record, Stored
-from holdfast.engines.nats import api
+from holdfast.engines.base import Chunk, Log, Record, Shown, Stored
+from holdfast.engines.nats import api, streams
 from holdfast.engines.nats.connection import Connection, header, status
 from holdfast.engines.nats.tail import Tail
 from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName, NoQuorum, NoResponders, Unknown
@@ -238,13 +238,15 @@ class NatsLog(Log):
             return None
         return Stored(message.subject, message.seq, msgspec.convert(message.data, bytes, strict=False))
 
-    async def tail(self, cell: str, subjects: Sequence[str], from_sequence: int = 1) -> AsyncIterator[Chunk]:
+    async def tail(
+        self, cell: str, subjects: Sequence[str], from_sequence: int = 1, not_on: str = ""
+    ) -> AsyncIterator[Chunk]:
         self._check_open(cell)
         if not subjects:
             raise InvalidName("a tail has at least one filter")
         for subject in subjects:
             checks.check_filter(subject)
-        tail = Tail(self._connection, cell, subjects, from_sequence)
+        tail = Tail(self._connection, cell, subjects, from_sequence, not_on)
         self._tails.add(tail)
         attempt = 0
         try:
@@ -263,6 +265,17 @@ class NatsLog(Log):
             self._tails.discard(tail)
             tail.stop()
             await tail.forget()
+
+    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> Shown | None:
+        self._check_open(cell)
+        for subject in subject_filters:
+            checks.check_filter(subject)
+        found = await asyncio.gather(*(streams.subjects(self._connection, cell, one) for one in subject_filters))
+        servers = {shown.server for shown in found}
+        if len(servers) > 1:
+            raise NoQuorum(f"{cell} got another leader")
+        server = "".join(servers)
+        return Shown(server, set().union(*(shown.subjects for shown in found))) if server else None
 
     async def last_sequence(self, cell: str) -> int:
         self._check_open(cell)

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
+from holdfast.engines.base import Shown
 from holdfast.engines.nats import api
 from holdfast.engines.nats.connection import Connection
+from holdfast.errors import NoQuorum
 
 OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)|hfhosts")
 """The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation; and who votes."""
@@ -87,17 +89,24 @@ async def info(connection: Connection, stream: str) -> StreamFacts:
     )
 
 
-async def subjects(connection: Connection, stream: str, wanted: str) -> list[str]:
-    """The subjects of a stream that match a filter. Raises `InvalidName`, `NoQuorum`, `Unknown`."""
-    found: list[str] = []
+async def subjects(connection: Connection, stream: str, wanted: str) -> Shown:
+    """The subjects of a stream that match a filter, as its leader shows them.
+
+    Raises `InvalidName`, `NoQuorum` also where the leader changed meanwhile, `Unknown`.
+    """
+    found: set[str] = set()
+    leader: str | None = None
     for _ in range(_PAGES_MAX):
         body = {"subjects_filter": wanted, "offset": len(found)}
         answer = await api.call(connection, f"STREAM.INFO.{stream}", body, _API_SECONDS)
-        page = msgspec.json.decode(answer, type=StreamFacts).state.subjects
-        if not page:
+        facts = msgspec.json.decode(answer, type=StreamFacts)
+        if leader not in (None, facts.cluster.leader):
+            raise NoQuorum(f"{stream} got another leader")
+        leader = facts.cluster.leader
+        if not facts.state.subjects:
             break
-        found += page
-    return found
+        found.update(facts.state.subjects)
+    return Shown(leader or "", found)
 
 
 async def move_leader(connection: Connection, stream: str, server: str) -> None:
