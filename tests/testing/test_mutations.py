@@ -125,7 +125,7 @@ def any_record_is_loaded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shard.Shard, "_read_exactly", read_newest)
 
 
-@mutation("damage", "one_line", "acknowledged_is_there")
+@mutation("newborn", "one_line", "acknowledged_is_there")
 def recovery_believes_any_replica(patch: pytest.MonkeyPatch) -> None:
     a_replica_is_not_compared_with_the_leader(patch)
     patch.setattr(shard.Shard, "_verify", lambda *_: None)

@@ -17,7 +17,8 @@ followed anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 from holdfast import limits
@@ -37,11 +38,6 @@ _PASSING_MAX = 2000
 """Records of inbox and outbox that are kept of one shard."""
 
 
-def _shard_of(subject: str) -> str:
-    """The filter of all that the subject's shard has."""
-    return ".".join((*subject.split(".", 2)[:2], ">"))
-
-
 class _Followed:
     """A shard's records, of each subject the newest. ``epoch``: the newest epoch record that came by."""
 
@@ -52,8 +48,6 @@ class _Followed:
         self.bytes = 0
         self.epoch = 0
         self.caught_up = False
-        self.servers: set[str] = set()
-        """Whose replicas it was read from."""
 
 
 class Recovery:
@@ -66,6 +60,8 @@ class Recovery:
         self._tasks: dict[asyncio.Task[None], set[int]] = {}
         self._news = asyncio.Event()
         self._bytes = 0
+        self._leaders: dict[str, str] = {}
+        """Of each cell, the server whose replica showed what there is: another's is to be read."""
 
     # Ahead of time -------------------------------------------------------------------------------------------------
 
@@ -98,23 +94,22 @@ class Recovery:
             if number in numbers and not any(other in self._followed for other in numbers):
                 task.cancel()
 
-    async def _leader(self, cell: str) -> str:
-        """Whose replica is not to be followed: the one that what was read will be compared with."""
-        try:
-            shown = await self._engine.log.subjects(cell, [f"{cell}.*.epoch"])
-        except (NoQuorum, Unknown, Closed):
-            return ""
-        return shown.server if shown is not None else ""
+    async def _shown(self, cell: str, numbers: Iterable[int]) -> Shown | None:
+        """The subjects of some shards, and all epochs; None where there is only one copy of everything."""
+        shown = await self._engine.log.subjects(
+            cell, [f"{cell}.*.epoch", *(f"{cell}.{number}.>" for number in numbers)]
+        )
+        self._leaders[cell] = "" if shown is None else shown.server
+        return shown
 
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
         """Follow some shards that were wanted together, as long as one of them still is."""
         filters = [f"{cell}.{number}.>" for number in group]
         skip = len(cell) + 1
-        tail = self._engine.log.tail(cell, filters, not_on=await self._leader(cell))
+        tail = self._engine.log.tail(cell, filters, not_on=self._leaders.get(cell, ""))
+        comparing: asyncio.Task[None] | None = None
         try:
             async for chunk in tail:
-                for followed in group.values():
-                    followed.servers.add(chunk.server)
                 for count, stored in enumerate(chunk.records):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group[number]
@@ -126,18 +121,37 @@ class Recovery:
                         self._keep(number, followed, stored)
                     if count % 500 == 499:
                         await asyncio.sleep(0)
-                if chunk.caught_up and not all(followed.caught_up for followed in group.values()):
-                    for followed in group.values():
-                        followed.caught_up = True
-                    self._on_warm()
                 self._news.set()
+                if chunk.caught_up and comparing is None:
+                    comparing = asyncio.get_running_loop().create_task(self._compare(cell, group))
                 if self._bytes > limits.WARM_BYTES_MAX * 2:
                     for number in group:
                         self.forget(number)
         except Closed:
             return
         finally:
+            if comparing is not None:
+                comparing.cancel()
+                await asyncio.wait([comparing])
             await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+
+    async def _compare(self, cell: str, group: dict[int, _Followed]) -> None:
+        """Find out whether what was read so far is everything; what comes from now on, comes from all replicas alike."""
+        try:
+            shown = await self._shown(cell, group)
+            lacking = set()
+            if shown is not None:
+                read = ChainMap(*(followed.records for followed in group.values()))
+                lacking = {int(subject.split(".", 2)[1]) for subject in await self._lacking(cell, shown, read)}
+        except (NoQuorum, Unknown, Closed):
+            lacking = set(group)  # it is followed anew, where it is still wanted
+        for number, followed in group.items():
+            if self._followed.get(number) is followed:
+                if number in lacking:
+                    self.forget(number)
+                else:
+                    followed.caught_up = True
+        self._on_warm()
 
     def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
         old = followed.records.pop(stored.subject, None)  # popped, so that the records stay in their order
@@ -150,21 +164,16 @@ class Recovery:
             if followed.passing > _PASSING_MAX:
                 self.forget(number)
 
-    async def _take(self, cell: str, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
+    async def _take(self, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
         """What was followed of a shard, and whether it is another's by now; None where it has to be read after all."""
         followed = self._followed.get(number)
         if followed is None or not followed.caught_up:
             return None
-        shown = await self._engine.log.subjects(cell, [f"{cell}.{number}.>"])
         end = asyncio.get_running_loop().time() + _TAKE_SECONDS
         while followed.epoch < epoch:
             if self._followed.get(number) is not followed or asyncio.get_running_loop().time() >= end:
                 return None
             await self._some_news()
-        if shown is not None and (
-            shown.server in followed.servers or await self._lacking(cell, shown, followed.records)
-        ):
-            self.forget(number)
         if self._followed.get(number) is not followed:
             return None
         found = list(followed.records.values()), followed.epoch > epoch
@@ -194,7 +203,7 @@ class Recovery:
         records: list[Stored] = []
         lost: set[int] = set()
         cold: dict[int, int] = {}
-        taken = await asyncio.gather(*(self._take(cell, number, epoch) for number, epoch in claims.items()))
+        taken = await asyncio.gather(*(self._take(number, epoch) for number, epoch in claims.items()))
         for (number, epoch), found in zip(claims.items(), taken, strict=True):
             if found is None:
                 cold[number] = epoch
@@ -202,22 +211,29 @@ class Recovery:
                 records += found[0]
                 lost.update([number] if found[1] else ())
         if cold:
-            read, gone = await self._read_cold(cell, cold, anywhere)
+            read, gone, servers = await self._read_cold(cell, cold, anywhere)
+            if self._leaders[cell] in servers - {""} and not anywhere:  # it came to lead meanwhile: read another one
+                read, gone, _ = await self._read_cold(cell, cold, anywhere)
             records += read
             lost |= gone
         return records, lost, claims.keys() - cold.keys()
 
-    async def _read_cold(self, cell: str, claims: Mapping[int, int], anywhere: bool) -> tuple[list[Stored], set[int]]:
+    async def _read_cold(
+        self, cell: str, claims: Mapping[int, int], anywhere: bool
+    ) -> tuple[list[Stored], set[int], set[str]]:
         filters = [f"{cell}.{number}.>" for number in claims]
-        shown = await self._engine.log.subjects(cell, filters)
-        tail = self._engine.log.tail(cell, filters, not_on="" if anywhere or shown is None else shown.server)
+        if cell not in self._leaders:
+            await self._shown(cell, [])
+        tail = self._engine.log.tail(cell, filters, not_on="" if anywhere else self._leaders[cell])
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: dict[str, Stored] = {}
+        servers: set[str] = set()
 
         async def read() -> None:
             try:
                 async for chunk in tail:
+                    servers.add(chunk.server)
                     for stored in chunk.records:
                         if stored.subject in open_to:
                             number = open_to[stored.subject]
@@ -235,6 +251,7 @@ class Recovery:
 
         reading = asyncio.get_running_loop().create_task(read())
         try:
+            shown = await self._shown(cell, claims)
             while open_to and not reading.done():
                 await self._some_news()
             lacking = await self._lacking(cell, shown, records) if shown is not None else set()
@@ -248,7 +265,7 @@ class Recovery:
                 f"{cell}: the replica that was read lacks {len(lacking)} records that the leader has, "
                 f"such as {min(lacking)}"
             )
-        return list(records.values()), lost
+        return list(records.values()), lost, servers
 
     async def _lacking(self, cell: str, shown: Shown, read: Collection[str]) -> set[str]:
         """What the leader shows and was not read, even after a while, although it was not purged either."""
@@ -259,7 +276,7 @@ class Recovery:
             await self._some_news()
             missing = {subject for subject in missing if subject not in read}
             if missing and now() >= again_at:
-                again = await self._engine.log.subjects(cell, sorted({_shard_of(subject) for subject in missing}))
+                again = await self._shown(cell, {int(subject.split(".", 2)[1]) for subject in missing})
                 missing &= again.subjects if again is not None else set()
                 again_at = now() + _PURGED_SECONDS
         return missing

@@ -135,6 +135,16 @@ class Cell:
                 lag = self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
                 self.servers.world.later(lag, lambda host=host: self._catch_up(host))  # type: ignore[misc]
 
+    def first_since(self, time: float) -> int:
+        """The sequence of the first record that was committed at this time or later, or of the next one."""
+        first = self.committed.last + 1
+        for operation, at in zip(reversed(self.operations), reversed(self._times), strict=True):
+            if at < time:
+                break
+            if isinstance(operation, list):
+                first = operation[0].sequence
+        return first
+
     def _catch_up(self, host: str) -> None:
         replica = self.replicas[host]
         lag = 0.0 if host == self.leader else self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
@@ -307,10 +317,11 @@ class Servers:
         return "", 0.0
 
     def damage(self, host: str) -> None:
-        """A record of an agent is lost in this host's replica, or a byte of it is another; no server notices."""
+        """A record of an agent that was at rest is lost in this host's replica, or a byte of it is another; no server notices."""
         random = self.world.random
-        replica = random.choice(list(self.cells.values())).replicas[host]
-        there = [stored for stored in replica.records.values() if ".st." in stored.subject]
+        cell = random.choice(list(self.cells.values()))
+        replica, recent = cell.replicas[host], cell.first_since(self.world.now - 1.0)
+        there = [stored for stored in replica.records.values() if ".st." in stored.subject and stored.sequence < recent]
         if not there:
             return
         stored = random.choice(there)
