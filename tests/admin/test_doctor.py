@@ -19,7 +19,7 @@ import pytest_asyncio
 from tests.admin.app import Note
 from tests.admin.hosts import FAST_CLOCK, HostProcess, cohort, mute_tree, stale_tree
 
-from holdfast import HoldfastError, Node
+from holdfast import HoldfastError, LocalCluster, Node
 from holdfast.admin.doctor import Diagnosis, examine
 from holdfast.engines.nats import api, streams
 from holdfast.engines.nats.engine import NatsEngine, stream_settings
@@ -104,6 +104,13 @@ async def client(ward: Ward) -> AsyncIterator[Node]:
     async with Node.join(ward.urls) as node:
         await node.ready(60)
         yield node
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own(tmp_path: Path) -> AsyncIterator[LocalCluster]:
+    """A cluster of one test alone, for faults that others would feel."""
+    async with LocalCluster(tmp_path, [str(APP)]) as cluster:
+        yield cluster
 
 
 async def look(urls: list[str]) -> Diagnosis:
@@ -208,26 +215,6 @@ async def test_a_disk_that_is_full(ward: Ward, client: Node) -> None:
     (ward.directory / "h3" / "filler").unlink()
 
 
-@pytest.mark.soak  # see CONTRIBUTING: not in the tests yet
-async def test_servers_and_nodes_that_do_not_answer(ward: Ward, client: Node) -> None:
-    node = ward.hosts[1].pid_of("h2-1")
-    os.kill(node, signal.SIGSTOP)
-    server = ward.server_pid(1)
-    os.kill(server, signal.SIGSTOP)
-    try:
-        found = await find(ward.urls, "node-silent", "server-trouble", "host-down")
-    finally:
-        os.kill(server, signal.SIGCONT)
-        os.kill(node, signal.SIGCONT)
-    assert any(one.startswith("h2-1: ") for one in found["node-silent"])
-    assert any(one.startswith("h2: ") for one in found["server-trouble"])
-    for count in (2, 3, 4):
-        os.kill(ward.server_pid(1), signal.SIGKILL)
-        await ward.hosts[1].heard("server", count)
-    found = await find(ward.urls, "server-restarts")
-    assert any(one.startswith("h2: ") for one in found["server-restarts"])
-
-
 async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> None:
     """A record is taken away from all copies at once, and then the node ends that knew of it."""
     await client.ready(60)
@@ -245,22 +232,44 @@ async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> Non
     assert any(f"shard {agent.cell}.{agent.shard}" in one for one in found["recovery-failure"])
 
 
-@pytest.mark.soak  # see CONTRIBUTING: not in the tests yet
-async def test_without_a_majority_the_doctor_still_answers(ward: Ward, client: Node) -> None:
-    async with asyncio.timeout(60):
-        while not await one_copy(client):
-            await asyncio.sleep(0.2)
-    alone = (await streams.info(client.engine.connection, "g1c7")).cluster.leader  # type: ignore[attr-defined]
-    gone = next(host for host in ward.hosts if alone.startswith(f"{host.settings.name}-"))
-    await gone.kill()
-    left = [url for url, host in zip(ward.urls, ward.hosts, strict=True) if host is not gone]
-    found = await find(left, "no-leader", "host-down")
+async def test_servers_and_nodes_that_do_not_answer(own: LocalCluster) -> None:
+    node, server = own.node_pid("h2-1"), own.server_pid("h2")
+    os.kill(node, signal.SIGSTOP)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        found = await find(own.urls, "node-silent", "server-trouble")
+    finally:
+        os.kill(server, signal.SIGCONT)
+        os.kill(node, signal.SIGCONT)
+    assert any(one.startswith("h2-1: ") for one in found["node-silent"])
+    assert any(one.startswith("h2: ") for one in found["server-trouble"])
+    for _ in range(3):
+        before = own.server_pid("h2")
+        os.kill(before, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while own.server_pid("h2") in (0, before):
+                await asyncio.sleep(0.05)
+    found = await find(own.urls, "server-restarts")
+    assert any(one.startswith("h2: ") for one in found["server-restarts"])
+
+
+async def test_without_a_majority_the_doctor_still_answers(own: LocalCluster) -> None:
+    urls = dict(zip(own.hosts, own.urls, strict=True))
+    async with Node.join(own.urls) as node:
+        async with asyncio.timeout(60):
+            while not await one_copy(node):
+                await asyncio.sleep(0.2)
+        alone = (await streams.info(node.engine.connection, "g1c7")).cluster.leader  # type: ignore[attr-defined]
+    gone = next(host for host in urls if alone.startswith(f"{host}-"))
+    await own.kill_host(gone)
+    del urls[gone]
+    found = await find(list(urls.values()), "no-leader", "host-down")
     assert any(one.startswith("g1c7: ") for one in found["no-leader"])
-    second = next(host for host in ward.hosts if host is not gone)
-    await second.kill()
-    left = [url for url, host in zip(ward.urls, ward.hosts, strict=True) if host not in (gone, second)]
-    found = await find(left, "no-quorum", "isolated-node", "not-seen")
-    code, text = await asyncio.to_thread(command, at=left[0])
+    second = next(iter(urls))
+    await own.kill_host(second)
+    del urls[second]
+    found = await find(list(urls.values()), "no-quorum", "isolated-node", "not-seen")
+    code, text = await asyncio.to_thread(command, at=next(iter(urls.values())))
     assert code == 1 and "critical no-quorum" in text and "do: start the hosts" in text
 
 

@@ -191,7 +191,6 @@ async def test_twenty_scrubs_under_load_raise_no_false_alarm(scene: Scene) -> No
             assert (await scrub(scene.engine)).damages == []
 
 
-@pytest.mark.soak  # see CONTRIBUTING: not in the tests yet
 async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(scene: Scene) -> None:
     cell = scene.node.manifest.cells[0]
     victim = await scene.follower_of(cell)
@@ -255,7 +254,6 @@ async def leads(scene: Scene, stream: str, server: str) -> None:
     await until(so)
 
 
-@pytest.mark.soak  # see CONTRIBUTING: not in the tests yet
 async def test_a_flipped_byte_in_a_blob_is_found_and_healed(scene: Scene) -> None:
     for name in ("big1", "big2"):
         await scene.node.agent(Note, name).ask(Note.grow, 2_000_000)
