@@ -11,6 +11,7 @@ import pytest
 from tests.agents.kinds import Counter, Receiver, serving, until
 
 from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum
+from holdfast.agents.record import unpack
 from holdfast.agents.shard import Shard
 
 
@@ -134,3 +135,33 @@ async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path) -
     async with serving(path) as node:
         assert await node.agent(Counter, "a").ask(Counter.value) == 2
         assert node.statistics()["recovery_failures"] == {}
+
+
+async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_it(path: Path) -> None:
+    """Else every later suspect of the agent would run alone on its node, and a second takeover take for ever."""
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        shard = next(shard for shard in node._runtime.shards.values() if shard.index)
+        send = node._router._send
+
+        def suspected(opened: Any) -> None:
+            opened.call.suspect = True
+            send(opened)
+
+        node._router._send = suspected  # type: ignore[method-assign]
+
+        async def marks() -> dict[str, int]:
+            stored = await node.engine.log.read_sequence(shard.cell, shard.index["Counter/a"])
+            assert stored is not None
+            return unpack(stored.payload, "").attempts
+
+        assert sorted(await asyncio.gather(*(agent.ask(Counter.add, 1) for _ in range(5)))) == [2, 3, 4, 5, 6]
+        assert await marks() == {}
+        activation = shard.activations["Counter/a"]
+        activation.attempts, activation.probation = {"*": 1}, False  # as it is found after the end of a process
+        assert await agent.ask(Counter.add, 1) == 7
+        assert await marks() == {"*": 1}
+        node._router._send = send  # type: ignore[method-assign]
+        assert await agent.ask(Counter.add, 1) == 8
+        assert await marks() == {}

@@ -57,7 +57,7 @@ class Shard:
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
-        self._suspect_before = 0 if clean else epoch
+        self.suspect_before = 0 if clean else epoch
         self._suspect_timers_before = 0.0 if clean else runtime.clock.now()
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
@@ -272,7 +272,7 @@ class Shard:
             message = _decode_inbox(codec.unseal(stored.payload, stored.subject))
         except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
             message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
-        return mailbox.from_inbox(stored.sequence, message, stored.sequence < self._suspect_before)
+        return mailbox.from_inbox(stored.sequence, message, stored.sequence < self.suspect_before)
 
     def refill(self, activation: Activation) -> None:
         """Read on in the inbox of an agent that has more messages than are held in memory."""
