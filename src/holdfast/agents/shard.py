@@ -57,7 +57,7 @@ class Shard:
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
-        self.suspect_before = 0 if clean else epoch
+        self._suspect_before = 0 if clean else epoch
         self._suspect_timers_before = 0.0 if clean else runtime.clock.now()
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
@@ -272,7 +272,7 @@ class Shard:
             message = _decode_inbox(codec.unseal(stored.payload, stored.subject))
         except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
             message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
-        return mailbox.from_inbox(stored.sequence, message, stored.sequence < self.suspect_before)
+        return mailbox.from_inbox(stored.sequence, message, stored.sequence < self._suspect_before)
 
     def refill(self, activation: Activation) -> None:
         """Read on in the inbox of an agent that has more messages than are held in memory."""
@@ -357,6 +357,11 @@ class Shard:
     def live(self) -> bool:
         """Whether an answer from memory may be given now."""
         return self.active and self.runtime.life.live()
+
+    def has_suspects(self, activation: Activation) -> bool:
+        """Whether a message waits at the agent that may have been in the hands of a process that died."""
+        waiting = (*(activation.mailbox or ()), *(activation.inbox or ()))
+        return any(one < self._suspect_before if isinstance(one, int) else one.suspect for one in waiting)
 
     def busy(self) -> bool:
         """Whether a turn runs or waits for its commit."""

@@ -207,7 +207,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
     if activation.attempts:
         activation.attempts.pop(message.key, None)
         # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
-        if not message.suspect or (activation.probation and not _suspects_wait(activation)):
+        if not message.suspect or (activation.probation and not activation.shard.has_suspects(activation)):
             activation.attempts.pop(_ANY, None)
     if call is not None:
         if call.message_id:
@@ -300,14 +300,6 @@ def start_suspect(activation: Activation, message: Delivery) -> None:
             del attempts[next(name for name in attempts if name != _ANY)]
         activation.probation = not alone
         activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, alone))
-
-
-def _suspects_wait(activation: Activation) -> bool:
-    """Whether another message of the agent is to be run behind the mark that is there."""
-    before = activation.shard.suspect_before
-    return any(one.suspect for one in activation.mailbox or ()) or any(
-        one < before if isinstance(one, int) else one.suspect for one in activation.inbox or ()
-    )
 
 
 async def _behind_mark(activation: Activation, message: Delivery, alone: bool) -> None:
