@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.app import Counter
 from bench.measure import Report, out
 from holdfast import LocalCluster, Node, NotDone, OutcomeUnknown
-from holdfast.admin import nodes
+from holdfast.admin import nodes, upgrade
 
 APP = str(Path(__file__).parent / "app.py")
 
@@ -104,6 +104,8 @@ async def benchmark(report: Report, quick: bool) -> None:
                 await _drain(report, node, 1000)
                 await _kill_node(report, cluster, node, 1000 if quick else 3000)
                 await _kill_host(report, cluster, node, 300)
+                await _fifth_node(report, cluster, node)
+                await _restart(report, node, 300)
             await cluster.kill()
             started = time.perf_counter()
             await cluster.start(120)
@@ -128,6 +130,34 @@ async def _drain(report: Report, node: Node, agents: int) -> None:
     report.add("drain: failed calls", len(callers.failures), "", 0.0)
     await callers.end()
     await nodes.uncordon(node, "h2")
+    await balanced(node)
+
+
+async def _fifth_node(report: Report, cluster: LocalCluster, node: Node) -> None:
+    async with Node.join(cluster.urls, serve=[Counter], name="fourth"):
+        await balanced(node, 4)
+        names = [f"x{number}" for number in range(10_000)]
+        before = [node.describe(f"Counter/{name}").owner for name in names]
+        async with Node.join(cluster.urls, serve=[Counter], name="fifth"):
+            await balanced(node, 5)
+            after = [node.describe(f"Counter/{name}").owner for name in names]
+        moved = sum(old != new for old, new in zip(before, after, strict=True))
+        report.add("a fifth node joins: agents that move", 100 * moved / len(names), "%", 25.0)
+    await balanced(node)
+
+
+async def _restart(report: Report, node: Node, agents: int) -> None:
+    callers = Callers(node, [f"x{number}" for number in range(agents)], 500)
+    await asyncio.sleep(4)
+    callers.fresh()
+    started, calls = time.perf_counter(), callers.calls
+    await upgrade.restart_hosts(node)
+    seconds = time.perf_counter() - started
+    report.add("rolling restart of all hosts: takes", seconds, "s")
+    report.add("rolling restart: calls meanwhile", (callers.calls - calls) / seconds, "/s")
+    report.add("rolling restart: failed calls", len(callers.failures), "", 0.0)
+    report.add("rolling restart: gap, p99", callers.quantile(0.99), "s")
+    await callers.end()
     await balanced(node)
 
 
