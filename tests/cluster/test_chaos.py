@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import ConfigError, DeadlineExceeded, NoQuorum, Unknown
+from holdfast import BadMessage, ConfigError, DeadlineExceeded, NoQuorum, Unknown
 from holdfast.testing import measures
 from holdfast.testing.chaos import Chaos, Outcome, Settings
 from holdfast.testing.history import Operation
@@ -141,8 +141,11 @@ def test_what_is_measured() -> None:
         add("a", 111.0, 114.0, "not done", NoQuorum("x")),
         add("b", 111.5, 118.0),
         add("a", 115.5, 116.0),
+        add("c", 114.2, 114.3, "not done", NoQuorum("x")),
+        add("c", 116.5, 116.6, "refused", BadMessage("x")),
+        add("c", 119.0, 121.1),
     ]
     measures.measure(harm, operations, 100.0)
     assert (harm.answered_after, harm.refused_after, harm.last_done_after) == (8.0, 4.0, 1.0)
     assert measures.stalls(operations, 100.0, 120.0) == {"add": 11.0}
-    assert measures.fates(operations) == {"add": {"done": 3, "not done": 1}}
+    assert measures.fates(operations) == {"add": {"done": 4, "not done": 2, "refused": 1}}

@@ -27,6 +27,9 @@ class Harmed(msgspec.Struct):
     """… and until the last success there before it was mended."""
 
 
+_ANSWERS: Final = ("done", "refused")
+"""Fates that are an agent's own word."""
+
 _AT_ONCE_SECONDS: Final = 0.5
 CUTS: Final = ("partition", "one-way", "flapping")
 
@@ -44,7 +47,7 @@ def stalls(operations: list[Operation], began: float, ended: float) -> dict[str,
     found: dict[str, list[float]] = {}
     for operation in operations:
         times = found.setdefault(operation.kind, [began, ended])
-        if operation.fate in ("done", "refused") and operation.ended <= ended:
+        if operation.fate in _ANSWERS and operation.ended <= ended:
             times.append(operation.ended)
     longest = {}
     for kind, times in sorted(found.items()):
@@ -74,7 +77,7 @@ def _answered_after(operations: list[Operation], at: float) -> float:
             asked[operation.agent].append(operation)
     longest = 0.0
     for mine in asked.values():
-        answered = min((op for op in mine if op.fate == "done"), key=lambda op: op.ended, default=None)
+        answered = min((op for op in mine if op.fate in _ANSWERS), key=lambda op: op.ended, default=None)
         if answered is None:
             continue
         refused = any(op.began < answered.ended and op.fate in ("not done", "unknown") for op in mine)
