@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import typer
+from msgspec.structs import asdict
 from rich.console import Console
 from rich.table import Table
 
@@ -101,15 +102,7 @@ async def joined(at: str, app: str = "") -> AsyncIterator[Node]:
         raise ConfigError(f"there is no file {urls[0].removeprefix('local:')}")
     serve: list[type[Agent[Any]]] = load_agents(app) if app else []
     security = Security() if local else security_from_environment()
-    async with Node.join(
-        urls,
-        serve=serve,
-        tls_ca=security.tls_ca,
-        tls_cert=security.tls_cert,
-        tls_key=security.tls_key,
-        user=security.user,
-        password=security.password,
-    ) as node:
+    async with Node.join(urls, serve=serve, **asdict(security)) as node:
         await node.settled()
         yield node
 
@@ -130,9 +123,7 @@ def cluster_engine(urls: list[str]) -> NatsEngine:
     found = parse(urls)
     if isinstance(found, Local):
         raise ConfigError(f"{urls[0]} is an embedded log, which has one copy: this is for clusters")
-    security = security_from_environment()
-    names = ("tls_ca", "tls_cert", "tls_key", "user", "password")
-    return NatsEngine(found.urls, **{name: getattr(security, name) for name in names})
+    return NatsEngine(found.urls, **asdict(security_from_environment()))
 
 
 def needs_app(at: str, app: str) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import inspect
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from msgspec.structs import asdict
 
 from holdfast.cli.common import DIRECTORY, execute, out, security_from_environment
 from holdfast.errors import ConfigError
+from holdfast.host.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
 from holdfast.node.node import Node
 
@@ -38,11 +40,8 @@ async def _run(app: str, at: str) -> None:
     agents = load_agents(app)
     main = getattr(load_module(app), "main", None)
     url = at or f"local:{DIRECTORY / (Path(app.partition(':')[0]).stem + '.db')}"
-    security = security_from_environment() if not url.startswith("local:") else None
-    secrets: dict[str, Any] = {}
-    if security is not None:
-        secrets = {name: getattr(security, name) for name in security.__struct_fields__}
-    async with Node.join(url, serve=agents, **secrets) as node:
+    security = Security() if url.startswith("local:") else security_from_environment()
+    async with Node.join(url, serve=agents, **asdict(security)) as node:
         if main is not None:
             if not inspect.iscoroutinefunction(main) or len(inspect.signature(main).parameters) != 1:
                 raise ConfigError(f"main of {app} must be `async def main(node)` to be run")

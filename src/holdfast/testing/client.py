@@ -14,6 +14,7 @@ from random import Random
 from typing import Final
 
 import msgspec
+from msgspec.structs import asdict
 
 from holdfast.children import die_with_parent
 from holdfast.errors import from_wire, to_wire
@@ -98,17 +99,8 @@ class _Notebook:
 async def serve(settings: ClientSettings) -> None:
     """Work until there is more on the standard input. Raises what `Node.join` raises."""
     loop = asyncio.get_running_loop()
-    security = settings.security
     book = _Notebook()
-    async with Node.join(
-        settings.urls,
-        name=settings.name,
-        tls_ca=security.tls_ca,
-        tls_cert=security.tls_cert,
-        tls_key=security.tls_key,
-        user=security.user,
-        password=security.password,
-    ) as node:
+    async with Node.join(settings.urls, name=settings.name, **asdict(settings.security)) as node:
         clerk = Clerk(book, node, settings.name, settings.agents, settings.pause, Random(settings.seed))
         loop.add_reader(sys.stdin.fileno(), _stop, book)
         tasks = [loop.create_task(clerk.begin(kind)) for kind, count in settings.work.items() for _ in range(count)]
