@@ -17,7 +17,6 @@ followed anew.
 from __future__ import annotations
 
 import asyncio
-from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
@@ -36,6 +35,10 @@ _PURGED_SECONDS = 0.3
 _GROUP_MAX = 64
 _PASSING_MAX = 2000
 """Records of inbox and outbox that are kept of one shard."""
+
+
+def _shard(subject: str) -> int:
+    return int(subject.split(".", 2)[1])
 
 
 class _Followed:
@@ -102,11 +105,18 @@ class Recovery:
         self._leaders[cell] = "" if shown is None else shown.server
         return shown
 
+    async def _leader(self, cell: str) -> str:
+        """The server whose replica will show what there is, as far as is known."""
+        if cell not in self._leaders:
+            with suppress(NoQuorum, Unknown, Closed):
+                await self._shown(cell, ())
+        return self._leaders.get(cell, "")
+
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
         """Follow some shards that were wanted together, as long as one of them still is."""
         filters = [f"{cell}.{number}.>" for number in group]
         skip = len(cell) + 1
-        tail = self._engine.log.tail(cell, filters, not_on=self._leaders.get(cell, ""))
+        tail = self._engine.log.tail(cell, filters, not_on=await self._leader(cell))
         comparing: asyncio.Task[None] | None = None
         try:
             async for chunk in tail:
@@ -141,8 +151,7 @@ class Recovery:
             shown = await self._shown(cell, group)
             lacking = set()
             if shown is not None:
-                read = ChainMap(*(followed.records for followed in group.values()))
-                lacking = {int(subject.split(".", 2)[1]) for subject in await self._lacking(cell, shown, read)}
+                lacking = {_shard(subject) for subject in await self._lacking(cell, shown, self._has(group))}
         except (NoQuorum, Unknown, Closed):
             lacking = set(group)  # it is followed anew, where it is still wanted
         for number, followed in group.items():
@@ -152,6 +161,15 @@ class Recovery:
                 else:
                     followed.caught_up = True
         self._on_warm()
+
+    def _has(self, group: dict[int, _Followed]) -> Callable[[str], bool]:
+        """Whether a subject was read; of a shard that is not followed any more it does not matter."""
+
+        def has(subject: str) -> bool:
+            followed = group[_shard(subject)]
+            return subject in followed.records or self._followed.get(_shard(subject)) is not followed
+
+        return has
 
     def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
         old = followed.records.pop(stored.subject, None)  # popped, so that the records stay in their order
@@ -222,9 +240,7 @@ class Recovery:
         self, cell: str, claims: Mapping[int, int], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[str]]:
         filters = [f"{cell}.{number}.>" for number in claims]
-        if cell not in self._leaders:
-            await self._shown(cell, [])
-        tail = self._engine.log.tail(cell, filters, not_on="" if anywhere else self._leaders[cell])
+        tail = self._engine.log.tail(cell, filters, not_on="" if anywhere else await self._leader(cell))
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: dict[str, Stored] = {}
@@ -254,7 +270,7 @@ class Recovery:
             shown = await self._shown(cell, claims)
             while open_to and not reading.done():
                 await self._some_news()
-            lacking = await self._lacking(cell, shown, records) if shown is not None else set()
+            lacking = await self._lacking(cell, shown, records.__contains__) if shown is not None else set()
         finally:
             reading.cancel()
             await asyncio.wait([reading])
@@ -267,16 +283,16 @@ class Recovery:
             )
         return list(records.values()), lost, servers
 
-    async def _lacking(self, cell: str, shown: Shown, read: Collection[str]) -> set[str]:
+    async def _lacking(self, cell: str, shown: Shown, has: Callable[[str], bool]) -> set[str]:
         """What the leader shows and was not read, even after a while, although it was not purged either."""
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
-        missing = {subject for subject in shown.subjects if subject not in read and not subject.endswith(".epoch")}
+        missing = {subject for subject in shown.subjects if not (subject.endswith(".epoch") or has(subject))}
         while missing and now() < end:
             await self._some_news()
-            missing = {subject for subject in missing if subject not in read}
+            missing = {subject for subject in missing if not has(subject)}
             if missing and now() >= again_at:
-                again = await self._shown(cell, {int(subject.split(".", 2)[1]) for subject in missing})
+                again = await self._shown(cell, {_shard(subject) for subject in missing})
                 missing &= again.subjects if again is not None else set()
                 again_at = now() + _PURGED_SECONDS
         return missing
