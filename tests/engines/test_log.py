@@ -184,7 +184,7 @@ async def test_the_copy_that_decides_shows_all_subjects_and_others_can_be_read(e
             servers.add(chunk.server)
             assert {stored.subject for stored in chunk.records} <= {*shown.subjects, f"{cell}.2.st.a"}
     assert servers and "" not in servers and shown.server not in servers
-    # On a very large cell the subjects come in pages.
+    # Also of a shard with many agents.
     many = [Record(f"{cell}.7.st.{n}", b"") for n in range(2000)]
     for start in range(0, len(many), engine.batch_records_max):
         await engine.log.append(cell, many[start : start + engine.batch_records_max])

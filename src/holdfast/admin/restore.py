@@ -116,14 +116,17 @@ async def _nobody_serves(engine: Engine) -> None:
 
 async def _read_manifest(engine: Engine, registry: str) -> Stored | None:
     """The manifest; servers that were just started have no leaders for a while."""
+    random = chance.random()
     end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
+    attempt = 0
     while True:
+        attempt += 1
         try:
             return await engine.log.read(registry, f"{registry}.manifest")
         except NoQuorum:
             if asyncio.get_running_loop().time() > end:
                 raise
-        await asyncio.sleep(_LISTEN_SECONDS / 4)
+        await asyncio.sleep(backoff.delay_seconds(attempt, random))
 
 
 async def _empty(engine: Engine, there: Sequence[str]) -> list[int]:

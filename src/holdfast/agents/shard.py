@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -360,7 +361,7 @@ class Shard:
 
     def has_suspects(self, activation: Activation) -> bool:
         """Whether a message waits at the agent that may have been in the hands of a process that died."""
-        waiting = (*(activation.mailbox or ()), *(activation.inbox or ()))
+        waiting = chain(activation.mailbox or (), activation.inbox or ())
         return any(one < self._suspect_before if isinstance(one, int) else one.suspect for one in waiting)
 
     def busy(self) -> bool:

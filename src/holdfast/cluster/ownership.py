@@ -232,11 +232,11 @@ class Ownership:
     # Recovering ----------------------------------------------------------------------------------------------------
 
     async def _recover(self, cell: str, claims: dict[int, tuple[int, bool]], lapses: int) -> None:
-        attempt = 0
+        attempt, anywhere = 0, False
         while True:
             epochs_of = {number: epoch for number, (epoch, _) in claims.items()}
             try:
-                records, lost, was_warm = await self.recovery.read(cell, epochs_of, anywhere=attempt % 2 == 1)
+                records, lost, was_warm = await self.recovery.read(cell, epochs_of, anywhere)
                 for number in lost:
                     claims.pop(number, None)
                 self._host.drop_shards(lost)
@@ -251,6 +251,7 @@ class Ownership:
                     return
                 attempt += 1
                 if isinstance(error, DataLoss):  # another replica may have what this one lacks, or shows damaged
+                    anywhere = not anywhere
                     self.failures[cell] = str(error)
                     what = {"message": f"recovery of {cell} is repeated", "exception": error}
                     self._loop.call_exception_handler(what)

@@ -17,7 +17,7 @@ followed anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from holdfast import limits
@@ -97,11 +97,9 @@ class Recovery:
             if number in numbers and not any(other in self._followed for other in numbers):
                 task.cancel()
 
-    async def _shown(self, cell: str, numbers: Iterable[int]) -> Shown | None:
-        """The subjects of some shards, and all epochs; None where there is only one copy of everything."""
-        shown = await self._engine.log.subjects(
-            cell, [f"{cell}.*.epoch", *(f"{cell}.{number}.>" for number in numbers)]
-        )
+    async def _shown(self, cell: str, filters: Sequence[str]) -> Shown | None:
+        """The subjects that the leader has of these; None where there is only one copy of everything."""
+        shown = await self._engine.log.subjects(cell, filters)
         self._leaders[cell] = "" if shown is None else shown.server
         return shown
 
@@ -109,7 +107,7 @@ class Recovery:
         """The server whose replica will show what there is, as far as is known."""
         if cell not in self._leaders:
             with suppress(NoQuorum, Unknown, Closed):
-                await self._shown(cell, ())
+                await self._shown(cell, [f"{cell}.*.epoch"])
         return self._leaders.get(cell, "")
 
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
@@ -148,7 +146,7 @@ class Recovery:
     async def _compare(self, cell: str, group: dict[int, _Followed]) -> None:
         """Find out whether what was read so far is everything; what comes from now on, comes from all replicas alike."""
         try:
-            shown = await self._shown(cell, group)
+            shown = await self._shown(cell, [f"{cell}.{number}.>" for number in group])
             lacking = set()
             if shown is not None:
                 lacking = {_shard(subject) for subject in await self._lacking(cell, shown, self._has(group))}
@@ -208,7 +206,7 @@ class Recovery:
     # When they are claimed -----------------------------------------------------------------------------------------
 
     async def read(
-        self, cell: str, claims: Mapping[int, int], anywhere: bool = False
+        self, cell: str, claims: Mapping[int, int], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[int]]:
         """Everything that shards have, up to their epochs; those that are another's by now; those that were warm.
 
@@ -267,7 +265,7 @@ class Recovery:
 
         reading = asyncio.get_running_loop().create_task(read())
         try:
-            shown = await self._shown(cell, claims)
+            shown = await self._shown(cell, filters)
             while open_to and not reading.done():
                 await self._some_news()
             lacking = await self._lacking(cell, shown, records.__contains__) if shown is not None else set()
@@ -292,7 +290,7 @@ class Recovery:
             await self._some_news()
             missing = {subject for subject in missing if not has(subject)}
             if missing and now() >= again_at:
-                again = await self._shown(cell, {_shard(subject) for subject in missing})
+                again = await self._shown(cell, [f"{cell}.{number}.>" for number in set(map(_shard, missing))])
                 missing &= again.subjects if again is not None else set()
                 again_at = now() + _PURGED_SECONDS
         return missing

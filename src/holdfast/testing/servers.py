@@ -317,7 +317,7 @@ class Servers:
         return "", 0.0
 
     def damage(self, host: str) -> None:
-        """A record of an agent that was at rest is lost in this host's replica, or a byte of it is another; no server notices."""
+        """An agent's record at rest in this host's replica is lost, or a byte of it is another; no server notices."""
         random = self.world.random
         cell = random.choice(list(self.cells.values()))
         replica, recent = cell.replicas[host], cell.first_since(self.world.now - 1.0)

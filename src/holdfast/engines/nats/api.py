@@ -69,3 +69,38 @@ async def call(connection: Connection, subject: str, body: Any, timeout_seconds:
     if found is not None:
         raise error_of(found, subject)
     return answer
+
+
+class _Place(msgspec.Struct, frozen=True):
+    leader: str = ""
+
+
+class _Delivered(msgspec.Struct, frozen=True):
+    stream_seq: int = 0
+
+
+class Consumer(msgspec.Struct, frozen=True):
+    """A consumer that was made. Which replica it reads is drawn at random: that of the server in ``cluster.leader``,
+    which is empty where there is only one. ``num_pending``: how many records wait for it."""
+
+    name: str
+    num_pending: int = 0
+    delivered: _Delivered = _Delivered()
+    cluster: _Place = _Place()
+
+
+async def create_consumer(
+    connection: Connection, stream: str, name: str, config: dict[str, object], timeout_seconds: float
+) -> Consumer:
+    """Make a disposable consumer: on one replica, in memory, without acknowledgements. Raises as `call` does."""
+    disposable = {
+        "name": name,
+        "ack_policy": "none",
+        "max_deliver": 1,
+        "replay_policy": "instant",
+        "num_replicas": 1,
+        "mem_storage": True,
+    }
+    body = {"stream_name": stream, "config": {**disposable, **config}, "action": "create"}
+    answer = await call(connection, f"CONSUMER.CREATE.{stream}.{name}", body, timeout_seconds)
+    return msgspec.json.decode(answer, type=Consumer)

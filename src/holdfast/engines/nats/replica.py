@@ -33,21 +33,6 @@ _PLACEMENTS_MAX: Final = 120
 _NANOSECONDS: Final = 1_000_000_000
 
 
-class _Place(msgspec.Struct, frozen=True):
-    leader: str = ""
-
-
-class _Delivered(msgspec.Struct, frozen=True):
-    stream_seq: int = 0
-
-
-class _Created(msgspec.Struct):
-    name: str
-    num_pending: int = 0
-    delivered: _Delivered = _Delivered()
-    cluster: _Place = _Place()
-
-
 class ReplicaSize(msgspec.Struct, frozen=True):
     """How far one replica goes. ``messages`` counts its records."""
 
@@ -90,28 +75,16 @@ async def open_replicas(
 
 async def _placed(
     connection: Connection, cell: str, servers: Sequence[str], start: dict[str, object]
-) -> dict[str, _Created]:
-    found: dict[str, _Created] = {}
+) -> dict[str, api.Consumer]:
+    found: dict[str, api.Consumer] = {}
     extra: list[str] = []
     try:
         for _ in range(_PLACEMENTS_MAX):
             if len(found) == len(servers):
                 return found
             name = new_id("sc")
-            config: dict[str, object] = {
-                **start,
-                "name": name,
-                "ack_policy": "none",
-                "max_deliver": 1,
-                "replay_policy": "instant",
-                "inactive_threshold": 30 * _NANOSECONDS,
-                "num_replicas": 1,
-                "mem_storage": True,
-            }
-            body = {"stream_name": cell, "config": config, "action": "create"}
-            made = msgspec.json.decode(
-                await api.call(connection, f"CONSUMER.CREATE.{cell}.{name}", body, _API_SECONDS), type=_Created
-            )
+            config = {**start, "inactive_threshold": 30 * _NANOSECONDS}
+            made = await api.create_consumer(connection, cell, name, config, _API_SECONDS)
             # A server without a cluster names none: it is the only one.
             server = made.cluster.leader or (servers[0] if len(servers) == 1 else "")
             if server in servers and server not in found:

@@ -53,6 +53,8 @@ class StreamFacts(msgspec.Struct):
     config: dict[str, Any]
     state: State
     cluster: Group = msgspec.field(default_factory=Group)
+    total: int = 0
+    """How many subjects there are, where they were asked for: they come in pages."""
 
     @property
     def copies(self) -> int:
@@ -103,9 +105,9 @@ async def subjects(connection: Connection, stream: str, wanted: str) -> Shown:
         if leader not in (None, facts.cluster.leader):
             raise NoQuorum(f"{stream} got another leader")
         leader = facts.cluster.leader
-        if not facts.state.subjects:
+        found.update(facts.state.subjects or ())
+        if not facts.state.subjects or len(found) >= facts.total:
             break
-        found.update(facts.state.subjects)
     return Shown(leader or "", found)
 
 

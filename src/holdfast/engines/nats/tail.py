@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from holdfast.engines.base import Chunk, Stored
 from holdfast.engines.nats import api
 from holdfast.engines.nats.connection import Connection, header, status
@@ -29,17 +27,6 @@ _PLACEMENTS_MAX: Final = 12
 """With two replicas to choose from, the chance that the wanted one is missed so often is below one in 4,000."""
 
 _NANOSECONDS: Final = 1_000_000_000
-
-
-class _Place(msgspec.Struct):
-    leader: str = ""
-
-
-class _Created(msgspec.Struct):
-    """Where the consumer is: it reads the store of that server. Drawn at random among the replicas."""
-
-    num_pending: int = 0
-    cluster: _Place = msgspec.field(default_factory=_Place)
 
 
 class Tail:
@@ -105,7 +92,7 @@ class Tail:
         self._server = made.cluster.leader
         return made.num_pending
 
-    async def _create(self) -> _Created:
+    async def _create(self) -> api.Consumer:
         connection = self._connection
         name = new_id("t")
         deliver = f"hf.t.{name}"
@@ -114,30 +101,23 @@ class Tail:
         self._heard_at = self._loop.time()
         self._subscription = await connection.listen(deliver, self._on_message)
         config: dict[str, object] = {
-            "name": name,
             "deliver_subject": deliver,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self._following,
-            "ack_policy": "none",
-            "max_deliver": 1,
-            "replay_policy": "instant",
             "flow_control": True,
             "idle_heartbeat": int(_HEARTBEAT_SECONDS * _NANOSECONDS),
             "inactive_threshold": 5 * _NANOSECONDS,
-            "num_replicas": 1,
-            "mem_storage": True,
             "filter_subjects": self._subjects,
         }
-        body = {"stream_name": self._cell, "config": config, "action": "create"}
         try:
-            answer = await api.call(connection, f"CONSUMER.CREATE.{self._cell}.{name}", body, _API_SECONDS)
+            made = await api.create_consumer(connection, self._cell, name, config, _API_SECONDS)
         except BaseException:
             connection.unlisten(self._subscription)
             self._subscription = 0
             raise
         self._consumer = name
         self._heard_at = self._loop.time()
-        return msgspec.json.decode(answer, type=_Created)
+        return made
 
     def _on_message(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
         self._heard_at = self._loop.time()
