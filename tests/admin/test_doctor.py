@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ class Ward:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.hosts = cohort(directory, [str(APP)])
-        self.guests: list[HostProcess] = []
         self.urls = list(self.hosts[0].settings.urls)
         self.small_disk = self._mount(directory / "h3")
 
@@ -60,15 +59,8 @@ class Ward:
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "holdfast-test", str(path)]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
-    async def guest(
-        self, name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = ""
-    ) -> None:
-        settings = HostSettings(name, None, self.urls, nodes, apps, 3)
-        self.guests.append(HostProcess(settings, tree, prelude))
-        await self.guests[-1].start()
-
     async def end(self) -> None:
-        for host in (*self.guests, *self.hosts):
+        for host in self.hosts:
             await host.kill()
         if self.small_disk:
             subprocess.run(["umount", "-l", str(self.directory / "h3")], check=True)
@@ -104,6 +96,20 @@ async def client(ward: Ward) -> AsyncIterator[Node]:
     async with Node.join(ward.urls) as node:
         await node.ready(60)
         yield node
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def guest(ward: Ward) -> AsyncIterator[Callable[..., Awaitable[None]]]:
+    """Start a host that is wrong beside those of the ward; it ends with the test."""
+    guests: list[HostProcess] = []
+
+    async def start(name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = "") -> None:
+        guests.append(HostProcess(HostSettings(name, None, ward.urls, nodes, apps, 3), tree, prelude))
+        await guests[-1].start()
+
+    yield start
+    for host in guests:
+        await host.kill()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -160,7 +166,9 @@ async def test_messages_that_failed(ward: Ward, client: Node) -> None:
     assert code == 0 and "notice dead-letters" in text and "nothing needs to be done" in text
 
 
-async def test_faults_of_hosts_nodes_and_streams(ward: Ward, client: Node) -> None:
+async def test_faults_of_hosts_nodes_and_streams(
+    ward: Ward, client: Node, guest: Callable[..., Awaitable[None]]
+) -> None:
     directory = ward.directory
     third = ward.hosts[2]
     await third.kill()
@@ -168,15 +176,15 @@ async def test_faults_of_hosts_nodes_and_streams(ward: Ward, client: Node) -> No
     await third.start()
     (directory / "other.py").write_text(OTHER)
     (directory / "crash.py").write_text("raise SystemExit('as told')\n")
-    await ward.guest("ahead", [], nodes=0, prelude=FAST_CLOCK)
-    await ward.guest("h1", [], nodes=0)
-    await ward.guest("mute", [], nodes=0, tree=mute_tree(directory))
-    await ward.guest("differs", [str(directory / "other.py")])
-    await ward.guest("crashes", [str(directory / "crash.py")])
+    await guest("ahead", [], nodes=0, prelude=FAST_CLOCK)
+    await guest("h1", [], nodes=0)
+    await guest("mute", [], nodes=0, tree=mute_tree(directory))
+    await guest("differs", [str(directory / "other.py")])
+    await guest("crashes", [str(directory / "crash.py")])
     (directory / "h2" / "nats-server.conf").chmod(0o644)
     (directory / "h1").chmod(0o777)
     connection = client.engine.connection  # type: ignore[attr-defined]
-    assert await one_copy(client)
+    await one_copy(client)
     changed = {**stream_settings("g1c8", 3), "duplicate_window": 60_000_000_000}
     await api.call(connection, "STREAM.CREATE.g1c8", changed, 10)
     await third.heard("node-ready")
@@ -202,8 +210,6 @@ async def test_faults_of_hosts_nodes_and_streams(ward: Ward, client: Node) -> No
     assert "2.14.1 on h3" in found["mixed-servers"][0]
     assert [one.partition(":")[0] for one in found["old-server"]] == ["h3"]
     assert [one.partition(":")[0] for one in found["not-synced"]] == ["h3"]
-    for guest in ward.guests:
-        await guest.kill()
 
 
 async def test_a_disk_that_is_full(ward: Ward, client: Node) -> None:
@@ -256,9 +262,7 @@ async def test_servers_and_nodes_that_do_not_answer(own: LocalCluster) -> None:
 async def test_without_a_majority_the_doctor_still_answers(own: LocalCluster) -> None:
     urls = dict(zip(own.hosts, own.urls, strict=True))
     async with Node.join(own.urls) as node:
-        async with asyncio.timeout(60):
-            while not await one_copy(node):
-                await asyncio.sleep(0.2)
+        await one_copy(node)
         alone = (await streams.info(node.engine.connection, "g1c7")).cluster.leader  # type: ignore[attr-defined]
     gone = next(host for host in urls if alone.startswith(f"{host}-"))
     await own.kill_host(gone)
@@ -273,15 +277,16 @@ async def test_without_a_majority_the_doctor_still_answers(own: LocalCluster) ->
     assert code == 1 and "critical no-quorum" in text and "do: start the hosts" in text
 
 
-async def one_copy(client: Node) -> bool:
-    """A stream with one copy, on one of the three; there may be one already."""
+async def one_copy(client: Node) -> None:
+    """Make a stream with one copy, on one of the three, if there is none; servers that just started are waited for."""
     connection = client.engine.connection  # type: ignore[attr-defined]
-    try:
-        await api.call(connection, "STREAM.CREATE.g1c7", stream_settings("g1c7", 1), 5)
-        await streams.info(connection, "g1c7")
-    except HoldfastError:
-        return False
-    return True
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(HoldfastError):
+                await api.call(connection, "STREAM.CREATE.g1c7", stream_settings("g1c7", 1), 5)
+                await streams.info(connection, "g1c7")
+                return
+            await asyncio.sleep(0.2)
 
 
 async def test_no_server_takes_a_connection() -> None:

@@ -190,35 +190,42 @@ async def test_calls_inside_turns_through_a_failover(cluster: LocalCluster, node
 async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
     cluster: LocalCluster, node: Node
 ) -> None:
-    await all_up(cluster, node)
     agent = node.agent(Account, "frozen")
-    value = await agent.ask(Account.add, 1)
-    victim = owner_name(node, "Account/frozen")
-    pid = cluster.node_pid(victim)
     replies: list[Reply] = []
     await node.engine.bus.subscribe(
         "hf.r.frozen.>", lambda m: replies.extend(msgspec.msgpack.decode(m.payload, type=Replies).replies)
     )
-    frozen = f"hf.n.{node.describe('Account/frozen').owner}"
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        async with asyncio.timeout(60):
-            assert await agent.options(timeout_seconds=60).ask(Account.add, 1) == value + 1
-        # These lie in its socket when it wakes, before it can hear that its shards are another's.
-        for number in range(100):
-            call = Call("Account/frozen", "value", b"\x90", number + 1)
-            node.engine.bus.publish(frozen, codec.encode_raw(Frame("hf.r.frozen.1", [call])))
-        await asyncio.sleep(0.1)
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    async with asyncio.timeout(20):
-        while len(replies) < 100:
-            await asyncio.sleep(0.05)
-    assert OK not in {reply.outcome for reply in replies}, "a node that was frozen answered from its memory"
-    for expected in range(value + 2, value + 12):
-        assert await agent.ask(Account.add, 1) == expected
-        assert await agent.ask(Account.value) == expected
-        await asyncio.sleep(0.1)
+    while len(replies) < 100:
+        # A server cuts the connection of who is silent for more than 10 s: so long may a takeover take where the
+        # machine is busy, and then what lay in the socket is gone. That says nothing: it is frozen again.
+        replies.clear()
+        await all_up(cluster, node)
+        value = await agent.ask(Account.add, 1)
+        pid = cluster.node_pid(owner_name(node, "Account/frozen"))
+        frozen = f"hf.n.{node.describe('Account/frozen').owner}"
+        os.kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            async with asyncio.timeout(60):
+                assert await agent.options(timeout_seconds=60).ask(Account.add, 1) == value + 1
+            # These lie in its socket when it wakes, before it can hear that its shards are another's.
+            for number in range(100):
+                call = Call("Account/frozen", "value", b"\x90", number + 1)
+                node.engine.bus.publish(frozen, codec.encode_raw(Frame("hf.r.frozen.1", [call])))
+            await asyncio.sleep(0.1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        cut = time.monotonic() - stopped > 10
+        with suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                while len(replies) < 100:
+                    await asyncio.sleep(0.05)
+        assert OK not in {reply.outcome for reply in replies}, "a node that was frozen answered from its memory"
+        assert len(replies) == 100 or cut
+        for expected in range(value + 2, value + 12):
+            assert await agent.ask(Account.add, 1) == expected
+            assert await agent.ask(Account.value) == expected
+            await asyncio.sleep(0.1)
     await all_up(cluster, node)
 
 
