@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.agents.kinds import Append, Counter, Fault, serving, until
+from tests.agents.kinds import Append, Count, Counter, Fault, serving, until
 
 from holdfast import (
     Agent,
@@ -17,6 +17,7 @@ from holdfast import (
     DeadlineExceeded,
     HandlerFailed,
     Node,
+    NoQuorum,
     OutcomeUnknown,
     Overloaded,
     ReplayMismatch,
@@ -324,3 +325,34 @@ async def test_the_outcome_of_a_message_is_told_later(path: Path) -> None:
     async with serving(path) as node:  # also from the record, after a restart
         assert (await node.agent(Counter, "a").outcome("m-3")).status == "done"
         assert await node.call("Counter/a", "outcome", ["m-1"]) == {"status": "done", "error": "", "text": ""}
+
+
+async def test_who_gives_up_does_not_take_the_message_from_others(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a").options(message_id="m")
+        first, second = (asyncio.create_task(agent.ask(Counter.slow, 0.3)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        assert await first == 1
+        with pytest.raises(asyncio.CancelledError):
+            await second
+
+
+async def test_a_turn_that_is_broken_off_by_its_node_does_not_cancel_what_it_asked(path: Path) -> None:
+    """It runs again elsewhere, and asks again under the same id."""
+
+    class Outer(Agent[Count]):
+        @handler
+        async def through(self) -> int:
+            return await self.agent(Counter, "inner").ask(Counter.slow, 0.5)
+
+    async with serving(path, Outer, Counter) as node:
+        outer = node.agent(Outer, "o").options(message_id="m")
+        asked = asyncio.create_task(outer.ask(Outer.through))
+        await asyncio.sleep(0.2)
+        shard = next(shard for shard in node._runtime.shards.values() if "Outer/o" in shard.activations)
+        shard.drop(shard.activations["Outer/o"], NoQuorum("dropped by the test"))
+        with pytest.raises(NoQuorum, match="by the test"):
+            await asked
+        assert await outer.ask(Outer.through) == 1
+        assert await node.agent(Counter, "inner").ask(Counter.value) == 1

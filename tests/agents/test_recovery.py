@@ -165,3 +165,31 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
         node._router._send = send  # type: ignore[method-assign]
         assert await agent.ask(Counter.add, 1) == 8
         assert await marks() == {}
+
+
+async def test_a_message_that_is_given_up_behind_its_mark_holds_nobody_up(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        shard = next(shard for shard in node._runtime.shards.values() if shard.index)
+        shard.activations["Counter/a"].attempts = {"*": 1}
+        send = node._router._send
+
+        def suspected(opened: Any) -> None:
+            opened.call.suspect = True
+            send(opened)
+
+        node._router._send = suspected  # type: ignore[method-assign]
+        async with node._runtime.quarantine:
+            asked = asyncio.create_task(agent.ask(Counter.add, 10))
+
+            async def waits() -> bool:
+                return shard.activations["Counter/a"].running is not None
+
+            await until(waits)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        async with asyncio.timeout(5):
+            assert await agent.ask(Counter.add, 1) == 2
+        stored = await node.engine.log.read_sequence(shard.cell, shard.index["Counter/a"])
+        assert stored is not None and unpack(stored.payload, "").attempts.keys() <= {"*"}

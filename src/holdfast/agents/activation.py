@@ -15,9 +15,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
-from holdfast.agents import repeats, turn
-from holdfast.agents.mailbox import Delivery, error_bytes
-from holdfast.agents.messages import BUSY, NOT_OWNER, Timer
+from holdfast.agents import repeats, suspects, turn
+from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
+from holdfast.agents.messages import BUSY, NOT_OWNER, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import Seen
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, UnknownKind
@@ -45,7 +45,7 @@ class Activation:
         self.kind = kind
         self.agent: Any = None
         self.state: Any = None
-        """What handlers work on: all turns that were finished, and the one that runs."""
+        """With all turns that were finished, and the one that runs."""
         self.state_bytes = b""
         """… as of the last finished turn: what a handler that raises goes back to."""
         self.committed_bytes = b""
@@ -79,8 +79,7 @@ class Activation:
         self.in_hand: dict[str, Delivery] = {}
         self.pending: list[Delivery] = []
         self.in_batch: list[Delivery] = []
-        self.outgoing_records = 0
-        self.outgoing_bytes = 0
+        self.outgoing_records = self.outgoing_bytes = 0
         self.retry_at = 0.0
         self.turn_from_inbox = False
         self.last_used = shard.runtime.loop.time()
@@ -160,6 +159,7 @@ class Activation:
             elif call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
                 turn.refuse(message, repeats.mismatch(call.message_id))
             else:
+                known.shared = known.shared or not is_same_ask(known.call, call)
                 known.call, known.sink = call, message.sink
         else:
             self._enqueue(message)
@@ -203,14 +203,14 @@ class Activation:
         self.inbox.append(message)
         self.pump()
 
-    def cancel(self, key: str) -> None:
-        """The caller gave up: a message that waits is dropped, a handler that waits is cancelled."""
-        message = self.in_hand.get(key)
-        if message is None:
+    def cancel(self, call: Call) -> None:
+        """Its caller gave up: a message that waits is dropped, a handler that waits is cancelled."""
+        message = self.in_hand.get(call_key(call))
+        if message is None or message.shared or not is_same_ask(message.call, call):
             return
         if self.mailbox and message in self.mailbox:
             self.mailbox.remove(message)
-            del self.in_hand[key]
+            del self.in_hand[message.key]
         elif self.running is message and self.task is not None:
             self.task.cancel()
 
@@ -261,7 +261,7 @@ class Activation:
                     message.turn_away(BUSY)
                     return
         if message.suspect:
-            turn.start_suspect(self, message)
+            suspects.start(self, message)
         else:
             turn.start(self, message)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
     from holdfast.agents.ref import AgentRef
     from holdfast.agents.router import Router
+    from holdfast.agents.shard import Shard
 
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
@@ -44,6 +45,8 @@ class TurnHost(Protocol):
     """What a turn needs of the activation that runs it."""
 
     token: str
+    shard: Shard
+    loaded: bool
     timers: dict[str, Timer] | None
     seen: Seen
     in_hand: dict[str, Delivery]
@@ -113,6 +116,11 @@ class Context:
     def idempotency_key(self) -> str:
         """The same for every run of this message: give it to outside systems, whose effects are at-least-once."""
         return self._derived("effect")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the agent is still this activation's. Where it is not, the turn is cancelled, and runs again elsewhere."""
+        return self._host.loaded and self._host.shard.live()
 
     @property
     def message_id(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from holdfast import codec, limits
 from holdfast.agents.messages import Call, Frame
 from holdfast.engines.base import Bus
@@ -27,9 +29,9 @@ class Frames:
         """Send a call with this tick's frame."""
         self._to(subject).calls.append(call)
 
-    def cancel(self, subject: str, token: str, key: str) -> None:
-        """Send word that a caller gave up."""
-        self._to(subject).cancelled.append((token, key))
+    def cancel(self, subject: str, call: Call) -> None:
+        """Send word that its caller gave up a call."""
+        self._to(subject).cancelled.append(structs.replace(call, arguments=b""))
 
     def unheard(self, subject: str) -> Sequence[int]:
         """The references of a frame's calls, when nobody was there to hear it; ``subject``: its reply's."""

@@ -6,7 +6,7 @@ from asyncio import Future
 from collections.abc import Callable
 
 from holdfast import codec, errors, ids
-from holdfast.agents.messages import BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
+from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
 
 Sink = Callable[[int, int, bytes], None]
 """Takes (reference, outcome, payload) of a reply."""
@@ -33,6 +33,7 @@ class Delivery:
         "read_after",
         "reply",
         "sequence",
+        "shared",
         "sink",
         "suspect",
         "timer",
@@ -51,6 +52,8 @@ class Delivery:
         self.begun = False
         """Whether its turn ran, or began to, in an activation that came to an end before its commit was known."""
         self.suspect = False
+        self.shared = False
+        """Several callers asked it, under one message id: not all of them gave up if one did."""
         self.read_after = False
         """A reader that runs when the commit that it waits for is acknowledged."""
         self.outgoing: list[Outgoing] | None = None
@@ -89,6 +92,15 @@ def call_key(call: Call) -> str:
         return f"{call.caller}:{call.number}"
     # A tell has nothing of its own: each is a message of its own.
     return f"{call.caller}?{call.reference}" if call.reference else ids.new_id("tell")
+
+
+def is_same_ask(one: Call | None, other: Call) -> bool:
+    """Whether these are attempts of one ask; several callers may ask under one message id."""
+    return (
+        one is not None
+        and one.caller == other.caller
+        and one.reference >> ATTEMPT_BITS == other.reference >> ATTEMPT_BITS
+    )
 
 
 def from_call(call: Call, sink: Sink | None) -> Delivery:

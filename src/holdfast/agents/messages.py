@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+ATTEMPT_BITS = 16
+"""A reference is the number of an ask, unique in its process, and in its lowest bits the number of the attempt."""
+
 
 class Call(msgspec.Struct, array_like=True):
     """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a message without them."""
@@ -33,8 +36,8 @@ class Frame(msgspec.Struct, array_like=True):
 
     reply: str
     calls: list[Call]
-    cancelled: list[tuple[str, str]] = []
-    """(token, key) of calls that their caller gave up."""
+    cancelled: list[Call] = []
+    """Calls that their caller gave up, without their arguments."""
 
 
 OK = 0

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from holdfast import chance, limits, loops
-from holdfast.agents import mailbox
 from holdfast.agents.frames import Frames
-from holdfast.agents.messages import BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
+from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
@@ -52,9 +51,7 @@ if TYPE_CHECKING:
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
 _SWEEP_SECONDS = 0.25
-_ATTEMPT_BITS = 16
-_ATTEMPT_MASK = (1 << _ATTEMPT_BITS) - 1
-"""A call's reference on the wire has its number, and below it which attempt this is."""
+_ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
 _ISOLATED = "this process reaches no majority of the servers"
 _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
@@ -197,7 +194,7 @@ class Router:
         try:
             outcome, payload = await opened.future
         except asyncio.CancelledError:
-            self._cancel(opened)
+            self._cancel(opened, context is None or context.is_live)
             raise
         if outcome == OK:
             return payload
@@ -249,7 +246,7 @@ class Router:
         opened.unanswered |= 1 << opened.attempts
         opened.sent_at = self._loop.time()
         call = opened.call
-        call.reference = opened.number << _ATTEMPT_BITS | opened.attempts
+        call.reference = opened.number << ATTEMPT_BITS | opened.attempts
         runtime = self.runtime
         if runtime is not None and opened.shard in runtime.shards:
             opened.target = runtime.incarnation
@@ -267,7 +264,7 @@ class Router:
     def _on_message(self, message: Message) -> None:
         if message.no_responders:
             for reference in self._frames.unheard(message.subject):
-                opened = self._open.get(reference >> _ATTEMPT_BITS)
+                opened = self._open.get(reference >> ATTEMPT_BITS)
                 if opened is not None:
                     self._turned_away(opened, reference, "nobody serves its shard")
             return
@@ -277,14 +274,14 @@ class Router:
             return  # damaged: the attempts end unanswered
         opens, owner = self._open, replies.incarnation
         for reply in replies.replies:
-            opened = opens.get(reply.reference >> _ATTEMPT_BITS)
+            opened = opens.get(reply.reference >> ATTEMPT_BITS)
             if opened is not None:
                 if reply.outcome <= ERROR:
                     self._owners[opened.shard] = owner
                 self._on_reply(reply.reference, reply.outcome, reply.payload)
 
     def _on_reply(self, reference: int, outcome: int, payload: bytes) -> None:
-        opened = self._open.get(reference >> _ATTEMPT_BITS)
+        opened = self._open.get(reference >> ATTEMPT_BITS)
         if opened is None:
             return
         if outcome == NOT_OWNER:
@@ -342,16 +339,18 @@ class Router:
         else:
             opened.future.set_exception(error(f"{title}: {why}, and nothing was done: {opened.refused}"))
 
-    def _cancel(self, opened: _Open) -> None:
+    def _cancel(self, opened: _Open, tell: bool) -> None:
+        """The call is given up. ``tell``: unless the same turn makes it again, under the same id, on another node."""
         call = opened.call
         if opened.number not in self._open:
             return
         self._close(opened)
-        key = mailbox.call_key(call)
+        if not tell:
+            return
         if self.runtime is not None and opened.shard in self.runtime.shards:
-            self.runtime.cancel(call.token, key)
+            self.runtime.cancel(call)
         elif opened.target:
-            self._frames.cancel(f"hf.n.{opened.target}", call.token, key)
+            self._frames.cancel(f"hf.n.{opened.target}", call)
 
     # Time and failures -----------------------------------------------------------------------------------------------
 

@@ -267,15 +267,15 @@ class Runtime:
 
         for call in frame.calls:
             self.take(call, sink if call.reference else None)
-        for token, key in frame.cancelled:
-            self.cancel(token, key)
+        for call in frame.cancelled:
+            self.cancel(call)
 
-    def cancel(self, token: str, key: str) -> None:
-        """A caller gave up."""
-        shard = self.shards.get(self.shard_of(token))
-        activation = shard.activations.get(token) if shard is not None else None
+    def cancel(self, call: Call) -> None:
+        """Its caller gave it up."""
+        shard = self.shards.get(self.shard_of(call.token))
+        activation = shard.activations.get(call.token) if shard is not None else None
         if activation is not None:
-            activation.cancel(key)
+            activation.cancel(call)
 
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
     from holdfast.cluster.life import Life
 
-_ANY: Final = "*"
-"""The mark for any message of an agent; the others name one."""
+ANY_MESSAGE: Final = "*"
+"""The mark of a suspect for any message of an agent; the others name one."""
 
 
 def refuse(message: Delivery, error: HoldfastError) -> None:
@@ -108,9 +108,7 @@ async def _run(
     try:
         value = await _while_live(method.bind(activation.agent, args), activation.shard.runtime.life)
     except asyncio.CancelledError:
-        if activation.shard.active and activation.running is message:
-            _raised(activation, message, HandlerFailed("the handler was cancelled", "CancelledError"))
-        else:
+        if not cancelled(activation, message):
             raise
     except Exception as error:
         if activation.running is message:
@@ -148,6 +146,14 @@ def _raised(activation: Activation, message: Delivery, error: Exception) -> None
     activation.running = None
     _failed(activation, message, _shown(activation.kind.name, message.handler, error), ran=True)
     activation.pump()
+
+
+def cancelled(activation: Activation, message: Delivery) -> bool:
+    """End a turn that its caller gave up; false where the activation itself has come to its end."""
+    if not activation.shard.active or activation.running is not message:
+        return False
+    _raised(activation, message, HandlerFailed("the handler was cancelled", "CancelledError"))
+    return True
 
 
 def _shown(kind: str, handler: str, error: Exception) -> HoldfastError:
@@ -208,7 +214,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
         activation.attempts.pop(message.key, None)
         # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
         if not message.suspect or (activation.probation and not activation.shard.has_suspects(activation)):
-            activation.attempts.pop(_ANY, None)
+            activation.attempts.pop(ANY_MESSAGE, None)
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
@@ -275,57 +281,6 @@ def bury(activation: Activation, message: Delivery, error: HoldfastError) -> Non
     message.reply = ERROR_MARK + error_bytes(error)
     _consume(activation, message)
     activation.note(message)
-
-
-# Suspects ----------------------------------------------------------------------------------------------------------
-
-
-def start_suspect(activation: Activation, message: Delivery) -> None:
-    """Run a message that was in the hands of a process that died, so that it ends three processes at most.
-
-    First behind a committed mark on the agent; where that process ended too, one message of the node at a time, each
-    behind a mark that names it; a message that bears such a mark is given up.
-    """
-    attempts = activation.attempts
-    alone = _ANY in attempts
-    if message.key in attempts:
-        bury(activation, message, HandlerFailed(f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"))
-    elif activation.probation and alone:
-        start(activation, message)
-    else:
-        activation.running = message
-        # Others' marks stay: two deadly messages would else take turns at wiping out each other's.
-        attempts[message.key if alone else _ANY] = limits.UNCLEAN_ENDS_MAX - 1 if alone else 1
-        while len(attempts) > limits.ATTEMPT_MARKS_MAX:
-            del attempts[next(name for name in attempts if name != _ANY)]
-        activation.probation = not alone
-        activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, alone))
-
-
-async def _behind_mark(activation: Activation, message: Delivery, alone: bool) -> None:
-    if not alone:
-        await _marked(activation)
-        if activation.running is message:
-            start(activation, message)
-            activation.pump()
-        return
-    async with activation.shard.runtime.quarantine:
-        await _marked(activation)
-        if activation.running is not message:
-            return
-        start(activation, message)
-        task = activation.task
-        if activation.running is message and task is not None and task is not asyncio.current_task():
-            await asyncio.wait([task])
-        await _marked(activation)
-    activation.pump()
-
-
-def _marked(activation: Activation) -> asyncio.Future[None]:
-    """Commit the record as it is; the future is done when it is acknowledged, cancelled when the shard is lost."""
-    future: asyncio.Future[None] = activation.shard.runtime.loop.create_future()
-    activation.note(mailbox.mark(future))
-    return future
 
 
 # Reading -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""Messages that were in the hands of a process that died: one of them may have ended it, and may end the next."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from holdfast import limits
+from holdfast.agents import mailbox, turn
+from holdfast.agents.mailbox import Delivery
+from holdfast.errors import HandlerFailed
+
+if TYPE_CHECKING:
+    from holdfast.agents.activation import Activation
+
+
+def start(activation: Activation, message: Delivery) -> None:
+    """Run a message that was in the hands of a process that died, so that it ends three processes at most.
+
+    First behind a committed mark on the agent; where that process ended too, one message of the node at a time, each
+    behind a mark that names it; a message that bears such a mark is given up.
+    """
+    attempts = activation.attempts
+    alone = turn.ANY_MESSAGE in attempts
+    if message.key in attempts:
+        turn.bury(activation, message, HandlerFailed(f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"))
+    elif activation.probation and alone:
+        turn.start(activation, message)
+    else:
+        activation.running = message
+        # Others' marks stay: two deadly messages would else take turns at wiping out each other's.
+        attempts[message.key if alone else turn.ANY_MESSAGE] = limits.UNCLEAN_ENDS_MAX - 1 if alone else 1
+        while len(attempts) > limits.ATTEMPT_MARKS_MAX:
+            del attempts[next(name for name in attempts if name != turn.ANY_MESSAGE)]
+        activation.probation = not alone
+        activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, alone))
+
+
+async def _behind_mark(activation: Activation, message: Delivery, alone: bool) -> None:
+    try:
+        if alone:
+            await _in_quarantine(activation, message)
+        else:
+            await _marked(activation)
+            if activation.running is message:
+                turn.start(activation, message)
+    except asyncio.CancelledError:
+        if not turn.cancelled(activation, message):
+            raise
+    else:
+        activation.pump()
+
+
+async def _in_quarantine(activation: Activation, message: Delivery) -> None:
+    async with activation.shard.runtime.quarantine:
+        await _marked(activation)
+        if activation.running is not message:
+            return
+        turn.start(activation, message)
+        task = activation.task
+        if activation.running is message and task is not None and task is not asyncio.current_task():
+            await asyncio.wait([task])
+        await _marked(activation)
+
+
+def _marked(activation: Activation) -> asyncio.Future[None]:
+    """Commit the record as it is; the future is done when it is acknowledged, cancelled when the shard is lost."""
+    future: asyncio.Future[None] = activation.shard.runtime.loop.create_future()
+    activation.note(mailbox.mark(future))
+    return future
