@@ -147,7 +147,8 @@ async def _fifth_node(report: Report, cluster: LocalCluster, node: Node) -> None
 
 
 async def _restart(report: Report, node: Node, agents: int) -> None:
-    callers = Callers(node, [f"x{number}" for number in range(agents)], 500)
+    # Who waits for a restarted host asks nothing meanwhile: 600 are offered, so that 500 a second come through.
+    callers = Callers(node, [f"x{number}" for number in range(agents)], 600)
     await asyncio.sleep(4)
     callers.fresh()
     started, calls = time.perf_counter(), callers.calls

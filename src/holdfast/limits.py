@@ -54,6 +54,9 @@ TURN_BYTES_MAX: Final = 2 * 1024 * 1024
 MAILBOX_MESSAGES_MAX: Final = 4096
 """Messages that wait for one agent, or for their acknowledgement; the next one is refused with `Overloaded`."""
 
+HANDLER_THREADS_MAX: Final = 32
+"""Handlers of one node that run in threads at a time; more wait."""
+
 CALLERS_MAX: Final = 4096
 MESSAGE_IDS_MAX: Final = 4096
 TIMERS_MAX: Final = 1024

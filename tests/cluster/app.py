@@ -33,6 +33,12 @@ class Account(Agent[Total], capabilities={"account"}):
         self.state.n += 1
         return self.state.n
 
+    @handler(runs_in="process")
+    async def compute(self, seconds: float) -> int:
+        time.sleep(seconds)
+        self.state.n += 1
+        return self.state.n
+
     @reader
     async def value(self) -> int:
         return self.state.n

@@ -237,6 +237,21 @@ async def test_a_handler_that_blocks_its_node_for_seconds_is_run_once(cluster: L
         assert await agent.ask(Account.value) == expected
 
 
+async def test_what_a_worker_process_computed_for_a_killed_node_counts_once(cluster: LocalCluster, node: Node) -> None:
+    await all_up(cluster, node)
+    agent = node.agent(Account, "computed")
+    assert await agent.ask(Account.compute, 0.0) == 1
+    asked = asyncio.create_task(agent.ask(Account.compute, 3.0))
+    await asyncio.sleep(1)
+    cluster.kill_node(owner_name(node, "Account/computed"))
+    assert await asked == 2
+    assert await agent.ask(Account.value) == 2
+    # Longer than a node that is silent is waited for: what computes in a process does not stall its node.
+    before = owner_name(node, "Account/computed")
+    assert await agent.ask(Account.compute, 6.0) == 3
+    assert owner_name(node, "Account/computed") == before
+
+
 async def test_a_node_that_leaves_in_order_fails_no_call(cluster: LocalCluster, node: Node) -> None:
     await all_up(cluster, node)
     stop = False

@@ -38,6 +38,16 @@ class Reviewer(Agent[Reviews], capabilities={"review"}, idle_seconds=5.0):
         return self.state.done
 
 
+class Trainer(Agent[Plain]):
+    @handler(runs_in="process")
+    async def train(self, rounds: int) -> float:
+        return self.state.total * rounds
+
+    @reader(runs_in="thread")
+    async def score(self, of: str) -> int:
+        return len(of)
+
+
 class Summer(Agent[Plain]):
     @handler
     async def add(self, by: float) -> float:

@@ -26,6 +26,9 @@ class Other(Agent[Count]):
     @handler
     async def hit(self) -> None: ...
 
+    @handler(runs_in="process")
+    async def train(self, rounds: int) -> None: ...
+
 
 async def use(node: Node) -> None:
     counter = node.agent(Counter, "a")
@@ -34,6 +37,8 @@ async def use(node: Node) -> None:
     await counter.ask(Counter.add, 1, 2)  # type: ignore[call-overload]
     await counter.ask(Counter.add, of=1)  # type: ignore[call-overload]
     await counter.ask(Other.hit)  # type: ignore[call-overload]
+    await node.agent(Other, "a").ask(Other.train, "many")  # type: ignore[call-overload]
+    handler(runs_in="fiber")  # type: ignore[call-overload]
     await counter.send(Counter.value)  # type: ignore[arg-type]
     counter.tell(Counter.value)  # type: ignore[arg-type]
     await counter.send(Counter.add, "one")  # type: ignore[arg-type]

@@ -178,6 +178,8 @@ class Agent(Generic[S]):
         for method in vars(cls).values():
             if isinstance(method, _Method):
                 method.resolve(names)
+                if method.runs_in == "process" and "<locals>" in cls.__qualname__:
+                    raise TypeError(f"{method!r} runs in a worker process, which cannot import {cls.__qualname__}")
         found = frozenset(ids.check_capability(capability) for capability in capabilities)
         options = _Options(found, state_version, idle_seconds, mailbox_max, dedup_seconds, pool)
         cls.__kind__ = Kind(cls, kind or cls.__name__, state, options)

@@ -13,12 +13,12 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints, overload
 
 import msgspec
 
-from holdfast import codec
-from holdfast.errors import BadMessage
+from holdfast import codec, limits
+from holdfast.errors import BadMessage, TooLarge
 
 A_contra = TypeVar("A_contra", contravariant=True)
 A = TypeVar("A")
@@ -26,6 +26,8 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 Self = TypeVar("Self", bound="_Method[Any, Any, Any]")
+Place = Literal["loop", "thread", "process"]
+"""Where a method runs: on its node's loop, beside it in a thread, or in a worker process."""
 
 _PLACE = re.compile(r"\$\[(\d+)\]")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
@@ -36,7 +38,9 @@ class _Method(Generic[A_contra, P, R_co]):
 
     reads_only = False
 
-    def __init__(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, Any]], runs_in: Place = "loop") -> None:
+        if runs_in not in get_args(Place):
+            raise TypeError(f"{function.__qualname__} runs in 'loop', 'thread' or 'process', not in {runs_in!r}")
         if not inspect.iscoroutinefunction(function):
             raise TypeError(f"{function.__qualname__} must be an `async def` to be a handler or a reader")
         parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -47,6 +51,7 @@ class _Method(Generic[A_contra, P, R_co]):
         self.name = function.__name__
         self.kind = ""
         self.parameters = parameters
+        self.runs_in = runs_in
         self.waits = any(step.opname in _WAITS for step in dis.get_instructions(function))
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
@@ -144,11 +149,14 @@ class _Method(Generic[A_contra, P, R_co]):
         return self.function(agent, *args)
 
     def encode_reply(self, value: Any) -> bytes:
-        """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit the annotation."""
+        """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit, and `TooLarge`."""
         if value is None and self._shape()[2] in (None, type(None), Any):
             return b"\xc0"
         data = codec.encode(value, f"the reply of {self.kind}.{self.name}")
         self.decode_reply(data)
+        bound = limits.MESSAGE_BYTES_MAX if self.reads_only else limits.REPLY_BYTES_MAX
+        if len(data) > bound:
+            raise TooLarge(f"the reply of {self.kind}.{self.name} has {len(data)} bytes; {bound} are allowed")
         return data
 
     def decode_reply(self, data: bytes) -> Any:
@@ -169,11 +177,28 @@ class Reader(_Method[A_contra, P, R_co]):
     reads_only = True
 
 
-def handler(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Handler[A, P, R]:
-    """Make an ``async def`` of an `Agent` a handler: its changes of ``self.state`` are committed when it returns."""
-    return Handler(function)
+@overload
+def handler(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Handler[A, P, R]: ...
+@overload
+def handler(*, runs_in: Place) -> Callable[[Callable[Concatenate[A, P], Coroutine[Any, Any, R]]], Handler[A, P, R]]: ...
+def handler(function: Any = None, *, runs_in: Place = "loop") -> Any:
+    """Make an ``async def`` of an `Agent` a handler: its changes of ``self.state`` are committed when it returns.
+
+    ``runs_in``: ``"loop"``, where it shares one thread with all agents of its node and has to ``await`` what takes long;
+    ``"thread"`` for one that blocks, and ``"process"`` for one that computes. There it may send and set timers, but it
+    cannot wait for anything: ask no other agent. In a process it meets a new instance, so that ``__init__`` runs for each
+    message, and its class has to be one that can be imported.
+    """
+    return Handler(function) if function is not None else lambda wrapped: Handler(wrapped, runs_in)
 
 
-def reader(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Reader[A, P, R]:
-    """Make an ``async def`` of an `Agent` a reader: it sees committed state, which is frozen, and writes nothing."""
-    return Reader(function)
+@overload
+def reader(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Reader[A, P, R]: ...
+@overload
+def reader(*, runs_in: Place) -> Callable[[Callable[Concatenate[A, P], Coroutine[Any, Any, R]]], Reader[A, P, R]]: ...
+def reader(function: Any = None, *, runs_in: Place = "loop") -> Any:
+    """Make an ``async def`` of an `Agent` a reader: it sees committed state, which is frozen, and writes nothing.
+
+    ``runs_in``: as for a `handler`.
+    """
+    return Reader(function) if function is not None else lambda wrapped: Reader(wrapped, runs_in)

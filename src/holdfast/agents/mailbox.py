@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from asyncio import Future
 from collections.abc import Callable
 
 from holdfast import codec, errors, ids
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
+from holdfast.errors import HandlerFailed, HoldfastError, NotDone
 
 Sink = Callable[[int, int, bytes], None]
 """Takes (reference, outcome, payload) of a reply."""
@@ -139,6 +141,16 @@ def from_timer(timer: Timer, suspect: bool) -> Delivery:
     delivery.timer = timer
     delivery.suspect = suspect
     return delivery
+
+
+def shown(kind: str, handler: str, error: Exception) -> HoldfastError:
+    """An error from inside a handler, as its caller sees it: one of ours as it is, a user's as `HandlerFailed`."""
+    if isinstance(error, HoldfastError) and not isinstance(error, NotDone):
+        return error
+    details = "".join(traceback.format_exception(error))[-8192:]
+    return HandlerFailed(
+        f"{kind}.{handler}: {str(error) or type(error).__name__}"[:2048], type(error).__name__, details
+    )
 
 
 def error_bytes(error: BaseException) -> bytes:

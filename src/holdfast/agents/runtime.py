@@ -22,6 +22,7 @@ from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
 from holdfast.agents.timers import Timers
+from holdfast.agents.workers import Workers
 from holdfast.clock import Clock
 from holdfast.cluster.life import Life
 from holdfast.core import backoff
@@ -66,6 +67,7 @@ class Runtime:
         self.committers = {cell: Committer(self, cell) for cell in cells}
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
+        self.workers = Workers()
         self.warm_bytes = 0
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
@@ -366,6 +368,7 @@ class Runtime:
             await subscription.close()
         self._subscriptions.clear()
         self.timers.close()
+        self.workers.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

@@ -1,8 +1,9 @@
 """One turn: run the handler on the uncommitted state, and put what it did into the tables that the next batch writes.
 
 A handler without an ``await`` is run to its end at once, without a task: a task per turn is a third of the cost of one.
-One that waits runs as a task. A handler that raises costs one decode: the state goes back to the bytes of the last
-finished turn. The state is encoded after each turn, so that its type and size are checked while the guilty turn is known.
+One that waits runs as a task, and one that would stall the loop in a thread or a process (`workers`). A handler that
+raises costs one decode: the state goes back to the bytes of the last finished turn. The state is encoded after each turn, so
+that its type and size are checked while the guilty turn is known.
 
 A numbered call that fails is remembered as well: its caller is told that it will never happen, so an older attempt that
 turns up later must not run.
@@ -11,23 +12,22 @@ turns up later must not run.
 from __future__ import annotations
 
 import asyncio
-import traceback
 import types
 from collections import deque
 from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast import codec, limits
-from holdfast.agents import mailbox
+from holdfast.agents import mailbox, workers
 from holdfast.agents.context import Context
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
 from holdfast.agents.messages import NOT_OWNER, DeadRecord, InboxMessage
+from holdfast.agents.workers import Done
 from holdfast.errors import (
     BadMessage,
     DeadlineExceeded,
     HandlerFailed,
     HoldfastError,
-    NotDone,
     TooLarge,
     UnknownKind,
     to_wire,
@@ -80,7 +80,7 @@ def start(activation: Activation, message: Delivery) -> None:
         return
     context = _context(activation, message)
     activation.running = message
-    if method.waits:
+    if method.waits or method.runs_in != "loop":
         activation.task = activation.shard.runtime.spawn(_run(activation, message, method, args, context))
         return
     agent = activation.agent
@@ -103,10 +103,14 @@ async def _run(
     args: tuple[Any, ...],
     context: Context,
 ) -> None:
+    runtime = activation.shard.runtime
     activation.agent.state = activation.state
     activation.agent.context = context
     try:
-        value = await _while_live(method.bind(activation.agent, args), activation.shard.runtime.life)
+        if method.runs_in == "loop":
+            value = await _while_live(method.bind(activation.agent, args), runtime.life)
+        else:
+            value = await _off_loop(activation, message, method, context)
     except asyncio.CancelledError:
         if not cancelled(activation, message):
             raise
@@ -116,6 +120,21 @@ async def _run(
     else:
         if activation.running is message:
             _finished(activation, message, method, context, value)
+
+
+async def _off_loop(
+    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context
+) -> Done:
+    """Run the handler beside the loop, and see that what it sent has a place."""
+    runtime = activation.shard.runtime
+    job = workers.job(activation, method, message, context, activation.state_bytes)
+    done = await runtime.workers.run(activation, method, job)
+    for sent in done.outgoing:
+        await runtime.router.place(sent.token, None)
+    if not runtime.life.live():
+        runtime.life.look()
+        raise asyncio.CancelledError
+    return done
 
 
 @types.coroutine
@@ -144,7 +163,7 @@ def _raised(activation: Activation, message: Delivery, error: Exception) -> None
     """The state goes back; an error of our own keeps its class, a user's becomes `HandlerFailed`."""
     activation.state = activation.kind.load_state(activation.state_bytes, activation.kind.state_version)
     activation.running = None
-    _failed(activation, message, _shown(activation.kind.name, message.handler, error), ran=True)
+    _failed(activation, message, mailbox.shown(activation.kind.name, message.handler, error), ran=True)
     activation.pump()
 
 
@@ -156,26 +175,19 @@ def cancelled(activation: Activation, message: Delivery) -> bool:
     return True
 
 
-def _shown(kind: str, handler: str, error: Exception) -> HoldfastError:
-    """An error from inside a handler, as its caller sees it."""
-    if isinstance(error, HoldfastError) and not isinstance(error, NotDone):
-        return error
-    details = "".join(traceback.format_exception(error))[-8192:]
-    return HandlerFailed(
-        f"{kind}.{handler}: {str(error) or type(error).__name__}"[:2048], type(error).__name__, details
-    )
-
-
 def _finished(
     activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context, value: Any
 ) -> None:
+    kind = activation.kind
     try:
-        message.reply = method.encode_reply(value)
-        if len(message.reply) > limits.REPLY_BYTES_MAX:
-            text = f"the reply of {activation.kind.name}.{message.handler} has {len(message.reply)} bytes"
-            raise TooLarge(f"{text}; {limits.REPLY_BYTES_MAX} are allowed")
-        state = activation.agent.state
-        state_bytes, view = activation.kind.encode_state(state)
+        if isinstance(value, Done):
+            message.reply, state_bytes, activation.generation = value.reply, value.state, value.generation
+            context.outgoing, context.timers = value.outgoing, value.timers
+            state, view = kind.load_state(state_bytes, kind.state_version), kind.decode_view(state_bytes)
+        else:
+            message.reply = method.encode_reply(value)
+            state = activation.agent.state
+            state_bytes, view = kind.encode_state(state)
     except HoldfastError as error:
         _raised(activation, message, error)
         return
@@ -307,10 +319,16 @@ def read(activation: Activation, message: Delivery) -> None:
     except HoldfastError as error:
         refuse(message, error)
         return
+    context = _context(activation, message, reads_only=True)
+    if method.runs_in != "loop":
+        job = workers.job(activation, method, message, context, activation.committed_bytes)
+        work = activation.shard.runtime.workers.run(activation, method, job)
+        activation.shard.runtime.spawn(_read_later(activation, message, method, work))
+        return
     agent = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
     agent.state = committed_view(activation)
-    agent.context = _context(activation, message, reads_only=True)
+    agent.context = context
     run = method.bind(agent, args)
     if method.waits:
         activation.shard.runtime.spawn(_read_later(activation, message, method, run))
@@ -320,7 +338,7 @@ def read(activation: Activation, message: Delivery) -> None:
     except StopIteration as end:
         _read_done(activation, message, method, end.value)
     except Exception as error:
-        refuse(message, _shown(activation.kind.name, message.handler, error))
+        refuse(message, mailbox.shown(activation.kind.name, message.handler, error))
 
 
 async def _read_later(
@@ -329,7 +347,7 @@ async def _read_later(
     try:
         value = await run
     except Exception as error:
-        refuse(message, _shown(activation.kind.name, message.handler, error))
+        refuse(message, mailbox.shown(activation.kind.name, message.handler, error))
     else:
         _read_done(activation, message, method, value)
 
@@ -340,10 +358,7 @@ def _read_done(activation: Activation, message: Delivery, method: _Method[Any, A
         message.turn_away(NOT_OWNER)
         return
     try:
-        message.reply = method.encode_reply(value)
-        if len(message.reply) > limits.MESSAGE_BYTES_MAX:
-            text = f"the reply of {activation.kind.name}.{message.handler} has {len(message.reply)} bytes"
-            raise TooLarge(f"{text}; {limits.MESSAGE_BYTES_MAX} are allowed")
+        message.reply = value.reply if isinstance(value, Done) else method.encode_reply(value)
     except HoldfastError as error:
         refuse(message, error)
         return

@@ -4,4 +4,5 @@ import sys
 
 from holdfast.node.process import main
 
-sys.exit(main())
+if __name__ == "__main__":  # worker processes import it as well
+    sys.exit(main())

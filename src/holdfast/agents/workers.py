@@ -1,0 +1,220 @@
+"""Handlers that would stall their node's loop: in a thread where they block, in a worker process where they compute.
+
+A turn off the loop gets the agent's state as bytes and gives bytes back, so the loop shares no object with it, and a worker
+process never unpickles anything of a user's. All else is as in any turn: what comes back is committed under the fence, and
+what comes back too late, to a node that lost the shard meanwhile, is dropped. The handler may send and set timers, which is
+part of the turn's batch; it cannot wait for anything, as no loop runs where it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+import msgspec
+
+from holdfast import codec, limits
+from holdfast.agents.context import Context
+from holdfast.agents.mailbox import Delivery, shown
+from holdfast.agents.messages import Outgoing, Timer
+from holdfast.agents.ref import AgentRef
+from holdfast.errors import HandlerFailed, from_wire, to_wire
+
+if TYPE_CHECKING:
+    from holdfast.agents.activation import Activation
+    from holdfast.agents.agent import Kind
+    from holdfast.agents.handler import _Method
+
+_NO_LOOP: Final = (
+    "what runs in a thread or a process has no loop, so it cannot wait: it may send and set timers, "
+    "but it cannot ask or tell"
+)
+_CPUS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Job(msgspec.Struct, array_like=True):
+    """A turn, or what a reader does, on its way to where it runs. Its class is found again by its module and its name."""
+
+    module: str
+    qualname: str
+    token: str
+    handler: str
+    arguments: bytes
+    state: bytes
+    message_key: str
+    deadline: float
+    keep_until: float
+    chain: tuple[str, ...]
+    reads_only: bool
+    epoch: int
+    timers: dict[str, Timer]
+    generation: int
+
+
+class Done(msgspec.Struct, array_like=True):
+    """What came of it; of a reader the reply alone. ``generation``: the newest of the agent's timers."""
+
+    reply: bytes
+    state: bytes = b""
+    outgoing: list[Outgoing] = []
+    timers: dict[str, Timer | None] = {}
+    generation: int = 0
+
+
+class _Failed(msgspec.Struct, array_like=True, tag=True):
+    error: tuple[str, str, str, str]
+
+
+class _Succeeded(msgspec.Struct, array_like=True, tag=True):
+    done: Done
+
+
+_decode_job = msgspec.msgpack.Decoder(Job).decode
+_decode_result = msgspec.msgpack.Decoder(_Failed | _Succeeded).decode
+
+
+def job(
+    activation: Activation, method: _Method[Any, Any, Any], message: Delivery, context: Context, state: bytes
+) -> Job:
+    """What a worker has to know to run a message's handler, or reader, on a state."""
+    cls = activation.kind.cls
+    return Job(
+        cls.__module__, cls.__qualname__, activation.token, method.name, message.arguments, state,
+        context.message_key, context.deadline, context.keep_until, context.chain, context.reads_only,
+        activation.epoch, activation.timers or {}, activation.generation,
+    )  # fmt: skip
+
+
+class Workers:
+    """The threads and processes of one node; they are started when they are first needed."""
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes: Any = None
+
+    async def run(self, activation: Activation, method: _Method[Any, Any, Any], job: Job) -> Done:
+        """Run a job where its method says. Raises what the method raised, and `HandlerFailed` where its process ended.
+
+        Cancelled, it ends the process; a thread cannot be ended, so it is waited for.
+        """
+        if method.runs_in == "process":
+            return await self._in_process(job)
+        agent = object.__new__(activation.kind.cls)
+        agent.__dict__ = activation.agent.__dict__
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(limits.HANDLER_THREADS_MAX, "holdfast-handler")
+        running = asyncio.wrap_future(self._threads.submit(_perform, activation.kind, agent, job))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if activation.loaded:  # its next turn must not run beside this one
+                await asyncio.gather(running, return_exceptions=True)
+            raise
+
+    async def _in_process(self, job: Job) -> Done:
+        from anyio import BrokenWorkerProcess, CapacityLimiter, to_process  # who has no such handler pays nothing
+
+        if self._processes is None:
+            self._processes = CapacityLimiter(_CPUS)
+        try:
+            result = _decode_result(
+                await to_process.run_sync(
+                    perform_bytes, codec.encode_raw(job), cancellable=True, limiter=self._processes
+                )
+            )
+        except BrokenWorkerProcess as error:
+            why = f": {error.__cause__!r}" if error.__cause__ is not None else ""
+            raise HandlerFailed(f"the worker process of {job.handler} ended{why}", "BrokenWorkerProcess") from None
+        if isinstance(result, _Failed):
+            raise from_wire(*result.error)
+        done: Done = result.done
+        return done
+
+    def close(self) -> None:
+        """Take no more jobs. A thread that blocks is left to itself."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+# In the thread or the process ----------------------------------------------------------------------------------------
+
+
+def perform_bytes(data: bytes) -> bytes:
+    """Do a job in this process, which is a worker."""
+    job = _decode_job(data)
+    try:
+        kind = _find(job)
+        return codec.encode_raw(_Succeeded(_perform(kind, kind.new_agent(), job)))
+    except Exception as error:
+        return codec.encode_raw(_Failed(to_wire(shown(job.qualname, job.handler, error))))
+
+
+def _find(job: Job) -> Kind:
+    found: Any = sys.modules.get(job.module) or import_module(job.module)
+    for name in job.qualname.split("."):
+        found = getattr(found, name)
+    kind: Kind = found.__kind__
+    return kind
+
+
+def _perform(kind: Kind, agent: Any, job: Job) -> Done:
+    """Do a job here and now, on an instance that nobody else has."""
+    method = kind.methods[job.handler]
+    host = _Host(job)
+    agent.context = context = Context(
+        cast(Any, host), job.message_key, job.deadline, job.keep_until, job.chain, job.reads_only
+    )
+    agent.state = kind.decode_view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)
+    work = method.bind(agent, method.decode_arguments(job.arguments))
+    try:
+        work.send(None)
+    except StopIteration as end:
+        reply = method.encode_reply(end.value)
+    else:
+        work.close()
+        raise RuntimeError(_NO_LOOP)
+    if job.reads_only:
+        return Done(reply)
+    state, _ = kind.encode_state(agent.state)
+    return Done(reply, state, context.outgoing or [], context.timers or {}, host.generation)
+
+
+class _Host:
+    """What a turn's context needs of an activation, where there is none."""
+
+    def __init__(self, job: Job) -> None:
+        self.token = job.token
+        self.epoch = job.epoch
+        self.timers = job.timers
+        self.generation = job.generation
+        self.router = self
+
+    def now(self) -> float:
+        return time.time()
+
+    def next_generation(self) -> int:
+        self.generation += 1
+        return self.generation
+
+    @property
+    def seen(self) -> NoReturn:
+        raise RuntimeError(_NO_LOOP)
+
+    # What the address of another agent needs of a router.
+
+    def ref(self, kind: Any, name: str, context: Context) -> AgentRef[Any]:
+        return AgentRef(cast(Any, self), kind, name, context)
+
+    async def place(self, _token: str, _pool: Any) -> None:
+        """Its node does that, when the turn comes back."""
+
+    async def ask(self, *_args: Any, **_options: Any) -> NoReturn:
+        raise RuntimeError(_NO_LOOP)
+
+    def tell(self, *_args: Any) -> NoReturn:
+        raise RuntimeError(_NO_LOOP)

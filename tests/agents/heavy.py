@@ -1,0 +1,97 @@
+"""Agents whose handlers compute or block. A worker process imports this file."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from msgspec import field
+from tests.agents.kinds import Counter
+
+from holdfast import Agent, State, handler, reader
+from holdfast.agents.context import Context
+
+
+class Notes(State):
+    total: int = 0
+    rung: list[str] = field(default_factory=list)
+
+
+class Heavy(Agent[Notes]):
+    def __init__(self) -> None:
+        self.made_in = os.getpid()
+
+    @handler(runs_in="process")
+    async def crunch(self, by: int) -> tuple[int, int]:
+        self.state.total += by
+        return os.getpid(), self.state.total
+
+    @handler(runs_in="thread")
+    async def block(self, seconds: float, by: int = 1) -> tuple[int, str]:
+        self.state.total += by
+        time.sleep(seconds)
+        return self.made_in, threading.current_thread().name
+
+    @handler(runs_in="process")
+    async def compute(self, seconds: float, by: int = 1) -> int:
+        self.state.total += by
+        time.sleep(seconds)
+        return self.state.total
+
+    @handler(runs_in="process")
+    async def break_after(self, by: int) -> None:
+        self.state.total += by
+        raise ValueError(f"broken after {by}")
+
+    @handler(runs_in="process")
+    async def die(self) -> None:
+        os._exit(3)
+
+    @handler(runs_in="process")
+    async def swell(self) -> bytes:
+        return bytes(1_000_000)
+
+    @handler(runs_in="process")
+    async def spoil(self) -> None:
+        self.state.total = "many"  # type: ignore[assignment]
+
+    @handler(runs_in="process")
+    async def tell_others(self, name: str, fail: bool) -> None:
+        await self.agent(Counter, name).send(Counter.add, 1)
+        self.set_timer("ring", 0.0, Heavy.ring, "rung")
+        if fail:
+            raise ValueError("after sending")
+
+    @handler
+    async def ring(self, text: str) -> None:
+        self.state.rung.append(text)
+
+    @handler(runs_in="process")
+    async def ask_in_process(self, name: str) -> int:
+        return await self.agent(Counter, name).ask(Counter.value)
+
+    @handler(runs_in="thread")
+    async def ask_in_thread(self, name: str) -> int:
+        return await self.agent(Counter, name).ask(Counter.value)
+
+    @handler(runs_in="process")
+    async def who(self) -> tuple[str, str, str, int]:
+        context: Context = self.context
+        return self.name, context.agent_id, context.idempotency_key, context.fence
+
+    @reader
+    async def total(self) -> int:
+        return self.state.total
+
+    @reader
+    async def rings(self) -> list[str]:
+        return self.state.rung
+
+    @reader(runs_in="process")
+    async def far_total(self) -> tuple[int, int]:
+        return os.getpid(), self.state.total
+
+    @reader(runs_in="thread")
+    async def write_in_reader(self) -> None:
+        self.set_timer("ring", 0.0, Heavy.ring, "rung")

@@ -1,0 +1,162 @@
+"""Handlers in threads and in worker processes: the loop goes on, and every promise is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from tests.agents.heavy import Heavy
+from tests.agents.kinds import Count, Counter, serving, until
+
+from holdfast import Agent, BadState, HandlerFailed, NoQuorum, TooLarge, handler
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+async def test_a_turn_in_a_worker_process_is_committed_like_any_other(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        agent = node.agent(Heavy, "a")
+        process, total = await agent.ask(Heavy.crunch, 2)
+        assert process != os.getpid() and total == 2
+        assert [await agent.ask(Heavy.crunch, 1) for _ in range(3)] == [(process, n) for n in (3, 4, 5)]
+        assert await agent.ask(Heavy.total) == 5
+        assert await agent.ask(Heavy.far_total) != (os.getpid(), 5)
+        assert (await agent.ask(Heavy.far_total))[1] == 5
+    async with serving(path, Heavy) as node:
+        assert await node.agent(Heavy, "a").ask(Heavy.total) == 5
+
+
+async def test_a_thread_has_the_activations_attributes(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        made_in, thread = await node.agent(Heavy, "a").ask(Heavy.block, 0.0)
+        assert made_in == os.getpid() and thread.startswith("holdfast-handler")
+
+
+@pytest.mark.parametrize("method", [Heavy.block, Heavy.compute])
+async def test_others_go_on_beside_it(path: Path, method: object) -> None:
+    async with serving(path, Heavy, Counter) as node:
+        slow = asyncio.create_task(node.agent(Heavy, "a").ask(method, 1.5))  # type: ignore[arg-type]
+        for expected in range(1, 101):
+            assert await node.agent(Counter, "c").ask(Counter.add, 1) == expected
+        assert not slow.done()
+        assert await node.agent(Heavy, "a").ask(Heavy.total) == 0, "a reader sees what is committed"
+        await slow
+        assert await node.agent(Heavy, "a").ask(Heavy.total) == 1
+
+
+async def test_what_raises_in_a_worker_leaves_the_state(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        agent = node.agent(Heavy, "a")
+        await agent.ask(Heavy.crunch, 1)
+        with pytest.raises(HandlerFailed, match="broken after 5") as failed:
+            await agent.ask(Heavy.break_after, 5)
+        assert failed.value.kind_of_error == "ValueError" and "heavy.py" in failed.value.details
+        with pytest.raises(TooLarge, match="1000005 bytes"):
+            await agent.ask(Heavy.swell)
+        with pytest.raises(BadState, match="total"):
+            await agent.ask(Heavy.spoil)
+        with pytest.raises(HandlerFailed, match="a reader writes nothing"):
+            await agent.ask(Heavy.write_in_reader)
+        assert await agent.ask(Heavy.total) == 1
+
+
+async def test_a_worker_that_ends_fails_its_own_message_alone(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        other = asyncio.create_task(node.agent(Heavy, "b").ask(Heavy.compute, 1.0, 7))
+        await asyncio.sleep(0.5)
+        with pytest.raises(HandlerFailed, match="worker process of die ended"):
+            await node.agent(Heavy, "a").ask(Heavy.die)
+        assert await other == 7
+        assert (await node.agent(Heavy, "a").ask(Heavy.crunch, 1))[1] == 1
+        await node.agent(Heavy, "a").send(Heavy.die)
+
+        async def buried() -> bool:
+            return len(await node.dead_letters.all()) == 1
+
+        await until(buried)
+        assert (await node.agent(Heavy, "a").ask(Heavy.crunch, 1))[1] == 2
+
+
+async def test_what_a_worker_sends_is_part_of_its_turn(path: Path) -> None:
+    async with serving(path, Heavy, Counter) as node:
+        agent = node.agent(Heavy, "a")
+        with pytest.raises(HandlerFailed, match="after sending"):
+            await agent.ask(Heavy.tell_others, "c", True)
+        await agent.ask(Heavy.tell_others, "c", False)
+
+        async def arrived() -> bool:
+            return (await node.agent(Counter, "c").ask(Counter.value), await agent.ask(Heavy.rings)) == (1, ["rung"])
+
+        await until(arrived)
+        await asyncio.sleep(0.2)
+        assert await arrived()
+
+
+@pytest.mark.parametrize("method", [Heavy.ask_in_process, Heavy.ask_in_thread])
+async def test_a_worker_cannot_wait_and_is_told_so(path: Path, method: object) -> None:
+    async with serving(path, Heavy, Counter) as node:
+        with pytest.raises(HandlerFailed, match="cannot ask or tell"):
+            await node.agent(Heavy, "a").ask(method, "c")  # type: ignore[arg-type]
+
+
+async def test_a_worker_knows_what_a_turn_knows(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        name, agent_id, key, fence = await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who)
+        assert (name, agent_id) == ("a/b", "Heavy/a/b") and len(key) == 32 and fence > 0
+        assert await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who) == (name, agent_id, key, fence)
+
+
+async def test_a_cancelled_call_ends_its_worker_process(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        agent = node.agent(Heavy, "a")
+        process, _ = await agent.ask(Heavy.crunch, 1)
+        asked = asyncio.create_task(agent.ask(Heavy.compute, 60.0))
+        await asyncio.sleep(0.3)
+        asked.cancel()
+        async with asyncio.timeout(10):
+            other, total = await agent.ask(Heavy.crunch, 1)
+        assert (other != process, total) == (True, 2)
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+async def test_a_turn_waits_for_the_thread_of_one_that_was_cancelled(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        agent = node.agent(Heavy, "a")
+        asked = asyncio.create_task(agent.ask(Heavy.block, 1.0, 10))
+        await asyncio.sleep(0.2)
+        asked.cancel()
+        following = asyncio.create_task(agent.ask(Heavy.block, 0.0, 1))
+        await asyncio.sleep(0.2)
+        assert not following.done()
+        await following
+        assert await agent.ask(Heavy.total) == 1
+
+
+async def test_what_a_worker_did_for_a_shard_that_was_lost_is_dropped(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        agent = node.agent(Heavy, "a").options(message_id="m")
+        asked = asyncio.create_task(agent.ask(Heavy.compute, 0.6))
+        await asyncio.sleep(0.3)
+        shard = next(shard for shard in node._runtime.shards.values() if shard.activations)
+        shard.drop(shard.activations["Heavy/a"], NoQuorum("dropped by the test"))
+        with pytest.raises(NoQuorum, match="by the test"):
+            await asked
+        assert await agent.ask(Heavy.compute, 0.6) == 1
+
+
+def test_what_cannot_run_there_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match=r"cannot import .*Local"):
+
+        class Local(Agent[Count]):
+            @handler(runs_in="process")
+            async def work(self) -> None:
+                pass
+
+    with pytest.raises(TypeError, match="'thread' or 'process', not in 'fiber'"):
+        handler(runs_in="fiber")(Heavy.crunch.function)  # type: ignore[call-overload]
