@@ -54,6 +54,12 @@ TURN_BYTES_MAX: Final = 2 * 1024 * 1024
 MAILBOX_MESSAGES_MAX: Final = 4096
 """Messages that wait for one agent, or for their acknowledgement; the next one is refused with `Overloaded`."""
 
+STALL_SECONDS: Final = 0.5
+"""A node's loop that stands still for longer is reported."""
+
+DEGRADED_SECONDS: Final = 60.0
+"""For so long after it a node counts as degraded."""
+
 HANDLER_THREADS_MAX: Final = 32
 """Handlers of one node that run in threads at a time; more wait."""
 

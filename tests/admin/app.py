@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from holdfast import Agent, State, handler, reader
 
 
@@ -21,6 +23,11 @@ class Note(Agent[Page]):
     async def grow(self, size: int) -> None:
         """A state that is too large for a record."""
         self.state.text = "x" * size
+
+    @handler
+    async def stall(self, seconds: float) -> None:
+        """What a handler on the loop must not do."""
+        time.sleep(seconds)
 
     @handler
     async def fail(self) -> None:

@@ -158,12 +158,21 @@ async def test_nothing_is_found_where_all_is_well(ward: Ward, client: Node) -> N
     assert code == 0 and found["healthy"] and found["findings"] == []
 
 
-async def test_messages_that_failed(ward: Ward, client: Node) -> None:
+def owner_name(client: Node, agent_id: str) -> str:
+    owner = client.describe(agent_id).owner
+    return next(member.name for member in client.members() if member.incarnation == owner)
+
+
+async def test_messages_that_failed_and_a_loop_that_stood_still(ward: Ward, client: Node) -> None:
     await client.send("Note/one", "fail")
     found = await find(ward.urls, "dead-letters")
     assert found == {"dead-letters": ["the cluster: 1 dead letters wait"]}
     code, text = await asyncio.to_thread(command, at=",".join(ward.urls))
     assert code == 0 and "notice dead-letters" in text and "nothing needs to be done" in text
+    await client.agent(Note, "one").ask(Note.stall, 1.0)
+    found = await find(ward.urls, "stalled-loop")
+    assert [one.partition(":")[0] for one in found["stalled-loop"]] == [owner_name(client, "Note/one")]
+    assert "app.py:" in found["stalled-loop"][0] and "(stall)" in found["stalled-loop"][0]
 
 
 async def test_faults_of_hosts_nodes_and_streams(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -38,6 +39,20 @@ class Heavy(Agent[Notes]):
         self.state.total += by
         time.sleep(seconds)
         return self.state.total
+
+    @handler
+    async def hog(self, seconds: float) -> None:
+        """Compute without giving up the interpreter, and without the thread that looks."""
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(100.0)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        sys.setswitchinterval(switch)
+
+    @handler
+    async def stall(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     @handler(runs_in="process")
     async def break_after(self, by: int) -> None:

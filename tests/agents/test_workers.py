@@ -160,3 +160,30 @@ def test_what_cannot_run_there_is_refused_where_it_is_written() -> None:
 
     with pytest.raises(TypeError, match="'thread' or 'process', not in 'fiber'"):
         handler(runs_in="fiber")(Heavy.crunch.function)  # type: ignore[call-overload]
+
+
+async def test_a_loop_that_stands_still_is_noticed_and_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(path, Heavy) as node:
+        assert node.members()[0].degraded == "" and node.statistics()["stalls"] == 0
+        await node.agent(Heavy, "a").ask(Heavy.stall, 1.2)
+        await asyncio.sleep(0.3)
+        assert node.statistics()["stalls"] == 1
+        node._membership.beat()
+        assert "stood still 1 times within a minute, for up to 1." in node.members()[0].degraded
+        assert "heavy.py:" in node.members()[0].degraded and "(stall)" in node.members()[0].degraded
+        assert "(stall)" in caplog.text and 'runs_in="process"' in caplog.text
+        await node.agent(Heavy, "a").ask(Heavy.block, 1.2)
+        await node.agent(Heavy, "a").ask(Heavy.compute, 1.2)
+        assert node.statistics()["stalls"] == 1
+
+
+async def test_code_that_keeps_the_interpreter_is_noticed_and_a_frozen_process_is_not(path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        await node.agent(Heavy, "a").ask(Heavy.hog, 1.2)
+        await asyncio.sleep(0.3)
+        assert "for up to 1." in node._runtime.stalls.text() or "for up to 2." in node._runtime.stalls.text()
+        pid, count = os.getpid(), node.statistics()["stalls"]
+        waker = await asyncio.create_subprocess_shell(f"sleep 0.2; kill -STOP {pid}; sleep 1.5; kill -CONT {pid}")
+        await waker.wait()
+        await asyncio.sleep(0.3)
+        assert node.statistics()["stalls"] == count

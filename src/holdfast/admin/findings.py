@@ -163,6 +163,11 @@ KINDS: Final[dict[str, Kind]] = {
         "a node runs and does not answer",
         "a handler that blocks the loop does that; else kill the process, its host starts it again",
     ),
+    "stalled-loop": Kind(
+        "warning",
+        "a node's loop stood still for more than half a second: all its agents waited, and after 4 s it is taken for dead",
+        'see which handler computes or blocks: `@handler(runs_in="process")`, or "thread"',
+    ),
     "node-restarts": Kind(
         "warning",
         "a node ended three times or more within ten minutes",

@@ -21,6 +21,7 @@ from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Rep
 from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
+from holdfast.agents.stalls import Stalls
 from holdfast.agents.timers import Timers
 from holdfast.agents.workers import Workers
 from holdfast.clock import Clock
@@ -68,6 +69,7 @@ class Runtime:
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
         self.workers = Workers()
+        self.stalls = Stalls()
         self.warm_bytes = 0
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
@@ -356,6 +358,7 @@ class Runtime:
             "agents": sum(len(shard.index) for shard in self.shards.values()),
             "resident": sum(len(shard.activations) for shard in self.shards.values()),
             "timers": len(self.timers),
+            "stalls": self.stalls.count,
             "batches": sum(committer.batches for committer in self.committers.values()),
             "records": sum(committer.records for committer in self.committers.values()),
             "turns": sum(committer.turns for committer in self.committers.values()),
@@ -369,6 +372,7 @@ class Runtime:
         self._subscriptions.clear()
         self.timers.close()
         self.workers.close()
+        self.stalls.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

@@ -102,7 +102,8 @@ def status(at: At = "", as_json: Json = False) -> None:
                     up_for = ago(time.time() - member.started_at)
                     numbers = (str(member.shards), str(member.agents), up_for)
                     stopped = {member.host, member.name} & {*cordoned}
-                    note = ["cordoned"] * bool(stopped) + ["draining"] * member.draining + member.labels
+                    note = ["cordoned"] * bool(stopped) + ["draining"] * member.draining
+                    note += ["degraded"] * bool(member.degraded) + member.labels
                     made.add_row(member.name, member.host, serves, *numbers, member.version, " ".join(note))
                 out.print(made)
 

@@ -48,6 +48,8 @@ class Beat(msgspec.Struct, array_like=True):
     """The newest form of records that it reads and writes."""
     generation: int = 1
     """Of the cluster that it belongs to: who was cut off while a restore made another is no member of that."""
+    degraded: str = ""
+    """What is wrong with it, for people; empty where nothing is."""
 
 
 class HostBeat(msgspec.Struct, array_like=True):

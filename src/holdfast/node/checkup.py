@@ -32,6 +32,8 @@ class NodeState(msgspec.Struct):
     shards: list[int]
     recovery_failures: dict[str, str]
     """Cells whose recovery fails, and why."""
+    degraded: str = ""
+    """How its loop stood still a short while ago, and where."""
 
 
 async def answer(node: Node) -> None:
@@ -56,4 +58,5 @@ def state(node: Node) -> NodeState:
         node.life.live(),
         sorted(ownership.owned),
         dict(ownership.failures),
+        node._runtime.stalls.text(),
     )

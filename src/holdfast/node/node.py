@@ -109,16 +109,9 @@ class Node:
         await engine.open()
         try:
             node = await cls.on(
-                engine,
-                list(serve),
-                name=name,
-                host=host,
-                incarnation=incarnation,
-                replicas=replicas,
-                labels=labels,
-                capacity=capacity,
-                clock=clock,
-            )
+                engine, list(serve), name=name, host=host, incarnation=incarnation,
+                replicas=replicas, labels=labels, capacity=capacity, clock=clock,
+            )  # fmt: skip
         except BaseException:
             await engine.close()
             raise
@@ -173,6 +166,8 @@ class Node:
         await node.registry.open()
         await node._router.start()
         await node._runtime.start()
+        if serve and clock is SYSTEM_CLOCK:
+            runtime.stalls.start(runtime.loop, node.name)
         await node._holding.start()
         life.on_lapse = node._runtime.suspend
         life.on_condemned = node._begin_again
@@ -206,6 +201,7 @@ class Node:
             draining=self._ownership.draining,
             record_version=RECORD_VERSION,
             generation=self.manifest.generation,
+            degraded=self._runtime.stalls.text(),
         )
 
     def _begin_again(self) -> None:

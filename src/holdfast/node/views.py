@@ -28,6 +28,8 @@ class MemberInfo(msgspec.Struct, frozen=True):
     """Whether it is about to end, and gives its shards away."""
     record_version: int
     """The newest form of records that it reads."""
+    degraded: str = ""
+    """What is wrong with it: its loop stood still a short while ago. Empty where nothing is."""
 
     @classmethod
     def of(cls, beat: Beat) -> MemberInfo:
@@ -45,6 +47,7 @@ class MemberInfo(msgspec.Struct, frozen=True):
             beat.capacity,
             beat.draining,
             beat.record_version,
+            beat.degraded,
         )
 
 
