@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from bench.app import Counter
-from bench.measure import Report, latencies, out, rate, raw_batches, raw_requests
+from bench.measure import Report, latencies, out, rate
 from holdfast import LocalCluster, Node
+from holdfast.bench import engine_alone
 from holdfast.engines.base import Record
 
 IN_FLIGHT = 256
@@ -46,13 +47,13 @@ async def _calls(report: Report, node: Node, scale: int) -> None:
     report.add("ask, one at a time, p99", p99, "ms")
     asked = await rate(lambda n: agents[n % AGENTS].ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
     size = IN_FLIGHT // 9
-    limit = await raw_batches(engine, cells, 3, size, 120, 2.0)
+    limit = await engine_alone.batches(engine, cells, 3, size, 120, 2.0)
     report.add("ask, 256 in flight, 10,000 agents", asked, "/s", 7_000, limit, f"9 writers, fenced batches of {size}")
     hot = await rate(lambda _: one.ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
-    limit = await raw_batches(engine, cells[:1], 1, 1, 120, 1.0)
+    limit = await engine_alone.batches(engine, cells[:1], 1, 1, 120, 1.0)
     report.add("ask, one hot agent", hot, "/s", 15_000, limit, "1 writer, one record at a time")
     read = await rate(lambda n: agents[n % AGENTS].ask(Counter.value), IN_FLIGHT, 25_600 * scale)
-    limit = await raw_requests(engine, IN_FLIGHT, 2.0)
+    limit = await engine_alone.requests(engine, IN_FLIGHT, 2.0)
     report.add("ask a reader, 256 in flight", read, "/s", 40_000, limit, "bus requests, 256 in flight")
 
 
@@ -66,14 +67,14 @@ async def _sends(report: Report, node: Node, scale: int) -> None:
     while sum(await asyncio.gather(*(agent.ask(Counter.value) for agent in agents))) < before + count:
         await asyncio.sleep(0.05)
     carried = count / (time.perf_counter() - started)
-    limit = await raw_batches(node.engine, [f"raw{n}" for n in range(3)], 1, IN_FLIGHT // 3, 80, 2.0)
+    limit = await engine_alone.batches(node.engine, [f"raw{n}" for n in range(3)], 1, IN_FLIGHT // 3, 80, 2.0)
     report.add("send, accepted", accepted, "/s", 12_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
     report.add("send, carried out", carried, "/s", 4_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
 
 
 async def _registry(report: Report, node: Node, count: int) -> None:
     created = await rate(lambda n: node.create(Counter, f"c{n}", metadata={"n": n}), IN_FLIGHT, count, 1)
-    limit = await raw_batches(node.engine, ["raw0"], 1, IN_FLIGHT, 80, 2.0)
+    limit = await engine_alone.batches(node.engine, ["raw0"], 1, IN_FLIGHT, 80, 2.0)
     report.add(f"create and register {count:,}", created, "/s", 5_000, limit, "1 writer, batches of 256")
     times = []
     for step in range(20_000):

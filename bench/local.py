@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 from bench.app import Counter
-from bench.measure import Report, latencies, out, rate, raw_batches
+from bench.measure import Report, latencies, out, rate
 from holdfast import Node
+from holdfast.bench import engine_alone
 from holdfast.engines.base import Record
 from holdfast.engines.local.engine import LocalEngine
 
@@ -25,7 +26,7 @@ async def benchmark(report: Report, quick: bool) -> None:
         engine = LocalEngine(Path(directory) / "raw.db")
         await engine.open()
         await engine.ensure_cells(["c"], 1)
-        limit = await raw_batches(engine, ["c"], 1, IN_FLIGHT, 120, 2.0)
+        limit = await engine_alone.batches(engine, ["c"], 1, IN_FLIGHT, 120, 2.0)
         alone50, _ = await latencies(lambda n: engine.log.append("c", [Record(f"c.one.{n % 100}", bytes(100))]), 500)
         await engine.close()
         async with Node.join(f"local:{directory}/bench.db", serve=[Counter]) as node:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import agents, backup, cohort, dead_letters, messages, placement
+from holdfast.cli.bench import bench
 from holdfast.cli.chaos import chaos
 from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
 from holdfast.cli.doctor import doctor
@@ -50,6 +51,7 @@ app.command("remove")(remove)
 app.command("scrub")(scrub)
 app.command("doctor")(doctor)
 app.command("simulate")(simulate)
+app.command("bench")(bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -142,6 +142,12 @@ def change_pool(table: Table, name: str, *, labels: Iterable[str] | None = None,
     return msgspec.structs.replace(table, pools=[record if pool is there else pool for pool in table.pools])
 
 
+def forget(table: Table, kinds: Iterable[str]) -> Table:
+    """The table without these kinds: for those that nothing serves any more, and that left nothing."""
+    gone = set(kinds)
+    return msgspec.structs.replace(table, kinds={kind: pool for kind, pool in table.kinds.items() if kind not in gone})
+
+
 def cordon(table: Table, name: str, cordoned: bool) -> Table:
     """The table with a host or node cordoned, or not."""
     names = sorted({*table.cordoned, name} if cordoned else {*table.cordoned} - {name})

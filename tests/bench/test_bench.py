@@ -1,0 +1,90 @@
+"""`holdfast bench`: every workload gives figures that can be, and a cluster that goes on is left as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster.app import Account
+
+from holdfast import LocalCluster, Node
+from holdfast.bench.workloads import NAMES
+
+APP = str(Path(__file__).parents[1] / "cluster" / "app.py")
+HOLDFAST = str(Path(sys.executable).parent / "holdfast")
+SMALL = ["--seconds", "0.3", "--agents", "200", "--in-flight", "32"]
+
+
+def bench(*arguments: str, code: int = 0) -> Any:
+    done = subprocess.run(
+        [HOLDFAST, "bench", *SMALL, "--json", *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def look(found: Any) -> None:
+    for one in found["figures"]:
+        assert one["operations"] > 0 and one["per_second"] > 0 and one["failed"] == {}, one
+        assert one["p50"] <= one["p99"] <= one["longest"], one
+        assert one["resident_mb"]["client"] > 10, one
+    assert sum(one["cores"]["client"] for one in found["figures"]) > 0  # each counts in hundredths of a second
+
+
+@pytest.mark.capability("E7")
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_a_fresh_cluster_is_measured_with_all_workloads() -> None:
+    found = bench()
+    look(found)
+    figures = {one["name"]: one for one in found["figures"]}
+    assert len(figures) == 19
+    for name in ("create and register", "ask, one at a time", "ask, 32 in flight", "ask a reader", "send, accepted"):
+        assert figures[name]["engine"] > 0 and figures[name]["engine_of"], name
+    assert figures["ask, 32 in flight"]["cores"].keys() == {"client", "nodes", "servers", "hosts"}
+    (killed_at,) = found["failover"]["killed_at"]
+    times = [at for at, _ in found["failover"]["moments"]]
+    assert min(times) < killed_at < max(times)
+
+
+@pytest.mark.timeout(120)
+def test_the_embedded_engine_is_measured() -> None:
+    found = bench("--at", "local")
+    look(found)
+    assert found["failover"]["killed_at"] == [] and len(found["figures"]) == 18
+    done = subprocess.run(
+        [HOLDFAST, "bench", "asks", "--at", "local", *SMALL], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "WORKLOAD" in done.stdout and "ask, 32 in flight" in done.stdout and "CORES OF" in done.stdout
+
+
+@pytest.mark.timeout(60)
+def test_a_workload_that_there_is_not_is_refused() -> None:
+    assert "there are create, asks" in bench("juggling", code=2)["text"]
+    assert "no failover" in bench("failover", "--at", "local", code=2)["text"]
+    assert set(NAMES) >= {"create", "failover"}
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+async def test_a_cluster_that_goes_on_is_left_as_it_was(tmp_path: Path) -> None:
+    async with LocalCluster(tmp_path, [APP]) as cluster, Node.join(cluster.urls) as node:
+        await node.ready()
+        assert await node.agent(Account, "mine").ask(Account.add, 1) == 1
+        before = await node.engine.cells()  # type: ignore[attr-defined]
+        look(await asyncio.to_thread(bench, "create", "asks", "timers", "failover", "--at", ",".join(cluster.urls)))
+        assert await node.engine.cells() == before  # type: ignore[attr-defined]
+        await node.ready()
+        assert await node.agent(Account, "mine").ask(Account.add, 1) == 2
+        assert node.count() == 0
+        left: list[str] = []
+        for cell in node.manifest.cells:
+            shown = await node.engine.log.subjects(cell, [f"{cell}.*.st.>"])
+            assert shown is not None
+            left += shown.subjects
+        assert [subject.rpartition(".")[2] for subject in left] == ["Account/mine"]
