@@ -10,7 +10,7 @@ SOURCES := src tests $(wildcard bench) $(wildcard examples)
 TYPING := $(wildcard tests/typing/*.py)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: help test check demo demo-cluster bench soak format clean
+.PHONY: help test check demo demo-cluster bench bench-peers soak format clean
 
 help:
 	@echo "make test          all tests but the soak"
@@ -18,6 +18,7 @@ help:
 	@echo "make demo          the digits example in one process"
 	@echo "make demo-cluster  the same example on a cluster of this machine"
 	@echo "make bench         the benchmarks"
+	@echo "make bench-peers   the same work on Ray, xoscar and Dask"
 	@echo "make soak          the long form of the fault tests"
 	@echo "make format        format the code and fix what lint can fix"
 	@echo "make clean         remove .venv and all that was built"
@@ -51,6 +52,9 @@ demo-cluster: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+bench-peers: $(READY)
+	$(BIN)/python -m bench.peers
 
 soak: $(READY)
 	$(PYTEST) -m soak

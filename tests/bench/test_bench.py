@@ -43,7 +43,7 @@ def test_a_fresh_cluster_is_measured_with_all_workloads() -> None:
     found = bench()
     look(found)
     figures = {one["name"]: one for one in found["figures"]}
-    assert len(figures) == 19
+    assert len(figures) == 18
     for name in ("create and register", "ask, one at a time", "ask, 32 in flight", "ask a reader", "send, accepted"):
         assert figures[name]["engine"] > 0 and figures[name]["engine_of"], name
     assert figures["ask, 32 in flight"]["cores"].keys() == {"client", "nodes", "servers", "hosts"}
@@ -56,7 +56,7 @@ def test_a_fresh_cluster_is_measured_with_all_workloads() -> None:
 def test_the_embedded_engine_is_measured() -> None:
     found = bench("--at", "local")
     look(found)
-    assert found["failover"]["killed_at"] == [] and len(found["figures"]) == 18
+    assert found["failover"]["killed_at"] == [] and len(found["figures"]) == 17
     done = subprocess.run(
         [HOLDFAST, "bench", "asks", "--at", "local", *SMALL], capture_output=True, text=True, timeout=60, check=True
     )

@@ -1,0 +1,1 @@
+"""The same small work on what people would use instead: one command, one table."""
