@@ -3,7 +3,8 @@
 All agents of a node share one loop: a handler that computes or blocks on it holds up every other, and after some seconds
 the node is taken for dead. The loop sets a mark every quarter of a second, and a thread looks whether it did. Code in C that
 does not give up the interpreter stops that thread as well; it is known by the processor time that it took, and not where it
-was. Where the thread is late and no such time was taken, the machine was slow, or the process was frozen: no stall.
+was. Where the thread is late and no such time was taken, the machine was slow, or the process was frozen: no stall. Nor is
+the time for which the loop waited for a processor, which Linux tells.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Stalls:
         self.count = 0
         self._node = ""
         self._recent: deque[Stall] = deque(maxlen=256)
-        self._due = self._cpu = 0.0
+        self._due = self._cpu = self._waited = 0.0
+        self._scheduler = Path()
         self._where = ""
         self._handle: asyncio.TimerHandle | None = None
         self._ended = threading.Event()
@@ -53,7 +55,9 @@ class Stalls:
     def start(self, loop: asyncio.AbstractEventLoop, node: str) -> None:
         """Begin to watch the running loop. ``node``: its name, for the log."""
         self._node = node
+        self._scheduler = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
         self._due, self._cpu = time.monotonic() + _LOOK_SECONDS, time.process_time()
+        self._waited = self._waited_for_processor()
         self._handle = loop.call_later(_LOOK_SECONDS, self._mark, loop)
         arguments = (threading.get_ident(),)
         threading.Thread(target=self._watch, args=arguments, name="holdfast-stalls", daemon=True).start()
@@ -66,15 +70,23 @@ class Stalls:
 
     def _mark(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
-        late, cpu = now - self._due, time.process_time()
+        cpu, waited = time.process_time(), self._waited_for_processor()
+        late = now - self._due - (waited - self._waited)
         if late > limits.STALL_SECONDS and (self._where or cpu - self._cpu > late / 2):
             self.count += 1
             self._recent.append(Stall(now, late, self._where))
             where = f" in {self._where}" if self._where else ", in C code"
             _logger.warning("the loop of node %s stood still for %.1f s%s: %s", self._node, late, where, _ADVICE)
         self._where = ""
-        self._due, self._cpu = now + _LOOK_SECONDS, cpu
+        self._due, self._cpu, self._waited = now + _LOOK_SECONDS, cpu, waited
         self._handle = loop.call_later(_LOOK_SECONDS, self._mark, loop)
+
+    def _waited_for_processor(self) -> float:
+        """Seconds for which the loop's thread could have run and did not get to; 0 where the system does not say."""
+        try:
+            return int(self._scheduler.read_bytes().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return 0.0
 
     def _watch(self, thread: int) -> None:
         looked_at = time.monotonic()

@@ -17,6 +17,7 @@ import ipaddress
 import logging
 import shutil
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ from holdfast import chance, limits
 from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import ConfigError, HoldfastError, InvalidName, NoResponders
+from holdfast.errors import ConfigError, HoldfastError, InvalidName, NoResponders, NotDone, Unknown
 from holdfast.host.facts import HostFacts
 from holdfast.host.nats_server import NatsServer, write_private
 from holdfast.host.service import ask_host, ask_hosts
@@ -39,6 +40,8 @@ _LEFT: Final = "jetstream-left"
 
 _LOOK_SECONDS: Final = 1.0
 _UNFIT_SECONDS: Final = 0.25
+_ELECTION_SECONDS: Final = 10.0
+"""For so long what cannot be read is no trouble: it comes back by itself."""
 _JOIN_SECONDS: Final = 20.0
 _PEEK_SECONDS: Final = 2.0
 
@@ -205,14 +208,18 @@ class Seat:
 
     async def run(self, engine: NatsEngine, system: System) -> None:
         """Follow the record, for ever."""
+        fails_since: float | None = None
         while True:
             try:
                 fits = await self._fit(engine, system)
-                self.trouble = "" if fits else self.trouble
+                fails_since, self.trouble = None, "" if fits else self.trouble
             except (HoldfastError, OSError) as error:
-                fits = False
-                self.trouble = f"{type(error).__name__}: {error}"
-                _logger.debug("the seat of %s: %s", self.host, self.trouble)
+                fits, now = False, time.monotonic()
+                fails_since = now if fails_since is None else fails_since
+                text = f"{type(error).__name__}: {error}"
+                if not isinstance(error, (NotDone, Unknown)) or now - fails_since > _ELECTION_SECONDS:
+                    self.trouble = text
+                _logger.debug("the seat of %s: %s", self.host, text)
             await asyncio.sleep(_LOOK_SECONDS if fits else _UNFIT_SECONDS)
 
     async def _fit(self, engine: NatsEngine, system: System) -> bool:
