@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from typing import Any, cast
 
 import pytest
 
 from holdfast.clock import SYSTEM_CLOCK
 from holdfast.cluster.life import Life, base, number
+from holdfast.cluster.membership import HostBeat, Membership
 from holdfast.engines.base import Engine
 from holdfast.host.nats_server import LocalServers
 
@@ -84,3 +86,18 @@ async def until_live(life: Life) -> None:
     async with asyncio.timeout(10):
         while not life.live():
             await asyncio.sleep(0.02)
+
+
+async def test_who_was_removed_is_not_counted_among_those_who_vote() -> None:
+    """Two of the three that vote are heard: they will elect, however many dead ones are remembered."""
+    membership = Membership(cast(Any, None), cast(Any, None), False)
+    now = asyncio.get_running_loop().time()
+    for name, ago in (("h1", 5.0), ("h2", 0.0), ("h3", 60.0), ("h4", 0.0)):
+        membership._hosts[name] = HostBeat(name, [], votes=True, voters=3)
+        membership._hosts_heard_at[name] = now - ago
+    assert membership.hears_majority(3)
+    membership._hosts_heard_at["h4"] = now - 5
+    assert not membership.hears_majority(3)
+    membership._hosts["h2"] = HostBeat("h2", [], votes=True, voters=5)
+    membership._hosts_heard_at["h4"] = now
+    assert not membership.hears_majority(3)

@@ -65,6 +65,8 @@ class HostBeat(msgspec.Struct, array_like=True):
     """One life of the host's process."""
     votes: bool = False
     """Whether its server runs, keeps copies, and votes."""
+    voters: int = 0
+    """How many hosts vote, as far as it knows; 0 where it does not."""
 
 
 class Member(msgspec.Struct):
@@ -242,10 +244,12 @@ class Membership:
 
     def hears_majority(self, voters: int) -> bool:
         """Whether most of the hosts that vote, ``voters`` or more, are heard: if they have no leader, they soon will."""
-        voting = [host for host, beat in self._hosts.items() if beat.votes]
+        voting = {host: beat for host, beat in self._hosts.items() if beat.votes}
         oldest = self._loop.time() - limits.ISOLATE_SECONDS
-        heard = [host for host in voting if self._hosts_heard_at.get(host, oldest) > oldest]
-        return 2 * len(heard) > max(len(voting), voters)
+        heard = [beat for host, beat in voting.items() if self._hosts_heard_at.get(host, oldest) > oldest]
+        # Who was removed is remembered here for a while: the others know how many there are now.
+        size = max((beat.voters for beat in heard), default=0) or len(voting)
+        return 2 * len(heard) > max(size, voters)
 
     def settled(self) -> bool:
         """Whether every live node has had the time to be heard at least once."""

@@ -190,6 +190,11 @@ class Seat:
             kept.rename(left)
 
     @property
+    def voters(self) -> int:
+        """How many hosts vote, by the record; 0 before it was read."""
+        return 0 if self.record is None else max(len(self.record.members), len(self.record.target))
+
+    @property
     def votes(self) -> bool:
         """Whether the server is set up to vote."""
         return self._server.settings.votes

@@ -220,7 +220,8 @@ class Host:
         if self._engine is not None and self._engine.connected():
             living = [child.incarnation for child in self.children if child.incarnation]
             votes = self.seat is not None and self.seat.votes and self.server is not None and self.server.pid != 0
-            beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, votes)
+            voters = self.seat.voters if self.seat is not None else 0
+            beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, votes, voters)
             self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
 
     def _on_host(self, message: Message) -> None:

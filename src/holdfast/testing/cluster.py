@@ -96,7 +96,9 @@ class SimCluster:
                 living = [self.incarnations[host]] if host in self.nodes else []
                 engine.bus.publish(
                     HOST_SUBJECT,
-                    codec.encode_raw(HostBeat(host, living, self.ended[host], votes=self.servers.up(host))),
+                    codec.encode_raw(
+                        HostBeat(host, living, self.ended[host], votes=self.servers.up(host), voters=len(self.hosts))
+                    ),
                 )
             await asyncio.sleep(limits.BEAT_SECONDS)
 
