@@ -56,7 +56,7 @@ class Job(msgspec.Struct, array_like=True):
     generation: int
 
 
-class Done(msgspec.Struct, array_like=True):
+class Done(msgspec.Struct, array_like=True, tag=True):
     """What came of it; of a reader the reply alone. ``generation``: the newest of the agent's timers."""
 
     reply: bytes
@@ -70,12 +70,8 @@ class _Failed(msgspec.Struct, array_like=True, tag=True):
     error: tuple[str, str, str, str]
 
 
-class _Succeeded(msgspec.Struct, array_like=True, tag=True):
-    done: Done
-
-
 _decode_job = msgspec.msgpack.Decoder(Job).decode
-_decode_result = msgspec.msgpack.Decoder(_Failed | _Succeeded).decode
+_decode_result = msgspec.msgpack.Decoder(Done | _Failed).decode
 
 
 def job(
@@ -132,7 +128,7 @@ class Workers:
             raise HandlerFailed(f"the worker process of {job.handler} ended{why}", "BrokenWorkerProcess") from None
         if isinstance(result, _Failed):
             raise from_wire(*result.error)
-        done: Done = result.done
+        done: Done = result
         return done
 
     def close(self) -> None:
@@ -149,7 +145,7 @@ def perform_bytes(data: bytes) -> bytes:
     job = _decode_job(data)
     try:
         kind = _find(job)
-        return codec.encode_raw(_Succeeded(_perform(kind, kind.new_agent(), job)))
+        return codec.encode_raw(_perform(kind, kind.new_agent(), job))
     except Exception as error:
         return codec.encode_raw(_Failed(to_wire(shown(job.qualname, job.handler, error))))
 

@@ -73,7 +73,7 @@ class Load:
 
         await asyncio.gather(*(one() for _ in range(in_flight)))
 
-    def figure(self, name: str, engine: float = 0.0, engine_of: str = "") -> Figure:
+    def figure(self, name: str) -> Figure:
         """What came of it until now."""
         seconds = time.perf_counter() - self.began
         sorted_ms = sorted(ms for _, ms in self.moments) or [0.0]
@@ -81,8 +81,8 @@ class Load:
         def quantile(q: float) -> float:
             return sorted_ms[min(int(len(sorted_ms) * q), len(sorted_ms) - 1)]
 
-        done = len(self.moments)
+        done, (cores, resident_mb) = len(self.moments), self._usage.read()
         return Figure(
             name, done, seconds, done / seconds, quantile(0.5), quantile(0.99), sorted_ms[-1],
-            dict(self.failed), engine, engine_of, *self._usage.read(),
+            dict(self.failed), cores=cores, resident_mb=resident_mb,
         )  # fmt: skip

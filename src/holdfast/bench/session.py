@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import asdict
@@ -21,15 +18,16 @@ from holdfast.core.pools import forget
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoQuorum, Unknown
+from holdfast.host.host_child import HostChild
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.nats_config import Security
-from holdfast.host.process import encode
 from holdfast.host.supervisor import HostSettings
 from holdfast.ids import new_id
 from holdfast.node.node import Node
 
 _LABELS: Final = sorted(kinds.POOL.labels)
 _PARTS: Final = ("st", "in", "out", "dl")
+_PURGES: Final = 3
 _START_SECONDS: Final = 60.0
 
 
@@ -59,65 +57,6 @@ class Outcome(msgspec.Struct):
     where: str
     figures: list[Figure]
     failover: Moments
-
-
-class Nodes:
-    """A host without a server, whose nodes serve the benchmark's agents."""
-
-    def __init__(self, urls: Sequence[str], count: int, security: Security) -> None:
-        self._settings = HostSettings(
-            new_id("bench"), None, list(urls), count, ["holdfast.bench.kinds"], labels=_LABELS, security=security
-        )
-        self._pids: dict[str, int] = {}
-        self._ready: set[int] = set()
-        self._error = ""
-        self._changed = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Return when all are ready. Raises `ConfigError`."""
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "holdfast.host", stdin=pipe, stdout=pipe, start_new_session=True
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(encode(self._settings))
-        self._reading = asyncio.get_running_loop().create_task(self._read())
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                while len(self._ready) < self._settings.nodes:
-                    if self._error or self._reading.done():
-                        raise ConfigError(f"the benchmark's nodes did not start: {self._error or 'their host ended'}")
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            raise ConfigError(f"the benchmark's nodes were not ready after {_START_SECONDS} s") from None
-
-    async def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            facts: dict[str, Any] = json.loads(line)
-            if "node_pid" in facts:
-                self._pids[facts["node"]] = facts["node_pid"]
-            if facts["event"] == "node-ready":
-                self._ready.add(self._pids[facts["node"]])
-            if facts["event"] in ("failed", "node-failed"):
-                self._error = str(facts.get("error", ""))
-            self._changed.set()
-        self._changed.set()
-
-    def pids(self) -> dict[str, int]:
-        """Of each node, the newest process."""
-        return dict(self._pids)
-
-    async def stop(self) -> None:
-        """End them in order."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
-            await self._process.wait()
-        if self._reading is not None:
-            await self._reading
 
 
 async def measure(settings: Settings, report: Callable[[Figure], None]) -> Outcome:
@@ -153,18 +92,26 @@ async def _set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
         if not urls:
             cluster = await stack.enter_async_context(LocalCluster(directory, nodes=0))
             urls, where = tuple(cluster.urls), f"3 servers, {settings.nodes} nodes and a client, all here"
-        nodes = Nodes(urls, settings.nodes, settings.security)
+        host = HostSettings(
+            new_id("bench"), None, list(urls), settings.nodes, ["holdfast.bench.kinds"],
+            labels=_LABELS, security=settings.security,
+        )  # fmt: skip
+        nodes = HostChild(host, (), lambda _event, _facts: None)
         stack.push_async_callback(nodes.stop)
-        await nodes.start()
+        await nodes.start(_START_SECONDS)
         node = await stack.enter_async_context(Node.join(urls, **asdict(settings.security)))
         engine = node.engine
         assert isinstance(engine, NatsEngine)
-        cells = [f"bench{n}" for n in range(len(node.manifest.cells))]
+        mark = new_id("bench")  # no stream of anybody else has this name: these are removed at the end
+        cells = [f"{mark}-{n}" for n in range(len(node.manifest.cells))]
         found = await streams.info(engine.connection, node.manifest.cells[0])
         await engine.ensure_cells(cells, int(found.config["num_replicas"]))
         try:
             await node.ready(_START_SECONDS)
-            yield where, Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, nodes.pids)
+            yield (
+                where,
+                Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, lambda: nodes.nodes),
+            )
         finally:
             await engine.drop_cells(cells)
             await nodes.stop()
@@ -177,16 +124,19 @@ async def _sweep(node: Node) -> None:
 
     Their pool stays, without a kind that lives in it; names that were freed leave a small record each.
     """
-    for pool in node.placement.table.pools:
-        if pool.name != kinds.POOL.name:
-            continue
-        for number in pool.numbers:
-            cell = node._runtime.cell_of(number)
-            for part in _PARTS:
-                for _ in range(3):
-                    try:
-                        await node.engine.log.purge(cell, f"{cell}.{number}.{part}.>", 1 << 62)
-                        break
-                    except (NoQuorum, Unknown):
-                        continue
+    pool = node.placement.table.pool(kinds.POOL.name)
+    for number in () if pool is None else pool.numbers:
+        cell = node._runtime.cell_of(number)
+        for part in _PARTS:
+            await _purge(node, cell, f"{cell}.{number}.{part}.>")
     await node.placement.change(lambda table: forget(table, [cls.__kind__.name for cls in kinds.KINDS]))
+
+
+async def _purge(node: Node, cell: str, subjects: str) -> None:
+    for attempt in range(_PURGES):
+        try:
+            await node.engine.log.purge(cell, subjects, 1 << 62)
+            return
+        except (NoQuorum, Unknown):
+            if attempt + 1 == _PURGES:
+                raise

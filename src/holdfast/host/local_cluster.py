@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +19,9 @@ import msgspec
 
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
+from holdfast.host.host_child import HostChild
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import free_ports
-from holdfast.host.process import encode
 from holdfast.host.supervisor import HostSettings, Report
 
 
@@ -58,18 +57,6 @@ def _on_loopback(hosts: int, founders: int, ports: int) -> list[Place]:
     return [
         Place(clients[i], cluster[i], routes if i < founders else (), urls[i + 1 :] + urls[:i]) for i in range(hosts)
     ]
-
-
-class _HostChild:
-    def __init__(self, settings: HostSettings, command: tuple[str, ...]) -> None:
-        self.settings = settings
-        self.command = command
-        self.process: asyncio.subprocess.Process | None = None
-        self.reader: asyncio.Task[None] | None = None
-        self.nodes: dict[str, int] = {}
-        self.server_pid = 0
-        self.error = ""
-        self.changed = asyncio.Event()
 
 
 class LocalCluster:
@@ -110,7 +97,7 @@ class LocalCluster:
         self.urls = [place.url for place in places]
         self._log = Path(log) if log else None
         self._report = report or _ignore
-        self._hosts: dict[str, _HostChild] = {}
+        self._hosts: dict[str, HostChild] = {}
         for index, place in enumerate(places):
             self._add(f"h{index + 1}", place, founders)
 
@@ -130,7 +117,7 @@ class LocalCluster:
             name, server, list(place.others), self._nodes, self._apps, replicas, security=place.security, join=join
         )
         settings.labels = list(self._labels.get(name, ()))
-        self._hosts[name] = _HostChild(settings, place.command)
+        self._hosts[name] = HostChild(settings, place.command, self._report)
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one more host on loopback, which joins without a vote; return once its nodes are ready.
@@ -171,56 +158,9 @@ class LocalCluster:
 
     async def start_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one host, and return once its nodes are ready. Raises `ConfigError`."""
-        host = self._find(name)
-        if host.process is not None and host.process.returncode is None:
-            return
-        host.nodes, host.server_pid, host.error = {}, 0, ""
-        with (self._log or Path(os.devnull)).open("ab") as log:
-            host.process = await asyncio.create_subprocess_exec(
-                *host.command,
-                sys.executable,
-                "-m",
-                "holdfast.host",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log if self._log else None,
-                start_new_session=True,
-            )
-        assert host.process.stdin is not None
-        host.process.stdin.write(encode(host.settings))
-        host.reader = asyncio.get_running_loop().create_task(self._read(name, host))
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while len(host.nodes) < host.settings.nodes or not host.server_pid:
-                    if host.error or host.reader.done():
-                        raise ConfigError(f"host {name} did not start: {host.error or 'its process ended'}")
-                    host.changed.clear()
-                    await host.changed.wait()
-        except TimeoutError:
-            raise ConfigError(f"host {name} was not ready after {timeout_seconds} s: {host.error}") from None
+        await self._find(name).start(timeout_seconds, self._log)
 
-    async def _read(self, name: str, host: _HostChild) -> None:
-        assert host.process is not None and host.process.stdout is not None
-        while line := await host.process.stdout.readline():
-            try:
-                facts: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.MsgspecError:
-                facts = {"event": "said", "text": line.decode(errors="replace").rstrip()}
-            event = str(facts.pop("event", ""))
-            if event == "node-ready":
-                host.nodes[facts["node"]] = facts["node_pid"]
-            elif event == "node-ended":
-                host.nodes.pop(facts["node"], None)
-                host.error = str(facts.get("error", ""))
-            elif event == "server":
-                host.server_pid = facts["server_pid"]
-            elif event == "failed":
-                host.error = str(facts.get("error", ""))
-            host.changed.set()
-            self._report(event, {"host": name, **facts})
-        host.changed.set()
-
-    def _find(self, name: str) -> _HostChild:
+    def _find(self, name: str) -> HostChild:
         try:
             return self._hosts[name]
         except KeyError:
@@ -274,18 +214,7 @@ class LocalCluster:
 
     async def stop_host(self, name: str) -> None:
         """End a host in order, as `SIGTERM` does; it keeps its part in the cluster."""
-        host = self._find(name)
-        if host.process is None or host.process.returncode is not None:
-            return
-        host.process.terminate()
-        try:
-            async with asyncio.timeout(45):
-                await host.process.wait()
-        except TimeoutError:
-            host.process.kill()
-            await host.process.wait()
-        if host.reader is not None:
-            await asyncio.gather(host.reader, return_exceptions=True)
+        await self._find(name).stop()
 
 
 def _absolute(app: str) -> str:
