@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.measure import number
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = ROOT / ".venv-peers"
@@ -52,7 +54,7 @@ def run(name: str, python: Path) -> dict[str, float | str]:
 
 def shown(value: float | str) -> str:
     """A figure with as many digits as mean something."""
-    return value if isinstance(value, str) else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    return value if isinstance(value, str) else number(value)
 
 
 def main() -> int:

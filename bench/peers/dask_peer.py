@@ -8,19 +8,7 @@ import signal
 import time
 
 from distributed import Client, LocalCluster
-from work import ADDS, created, rate, say
-
-
-class Counter:
-    def __init__(self) -> None:
-        self.n = 0
-
-    def add(self, by: int) -> int:
-        self.n += by
-        return self.n
-
-    def pid(self) -> int:
-        return os.getpid()
+from work import ADDS, Counter, back, created, rate, say
 
 
 async def main() -> None:
@@ -45,7 +33,7 @@ async def main() -> None:
         started = time.perf_counter()
         try:
             left = await asyncio.wait_for(agent.add(0), 30)
-            text = f"{max(left - before, 0)} of {ADDS} adds kept, back after {time.perf_counter() - started:.2f} s"
+            text = back(left - before, started)
         except Exception as error:
             text = f"0 of {ADDS} adds kept, gone for good: {type(error).__name__}"
         say(create=speed, calls=calls, one_ms=1e3 / alone, killed=text)

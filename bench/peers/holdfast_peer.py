@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bench.app import Counter
-from bench.peers.work import ADDS, created, rate, say
+from bench.peers.work import ADDS, back, created, rate, say
 from holdfast import LocalCluster, Node
 
 APP = str(Path(__file__).parents[1] / "app.py")
@@ -34,7 +34,7 @@ async def main() -> None:
             left = await agent.ask(Counter.value)
             say(
                 create=create, durable=durable, calls=reads, one_ms=1e3 / alone,
-                killed=f"{left} of {ADDS} adds kept, back after {time.perf_counter() - started:.2f} s",
+                killed=back(left, started),
             )  # fmt: skip
 
 
