@@ -67,6 +67,7 @@ def test_the_embedded_engine_is_measured() -> None:
 def test_a_workload_that_there_is_not_is_refused() -> None:
     assert "there are create, asks" in bench("juggling", code=2)["text"]
     assert "no failover" in bench("failover", "--at", "local", code=2)["text"]
+    assert "--nodes is for a cluster" in bench("asks", "--at", "local", "--nodes", "2", code=2)["text"]
     assert set(NAMES) >= {"create", "failover"}
 
 

@@ -27,6 +27,7 @@ from holdfast.node.node import Node
 
 _LABELS: Final = sorted(kinds.POOL.labels)
 _PARTS: Final = ("st", "in", "out", "dl")
+_NODES: Final = 3
 _PURGES: Final = 3
 _START_SECONDS: Final = 60.0
 
@@ -36,7 +37,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     at: tuple[str, ...] = ()
     workloads: tuple[str, ...] = NAMES
-    nodes: int = 3
+    nodes: int | None = None
+    """Default: 3; the embedded engine has none."""
     agents: int = 10_000
     in_flight: int = 256
     seconds: float = 3.0
@@ -49,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True):
                 raise ConfigError(f"there is no workload {name!r}; there are {', '.join(NAMES)}")
         if self.at == ("local",) and self.workloads == ("failover",):
             raise ConfigError("the embedded engine has one process, so there is no failover to measure")
+        if self.at == ("local",) and self.nodes is not None:
+            raise ConfigError("the embedded engine has one process: --nodes is for a cluster")
 
 
 class Outcome(msgspec.Struct):
@@ -87,13 +91,13 @@ async def _set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
             await node.engine.ensure_cells(cells, 1)
             yield where, Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, dict)
             return
-        urls = settings.at
-        where = f"{len(urls)} servers that were there, {settings.nodes} nodes and a client here"
+        urls, count = settings.at, settings.nodes or _NODES
+        where = f"{len(urls)} servers that were there, {count} nodes and a client here"
         if not urls:
             cluster = await stack.enter_async_context(LocalCluster(directory, nodes=0))
-            urls, where = tuple(cluster.urls), f"3 servers, {settings.nodes} nodes and a client, all here"
+            urls, where = tuple(cluster.urls), f"3 servers, {count} nodes and a client, all here"
         host = HostSettings(
-            new_id("bench"), None, list(urls), settings.nodes, ["holdfast.bench.kinds"],
+            new_id("bench"), None, list(urls), count, ["holdfast.bench.kinds"],
             labels=_LABELS, security=settings.security,
         )  # fmt: skip
         nodes = HostChild(host, (), lambda _event, _facts: None)

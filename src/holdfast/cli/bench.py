@@ -32,7 +32,9 @@ def bench(
             help="Servers of a cluster (nats://HOST:PORT), or `local` for the embedded engine. Default: a fresh one here.",
         ),
     ] = "",
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="The benchmark's own nodes, on this machine.")] = 3,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, help="The benchmark's own nodes, on this machine. Default: 3.")
+    ] = None,
     agents: Annotated[int, typer.Option("--agents", min=100, help="Among which messages are spread.")] = 10_000,
     in_flight: Annotated[int, typer.Option("--in-flight", min=1, max=10_000, help="Operations at a time.")] = 256,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of each load.")] = 3.0,
