@@ -42,7 +42,8 @@ class Planner:
         places = [_place(beat, table.cordoned) for beat in self._membership.live() if beat.kinds]
         if (places, table) != self._view[0]:
             self._view = ((places, table), self._loop.time())
-        self.plan = plan.make(table, places, self._epochs.holders(), self._membership.warm())
+        cells = len(self._placement.manifest.cells)
+        self.plan = plan.make(table, places, self._epochs.holders(), self._membership.warm(), cells)
         for name in self.plan.unfit:
             if name not in self._unfit and (pool := table.pool(name)) is not None:
                 why = f"no node that serves it, and is not cordoned, is labelled {', '.join(pool.labels)}"
