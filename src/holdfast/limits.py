@@ -44,6 +44,9 @@ BATCH_RECORDS_MAX: Final = 900
 """Records in one atomic batch (NATS refuses more than 1,000)."""
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+LINGER_SECONDS_MAX: Final = 0.01
+"""How long a committer waits at most after a batch for more that is about to come."""
+
 TURN_RECORDS_MAX: Final = 256
 """Records that one turn may add to its batch: its state, its timers and the messages that it sent."""
 

@@ -60,6 +60,10 @@ class Committer:
         self._dirty: dict[Activation, None] = {}
         self._one_by_one: dict[Activation, None] = {}
         self._wake = asyncio.Event()
+        self._waiting = 0
+        """Turns that wait to be written, and how many of them are worth a batch."""
+        self._enough = 1
+        self._append_seconds = 0.0
         self._random = chance.random()
         self._era = 0
         self._link = 0
@@ -81,9 +85,10 @@ class Committer:
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
-        if not self._dirty:
-            self._wake.set()
         self._dirty[activation] = None
+        self._waiting += 1
+        if self._waiting >= self._enough:
+            self._wake.set()
 
     def busy(self, shard: Shard) -> bool:
         """Whether turns of the shard wait for their commit."""
@@ -95,7 +100,26 @@ class Committer:
             await self._wake.wait()
             self._wake.clear()
             while self._dirty or self._one_by_one:
+                written = self.turns
+                started = self._runtime.loop.time()
                 await self._commit(await self._build())
+                self._append_seconds += (self._runtime.loop.time() - started - self._append_seconds) / 8
+                await self._linger(self.turns - written)
+
+    async def _linger(self, written: int) -> None:
+        """Wait a little for those that were answered just now to ask again, never for longer than an append takes.
+
+        A batch costs far more than what is in it. Without this, while a batch is written half of all callers wait for
+        the next one, so that each batch holds half of what it could.
+        """
+        self._enough = written + self._waiting - (written + self._waiting) // 5
+        if 0 < self._waiting < self._enough:
+            self._wake.clear()
+            seconds = min(self._append_seconds, limits.LINGER_SECONDS_MAX)
+            late = self._runtime.loop.call_later(seconds, self._wake.set)
+            await self._wake.wait()
+            late.cancel()
+        self._enough = 1
 
     # Building ------------------------------------------------------------------------------------------------------
 
@@ -104,6 +128,7 @@ class Committer:
             source, most = self._one_by_one, 1
         else:
             source, most = self._dirty, limits.BATCH_RECORDS_MAX
+            self._waiting = 0
         waiting: list[Activation] = []
         for activation in source:
             waiting.append(activation)
