@@ -93,6 +93,11 @@ async def hold(engine: Engine, names: Iterable[str], wait_seconds: float) -> set
     return missing
 
 
+def begin(engine: Engine) -> None:
+    """Ask all to hold their writes for `limits.HOLD_SECONDS`, without waiting to hear that they do."""
+    _publish(engine, limits.HOLD_SECONDS)
+
+
 def release(engine: Engine) -> None:
     """Tell all to let their writes pass again."""
     _publish(engine, 0.0)

@@ -13,8 +13,9 @@ import re
 from typing import Final
 
 from holdfast import limits
+from holdfast.cluster import hold
 from holdfast.core.spread import one_move
-from holdfast.engines.nats import api
+from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
 from holdfast.host.facts import Replicas
@@ -24,7 +25,9 @@ from holdfast.host.system import Peer, System
 
 UNEVEN_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 1.0
-_API_SECONDS: Final = 2.0
+_QUIET_SECONDS: Final = 0.15
+"""For appends that are under way to end; and for a new leader to begin."""
+
 _CELL: Final = re.compile(r"g[0-9]+c[0-9]+")
 
 _logger = logging.getLogger(__name__)
@@ -90,6 +93,13 @@ class Spread:
 
     async def _move(self, cell: str, server: str) -> None:
         _logger.info("%s is to be led by %s: the leaders are uneven", cell, server)
-        body = {"placement": {"preferred": server}}
-        await api.call(self._engine.connection, f"STREAM.LEADER.STEPDOWN.{cell}", body, _API_SECONDS)
-        self.moves += 1
+        try:
+            hold.begin(
+                self._engine
+            )  # what is under way when a leader goes is lost, and its writers would wait for nothing
+            await asyncio.sleep(_QUIET_SECONDS)
+            await streams.move_leader(self._engine.connection, cell, server)
+            self.moves += 1
+            await asyncio.sleep(_QUIET_SECONDS)
+        finally:
+            hold.release(self._engine)

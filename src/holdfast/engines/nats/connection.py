@@ -284,6 +284,10 @@ class Connection(Client):
             timer.cancel()
             self._requests.pop(number, None)
 
+    def answer_within(self, number: int, timeout_seconds: float) -> None:
+        """Wait no longer than this for an answer that is awaited."""
+        self._loop.call_later(timeout_seconds, self._late, number, timeout_seconds)
+
     def _late(self, number: int, timeout_seconds: float) -> None:
         future = self._requests.pop(number, None)
         if future is not None and not future.done():

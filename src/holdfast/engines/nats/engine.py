@@ -73,7 +73,8 @@ class NatsEngine(Engine):
         self.blobs: NatsBlobs = NatsBlobs(connection, self.log, BLOB_CELL)
         try:
             self._check_server(connection)
-        except ConfigError:
+            await self.log.open()
+        except BaseException:
             await self.close()
             raise
 

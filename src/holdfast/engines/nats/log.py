@@ -8,7 +8,8 @@ its last record asks for an acknowledgement. Facts of the server that shape this
 * a refusal may be of a second copy of the batch, while the first one is written: a refused batch must be such that
   writing it again is harmless;
 * an answer of status 503 with an empty body: no leader has the stream at this moment, nothing was written;
-* no answer at all: the batch may have been written, or may be written later.
+* no answer at all: the batch may have been written, or may be written later. That is certain some time after a change of
+  leaders, of which the new one tells: what the old one had taken and not passed on, nobody answers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _IN_PROCESS_TRIES: Final = 20
 _SECOND_SECONDS: Final = 0.05
 _READ_SECONDS: Final = 1.0
 _API_SECONDS: Final = 2.0
+_LEADERS: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED"
+_ELECTED_SECONDS: Final = 0.5
+"""How long a new leader may take to answer what was under way when it was elected."""
 
 
 class _Ack(msgspec.Struct):
@@ -71,10 +75,19 @@ class NatsLog(Log):
         self._batches = 0
         self._random = chance.random()
         self._tails: set[Tail] = set()
+        self._under_way: dict[str, set[int]] = {}
         self.closed = False
         self.appends = 0
         self.records = 0
         self.unknown = 0
+
+    async def open(self) -> None:
+        """Begin to hear of new leaders."""
+        await self._connection.listen(f"{_LEADERS}.*", self._on_leader)
+
+    def _on_leader(self, subject: str, _reply: str, _headers: bytes, _payload: bytes) -> None:
+        for number in self._under_way.get(subject.rpartition(".")[2], ()):
+            self._connection.answer_within(number, _ELECTED_SECONDS)
 
     def close(self) -> None:
         """End all tails with `Closed`."""
@@ -113,11 +126,15 @@ class NatsLog(Log):
             if self.closed:
                 raise Closed("the log was closed")
             raise NoQuorum(f"no server is reached, nothing was written: {connection.trouble or 'not connected'}")
+        under_way = self._under_way.setdefault(cell, set())
+        under_way.add(number)
         try:
             headers, answer = await connection.answer(number, future, limits.APPEND_TIMEOUT_SECONDS)
         except Unknown as error:
             self.unknown += 1
             raise Unknown(f"a batch of {len(records)} records in {cell}: {error}") from None
+        finally:
+            under_way.discard(number)
         if not answer:
             if status(headers) != 503:
                 self.unknown += 1
