@@ -82,6 +82,40 @@ def test_a_node_that_joins_takes_at_most_its_share(nodes: list[str]) -> None:
     assert len(moved(before, after)) <= 1.25 * share + len(nodes)
 
 
+def pairs(plan: dict[int, str], cells: int) -> int:
+    return len({(node, shard % cells) for shard, node in plan.items()})
+
+
+@given(nodes=names, cells=st.sampled_from([1, 3, 5]), per_node=st.integers(8, 40), data=st.data())
+def test_with_cells_load_is_bounded_and_a_plan_is_at_rest(
+    nodes: list[str], cells: int, per_node: int, data: st.DataObject
+) -> None:
+    shards = range(per_node * len(nodes) + data.draw(st.integers(0, 7)))
+    owners = {s: data.draw(st.sampled_from([*nodes, "gone"])) for s in data.draw(st.lists(st.sampled_from(shards)))}
+    plan = targets(shards, nodes, owners, cells=cells)
+    assert set(plan) == set(shards)
+    assert max(loads(plan, nodes)) <= 1.25 * len(shards) / len(nodes)
+    assert targets(shards, nodes, plan, cells=cells) == plan
+
+
+@given(count=st.integers(1, 12), cells=st.sampled_from([3, 5]), shards=st.sampled_from([128, 1024]))
+def test_each_node_writes_to_few_cells(count: int, cells: int, shards: int) -> None:
+    nodes = [f"n{number}" for number in range(count)]
+    plan = targets(range(shards), nodes, {}, cells=cells)
+    assert pairs(plan, cells) <= count + cells - 1
+    # A node that is lost and comes back leaves it so.
+    without = targets(range(shards), nodes[1:], plan, cells=cells)
+    again = targets(range(shards), nodes, without or plan, cells=cells)
+    assert pairs(again, cells) <= count + cells + 2
+
+
+def test_a_joining_node_gets_a_cell_of_its_own() -> None:
+    plan: dict[int, str] = {}
+    for count in (1, 2, 3):
+        plan = targets(range(128), [f"n{number}" for number in range(count)], plan, cells=3)
+    assert pairs(plan, 3) == 3
+
+
 def test_no_nodes_no_targets() -> None:
     assert targets(range(8), [], {0: "gone"}) == {}
 

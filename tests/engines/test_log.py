@@ -155,6 +155,40 @@ async def test_a_tail_takes_what_its_filters_match(engine: Engine, cell: str) ->
     assert [stored.subject.removeprefix(cell) for stored in found] == [".1.in.a", ".3.st.a.b", ".1.epoch"]
 
 
+async def test_a_tail_with_much_to_catch_up_with_takes_the_same(engine: Engine, cell: str) -> None:
+    """The cluster's engine then reads everything and picks, and later goes on with its filters."""
+    filters = [f"{cell}.{shard}.>" for shard in (1, 4)]
+    wanted = []
+
+    async def write(first: int, last: int) -> None:
+        for n in range(first, last, 300):
+            batch = [Record(f"{cell}.{k % 7}.st.{k % 200}", str(k).encode()) for k in range(n, n + 300, 2)]
+            sequences = await engine.log.append(cell, batch)
+            wanted.extend(
+                Stored(record.subject, sequence, record.payload)
+                for record, sequence in zip(batch, sequences, strict=True)
+                if record.subject.startswith(tuple(one[:-1] for one in filters))
+            )
+
+    await write(0, 6_000)
+    async with asyncio.timeout(30), aclosing(engine.log.tail(cell, filters)) as tail:  # type: ignore[type-var]
+        found: list[Stored] = []
+        async for chunk in tail:
+            found += chunk.records
+            if chunk.caught_up:
+                break
+        newest = {stored.subject: stored for stored in wanted}
+        assert found == sorted(newest.values(), key=lambda stored: stored.sequence)
+        for first in (6_000, 6_300):  # at once, and when it has its filters again
+            wanted.clear()
+            await write(first, first + 300)
+            found = []
+            while len(found) < len(wanted):
+                found += (await anext(tail)).records
+            assert found == wanted
+            await asyncio.sleep(1.5)
+
+
 async def test_a_tail_says_when_it_has_caught_up(engine: Engine, cell: str) -> None:
     async with asyncio.timeout(20), aclosing(engine.log.tail(cell, [f"{cell}.>"])) as tail:  # type: ignore[type-var]
         assert (await anext(tail))[:2] == ([], True)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import limits
 from holdfast.engines.base import Expect, Record
-from holdfast.engines.nats import api
+from holdfast.engines.nats import api, streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, Conflict, NoQuorum, Unknown
 from holdfast.host.nats_config import ServerSettings
@@ -96,6 +97,28 @@ async def test_a_write_that_times_out_is_unknown_and_settles(cohort: LocalServer
     limbo = {s.rpartition("-")[2] for s in subjects if "limbo" in s}
     twins = {s.rpartition("-")[2] for s in subjects if "twin" in s}
     assert limbo == twins, "half a batch was written"
+
+
+async def test_who_waits_for_a_batch_hears_of_a_new_leader(cohort: LocalServers, engine: NatsEngine) -> None:
+    """A batch that a leader took and did not pass on is answered by nobody: that is said long before the timeout."""
+    elected = asyncio.Event()
+    subject = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.c"
+    await engine.connection.listen(subject, lambda *_: elected.set())
+    leader = (await streams.info(engine.connection, "c")).cluster.leader
+    other = next(server.settings.name for server in cohort.servers if server.settings.name != leader)
+    await streams.move_leader(engine.connection, "c", other)
+    async with asyncio.timeout(10):
+        await elected.wait()
+
+    # Somebody listens to this subject, who is no stream.
+    await engine.bus.subscribe("limbo.>", lambda _message: None)
+    started = asyncio.get_running_loop().time()
+    waiting = asyncio.create_task(engine.log.append("limbo", [Record("limbo.x", b"")]))
+    await asyncio.sleep(0.2)
+    engine.connection.send(f"PUB {subject[:-1]}limbo 0\r\n\r\n".encode())
+    with pytest.raises(Unknown):
+        await waiting
+    assert asyncio.get_running_loop().time() - started < limits.APPEND_TIMEOUT_SECONDS * 0.7
 
 
 async def wait_for_record(engine: NatsEngine, subject: str):  # type: ignore[no-untyped-def]

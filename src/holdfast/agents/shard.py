@@ -63,7 +63,7 @@ class Shard:
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
-        self._purged_at = runtime.loop.time()
+        self._purged_at = self._claimed_at = runtime.loop.time()
 
     # Recovery ----------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,13 @@ class Shard:
         for token in idle:
             activation = self.activations.pop(token)
             activation.loaded = False
+        if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
+            self._cool()  # who had no message since the claim is as idle as one that had its last then
         return len(idle)
+
+    def _cool(self) -> None:
+        self.runtime.warm_bytes -= sum(map(len, self.warm.values()))
+        self.warm = {}
 
     # Inbox -------------------------------------------------------------------------------------------------------
 
@@ -373,9 +379,7 @@ class Shard:
     def stop(self) -> None:
         """Stop serving at once: handlers that wait are cancelled, callers are told to ask the next owner."""
         self.active = False
-        for payload in self.warm.values():
-            self.runtime.warm_bytes -= len(payload)
-        self.warm = {}
+        self._cool()
         activations, self.activations = self.activations, {}
         for activation in activations.values():
             for message in activation.abandon():

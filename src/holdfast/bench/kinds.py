@@ -1,7 +1,12 @@
-"""The agents that the benchmark's own nodes serve. Their pool keeps them off all other nodes."""
+"""The agents that the benchmark's own nodes serve. Their pool keeps them off all other nodes.
+
+Two variables of the environment are for those who measure how cost grows: how many shards the pool has, and after how
+many seconds an idle agent leaves memory.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 
 from msgspec import field
@@ -10,14 +15,16 @@ from holdfast.agents.agent import Agent, State
 from holdfast.agents.handler import handler, reader
 from holdfast.core.pools import Pool
 
-POOL = Pool(name="holdfast-bench", shards=48, labels=frozenset({"holdfast-bench"}))
+SHARDS = int(os.environ.get("HOLDFAST_BENCH_SHARDS", "48"))
+IDLE_SECONDS = float(os.environ.get("HOLDFAST_BENCH_IDLE", "300"))
+POOL = Pool(name="holdfast-bench", shards=SHARDS, labels=frozenset({"holdfast-bench"}))
 
 
 class Number(State):
     n: int = 0
 
 
-class BenchCounter(Agent[Number], pool=POOL, capabilities={"holdfast-bench"}):
+class BenchCounter(Agent[Number], pool=POOL, capabilities={"holdfast-bench"}, idle_seconds=IDLE_SECONDS):
     """The smallest agent that changes its state."""
 
     @handler

@@ -67,7 +67,7 @@ async def measure(settings: Settings, report: Callable[[Figure], None]) -> Outco
     """Run all workloads; ``report`` hears of each figure at once. Raises `ConfigError`, and what joining raises."""
     settings.check()
     outcome = Outcome("", [], Moments([], []))
-    async with _set_up(settings) as (outcome.where, setting):
+    async with set_up(settings) as (outcome.where, setting):
         for name in settings.workloads:
             if name == "failover" and setting.node.engine.name == "local":
                 continue
@@ -79,7 +79,8 @@ async def measure(settings: Settings, report: Callable[[Figure], None]) -> Outco
 
 
 @asynccontextmanager
-async def _set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
+async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
+    """What the workloads run on, and in words where that is."""
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-"))
         if settings.at == ("local",):
