@@ -10,7 +10,7 @@ SOURCES := src tests $(wildcard bench) $(wildcard examples)
 TYPING := $(wildcard tests/typing/*.py)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: help test check demo demo-cluster bench bench-peers soak format clean
+.PHONY: help test check demo demo-cluster bench bench-peers bench-growth soak format clean
 
 help:
 	@echo "make test          all tests but the soak"
@@ -19,6 +19,7 @@ help:
 	@echo "make demo-cluster  the same example on a cluster of this machine"
 	@echo "make bench         the benchmarks"
 	@echo "make bench-peers   the same work on Ray, xoscar and Dask"
+	@echo "make bench-growth  cost from a thousand to a million agents, 1 to 8 nodes, 16 to 1,024 shards"
 	@echo "make soak          the long form of the fault tests"
 	@echo "make format        format the code and fix what lint can fix"
 	@echo "make clean         remove .venv and all that was built"
@@ -55,6 +56,10 @@ bench: $(READY)
 
 bench-peers: $(READY)
 	$(BIN)/python -m bench.peers
+
+bench-growth: $(READY)
+	$(BIN)/python -m bench.growth
+	$(BIN)/python -m bench.many_hosts
 
 soak: $(READY)
 	$(PYTEST) -m soak

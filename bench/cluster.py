@@ -46,9 +46,9 @@ async def _calls(report: Report, node: Node, scale: int) -> None:
     report.add("ask, one at a time, p50", p50, "ms", 5.0, raw50, "one append alone, p50")
     report.add("ask, one at a time, p99", p99, "ms")
     asked = await rate(lambda n: agents[n % AGENTS].ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
-    size = IN_FLIGHT // 9
-    limit = await engine_alone.batches(engine, cells, 3, size, 120, 2.0)
-    report.add("ask, 256 in flight, 10,000 agents", asked, "/s", 7_000, limit, f"9 writers, fenced batches of {size}")
+    size = IN_FLIGHT * 4 // 5 // len(cells)
+    limit = await engine_alone.batches(engine, cells, 1, size, 120, 2.0)
+    report.add("ask, 256 in flight, 10,000 agents", asked, "/s", 7_000, limit, f"3 writers, fenced batches of {size}")
     hot = await rate(lambda _: one.ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
     limit = await engine_alone.batches(engine, cells[:1], 1, 1, 120, 1.0)
     report.add("ask, one hot agent", hot, "/s", 15_000, limit, "1 writer, one record at a time")

@@ -66,6 +66,10 @@ DEGRADED_SECONDS: Final = 60.0
 HANDLER_THREADS_MAX: Final = 32
 """Handlers of one node that run in threads at a time; more wait."""
 
+UNWRITTEN_TURNS_MAX: Final = 4096
+"""Turns of one node in one cell that wait to be written; further calls from outside are refused with `Overloaded`. So those
+that are taken are answered in a time that does not grow, and memory does not either, however many come."""
+
 CALLERS_MAX: Final = 4096
 MESSAGE_IDS_MAX: Final = 4096
 TIMERS_MAX: Final = 1024

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.agents.kinds import Append, Counter, Fault, Receiver, serving, until
+from tests.agents.kinds import Append, Counter, Fault, Gate, Receiver, serving, until
 
 from holdfast import Agent, NotFound, OutcomeUnknown, Overloaded, State, Unknown, codec, handler, limits
 from holdfast.agents.messages import InboxMessage
@@ -361,6 +361,38 @@ async def test_a_full_mailbox_refuses(path: Path) -> None:
             await agent.ask(Small.wait, 0)
         assert await asyncio.gather(*waiting) == [None] * 6
         await agent.ask(Small.wait, 0)
+
+
+async def test_a_node_that_cannot_write_takes_so_much_and_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken is carried out and answered, the rest is refused at once; memory does not grow with what comes."""
+    monkeypatch.setattr(limits, "UNWRITTEN_TURNS_MAX", 50)
+
+    class Asker(Agent[Sends]):
+        @handler
+        async def relay(self, name: str) -> int:
+            await asyncio.sleep(0.3)
+            return await self.agent(Counter, name).ask(Counter.add)
+
+    async with serving(path, Counter, Asker) as node:
+        relayed = asyncio.create_task(node.agent(Asker, "r").ask(Asker.relay, "inner"))
+        await asyncio.sleep(0.1)
+        gate = Gate(node)
+        asks = [asyncio.create_task(node.agent(Counter, f"c{n}").ask(Counter.add)) for n in range(200)]
+        named = node.agent(Counter, "named").options(message_id="once").ask(Counter.add)
+        waits = asyncio.create_task(named)
+        await asyncio.sleep(0.5)
+        refused = [ask for ask in asks if ask.done()]
+        assert not relayed.done()
+        assert not waits.done(), "one with an id may have been done before: it is not said that it was not"
+        assert 50 <= len(asks) - len(refused) <= 60
+        gate.open.set()
+        for ask in refused:
+            with pytest.raises(Overloaded, match="wait to be written"):
+                await ask
+        assert [await ask for ask in asks if ask not in refused] == [1] * (200 - len(refused))
+        assert await relayed == 1, "what a turn asks for is part of what was taken"
+        assert await waits == 1
+        assert await node.agent(Counter, "c199").ask(Counter.add) == 1, "what was refused was not done"
 
 
 async def test_tell_is_best_effort_and_cheap(path: Path) -> None:

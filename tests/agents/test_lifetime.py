@@ -162,6 +162,22 @@ async def test_an_idle_agent_leaves_memory_and_comes_back(path: Path) -> None:
         assert [await node.agent(Idle, f"a{n}").ask(Idle.add, "y") for n in range(20)] == [2] * 20
 
 
+async def test_what_was_kept_since_a_claim_goes_when_nobody_wanted_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(path) as node:
+        for n in range(20):
+            await node.agent(Counter, f"a{n}").ask(Counter.add, n)
+    async with serving(path) as node:
+        runtime = node._runtime
+        assert runtime.warm_bytes > 0
+        monkeypatch.setattr(limits, "IDLE_SECONDS", 0.0)
+        for shard in runtime.shards.values():
+            shard.passivate(runtime.loop.time() + 1.0)
+        assert runtime.warm_bytes == 0
+        assert [await node.agent(Counter, f"a{n}").ask(Counter.value) for n in range(20)] == list(range(20))
+
+
 async def test_a_cancelled_ask_cancels_its_handler(path: Path) -> None:
     async with serving(path) as node:
         agent = node.agent(Counter, "a")

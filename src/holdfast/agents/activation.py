@@ -20,7 +20,7 @@ from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
 from holdfast.agents.messages import BUSY, NOT_OWNER, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import Seen
-from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, UnknownKind
+from holdfast.errors import DeadlineExceeded, HoldfastError, UnknownKind
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind
@@ -174,11 +174,10 @@ class Activation:
     def _enqueue(self, message: Delivery) -> None:
         if self.mailbox is None:
             self.mailbox = deque()
-        if len(self.mailbox) + len(self.pending) + len(self.in_batch) >= self.kind.mailbox_max:
-            text = f"{self.kind.mailbox_max} messages wait for {self.token}"
-            turn.refuse(message, Overloaded(f"{text}: call it more slowly, or spread the work over more agents"))
-            return
         call = message.call
+        if (error := turn.overloaded(self, call)) is not None:
+            turn.refuse(message, error)
+            return
         if call is not None and (call.number or call.message_id):
             self.in_hand[message.key] = message
         self.mailbox.append(message)

@@ -60,7 +60,7 @@ class Committer:
         self._dirty: dict[Activation, None] = {}
         self._one_by_one: dict[Activation, None] = {}
         self._wake = asyncio.Event()
-        self._waiting = 0
+        self.waiting = 0
         """Turns that wait to be written, and how many of them are worth a batch."""
         self._enough = 1
         self._append_seconds = 0.0
@@ -86,8 +86,8 @@ class Committer:
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
         self._dirty[activation] = None
-        self._waiting += 1
-        if self._waiting >= self._enough:
+        self.waiting += 1
+        if self.waiting >= self._enough:
             self._wake.set()
 
     def busy(self, shard: Shard) -> bool:
@@ -112,8 +112,8 @@ class Committer:
         A batch costs far more than what is in it. Without this, while a batch is written half of all callers wait for
         the next one, so that each batch holds half of what it could.
         """
-        self._enough = written + self._waiting - (written + self._waiting) // 5
-        if 0 < self._waiting < self._enough:
+        self._enough = written + self.waiting - (written + self.waiting) // 5
+        if 0 < self.waiting < self._enough:
             self._wake.clear()
             seconds = min(self._append_seconds, limits.LINGER_SECONDS_MAX)
             late = self._runtime.loop.call_later(seconds, self._wake.set)
@@ -128,7 +128,6 @@ class Committer:
             source, most = self._one_by_one, 1
         else:
             source, most = self._dirty, limits.BATCH_RECORDS_MAX
-            self._waiting = 0
         waiting: list[Activation] = []
         for activation in source:
             waiting.append(activation)
@@ -149,6 +148,9 @@ class Committer:
             if not self._add(batch, activation):
                 break
             source.pop(activation, None)
+            self.waiting -= len(activation.in_batch)
+        if not self._dirty:
+            self.waiting = 0  # turns that were undone meanwhile were counted, too
         return batch
 
     async def _put_blob(self, activation: Activation) -> None:

@@ -289,7 +289,7 @@ class Router:
         elif outcome == BEGUN:
             self._turned_away(opened, 0, "its owner is changing", payload)  # that attempt may still be committed
         elif outcome == BUSY:
-            self._turned_away(opened, reference, "the agent keeps all the answers that it may", keep_owner=True)
+            self._turned_away(opened, reference, "its owner has all that it can take", keep_owner=True)
         else:
             opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
             self._close(opened)

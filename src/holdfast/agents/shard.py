@@ -344,6 +344,10 @@ class Shard:
         """The agent has something to commit."""
         self.runtime.committers[self.cell].mark(activation)
 
+    def crowded(self) -> bool:
+        """Whether more turns wait to be written than may."""
+        return self.runtime.committers[self.cell].waiting >= limits.UNWRITTEN_TURNS_MAX
+
     def watch(self, token: str, timer: Timer) -> None:
         """Have the timer fire when it is due, if it is still set then."""
         self.runtime.timers.add(timer.due, self, token, timer)

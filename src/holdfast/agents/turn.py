@@ -21,13 +21,14 @@ from holdfast import codec, limits
 from holdfast.agents import mailbox, workers
 from holdfast.agents.context import Context
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
-from holdfast.agents.messages import NOT_OWNER, DeadRecord, InboxMessage
+from holdfast.agents.messages import BUSY, NOT_OWNER, Call, DeadRecord, InboxMessage
 from holdfast.agents.workers import Done
 from holdfast.errors import (
     BadMessage,
     DeadlineExceeded,
     HandlerFailed,
     HoldfastError,
+    Overloaded,
     TooLarge,
     UnknownKind,
     to_wire,
@@ -43,9 +44,28 @@ ANY_MESSAGE: Final = "*"
 
 
 def refuse(message: Delivery, error: HoldfastError) -> None:
-    """Answer a call that saw nothing of the agent's state."""
+    """Answer a call that saw nothing of the agent's state.
+
+    Of one with an id nobody can say that nothing was done: it may have been carried out before. It is to be tried again.
+    """
+    if isinstance(error, Overloaded) and message.call is not None and message.call.message_id:
+        message.turn_away(BUSY)
+        return
     message.error = error_bytes(error)
     message.respond()
+
+
+def overloaded(activation: Activation, call: Call | None) -> Overloaded | None:
+    """Why no more calls can be taken now. What a turn asks for is part of work that was taken, and is not refused for
+    the node's sake."""
+    most = activation.kind.mailbox_max
+    if len(activation.mailbox or ()) + len(activation.pending) + len(activation.in_batch) >= most:
+        text = f"{most} messages wait for {activation.token}"
+        return Overloaded(f"{text}: call it more slowly, or spread the work over more agents")
+    if call is not None and not call.chain and activation.shard.crowded():
+        text = f"{limits.UNWRITTEN_TURNS_MAX} turns of one node wait to be written"
+        return Overloaded(f"{text}: call more slowly, or add nodes and servers")
+    return None
 
 
 def _method(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any, Any], tuple[Any, ...]]:

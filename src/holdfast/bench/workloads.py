@@ -19,6 +19,7 @@ from holdfast.bench.measure import Figure, Load
 from holdfast.node.node import Node
 
 _CHAIN: Final = 3
+_BEST: Final = 250
 _SIZES: Final = (1 << 10, 1 << 14, 1 << 18, 1 << 20)
 _TIMERS_EACH: Final = 10
 _FAILOVER_SECONDS: Final = 12.0
@@ -93,9 +94,13 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
     load = Load()
     await load.keep(lambda n: agents[n % len(agents)].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)
     figure = load.figure(f"ask, {setting.in_flight} in flight")
-    writers, size = 3 * len(setting.cells), max(setting.in_flight // (3 * len(setting.cells)), 1)
-    figure.engine = await engine_alone.batches(node.engine, setting.cells, 3, size, 120, setting.engine_seconds)
+    each = max(len(setting.pids()) // len(setting.cells), 1)
+    writers = each * len(setting.cells)
+    size = max(setting.in_flight * 4 // 5 // writers, 1)  # a fifth is on its way to or from its caller
+    figure.engine = await engine_alone.batches(node.engine, setting.cells, each, size, 120, setting.engine_seconds)
     figure.engine_of = f"{writers} writers, batches of {size}"
+    best = await engine_alone.batches(node.engine, setting.cells, 1, _BEST, 120, setting.engine_seconds)
+    figure.note = f"at its best {best:,.0f}/s, batches of {_BEST}"
     yield figure
     load = Load()
     await load.keep(lambda n: agents[n % 10].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)
