@@ -54,9 +54,7 @@ def measure(hosts: int) -> dict[str, float]:
         world.run(20)
         cluster.servers.on_cell = None
         for cell in cluster.servers.cells.values():
-            cell.on_commit.append(
-                lambda batch: written.update(record.subject.split(".")[1] for record in batch)
-            )
+            cell.on_commit.append(lambda batch: written.update(record.subject.split(".")[1] for record in batch))
         delivered.clear()
         began = time.perf_counter()
         world.run(_SECONDS)

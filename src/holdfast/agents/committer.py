@@ -148,9 +148,7 @@ class Committer:
             if not self._add(batch, activation):
                 break
             source.pop(activation, None)
-            self.waiting -= len(activation.in_batch)
-        if not self._dirty:
-            self.waiting = 0  # turns that were undone meanwhile were counted, too
+        self.waiting = sum(len(activation.pending) for activation in self._dirty)
         return batch
 
     async def _put_blob(self, activation: Activation) -> None:

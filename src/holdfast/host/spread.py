@@ -93,10 +93,9 @@ class Spread:
 
     async def _move(self, cell: str, server: str) -> None:
         _logger.info("%s is to be led by %s: the leaders are uneven", cell, server)
+        # What is under way when a leader goes may be lost, and its writers would wait for nothing.
+        hold.begin(self._engine)
         try:
-            hold.begin(
-                self._engine
-            )  # what is under way when a leader goes is lost, and its writers would wait for nothing
             await asyncio.sleep(_QUIET_SECONDS)
             await streams.move_leader(self._engine.connection, cell, server)
             self.moves += 1
