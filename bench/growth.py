@@ -27,7 +27,7 @@ from holdfast.bench.kinds import BenchBlob, BenchCounter
 from holdfast.bench.measure import Figure, Load
 from holdfast.bench.processes import Usage
 from holdfast.bench.session import Settings, set_up
-from holdfast.bench.workloads import Setting
+from holdfast.bench.workloads import Setting, busiest
 
 _IN_FLIGHT: Final = 256
 _SECONDS: Final = 5.0
@@ -69,8 +69,7 @@ async def _fill(setting: Setting, agents: int) -> Figure:
 async def _killed(setting: Setting, agents: int) -> tuple[float, int]:
     """The median time in s until agents of a killed node answer, and about how many agents it had."""
     node, pids = setting.node, setting.pids()
-    shards = {member.name: member.shards for member in node.members()}
-    victim = max(pids, key=lambda name: shards.get(name, 0))
+    victim = busiest(setting)
     owner = next(member.incarnation for member in node.members() if member.name == victim)
     sample = random.sample(range(agents), min(agents, 2_000))
     hit = [n for n in sample if node.describe(f"BenchCounter/a{n}").owner == owner]
@@ -91,20 +90,20 @@ async def agents(most: int) -> AsyncIterator[Row]:
         async with _cluster(idle=_IDLE) as setting:
             empty = Usage().read()[1]
             made = await _fill(setting, count)
-            hot = await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS)
+            await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS)
             hot = await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS)
             await asyncio.sleep(_IDLE * 2)
-            cold = await _load(lambda _, count=count: _add(setting, random.randrange(count)), 1, 2.0)  # type: ignore[misc]
-            anyone = await _load(lambda _, count=count: _add(setting, random.randrange(count)), _IN_FLIGHT, _SECONDS)  # type: ignore[misc]
+            cold = await _load(lambda _, count=count: _add(setting, random.randrange(count)), 1, 2.0)
+            anyone = await _load(lambda _, count=count: _add(setting, random.randrange(count)), _IN_FLIGHT, _SECONDS)
             full = Usage().read()[1]
             away, lost = await _killed(setting, count)
             yield {
                 "agents": count,
                 "first asks/s": made.per_second,
                 "hot asks/s": hot.per_second,
-                "us each": _cost(hot),
+                "us a hot one": _cost(hot),
                 "any asks/s": anyone.per_second,
-                "us each ": _cost(anyone),
+                "us any one": _cost(anyone),
                 "any p99 ms": anyone.p99,
                 "cold p50 ms": cold.p50,
                 "nodes MB": full["nodes"] - empty["nodes"],
@@ -142,11 +141,11 @@ async def _asks_and_reads(setting: Setting) -> Row:
     )  # fmt: skip
     return {
         "asks/s": asked.per_second,
-        "us each": _cost(asked),
+        "us an ask": _cost(asked),
         "p50 ms": asked.p50,
         "p99 ms": asked.p99,
         "reads/s": read.per_second,
-        "us each ": _cost(read),
+        "us a read": _cost(read),
     }
 
 
@@ -157,12 +156,12 @@ async def states(_most: int) -> AsyncIterator[Row]:
             some = [setting.node.agent(BenchBlob, f"b{size}-{n}") for n in range(64)]
             for agent in some:
                 await agent.ask(BenchBlob.fill, size)
-            figure = await _load(lambda n, some=some: some[n % 64].ask(BenchBlob.touch), 64, _SECONDS)  # type: ignore[misc]
+            figure = await _load(lambda n, some=some: some[n % 64].ask(BenchBlob.touch), 64, _SECONDS)
             yield {
                 "state B": size,
                 "asks/s": figure.per_second,
                 "MB/s": figure.per_second * size / 1e6,
-                "us each": _cost(figure),
+                "us an ask": _cost(figure),
                 "p50 ms": figure.p50,
                 "p99 ms": figure.p99,
             }
@@ -203,7 +202,7 @@ async def measure(wanted: list[str], most: int) -> dict[str, list[Row]]:
         rows = found[name] = []
         async for row in CURVES[name](most):
             rows.append(row)
-            out.print("  " + ", ".join(f"{key.strip()} {_shown(value)}" for key, value in row.items()), style="dim")
+            out.print("  " + ", ".join(f"{key} {_shown(value)}" for key, value in row.items()), style="dim")
         table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
         for row in rows:
             table.add_row(*map(_shown, row.values()))
@@ -218,10 +217,12 @@ def _shown(value: float | str) -> str:
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("curves", nargs="*", choices=[*CURVES, []], default=[])
+    parser.add_argument("curves", nargs="*", metavar="|".join(CURVES))
     parser.add_argument("--most", type=int, default=1_000_000, help="agents at most")
     parser.add_argument("--json", metavar="FILE", default="")
     options = parser.parse_args()
+    if unknown := set(options.curves) - CURVES.keys():
+        parser.error(f"there is no curve {', '.join(sorted(unknown))}")
     found = run(measure(options.curves or list(CURVES), options.most))
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2))

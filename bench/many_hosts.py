@@ -42,46 +42,41 @@ def measure(hosts: int) -> dict[str, float]:
     try:
         cluster = SimCluster(world, [Quiet], hosts, shards=max(128, 8 * hosts))
 
-        def settled() -> bool:
-            nodes = [process.node for process in cluster.nodes.values()]
-            owned = sum(len(node._runtime.shards) for node in nodes if node is not None)
-            return None not in nodes and len(nodes) == hosts and owned >= cluster.shards
-
-        started = world.now
-        if not world.run(120, settled):
-            raise RuntimeError("the shards found no owners")
-        start_seconds = world.now - started
+        start_seconds = _settle(world, cluster)
         world.run(20)
-        cluster.servers.on_cell = None
         for cell in cluster.servers.cells.values():
             cell.on_commit.append(lambda batch: written.update(record.subject.split(".")[1] for record in batch))
         delivered.clear()
         began = time.perf_counter()
         world.run(_SECONDS)
         real = time.perf_counter() - began
-        found = {"life": float(written["life"]), "all": float(sum(written.values()))}
-        heard = {subject: float(times) for subject, times in delivered.items()}
+        records, proofs, beats = written.total(), written["life"], delivered["beat"] + delivered["host"]
         cluster.kill_node("h1")
-        killed = world.now
-        world.run(30, lambda: world.now > killed + 0.05 and settled_without(cluster, cluster.shards))
         return {
             "hosts": hosts,
             "started in s": start_seconds,
-            "records/s": found["all"] / _SECONDS,
-            "of them life": found["life"] / _SECONDS,
-            "beats heard by each/s": (heard.get("beat", 0) + heard.get("host", 0)) / _SECONDS / hosts,
+            "records/s": records / _SECONDS,
+            "of them life": proofs / _SECONDS,
+            "beats heard by each/s": beats / _SECONDS / hosts,
             "real ms each/s": real / _SECONDS / hosts * 1e3,
-            "mended in s": world.now - killed,
+            "mended in s": _settle(world, cluster),
         }
     finally:
         servers.Interest.deliver = deliver  # type: ignore[method-assign]
         world.close()
 
 
-def settled_without(cluster: SimCluster, shards: int) -> bool:
-    """Whether all shards are served by nodes that live."""
-    nodes = [process.node for process in cluster.nodes.values()]
-    return sum(len(node._runtime.shards) for node in nodes if node is not None) >= shards
+def _settle(world: World, cluster: SimCluster) -> float:
+    """Run until nodes that live serve all shards; return how long that took, in s."""
+
+    def served() -> bool:
+        nodes = [process.node for process in cluster.nodes.values()]
+        return sum(len(node._runtime.shards) for node in nodes if node is not None) >= cluster.shards
+
+    began = world.now
+    if not world.run(120, served):
+        raise RuntimeError("some shards found no owner")
+    return world.now - began
 
 
 def main() -> int:

@@ -61,8 +61,9 @@ class Committer:
         self._one_by_one: dict[Activation, None] = {}
         self._wake = asyncio.Event()
         self.waiting = 0
-        """Turns that wait to be written, and how many of them are worth a batch."""
+        """Turns that wait to be written."""
         self._enough = 1
+        """… and how many of them are worth a batch."""
         self._append_seconds = 0.0
         self._random = chance.random()
         self._era = 0

@@ -218,6 +218,12 @@ async def timers(setting: Setting) -> AsyncIterator[Figure]:
     yield figure
 
 
+def busiest(setting: Setting) -> str:
+    """The name of the benchmark's node that has most shards."""
+    members = setting.node.members()
+    return max(setting.pids(), key=lambda name: sum(member.shards for member in members if member.name == name))
+
+
 async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
     """A steady load, in the midst of which one of the benchmark's nodes is killed with ``kill -9``."""
     agents = [setting.node.agent(BenchCounter, f"a{n}") for n in range(min(setting.agents, 1_000))]
@@ -225,9 +231,7 @@ async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
 
     async def kill() -> None:
         await asyncio.sleep(_FAILOVER_SECONDS / 3)
-        pids = setting.pids()
-        name = max(pids, key=lambda name: sum(m.shards for m in setting.node.members() if m.name == name))
-        os.kill(pids[name], signal.SIGKILL)
+        os.kill(setting.pids()[busiest(setting)], signal.SIGKILL)
         seen.killed_at.append(time.perf_counter() - load.began)
 
     async def paced(_worker: int) -> None:
