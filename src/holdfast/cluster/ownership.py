@@ -184,7 +184,10 @@ class Ownership:
             claimed = await self._write_claims(cell, before)
             if claimed:
                 await self._host.listen(claimed)
-                await self._recover(cell, claimed, lapses)
+                # What is in memory already does not wait for what has to be read.
+                warm = claimed.keys() & set(self.recovery.warm())
+                parts = [{n: claimed[n] for n in some} for some in (warm, claimed.keys() - warm) if some]
+                await asyncio.gather(*(self._recover(cell, part, lapses) for part in parts))
         finally:
             self._busy.difference_update(before)
             self._wake.set()
