@@ -47,6 +47,22 @@ BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 LINGER_SECONDS_MAX: Final = 0.01
 """How long a committer waits at most after a batch for more that is about to come."""
 
+PACK_AGENTS_MIN: Final = 8
+"""Records of so many agents in one batch are worth a pack."""
+
+PACKED_BYTES_MAX: Final = 4096
+"""A larger record of an agent is no burden for being one of its own."""
+
+PACK_BYTES_MAX: Final = 128 * 1024
+PACKS_MAX: Final = 256
+"""Packs of one node in one cell that are needed. A takeover reads them all."""
+
+PACKED_SECONDS: Final = 30.0
+"""An agent that is not written for so long gets a record of its own."""
+
+MOVES_MAX: Final = 200
+"""Records that leave packs with one batch."""
+
 TURN_RECORDS_MAX: Final = 256
 """Records that one turn may add to its batch: its state, its timers and the messages that it sent."""
 
@@ -122,6 +138,9 @@ SUSPECT_SECONDS: Final = 1.6
 
 TAKEOVER_SECONDS: Final = 4.0
 """The silence after which a node's shards are claimed by others, when a majority of the cells answers."""
+
+SWEEP_SECONDS: Final = 60.0
+"""So often packs that nothing needs any more are looked for."""
 
 PURGE_SECONDS: Final = 5.0
 """A shard's inbox messages that were handled are forgotten so often: each purge costs the log a write of its own."""

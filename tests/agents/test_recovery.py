@@ -13,6 +13,7 @@ from tests.agents.kinds import Counter, Receiver, serving, until
 from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum
 from holdfast.agents.record import unpack
 from holdfast.agents.shard import Shard
+from holdfast.cluster.epochs import Claim
 
 
 @pytest.fixture
@@ -96,7 +97,8 @@ async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_th
         await agent.ask(Counter.add, 1)
         new = await node.engine.log.read(shard.cell, subject)
         assert old is not None and new is not None and old.sequence < new.sequence
-        found = Shard(node._runtime, shard.number, shard.cell, new.sequence + 1, True)
+        claim = Claim(new.sequence + 1, clean=True, chain="", settled=True)
+        found = Shard(node._runtime, shard.number, shard.cell, claim)
         found.recover([old, new])
         assert found.index == {"Counter/a": new.sequence}
         assert (found.digest, found.commit) == (shard.digest, shard.commit)

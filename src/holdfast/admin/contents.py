@@ -18,6 +18,7 @@ from zlib import crc32
 import msgspec
 
 from holdfast import codec, ids
+from holdfast.cluster import packs
 from holdfast.core.replicas import Mark
 from holdfast.engines.base import Stored
 from holdfast.engines.nats.blobs import Whole
@@ -33,7 +34,7 @@ _ROUNDS_MAX: Final = 12
 _PAUSE_SECONDS: Final = 0.5
 _REACH_SECONDS: Final = 10.0
 
-_SEALED: Final = frozenset({"st", "in", "out", "dl", "epoch"})
+_SEALED: Final = frozenset({"st", "in", "out", "dl", "epoch", "settled"})
 _decode_whole = msgspec.msgpack.Decoder(Whole).decode
 
 
@@ -63,7 +64,7 @@ def is_sealed(subject: str) -> bool:
         return False
     if tokens[1].isdigit():
         return len(tokens) > 2 and tokens[2] in _SEALED
-    return tokens[1] in ("rl", "manifest", "ag", "whole")
+    return tokens[1] in ("rl", "manifest", "ag", "whole", packs.TOKEN)
 
 
 def is_intact(subject: str, payload: bytes) -> bool:

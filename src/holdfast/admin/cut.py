@@ -37,6 +37,7 @@ from holdfast import chance, limits
 from holdfast.admin.spool import Spool
 from holdfast.admin.subjects import MARK, changes_nothing, is_passing
 from holdfast.cluster import hold
+from holdfast.cluster.packs import unfold
 from holdfast.engines.base import Engine, Record
 from holdfast.errors import NoQuorum, Overloaded, Unknown
 
@@ -72,7 +73,7 @@ class _Reading:
                     elif sequence != self.position + 1:
                         self.disturbed_at, self.disturbed_by = sequence - 1, "a record that was replaced at once"
                     self.position = sequence
-                self._spool.put(self._place, [one for one in chunk.records if not is_passing(one.subject)])
+                self._spool.put(self._place, [one for one in unfold(chunk.records) if not is_passing(one.subject)])
                 self.caught_up = self.caught_up or chunk.caught_up
                 self.moved.set()
         finally:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from holdfast.agents.record import AgentRecord, check_digest, unpack
+from holdfast.cluster import packs
 from holdfast.core.digest import entry
 from holdfast.engines.base import Stored
 from holdfast.engines.nats import streams
@@ -36,7 +37,7 @@ class ShardReading:
 
     def add(self, stored: Stored) -> None:
         """One record of an agent, in order. Raises `DataLoss` where it is damaged."""
-        token = stored.subject[len(self.prefix) + 4 :]
+        token = stored.subject[len(self.prefix) + len(".st.") :]
         record = unpack(stored.payload, stored.subject)
         self.digest ^= entry(token, self.index.get(token, 0)) ^ entry(token, stored.sequence)
         self.index[token] = stored.sequence
@@ -72,12 +73,14 @@ async def check_cell(connection: Connection, cell: str, server: str) -> dict[str
 async def _check_some(connection: Connection, cell: str, server: str, prefixes: Sequence[str]) -> dict[str, str]:
     shards = {prefix: ShardReading(prefix) for prefix in prefixes}
     failed: dict[str, str] = {}
-    filters = [f"{prefix}.st.>" for prefix in prefixes]
+    filters = [*(f"{prefix}.st.>" for prefix in prefixes), packs.filter_of(cell)]
     reader = (await open_replicas(connection, cell, [server], filters))[server]
     try:
         while chunk := await reader.next():
-            for stored in chunk:
+            for stored in packs.unfold(chunk):
                 prefix = stored.subject.partition(".st.")[0]
+                if prefix not in shards:
+                    continue
                 try:
                     shards[prefix].add(stored)
                 except DataLoss as error:

@@ -18,7 +18,7 @@ _EVENT: Final = "ev"
 def is_passing(subject: str) -> bool:
     """Whether it is of the moment: it belongs to no backup, and says nothing of what agents are."""
     tokens = subject.split(".", 3)
-    return tokens[1] in _PASSING or (len(tokens) > 2 and tokens[2] == "epoch")
+    return tokens[1] in _PASSING or (len(tokens) > 2 and tokens[2] in ("epoch", "settled"))
 
 
 def changes_nothing(subject: str) -> bool:

@@ -84,8 +84,10 @@ class ShardCheck:
         self._digest ^= entry(token, sequence)
         self._count += 1
         if record.commit > self._commit:
-            self._commit, self._batch, self._said = record.commit, [], (record.digest, record.count)
+            self._commit, self._batch, self._said = record.commit, [], (0, 0)
         if record.commit == self._commit:
+            if record.count:
+                self._said = record.digest, record.count
             self._batch.append((token, sequence, record.previous))
 
     def problem(self) -> str:
@@ -111,7 +113,7 @@ class Checks:
         if item.cell >= len(self._last) or item.sequence > self._head.cuts[item.cell]:
             raise DataLoss(f"{item.subject}: its record {item.sequence} lies behind the cut")
         if kind_of(item.subject) == "st":
-            if item.sequence <= self._last[item.cell]:
+            if item.sequence < self._last[item.cell]:  # those of one pack have the same
                 raise DataLoss(f"{item.subject}: its record {item.sequence} is out of order")
             self._last[item.cell] = item.sequence
             token = item.subject.split(".", 3)[3]

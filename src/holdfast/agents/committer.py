@@ -1,18 +1,21 @@
 """Group commit: one batch per (node, cell), of all agents that finished turns since the batch before.
 
 The naive way, a batch per turn or per shard, multiplies fsyncs and Raft entries; they are what a turn costs. Here one
-batch is in flight per cell, and while it is, the next one fills: the busier the node, the cheaper a turn. Each shard's
-first record in the batch carries its own fence, so one owner lost refuses the batch, and the others are sent again.
+batch is in flight per cell, and while it is, the next one fills: the busier the node, the cheaper a turn. Where many small
+records are to be written they are put into one, a pack (`holdfast.cluster.packs`); what leaves its pack later is written
+with the batches that come (`journal`).
 
-The servers may get a batch twice, or write one that they said they refused. So a batch also carries a link: a record
-that expects the link of this node's batch before, and that makes it certain that no batch is written twice.
+Each batch begins with a link, which expects the link of the batch before (`holdfast.cluster.chain`): it fences this node
+off when its shards are claimed by others, and it makes sure that no batch is written twice, although the servers may get
+it twice, or write one that they said they refused. As long as there may be nodes that do not know chains for fences, each
+shard's first record in the batch also expects the shard's epoch; on the embedded engine that is all.
 
 What becomes of a batch:
 
 * acknowledged: everything that waited for it is released;
-* `Fenced`: the shards whose epoch is another's are dropped, the rest is claimed anew;
-* `Unknown`: it is never retried and never looked up. Its shards stop and are claimed anew from this very node: the old
-  batch then lies before the new epoch, or can never commit;
+* `Conflict` or `Fenced`: the shards whose epoch is another's are dropped, the rest of the cell is claimed anew;
+* `Unknown`: it is never retried and never looked up. This node's shards of the cell stop and are claimed anew with
+  another chain: the old batch then lies before the new epochs, or can never commit;
 * `NoQuorum`: nothing was written; tried again for a while, then every turn in it is undone and its caller told so;
 * refused for what is in it: the agents are sent one by one, the guilty one's turns one by one; the guilty turn fails.
 """
@@ -20,32 +23,47 @@ What becomes of a batch:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from holdfast import chance, codec, limits
 from holdfast.agents.activation import Activation
+from holdfast.agents.journal import Journal
 from holdfast.agents.mailbox import Delivery
-from holdfast.agents.record import pack
-from holdfast.cluster.life import base
+from holdfast.agents.record import pack, unpack
+from holdfast.cluster import epochs, packs
+from holdfast.cluster.chain import Chain
 from holdfast.core import backoff
-from holdfast.core.digest import entry
-from holdfast.engines.base import Expect, Record
+from holdfast.engines.base import Record
 from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, TooLarge, Unknown
 
 if TYPE_CHECKING:
     from holdfast.agents.runtime import Runtime
     from holdfast.agents.shard import Shard
 
+PACKED_FORM: Final = 3
+"""From this form of records on every node knows packs, and chains for fences."""
+
 _RECORD_OVERHEAD: Final = 512
 """Bytes of subject and headers to allow for per record."""
 
 
 class _Batch:
-    def __init__(self) -> None:
+    """``chain``: empty where shards' epochs are the fence. ``slot``: where its pack goes; None where it may have none."""
+
+    def __init__(self, chain: str, slot: int | None) -> None:
+        self.chain = chain
+        self.slot = slot
         self.records: list[Record] = []
         self.bytes = 0
-        self.agents: list[tuple[Activation, int, bytes]] = []
-        """Each with the place of its record, and the state that the record holds."""
+        self.agents: list[tuple[Activation, int, bytes, bytes]] = []
+        """Each with the place of its record, the state that the record holds, and the record, if it is in the pack."""
+        self.packed: list[tuple[int, str, bytes]] = []
+        """The agents' records in the pack, which is the batch's last record."""
+        self.packed_bytes = 0
+        self.moves: list[tuple[Shard, str, int]] = []
+        """Agents whose records leave their packs, with the places of the new ones."""
+        self.settled: list[Shard] = []
         self.shards: dict[Shard, int] = {}
         self.outbox: list[tuple[Shard, str, int]] = []
         """Sends to another cell: the shard, the cell, and the place of the record."""
@@ -54,9 +72,12 @@ class _Batch:
 class Committer:
     """The one writer of this node's agents in one cell."""
 
-    def __init__(self, runtime: Runtime, cell: str) -> None:
+    def __init__(self, runtime: Runtime, cell: str, chain: Chain) -> None:
         self._runtime = runtime
         self._cell = cell
+        self._chain = chain
+        self._journal = Journal()
+        self._writes: deque[tuple[list[Record], asyncio.Future[range]]] = deque()
         self._dirty: dict[Activation, None] = {}
         self._one_by_one: dict[Activation, None] = {}
         self._wake = asyncio.Event()
@@ -66,23 +87,10 @@ class Committer:
         """… and how many of them are worth a batch."""
         self._append_seconds = 0.0
         self._random = chance.random()
-        self._era = 0
-        self._link = 0
-        """The sequence of the chain's newest record; 0: this era has none yet."""
+        self._moves_at: asyncio.TimerHandle | None = None
         self.batches = 0
         self.records = 0
         self.turns = 0
-
-    @property
-    def _chain(self) -> str:
-        return f"{self._cell}.ch.{base(self._runtime.incarnation)}-{self._era}"
-
-    def _new_era(self) -> None:
-        """What became of the newest batch is not known, so neither is the chain's end: begin another."""
-        if self._link:
-            self._runtime.spawn(self._runtime.purge(self._cell, self._chain, 1 << 62))
-        self._era += 1
-        self._link = 0
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
@@ -95,17 +103,60 @@ class Committer:
         """Whether turns of the shard wait for their commit."""
         return any(activation.shard is shard for activation in self._dirty)
 
+    def began(self, shard: Shard) -> None:
+        """A shard is served from now on."""
+        if shard.unsettled:
+            self._journal.leave(shard)
+            self._wake.set()
+
+    def settle(self, shard: Shard) -> None:
+        """Have nothing of a shard in packs, as it is about to be let go of."""
+        shard.settling = True
+        self._journal.leave(shard)
+        self._wake.set()
+
+    def ended(self) -> None:
+        """The chain has ended."""
+        self._journal.clear()
+
+    async def write(self, records: list[Record]) -> range:
+        """Append these between two batches, with a link of their own. Raises what `Log.append` does.
+
+        After `Conflict` and `Unknown` this node's shards of the cell are claimed anew.
+        """
+        done: asyncio.Future[range] = self._runtime.loop.create_future()
+        self._writes.append((records, done))
+        self._wake.set()
+        return await done
+
     async def run(self) -> None:
         """Write batches until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._dirty or self._one_by_one:
+            while self._writes or self._dirty or self._one_by_one or self._moves_due():
+                if self._writes:
+                    await self._write(*self._writes.popleft())
+                    continue
                 written = self.turns
                 started = self._runtime.loop.time()
                 await self._commit(await self._build())
                 self._append_seconds += (self._runtime.loop.time() - started - self._append_seconds) / 8
                 await self._linger(self.turns - written)
+
+    def _moves_due(self) -> bool:
+        """Whether something is to leave its pack now; else this looks again when it is."""
+        if self._moves_at is not None:
+            self._moves_at.cancel()
+            self._moves_at = None
+        loop = self._runtime.loop
+        at = self._journal.next_at(now := loop.time())
+        if at is None or not self._chain.link or not self._chained():
+            return False
+        if at <= now and (next(self._journal.due(now), None) is not None or self._journal.settled()):
+            return True
+        self._moves_at = loop.call_later(max(at - now, 0.05), self._wake.set)
+        return False
 
     async def _linger(self, written: int) -> None:
         """Wait a little for those that were answered just now to ask again, never for longer than an append takes.
@@ -137,11 +188,10 @@ class Committer:
         for activation in waiting:
             if activation.pending and activation.needs_blob():
                 await self._put_blob(activation)
-        batch = _Batch()
-        if not self._runtime.life.alone:
-            batch.records.append(Record(self._chain, b"%d" % self.batches, Expect(self._chain, self._link)))
+        batch = self._begin(len(waiting))
         for activation in waiting:
-            if not activation.pending or not activation.shard.active:
+            shard = activation.shard
+            if not activation.pending or not shard.active or (shard.chain and shard.chain != self._chain.name):
                 source.pop(activation, None)
                 continue
             if activation.needs_blob():
@@ -150,7 +200,57 @@ class Committer:
                 break
             source.pop(activation, None)
         self.waiting = sum(len(activation.pending) for activation in self._dirty)
+        if batch.chain and source is self._dirty:
+            self._add_moves(batch)
+        if batch.packed:
+            assert batch.slot is not None
+            batch.records.append(packs.record(self._cell, self._chain.name, batch.slot, batch.packed))
         return batch
+
+    def _chained(self) -> bool:
+        """Whether the chain is the fence, and every node knows packs."""
+        version = self._runtime.router.placement.manifest.record_version
+        return version >= PACKED_FORM and not self._runtime.life.alone
+
+    def _begin(self, agents: int) -> _Batch:
+        chained = self._chained()
+        worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
+        batch = _Batch(self._chain.name if chained else "", self._journal.slot() if worth else None)
+        if not self._runtime.life.alone:
+            batch.records.append(self._chain.next_link(b"%d" % self.batches))
+        return batch
+
+    def _add_moves(self, batch: _Batch) -> None:
+        """Add records that leave their packs, and what says that shards need those of others no more."""
+        now, room = self._runtime.loop.time(), limits.BATCH_RECORDS_MAX - 1
+        most = limits.MOVES_MAX if not batch.agents else max(limits.PACK_AGENTS_MIN * 4, len(batch.packed) * 2)
+        moving: set[tuple[Shard, str]] = set()
+        for shard, token in self._journal.due(now):
+            if len(batch.moves) >= most or len(batch.records) >= room or batch.bytes > limits.BATCH_BYTES_MAX // 2:
+                break
+            if (shard, token) in moving:
+                continue
+            moving.add((shard, token))
+            first = self._count(batch, shard)
+            record = unpack(shard.packed[token], f"the packed record of {token}")
+            record.commit, record.previous, record.version = shard.commit, shard.index[token], record.version + 1
+            record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
+            batch.moves.append((shard, token, len(batch.records)))
+            payload = pack(record)
+            batch.records.append(Record(f"{shard.prefix}.st.{token}", payload))
+            batch.bytes += len(payload) + _RECORD_OVERHEAD
+        for shard in self._journal.settled():
+            if len(batch.records) < room:
+                batch.records.append(epochs.settled(self._cell, shard.number, shard.epoch))
+                batch.settled.append(shard)
+
+    def _count(self, batch: _Batch, shard: Shard) -> bool:
+        """Note a shard in a batch; return whether it is the first time."""
+        if shard in batch.shards:
+            return False
+        shard.commit += 1
+        batch.shards[shard] = shard.commit
+        return True
 
     async def _put_blob(self, activation: Activation) -> None:
         shard = activation.shard
@@ -178,10 +278,7 @@ class Committer:
             batch.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(batch.records) + many * 2 > limits.BATCH_RECORDS_MAX
         ):
             return False
-        first = shard not in batch.shards
-        if first:
-            shard.commit += 1
-            batch.shards[shard] = shard.commit
+        first = self._count(batch, shard)
         digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
         state = activation.state_bytes
         payload = pack(activation.snapshot(shard.commit, digest, count))
@@ -190,9 +287,16 @@ class Committer:
             if first:
                 del batch.shards[shard]
             return True
-        batch.agents.append((activation, len(batch.records), state))
-        subject = f"{shard.prefix}.st.{activation.token}"
-        batch.records.append(Record(subject, payload, shard.fence if first else None))
+        small = len(payload) <= limits.PACKED_BYTES_MAX and not activation.blob
+        fits = batch.packed_bytes + len(payload) <= limits.PACK_BYTES_MAX
+        if batch.slot is not None and small and fits and not shard.settling:
+            batch.agents.append((activation, -1, state, payload))
+            batch.packed.append((shard.number, activation.token, payload))
+            batch.packed_bytes += len(payload)
+        else:
+            batch.agents.append((activation, len(batch.records), state, b""))
+            fence = shard.fence if first and not batch.chain else None
+            batch.records.append(Record(f"{shard.prefix}.st.{activation.token}", payload, fence))
         batch.bytes += len(payload) + _RECORD_OVERHEAD
         for message in activation.in_batch:
             if message.outgoing:
@@ -224,7 +328,7 @@ class Committer:
     async def _commit(self, batch: _Batch) -> None:
         give_up_at = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS
         attempt = 0
-        while batch.agents:
+        while batch.agents or batch.moves or batch.settled:
             try:
                 sequences = await self._runtime.gate.append(self._cell, batch.records)
             except Conflict:
@@ -235,7 +339,7 @@ class Committer:
             except NoQuorum as error:
                 attempt += 1
                 if self._runtime.loop.time() > give_up_at:
-                    for activation, _, _ in batch.agents:
+                    for activation, *_ in batch.agents:
                         if activation.shard.active:
                             activation.shard.drop(activation, error)
                     return
@@ -244,20 +348,49 @@ class Committer:
                     self._put_back(batch)
                     return
             except Unknown:
-                self._new_era()
-                self._runtime.reclaim(self._cell, [shard for shard in batch.shards if shard.active])
+                if self._goes_on(batch.records[0]):
+                    self._runtime.reclaim(self._cell)
                 return
             except HoldfastError as error:
-                if len(batch.agents) == 1:
+                if len(batch.agents) == 1 and not batch.moves:
                     self._refused(batch.agents[0][0], error)
                 else:
                     self._put_back(batch)
-                    self._one_by_one.update((activation, None) for activation, _, _ in batch.agents)
+                    self._one_by_one.update((activation, None) for activation, *_ in batch.agents)
                 return
             else:
-                self._link = 0 if self._runtime.life.alone else sequences[0]
+                self._linked(batch.records[0], sequences)
                 self._acknowledged(batch, sequences)
                 return
+
+    def _linked(self, link: Record, sequences: range) -> None:
+        """Go on behind this link."""
+        if not self._runtime.life.alone and self._goes_on(link):
+            self._chain.link = sequences[0]
+
+    def _goes_on(self, link: Record) -> bool:
+        """Whether the chain of this link has not ended meanwhile, with all that was claimed with it."""
+        return self._runtime.life.alone or (link.subject == self._chain.subject and self._chain.link > 0)
+
+    async def _write(self, records: list[Record], done: asyncio.Future[range]) -> None:
+        alone = self._runtime.life.alone
+        link = [] if alone else [self._chain.next_link(b"%d" % self.batches)]
+        try:
+            if link and not self._chain.link:
+                raise Conflict(f"this node's chain in {self._cell} has ended")
+            sequences = await self._runtime.gate.append(self._cell, [*link, *records])
+        except HoldfastError as error:
+            if not alone and isinstance(error, Conflict | Unknown):
+                self._runtime.reclaim(self._cell)
+            if not done.done():
+                done.set_exception(error)
+            if isinstance(error, Closed):
+                raise
+        else:
+            if link:
+                self._linked(link[0], sequences)
+            if not done.done():
+                done.set_result(sequences[len(link) :])
 
     def _acknowledged(self, batch: _Batch, sequences: range) -> None:
         self.batches += 1
@@ -265,21 +398,36 @@ class Committer:
         for shard, cell, place in batch.outbox:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
-        for activation, place, state in batch.agents:
+        if batch.packed and batch.slot is not None and batch.chain == self._chain.name:
+            there = [(one.shard, one.token) for one, _, _, packed in batch.agents if packed]
+            self._journal.written(batch.slot, sequences[-1], self._runtime.loop.time(), there)
+        for shard, token, place in batch.moves:
+            if shard.active:
+                self._moved(shard, token, sequences[place])
+        for shard in batch.settled:
+            shard.unsettled = False
+        for activation, place, state, packed in batch.agents:
             shard = activation.shard
             if shard.active and activation.loaded:
-                token, sequence = activation.token, sequences[place]
-                shard.digest ^= entry(token, activation.sequence) ^ entry(token, sequence)
-                shard.index[token] = sequence
+                sequence = sequences[place]
+                shard.committed(activation.token, sequence, packed or None)
                 self.turns += len(activation.in_batch)
                 activation.committed(sequence, state)
                 if activation.old_blobs:
                     self._runtime.spawn(self._runtime.delete_blobs(activation.old_blobs))
                     activation.old_blobs = None
 
+    def _moved(self, shard: Shard, token: str, sequence: int) -> None:
+        """The agent's record is one of its own now."""
+        activation = shard.activations.get(token)
+        if activation is not None and activation.loaded:
+            activation.sequence = sequence
+            activation.version += 1
+        shard.committed(token, sequence, None)
+
     def _put_back(self, batch: _Batch) -> None:
         """Nothing was written: what is still ours goes into the next batch."""
-        for activation, _, _ in batch.agents:
+        for activation, *_ in batch.agents:
             if activation.shard.active:
                 activation.not_written()
                 self.mark(activation)
@@ -290,7 +438,8 @@ class Committer:
 
         None of it is sent again as it is: the refusal may be of a second copy of a batch that was written.
         """
-        self._new_era()
+        if not self._goes_on(batch.records[0]):
+            return
         lost = []
         for shard in batch.shards:
             try:
@@ -301,7 +450,7 @@ class Committer:
             if epoch is not None and epoch.sequence > shard.epoch:
                 lost.append(shard)
         self._runtime.lost(self._cell, [shard for shard in lost if shard.active])
-        self._runtime.reclaim(self._cell, [shard for shard in batch.shards if shard.active])
+        self._runtime.reclaim(self._cell)
 
     def _refused(self, activation: Activation, error: HoldfastError) -> None:
         """The log will not take this agent's record: its turns are undone, and the guilty one is found."""

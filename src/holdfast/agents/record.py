@@ -13,7 +13,7 @@ from holdfast.core.delivery import Caller, Remembered
 from holdfast.core.digest import before
 from holdfast.errors import DataLoss
 
-FORMS = (1, 2)
+FORMS = (1, 2, 3)
 """The forms that this code reads. Which one it writes is said by the manifest: see `holdfast.cluster.manifest`."""
 
 
@@ -77,7 +77,7 @@ def check_digest(shard: str, digest: int, agents: int, newest: list[tuple[int, s
     Raises `DataLoss` where they do not agree.
     """
     batch = ((token, sequence, record.previous) for sequence, token, record in newest)
-    first = min(newest)[2]
+    first = max(newest, key=lambda one: one[2].count)[2]
     if before(digest, agents, batch) != (first.digest, first.count):
         raise DataLoss(
             f"shard {shard}: the {agents} agents that this replica shows are not those of batch {first.commit}, "

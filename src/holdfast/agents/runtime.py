@@ -25,10 +25,12 @@ from holdfast.agents.stalls import Stalls
 from holdfast.agents.timers import Timers
 from holdfast.agents.workers import Workers
 from holdfast.clock import Clock
+from holdfast.cluster.chain import Chain
+from holdfast.cluster.epochs import Claim
 from holdfast.cluster.life import Life
 from holdfast.core import backoff
 from holdfast.core.pools import Space
-from holdfast.engines.base import Engine, Message, Stored, Subscription
+from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
 from holdfast.engines.gate import Gate
 from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
@@ -50,6 +52,7 @@ class Runtime:
         space: Space,
         serve: Iterable[type[Agent[Any]]],
         gate: Gate,
+        chains: Mapping[str, Chain],
     ) -> None:
         self.engine = engine
         self.gate = gate
@@ -65,7 +68,7 @@ class Runtime:
             if self.kinds.setdefault(kind.name, kind) is not kind:
                 raise ConfigError(f"two classes are served under the kind {kind.name!r}: give one kind=... of its own")
         self.shards: dict[int, Shard] = {}
-        self.committers = {cell: Committer(self, cell) for cell in cells}
+        self.committers = {cell: Committer(self, cell, chains[cell]) for cell in cells}
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
         self.workers = Workers()
@@ -135,18 +138,17 @@ class Runtime:
         """The cell of a shard."""
         return self._cells[shard % len(self._cells)]
 
-    async def add_shards(self, cell: str, claims: Mapping[int, tuple[int, bool]], records: list[Stored]) -> None:
+    async def add_shards(self, cell: str, claims: Mapping[int, Claim], records: list[Stored]) -> None:
         """Serve shards just claimed, from all their records before the claim.
 
-        ``claims``: per shard its epoch, and whether the owner before let go of it cleanly. Raises `DataLoss`; then none
-        of them is served.
+        Raises `DataLoss`; then none of them is served.
         """
-        shards = {number: Shard(self, number, cell, epoch, clean) for number, (epoch, clean) in claims.items()}
+        shards = {number: Shard(self, number, cell, claim) for number, claim in claims.items()}
         of: dict[int, list[Stored]] = {number: [] for number in shards}
         skip = len(cell) + 1
         for stored in records:
             number = int(stored.subject[skip : stored.subject.index(".", skip)])
-            if number in claims and stored.sequence < claims[number][0]:
+            if number in claims and stored.sequence < claims[number].epoch:
                 of[number].append(stored)
         found: dict[int, tuple[list[Any], list[Stored]]] = {}
         for number, shard in shards.items():
@@ -163,8 +165,9 @@ class Runtime:
                 old.stop()
             self.shards[number] = shard
             shard.start(*found[number])
+            self.committers[cell].began(shard)
             self._parking.hand_on(number)
-        self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number][1]]))
+        self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number].clean]))
         await self.listen(shards)  # a recovery that took long may have outlived what was left of an older subscription
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
@@ -208,24 +211,37 @@ class Runtime:
         if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
             self.spawn(subscription.close())
 
-    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> None:
+    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> set[int]:
         """Start no more turns in these shards, and wait until those that run are committed, or the time is over.
 
-        ``targets``: per shard who is to own it next, and gets its calls from now on.
+        ``targets``: per shard who is to own it next, and gets its calls from now on. Returns the shards that still have
+        records in packs.
         """
         shards = [self.shards[number] for number in targets if number in self.shards]
+        end = self.loop.time() + timeout_seconds / 2
+        for shard in shards:
+            self.committers[shard.cell].settle(shard)
+        while any(shard.active and shard.packed for shard in shards) and self.loop.time() < end and self.life.live():
+            await asyncio.sleep(0.002)
         for shard in shards:
             shard.draining = True
             shard.heir = targets[shard.number].encode()
-        end = self.loop.time() + timeout_seconds
+        end += timeout_seconds / 2
         while any(shard.active and shard.busy() for shard in shards) and self.loop.time() < end:
             await asyncio.sleep(0.005)
+        unsettled = {shard.number for shard in shards if shard.packed or not shard.active}
         self.drop_shards([shard.number for shard in shards])
+        return unsettled
 
-    def reclaim(self, cell: str, shards: list[Shard]) -> None:
-        """A batch's outcome is unknown: stop its shards, and have them claimed anew from this node."""
-        numbers = [shard.number for shard in shards]
+    async def write(self, cell: str, records: list[Record]) -> range:
+        """Append between two batches of the cell. Raises what `Log.append` does; its shards are reclaimed where due."""
+        return await self.committers[cell].write(records)
+
+    def reclaim(self, cell: str) -> None:
+        """A batch's outcome is unknown: stop all shards of the cell, and have them claimed anew from this node."""
+        numbers = [number for number, shard in self.shards.items() if shard.cell == cell]
         self.drop_shards(numbers)
+        self.committers[cell].ended()
         self.on_reclaim(cell, numbers)
 
     def lost(self, cell: str, shards: list[Shard]) -> None:
@@ -236,12 +252,8 @@ class Runtime:
 
     def suspend(self) -> None:
         """This node is not live, or was not for a moment: stop all shards, and have them claimed anew when it is."""
-        by_cell: dict[str, list[int]] = {}
-        for number, shard in self.shards.items():
-            by_cell.setdefault(shard.cell, []).append(number)
-        self.drop_shards(list(self.shards))
-        for cell, numbers in by_cell.items():
-            self.on_reclaim(cell, numbers)
+        for cell in self._cells:
+            self.reclaim(cell)
 
     async def begin_again(self) -> None:
         """This node was condemned, and goes on as another incarnation, without shards."""

@@ -21,6 +21,8 @@ from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
 from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.agents.relay import Relay
+from holdfast.cluster.epochs import Claim
+from holdfast.cluster.packs import Packed
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
@@ -35,11 +37,13 @@ _decode_inbox = msgspec.msgpack.Decoder(InboxMessage).decode
 class Shard:
     """See the module. ``active``: owned, recovered, and not let go of; once False it stays so."""
 
-    def __init__(self, runtime: Runtime, number: int, cell: str, epoch: int, clean: bool) -> None:
+    def __init__(self, runtime: Runtime, number: int, cell: str, claim: Claim) -> None:
         self.runtime = runtime
         self.number = number
         self.cell = cell
-        self.epoch = epoch
+        self.epoch = epoch = claim.epoch
+        self.chain = claim.chain
+        """The chain whose batches may hold records of it: no other is broken for its next owner."""
         self.prefix = f"{cell}.{number}"
         self.fence = Expect(f"{self.prefix}.epoch", epoch)
         self.active = False
@@ -50,6 +54,13 @@ class Shard:
         self.digest = 0
         self.index: dict[str, int] = {}
         self.warm: dict[str, bytes] = {}
+        self.packed: dict[str, bytes] = {}
+        """The agents whose newest record is in a pack, with that record."""
+        self.settling = False
+        """It is about to be let go of: whatever is packed gets a record of its own."""
+        self.unsettled = not claim.settled
+        """The packs of other chains may be needed for it."""
+        self._foreign: dict[str, int] = {}
         self.activations: dict[str, Activation] = {}
         self.unique = 0
         self._held: dict[str, list[Delivery | int]] = {}
@@ -58,8 +69,8 @@ class Shard:
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
-        self._suspect_before = 0 if clean else epoch
-        self._suspect_timers_before = 0.0 if clean else runtime.clock.now()
+        self._suspect_before = 0 if claim.clean else epoch
+        self._suspect_timers_before = 0.0 if claim.clean else runtime.clock.now()
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
@@ -91,7 +102,11 @@ class Shard:
                 if record.blob:
                     self.blobs.add(record.blob)
                 self.runtime.warm_bytes -= len(self.warm.pop(rest, b""))
-                if self.runtime.warm_bytes < limits.WARM_BYTES_MAX:
+                self.packed.pop(rest, None)
+                if isinstance(stored, Packed):
+                    self.packed[rest] = stored.payload
+                    self._foreign[rest] = stored.sequence
+                elif self.runtime.warm_bytes < limits.WARM_BYTES_MAX:
                     self.warm[rest] = stored.payload
                     self.runtime.warm_bytes += len(stored.payload)
                 timers.extend((rest, timer) for timer in record.timers)
@@ -141,8 +156,8 @@ class Shard:
         activation = Activation(self, token, kind)
         self.activations[token] = activation
         sequence = self.index.get(token, 0)
-        payload = self.warm.pop(token, None)
-        if payload is not None:
+        payload = self.packed.get(token)
+        if payload is None and (payload := self.warm.pop(token, None)) is not None:
             self.runtime.warm_bytes -= len(payload)
         try:
             if sequence == 0:
@@ -258,6 +273,20 @@ class Shard:
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
         return len(idle)
+
+    def foreign(self) -> dict[str, int]:
+        """The agents whose newest record is in a pack of an owner before."""
+        self._foreign = {token: at for token, at in self._foreign.items() if self.index.get(token) == at}
+        return self._foreign
+
+    def committed(self, token: str, sequence: int, packed: bytes | None) -> None:
+        """An agent's newest record is there now; in a pack, where it is given."""
+        self.digest ^= entry(token, self.index.get(token, 0)) ^ entry(token, sequence)
+        self.index[token] = sequence
+        if packed is not None:
+            self.packed[token] = packed
+        elif self.packed:
+            self.packed.pop(token, None)
 
     def _cool(self) -> None:
         self.runtime.warm_bytes -= sum(map(len, self.warm.values()))
@@ -384,6 +413,7 @@ class Shard:
         """Stop serving at once: handlers that wait are cancelled, callers are told to ask the next owner."""
         self.active = False
         self._cool()
+        self.packed = {}
         activations, self.activations = self.activations, {}
         for activation in activations.values():
             for message in activation.abandon():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,20 @@ class EpochRecord(msgspec.Struct, array_like=True):
     nonce: str
     at: float
     next: str = ""
+    chain: str = ""
+    """Of the owner: see `holdfast.cluster.chain`."""
+    packs: list[str] = []
+    """Other chains in whose packs there may be records of the shard."""
+
+
+class Claim(NamedTuple):
+    """A shard that was claimed: its epoch, whether the owner before let go of it, the chain that fences it, and whether
+    nothing of it can be in the packs of other chains."""
+
+    epoch: int
+    clean: bool
+    chain: str
+    settled: bool
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -37,11 +51,17 @@ class Epoch(msgspec.Struct, frozen=True):
 
 NOBODY: Final = Epoch(0, EpochRecord("", "", "", 0.0))
 _decode = msgspec.msgpack.Decoder(EpochRecord).decode
+_decode_settled = msgspec.msgpack.Decoder(int).decode
 
 
 def subject(cell: str, number: int) -> str:
     """Where a shard's epoch record is."""
     return f"{cell}.{number}.epoch"
+
+
+def settled(cell: str, number: int, epoch: int) -> Record:
+    """Says that since this epoch no record of the shard is in the packs of other chains than the owner's."""
+    return Record(f"{cell}.{number}.settled", codec.seal(codec.encode_raw(epoch)))
 
 
 def successor(cell: str, number: int, before: int, record: EpochRecord) -> Record:
@@ -55,6 +75,9 @@ class Epochs:
 
     def __init__(self, engine: Engine, on_newer: Callable[[int, int], None]) -> None:
         self.newest: dict[int, Epoch] = {}
+        self.position: dict[str, int] = {}
+        """Of each cell, how far it was read."""
+        self._settled: dict[int, int] = {}
         self.heard: set[str] = set()
         """The cells whose epochs have been read up to their present end."""
         self._engine = engine
@@ -72,6 +95,12 @@ class Epochs:
         """Per owner its host."""
         return {epoch.record.owner: epoch.record.host for epoch in self.newest.values()}
 
+    def packs(self, number: int) -> set[str]:
+        """The chains in whose packs records of the shard may be. A view that lags names too many, never too few."""
+        newest = self.get(number)
+        found = {newest.record.chain} - {""}
+        return found if self._settled.get(number) == newest.sequence else found.union(newest.record.packs)
+
     def note(self, number: int, sequence: int, record: EpochRecord) -> None:
         """Take what is known of a shard; an older one changes nothing."""
         if sequence > self.get(number).sequence:
@@ -79,10 +108,14 @@ class Epochs:
 
     async def follow(self, cell: str, wake: Callable[[], None]) -> None:
         """Follow a cell's epochs for ever."""
-        async for chunk in self._engine.log.tail(cell, [f"{cell}.*.epoch"]):
+        async for chunk in self._engine.log.tail(cell, [f"{cell}.*.epoch", f"{cell}.*.settled"]):
             for stored in chunk.records:
+                self.position[cell] = stored.sequence
                 try:
                     number = int(stored.subject.split(".")[1])
+                    if stored.subject.endswith(".settled"):
+                        self._settled[number] = _decode_settled(codec.unseal(stored.payload, stored.subject))
+                        continue
                     self._take(number, stored)
                 except (ValueError, msgspec.MsgspecError, DataLoss) as error:
                     _logger.error("%s is no ownership record: %s", stored.subject, error)

@@ -19,7 +19,7 @@ from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
 
-RECORD_VERSION: Final = 2
+RECORD_VERSION: Final = 3
 """The newest form of records that this code can write; it reads no later one."""
 
 RECORD_VERSION_MIN: Final = 1

@@ -6,8 +6,9 @@ view, and the log decides between two that want the same. Every node tails all e
 is settled by what the log shows.
 
 A shard may be claimed when it never had an owner, was released, or its owner is dead; and by its owner itself, when a
-batch of it has an unknown outcome. A claim is followed by a recovery: one ordered tail of everything that the shard
-has, up to the own epoch record. No turn starts before.
+batch of it has an unknown outcome. Where it was not released, the claim breaks the chain of its owner: nothing that was
+under way comes behind it (`holdfast.cluster.chain`). A claim is followed by a recovery: one ordered tail of everything
+that the shard has, up to the own epoch record. No turn starts before.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+import msgspec
+
 from holdfast import chance, ids, limits
 from holdfast.clock import Clock
-from holdfast.cluster import epochs
-from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
+from holdfast.cluster import chain, epochs, packs
+from holdfast.cluster.chain import Chain
+from holdfast.cluster.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.cluster.events import unheard
 from holdfast.cluster.life import Life, base
 from holdfast.cluster.membership import Membership
@@ -29,22 +33,26 @@ from holdfast.cluster.planner import Planner
 from holdfast.cluster.recovery import Recovery
 from holdfast.cluster.suspicion import Suspicion
 from holdfast.core import backoff
-from holdfast.engines.base import Engine, Stored
+from holdfast.engines.base import Engine, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _CLAIM_MAX = 256
+_BREAKS_MAX = 4
+"""Attempts at a claim that others disturb, who break the same chains."""
 
 
 class ShardHost(Protocol):
     """What serves the shards that are claimed."""
 
-    async def add_shards(self, cell: str, claims: Mapping[int, tuple[int, bool]], records: list[Stored]) -> None: ...
+    async def add_shards(self, cell: str, claims: Mapping[int, Claim], records: list[Stored]) -> None: ...
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None: ...
     def serves(self, number: int) -> bool: ...
+    def reclaim(self, cell: str) -> None: ...
     def drop_shards(self, numbers: Iterable[int]) -> None: ...
     def expect(self, numbers: Iterable[int]) -> None: ...
     async def listen(self, numbers: Iterable[int]) -> None: ...
-    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> None: ...
+    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> set[int]: ...
+    async def write(self, cell: str, records: list[Record]) -> range: ...
 
 
 class Ownership:
@@ -59,7 +67,7 @@ class Ownership:
         host: ShardHost,
         life: Life,
         host_name: str,
-        cells: list[str],
+        chains: dict[str, Chain],
         serves: bool,
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
@@ -69,6 +77,7 @@ class Ownership:
         self.on_event: Callable[..., None] = unheard
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
+        self.chains = chains
         self.takeovers = 0
         self.failures: dict[str, str] = {}
         """Cells whose recovery fails, and why."""
@@ -78,13 +87,16 @@ class Ownership:
         self._host = host
         self._life = life
         self._host_name = host_name
-        self._cells = cells
+        self._cells = list(chains)
         self._placement = placement
         self._serves = serves
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._busy: set[int] = set()
         """Shards being claimed, recovered or released."""
+        self._claiming = {cell: asyncio.Lock() for cell in chains}
+        self._broken: set[tuple[str, str]] = set()
+        """Chains that are known to be broken, with their cells."""
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""
         self._suspicion = Suspicion(membership, life)
@@ -104,6 +116,8 @@ class Ownership:
         for cell in self._cells:
             self._spawn(self.epochs.follow(cell, self._wake.set))
         self._spawn(self._run())
+        if self._serves and not self._life.alone:
+            self._spawn(self._sweep())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
@@ -184,68 +198,114 @@ class Ownership:
             claimed = await self._write_claims(cell, before)
             if claimed:
                 await self._host.listen(claimed)
+                since = lapses, self.chains[cell].name
                 # What is in memory already does not wait for what has to be read.
                 warm = claimed.keys() & set(self.recovery.warm())
                 parts = [{n: claimed[n] for n in some} for some in (warm, claimed.keys() - warm) if some]
-                await asyncio.gather(*(self._recover(cell, part, lapses) for part in parts))
+                await asyncio.gather(*(self._recover(cell, part, since) for part in parts))
         finally:
             self._busy.difference_update(before)
             self._wake.set()
 
-    async def _write_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, tuple[int, bool]]:
-        """Write the epoch records; return those that are ours now, each with whether its end before was clean."""
-        numbers = list(before)
-        record = EpochRecord(self._life.incarnation, self._host_name, ids.new_id("c"), self._clock.now())
-        records = [epochs.successor(cell, number, before[number].sequence, record) for number in numbers]
-        claimed: dict[int, int] = {}
-        try:
-            sequences = await self._engine.log.append(cell, records)
-            claimed = dict(zip(numbers, sequences, strict=True))
-        except Conflict:
-            # One of them was faster: claim one by one those that are still free, in the next step.
-            await self.epochs.refresh(cell, numbers)
-            if len(numbers) > 1:
-                for number in numbers:
-                    claimed.update(await self._claim_one(cell, number, record, before[number]))
-        except (NoQuorum, Unknown):
-            # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
-            await asyncio.sleep(backoff.delay_seconds(8, self._random))
-            return {}
+    async def _write_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, Claim]:
+        """Write the epoch records; return those that are ours now."""
+        async with self._claiming[cell]:
+            claimed: dict[int, int] = {}
+            try:
+                claimed = await self._append_claims(cell, before)
+            except Conflict:
+                # One of them was faster: claim one by one those that are still free, in the next step.
+                await self.epochs.refresh(cell, before)
+                for number, epoch in before.items() if len(before) > 1 else ():
+                    if self.epochs.get(number).sequence == epoch.sequence:
+                        with suppress(Conflict, NoQuorum, Unknown):
+                            claimed |= await self._append_claims(cell, {number: epoch})
+            except (NoQuorum, Unknown):
+                # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
+                await asyncio.sleep(backoff.delay_seconds(8, self._random))
+                return {}
         found = {}
         for number, sequence in claimed.items():
-            self.epochs.note(number, sequence, record)
             owner = before[number].record.owner
             clean = not owner or base(owner) == base(self._life.incarnation)
             self.takeovers += not clean
             self._again.discard(number)
             if owner or before[number].record.next:
                 self.planner.rest(number)
-            found[number] = (sequence, clean)
+            found[number] = Claim(sequence, clean, self.chains[cell].name, not self.epochs.get(number).record.packs)
         return found
 
-    async def _claim_one(self, cell: str, number: int, record: EpochRecord, before: Epoch) -> dict[int, int]:
-        if self.epochs.get(number).sequence != before.sequence:
-            return {}
-        try:
-            sequences = await self._engine.log.append(cell, [epochs.successor(cell, number, before.sequence, record)])
-        except (Conflict, NoQuorum, Unknown):
-            return {}
-        return {number: sequences[0]}
+    async def _append_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, int]:
+        """One batch: the epochs, the ends of the chains of owners that did not let go, and the first link of our own."""
+        line, me = self.chains[cell], base(self._life.incarnation)
+        if any(base(epoch.record.owner) == me and epoch.record.chain == line.name for epoch in before.values()):
+            self._host.reclaim(cell)  # a batch of these shards may be under way
+        breaks = await self._breaks(cell, before)
+        for attempt in range(1, _BREAKS_MAX + 1):
+            record = EpochRecord(
+                self._life.incarnation, self._host_name, ids.new_id("c"), self._clock.now(), "", "", []
+            )
+            claims = {n: self._claim_record(record, n, line) for n in before}
+            records = [epochs.successor(cell, n, before[n].sequence, claims[n]) for n in before]
+            begins = not line.link and not self._life.alone
+            try:
+                sequences = await self._engine.log.append(
+                    cell, [*records, *breaks, *([line.next_link()] if begins else ())]
+                )
+            except (Conflict, Unknown) as error:
+                if begins:
+                    line.end()
+                others, breaks = breaks, await self._breaks(cell, before)
+                if isinstance(error, Unknown) or others == breaks or attempt == _BREAKS_MAX:
+                    raise
+            else:
+                break
+        self._broken.update((cell, chain.name_of(one.subject)) for one in breaks)
+        if begins:
+            line.link = sequences[-1]
+        claimed = dict(zip(before, sequences, strict=False))
+        for number, sequence in claimed.items():
+            self.epochs.note(number, sequence, claims[number])
+        return claimed
+
+    def _claim_record(self, record: EpochRecord, number: int, line: Chain) -> EpochRecord:
+        if self._life.alone:
+            return record
+        others = self.epochs.packs(number) - {line.name}
+        return msgspec.structs.replace(record, chain=line.name, packs=sorted(others))
+
+    async def _breaks(self, cell: str, before: Mapping[int, Epoch]) -> list[Record]:
+        """The records that break the chains of those that did not let go. Raises `NoQuorum`, `Unknown`."""
+        names = {epoch.record.chain for epoch in before.values() if epoch.record.owner and epoch.record.chain}
+        found = []
+        for name in sorted(names):
+            if (cell, name) not in self._broken:
+                newest = await self._engine.log.read(cell, chain.subject(cell, name))
+                if chain.is_broken(newest):
+                    self._broken.add((cell, name))
+                else:
+                    found.append(chain.breaking(cell, name, newest))
+        return found
 
     # Recovering ----------------------------------------------------------------------------------------------------
 
-    async def _recover(self, cell: str, claims: dict[int, tuple[int, bool]], lapses: int) -> None:
+    def _same(self, cell: str, since: tuple[int, str]) -> bool:
+        """Whether this node has been live since then, and goes on with the same chain."""
+        return since == (self._life.lapses, self.chains[cell].name) and self._life.live()
+
+    async def _recover(self, cell: str, claims: dict[int, Claim], since: tuple[int, str]) -> None:
         attempt, anywhere = 0, False
         while True:
-            epochs_of = {number: epoch for number, (epoch, _) in claims.items()}
+            epochs_of = {number: claim.epoch for number, claim in claims.items()}
+            packs_of = set[str]().union(*(self.epochs.packs(number) for number in claims)) - {since[1]}
             try:
-                records, lost, was_warm = await self.recovery.read(cell, epochs_of, anywhere)
+                records, lost, was_warm = await self.recovery.read(cell, epochs_of, packs_of, anywhere)
                 for number in lost:
                     claims.pop(number, None)
                 self._host.drop_shards(lost)
                 if not claims or self._closing:
                     return
-                if self._life.lapses != lapses or not self._life.live():
+                if not self._same(cell, since):
                     self._host.drop_shards(claims)
                     return  # what was claimed before a lapse may be another's by now: it is claimed anew
                 await self._host.add_shards(cell, claims, records)
@@ -263,7 +323,7 @@ class Ownership:
             self.failures.pop(cell, None)
             break
         current = epochs_of
-        if self._life.lapses != lapses or not self._life.live():
+        if not self._same(cell, since):
             self._host.drop_shards(current)
             return
         for number, epoch in current.items():
@@ -272,7 +332,7 @@ class Ownership:
             elif self._host.serves(number):  # else a batch of it was refused meanwhile
                 self.owned[number] = epoch
         self._spawn(self._follow_inboxes(cell, current))
-        unclean = sum(not clean for _, clean in claims.values())
+        unclean = sum(not claim.clean for claim in claims.values())
         numbers = {"shards": sorted(claims), "unclean": unclean, "warm": len(was_warm)}
         self.on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
 
@@ -297,45 +357,66 @@ class Ownership:
             self.owned.pop(number, None)
         self._wake.set()
 
-    def reclaim(self, _cell: str, numbers: list[int]) -> None:
-        """A batch's outcome is unknown: claim its shards anew, so that it lies before the new epoch or never happens."""
+    def reclaim(self, cell: str, numbers: list[int]) -> None:
+        """A batch's outcome is unknown: claim all shards of the cell anew with another chain. The old batch lies before
+        the new epochs, or never happens."""
         for number in numbers:
             self.owned.pop(number, None)
         self._again.update(numbers)
+        self.chains[cell].end()
         self._wake.set()
 
     async def _release(self, targets: dict[int, str]) -> None:
         """Finish what runs, and let the wanted owners claim."""
         self._releasing = True
         try:
-            await self._host.drain(targets, limits.DRAIN_SECONDS)
+            unsettled = await self._host.drain(targets, limits.DRAIN_SECONDS)
             held = {number: self.owned.pop(number) for number in targets if number in self.owned}
-            by_cell: dict[str, dict[int, int]] = {}
-            for number, epoch in held.items():
-                by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = epoch
-            await asyncio.gather(*(self._write_release(cell, some, targets) for cell, some in by_cell.items()))
+            by_cell: dict[str, dict[int, EpochRecord]] = {}
+            for number in held:
+                left = sorted(self.epochs.packs(number)) if number in unsettled else []
+                release = EpochRecord(
+                    "", self._host_name, ids.new_id("r"), self._clock.now(), targets.get(number, ""), "", left
+                )
+                by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = release
+            await asyncio.gather(*(self._write_release(cell, some, held) for cell, some in by_cell.items()))
         finally:
             self._releasing = False
             self._busy.difference_update(targets)
             self._wake.set()
 
-    async def _write_release(self, cell: str, held: dict[int, int], targets: Mapping[int, str]) -> None:
-        release = {
-            number: EpochRecord("", self._host_name, ids.new_id("r"), self._clock.now(), targets.get(number, ""))
-            for number in held
-        }
-        records = [epochs.successor(cell, number, epoch, release[number]) for number, epoch in held.items()]
+    async def _write_release(self, cell: str, release: dict[int, EpochRecord], held: Mapping[int, int]) -> None:
+        records = [epochs.successor(cell, number, held[number], record) for number, record in release.items()]
         for attempt in range(1, 8):
             try:
-                sequences = await self._engine.log.append(cell, records)
-            except Conflict:
-                return  # another's by now, or an attempt before this one happened
-            except (NoQuorum, Unknown):
+                sequences = await self._host.write(cell, records)
+            except (Conflict, Unknown):
+                return  # another's by now; or it is seen in the log, and what is still ours is claimed anew
+            except NoQuorum:
                 await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
             else:
-                for number, sequence in zip(held, sequences, strict=True):
-                    self.epochs.note(number, sequence, release[number])
+                for (number, record), sequence in zip(release.items(), sequences, strict=True):
+                    self.epochs.note(number, sequence, record)
                 return
+
+    # Old packs -----------------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        """Now and then, forget packs in which no shard has a record any more."""
+        while not self._closing:
+            await asyncio.sleep(limits.SWEEP_SECONDS)
+            for cell in self._cells:
+                if self._of(cell)[0] in self.owned and self.epochs.position.get(cell):
+                    with suppress(NoQuorum, Unknown):
+                        await self._sweep_cell(cell)
+
+    async def _sweep_cell(self, cell: str) -> None:
+        # Whoever wrote a pack before this position had claimed its shards before it too.
+        position = self.epochs.position[cell]
+        needed = set[str]().union(*(self.epochs.packs(number) for number in self._of(cell)))
+        shown = await self._engine.log.subjects(cell, [packs.filter_of(cell)])
+        for name in sorted({packs.chain_of(subject) for subject in (shown.subjects if shown else ())} - needed):
+            await self._engine.log.purge(cell, packs.filter_of(cell, name), position)
 
     async def close(self) -> None:
         """Let go of every shard, so that the next owner need not wait."""

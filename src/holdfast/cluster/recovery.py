@@ -17,11 +17,11 @@ followed anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from holdfast import limits
-from holdfast.cluster import epochs
+from holdfast.cluster import epochs, packs
 from holdfast.engines.base import Engine, Shown, Stored
 from holdfast.errors import Closed, DataLoss, NoQuorum, Unknown
 
@@ -39,6 +39,13 @@ _PASSING_MAX = 2000
 
 def _shard(subject: str) -> int:
     return int(subject.split(".", 2)[1])
+
+
+def _filters(cell: str, subjects: Iterable[str]) -> list[str]:
+    """Filters that these subjects match, one for a shard."""
+    some = list(subjects)
+    shards = {_shard(subject) for subject in some if not packs.is_pack(subject)}
+    return [f"{cell}.{number}.>" for number in shards] + [packs.filter_of(cell)] * any(map(packs.is_pack, some))
 
 
 class _Followed:
@@ -112,26 +119,27 @@ class Recovery:
 
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
         """Follow some shards that were wanted together, as long as one of them still is."""
-        filters = [f"{cell}.{number}.>" for number in group]
+        filters = [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)]
         skip = len(cell) + 1
+        read: set[str] = set()
         tail = self._engine.log.tail(cell, filters, not_on=await self._leader(cell))
         comparing: asyncio.Task[None] | None = None
         try:
             async for chunk in tail:
-                for count, stored in enumerate(chunk.records):
+                for count, stored in enumerate(self._unfolded(chunk.records, read, group)):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
-                    followed = group[number]
-                    if self._followed.get(number) is not followed:
+                    followed = group.get(number)
+                    if followed is None or self._followed.get(number) is not followed:
                         continue
                     if stored.subject.endswith(".epoch"):
                         followed.epoch = stored.sequence
-                    else:
+                    elif not stored.subject.endswith(".settled"):
                         self._keep(number, followed, stored)
                     if count % 500 == 499:
                         await asyncio.sleep(0)
                 self._news.set()
                 if chunk.caught_up and comparing is None:
-                    comparing = asyncio.get_running_loop().create_task(self._compare(cell, group))
+                    comparing = asyncio.get_running_loop().create_task(self._compare(cell, group, read))
                 if self._bytes > limits.WARM_BYTES_MAX * 2:
                     for number in group:
                         self.forget(number)
@@ -143,13 +151,27 @@ class Recovery:
                 await asyncio.wait([comparing])
             await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
 
-    async def _compare(self, cell: str, group: dict[int, _Followed]) -> None:
+    def _unfolded(self, records: Iterable[Stored], read: set[str], group: Mapping[int, _Followed]) -> Iterable[Stored]:
+        """The records, those in packs among them; the packs' subjects are noted. A damaged pack is as good as none."""
+        for stored in records:
+            if not packs.is_pack(stored.subject):
+                yield stored
+                continue
+            try:
+                yield from packs.unfold([stored])
+                read.add(stored.subject)
+            except DataLoss:
+                for number in group:
+                    self.forget(number)
+
+    async def _compare(self, cell: str, group: dict[int, _Followed], read: set[str]) -> None:
         """Find out whether what was read so far is everything; what comes from now on, comes from all replicas alike."""
         try:
-            shown = await self._shown(cell, [f"{cell}.{number}.>" for number in group])
-            lacking = set()
+            shown = await self._shown(cell, [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)])
+            lacking: set[int] = set()
             if shown is not None:
-                lacking = {_shard(subject) for subject in await self._lacking(cell, shown, self._has(group))}
+                missing = await self._lacking(cell, shown, self._has(group, read))
+                lacking = set(group) if any(map(packs.is_pack, missing)) else set(map(_shard, missing))
         except (NoQuorum, Unknown, Closed):
             lacking = set(group)  # it is followed anew, where it is still wanted
         for number, followed in group.items():
@@ -160,10 +182,12 @@ class Recovery:
                     followed.caught_up = True
         self._on_warm()
 
-    def _has(self, group: dict[int, _Followed]) -> Callable[[str], bool]:
+    def _has(self, group: dict[int, _Followed], read: set[str]) -> Callable[[str], bool]:
         """Whether a subject was read; of a shard that is not followed any more it does not matter."""
 
         def has(subject: str) -> bool:
+            if packs.is_pack(subject):
+                return subject in read
             followed = group[_shard(subject)]
             return subject in followed.records or self._followed.get(_shard(subject)) is not followed
 
@@ -206,12 +230,12 @@ class Recovery:
     # When they are claimed -----------------------------------------------------------------------------------------
 
     async def read(
-        self, cell: str, claims: Mapping[int, int], anywhere: bool
+        self, cell: str, claims: Mapping[int, int], chains: Collection[str], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[int]]:
         """Everything that shards have, up to their epochs; those that are another's by now; those that were warm.
 
-        ``claims``: the epoch of each. ``anywhere``: read the leader's replica as well as another, as one tries again
-        that found a damaged one.
+        ``claims``: the epoch of each. ``chains``: those in whose packs they may have records. ``anywhere``: read the
+        leader's replica as well as another, as one tries again that found a damaged one.
 
         Raises `DataLoss` where the replica that was read lacks something; `NoQuorum` or `Unknown` where no leader
         answers. All may be answered by trying again.
@@ -227,35 +251,40 @@ class Recovery:
                 records += found[0]
                 lost.update([number] if found[1] else ())
         if cold:
-            read, gone, servers = await self._read_cold(cell, cold, anywhere)
+            read, gone, servers = await self._read_cold(cell, cold, chains, anywhere)
             if self._leaders[cell] in servers - {""} and not anywhere:  # it came to lead meanwhile: read another one
-                read, gone, _ = await self._read_cold(cell, cold, anywhere)
+                read, gone, _ = await self._read_cold(cell, cold, chains, anywhere)
             records += read
             lost |= gone
         return records, lost, claims.keys() - cold.keys()
 
     async def _read_cold(
-        self, cell: str, claims: Mapping[int, int], anywhere: bool
+        self, cell: str, claims: Mapping[int, int], chains: Collection[str], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[str]]:
-        filters = [f"{cell}.{number}.>" for number in claims]
+        filters = [*(f"{cell}.{number}.>" for number in claims), *(packs.filter_of(cell, name) for name in chains)]
+        skip = len(cell) + 1
         tail = self._engine.log.tail(cell, filters, not_on="" if anywhere else await self._leader(cell))
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: dict[str, Stored] = {}
+        read_packs: set[str] = set()
         servers: set[str] = set()
 
         async def read() -> None:
             try:
                 async for chunk in tail:
                     servers.add(chunk.server)
-                    for stored in chunk.records:
+                    read_packs.update(one.subject for one in chunk.records if packs.is_pack(one.subject))
+                    for stored in packs.unfold(chunk.records):
+                        if int(stored.subject[skip : stored.subject.index(".", skip)]) not in claims:
+                            continue
                         if stored.subject in open_to:
                             number = open_to[stored.subject]
                             if stored.sequence >= claims[number]:
                                 del open_to[stored.subject]
                             if stored.sequence > claims[number]:
                                 lost.add(number)
-                        elif not stored.subject.endswith(".epoch"):
+                        elif not stored.subject.endswith((".epoch", ".settled")):
                             records.pop(stored.subject, None)
                             records[stored.subject] = stored
                     self._news.set()
@@ -268,7 +297,9 @@ class Recovery:
             shown = await self._shown(cell, filters)
             while open_to and not reading.done():
                 await self._some_news()
-            lacking = await self._lacking(cell, shown, records.__contains__) if shown is not None else set()
+            lacking = set[str]()
+            if shown is not None:
+                lacking = await self._lacking(cell, shown, lambda name: name in records or name in read_packs)
         finally:
             reading.cancel()
             await asyncio.wait([reading])
@@ -285,12 +316,12 @@ class Recovery:
         """What the leader shows and was not read, even after a while, although it was not purged either."""
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
-        missing = {subject for subject in shown.subjects if not (subject.endswith(".epoch") or has(subject))}
+        missing = {one for one in shown.subjects if not (one.endswith((".epoch", ".settled")) or has(one))}
         while missing and now() < end:
             await self._some_news()
             missing = {subject for subject in missing if not has(subject)}
             if missing and now() >= again_at:
-                again = await self._shown(cell, [f"{cell}.{number}.>" for number in set(map(_shard, missing))])
+                again = await self._shown(cell, _filters(cell, missing))
                 missing &= again.subjects if again is not None else set()
                 again_at = now() + _PURGED_SECONDS
         return missing

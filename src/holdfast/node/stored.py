@@ -8,7 +8,8 @@ import msgspec
 
 from holdfast import codec, ids
 from holdfast.agents.record import unpack
-from holdfast.engines.base import Engine
+from holdfast.cluster import packs
+from holdfast.engines.base import Engine, Stored
 from holdfast.errors import BadMessage, NotFound
 
 
@@ -37,7 +38,7 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
     """The newest record that a replica shows. Raises `NotFound`, `NoQuorum`, `DataLoss`, `InvalidName`."""
     token = ids.agent_token(*ids.parse_agent_id(agent_id))
     subject = f"{cell}.{shard}.st.{token}"
-    stored = await engine.log.read(cell, subject)
+    stored = await _newest(engine, cell, subject)
     if stored is None:
         raise NotFound(f"{agent_id} has no state: it never finished a message")
     record = unpack(stored.payload, subject)
@@ -48,3 +49,18 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
         state = f"<{error}>"
     timers = [StoredTimer(timer.name, timer.handler, timer.due) for timer in record.timers]
     return StoredAgent(agent_id, record.version, record.state_version, state, len(data), timers, record.at)
+
+
+async def _newest(engine: Engine, cell: str, subject: str) -> Stored | None:
+    found = await engine.log.read(cell, subject)
+    tail = engine.log.tail(cell, [packs.filter_of(cell)], found.sequence + 1 if found else 1)
+    try:
+        async for chunk in tail:
+            for stored in packs.unfold(chunk.records):
+                if stored.subject == subject:
+                    found = stored
+            if chunk.caught_up:
+                break
+    finally:
+        await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+    return found

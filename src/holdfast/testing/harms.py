@@ -8,6 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from holdfast.cluster import packs
 from holdfast.engines.base import Stored
 from holdfast.testing.cluster import SimCluster
 
@@ -33,7 +34,7 @@ def freeze_at_commit(cluster: SimCluster, random: Random, host: str, seconds: fl
         process = cluster.nodes.get(host)
         if not armed or process is None or process.node is None:
             return
-        for stored in batch:
+        for stored in packs.unfold(batch):
             _, shard, kind, *_ = [*stored.subject.split("."), "", ""]
             if kind == "st" and int(shard) in process.node._ownership.owned:
                 armed.clear()

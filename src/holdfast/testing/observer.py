@@ -16,6 +16,7 @@ import msgspec
 
 from holdfast import codec
 from holdfast.agents.record import pack, unpack
+from holdfast.cluster import packs
 from holdfast.cluster.epochs import EpochRecord
 from holdfast.engines.base import Stored
 from holdfast.engines.nats import api
@@ -46,6 +47,11 @@ class _Group(msgspec.Struct):
 
 class _Info(msgspec.Struct):
     cluster: _Group
+
+
+def _slim(payload: bytes, what: str) -> bytes:
+    record = unpack(payload, what)
+    return pack(msgspec.structs.replace(record, state=b"", callers={}, ids={}, senders={}, timers=[]))
 
 
 class Observer:
@@ -79,6 +85,7 @@ class Observer:
 
     async def _follow(self, engine: NatsEngine, cell: str) -> None:
         filters = [f"{cell}.*.{what}" for what in ("epoch", "st.>", "in.>", "out.>")]
+        filters.append(packs.filter_of(cell))
         with suppress(Closed):
             async for chunk in engine.log.tail(cell, [*filters, f"{cell}.rl.>"]):
                 for stored in chunk.records:
@@ -98,8 +105,10 @@ class Observer:
         """The record without what no checker reads."""
         payload = b""
         if ".st." in stored.subject:
-            record = unpack(stored.payload, stored.subject)
-            payload = pack(msgspec.structs.replace(record, state=b"", callers={}, ids={}, senders={}, timers=[]))
+            payload = _slim(stored.payload, stored.subject)
+        elif packs.is_pack(stored.subject):
+            some = [(number, token, _slim(one, token)) for number, token, one in packs.entries(stored)]
+            payload = codec.seal(codec.encode_raw(some))
         elif stored.subject.endswith(".epoch") and stored.sequence > self.epochs.get(stored.subject, 0):
             self.epochs[stored.subject] = stored.sequence
             body = codec.unseal(stored.payload, stored.subject)
@@ -130,4 +139,4 @@ class Observer:
                 if not (follows and ".in." in stored.subject):
                     batch = []
                     yield Commit(at, cell, batch)
-                batch.append(stored)
+                batch.extend(packs.unfold([stored]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from holdfast.cluster import packs
 from holdfast.engines.base import Message, Record, Stored, matcher
 from holdfast.errors import Conflict, Fenced, HoldfastError, NoQuorum
 from holdfast.testing.loop import SimLoop
@@ -321,7 +322,8 @@ class Servers:
         random = self.world.random
         cell = random.choice(list(self.cells.values()))
         replica, recent = cell.replicas[host], cell.first_since(self.world.now - 1.0)
-        there = [stored for stored in replica.records.values() if ".st." in stored.subject and stored.sequence < recent]
+        agents = [one for one in replica.records.values() if ".st." in one.subject or packs.is_pack(one.subject)]
+        there = [stored for stored in agents if stored.sequence < recent]
         if not there:
             return
         stored = random.choice(there)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -17,7 +18,10 @@ from typing import Any
 
 import msgspec
 
+from holdfast import limits
 from holdfast.agents.record import unpack
+from holdfast.cluster import packs
+from holdfast.engines.base import Stored
 from holdfast.errors import ConfigError, DataLoss, NotDone, Unknown
 from holdfast.testing import checkers, harms, workloads
 from holdfast.testing.cluster import Process, SimCluster
@@ -27,6 +31,7 @@ from holdfast.testing.workloads import Actor, Clerk
 from holdfast.testing.world import World
 
 _SETTLES_ROUNDS = 5
+_SMALL = {"PACK_AGENTS_MIN": 1, "PACKS_MAX": 8, "PACKED_SECONDS": 2.0, "MOVES_MAX": 3, "SWEEP_SECONDS": 3.0}
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,13 +119,28 @@ def names() -> list[str]:
 
 def run(scenario: Scenario, seed: int) -> Outcome:
     """One run: start a cluster, work, do harm, heal, and judge."""
-    simulation = Simulation(scenario, seed)
-    workloads._current.append(simulation)
+    with _packs(seed):
+        simulation = Simulation(scenario, seed)
+        workloads._current.append(simulation)
+        try:
+            return simulation.run()
+        finally:
+            workloads._current.remove(simulation)
+            simulation.world.close()
+
+
+@contextmanager
+def _packs(seed: int) -> Iterator[None]:
+    """Small batches make packs too, and these are few and get old soon: in two of three runs."""
+    changed = {} if seed % 3 == 0 else _SMALL
+    before = {name: getattr(limits, name) for name in changed}
+    for name, value in changed.items():
+        setattr(limits, name, value)
     try:
-        return simulation.run()
+        yield
     finally:
-        workloads._current.remove(simulation)
-        simulation.world.close()
+        for name, value in before.items():
+            setattr(limits, name, value)
 
 
 def _bad(error: dict[str, Any]) -> bool:
@@ -146,7 +166,10 @@ class Simulation:
         self.cluster.servers.on_cell = self._watch
 
     def _watch(self, cell: Cell) -> None:
-        cell.on_commit.append(lambda batch: self.history.commits.append(Commit(self.world.now, cell.name, batch)))
+        def note(batch: list[Stored]) -> None:
+            self.history.commits.append(Commit(self.world.now, cell.name, [*packs.unfold(batch)]))
+
+        cell.on_commit.append(note)
 
     @property
     def now(self) -> float:
@@ -279,8 +302,8 @@ class Simulation:
         node = client.node
         assert node is not None
         cells = self.cluster.servers.cells.values()
-        subjects = [subject for cell in cells for subject in cell.committed.newest if ".st." in subject]
-        found = {subject.rpartition("/")[2] for subject in subjects}
+        there = packs.unfold(stored for cell in cells for stored in cell.committed.records.values())
+        found = {stored.subject.rpartition("/")[2] for stored in there if ".st." in stored.subject}
         agents = sorted(found.union(op.agent for op in self.history.operations if op.kind != "deadly"))
         for agent in agents:
             while True:
@@ -308,18 +331,18 @@ class Simulation:
     def _compare(self, node: Any) -> None:
         """What an owner has in memory, and what the log has."""
         for shard in node._runtime.shards.values():
-            cell = self.cluster.servers.cells[shard.cell]
             prefix = f"{shard.prefix}.st."
-            newest = {
-                subject.removeprefix(prefix): sequence
-                for subject, sequence in cell.committed.newest.items()
-                if subject.startswith(prefix)
+            records = sorted(
+                self.cluster.servers.cells[shard.cell].committed.records.values(), key=lambda one: one.sequence
+            )
+            found = {
+                one.subject.removeprefix(prefix): one for one in packs.unfold(records) if one.subject.startswith(prefix)
             }
-            if newest != shard.index:
+            if {token: one.sequence for token, one in found.items()} != shard.index:
                 self.history.differences.append(f"{node.name}: the index of shard {shard.number} is not the log's")
             for token, activation in shard.activations.items():
                 if activation.loaded and activation.sequence:
-                    stored = cell.committed.records.get(activation.sequence)
+                    stored = found.get(token)
                     record = None if stored is None else unpack(stored.payload, stored.subject)
                     state = record and (record.state or self.cluster.servers.blobs.get(record.blob, b""))
                     if activation.pending or state != activation.state_bytes:

@@ -1,0 +1,69 @@
+"""Packs: the records of many agents in one record of the log.
+
+What a record costs the servers does not depend on its size, as long as it is small. So a node that has many small records
+to write puts them into one, ``<cell>.pk.<chain>.<slot>``. Each of them counts as if it stood alone, under its agent's own
+subject and with the pack's sequence: `unfold` is all that a reader needs.
+
+A slot is written again only when each agent of its pack has a newer record elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from holdfast import codec
+from holdfast.engines.base import Record, Stored
+from holdfast.errors import DataLoss
+
+TOKEN: Final = "pk"
+"""``<cell>.pk.…`` are packs."""
+
+_decode: Final = msgspec.msgpack.Decoder(list[tuple[int, str, bytes]]).decode
+
+
+class Packed(Stored):
+    """An agent's record that lies in a pack: the subject is the agent's, the sequence is the pack's."""
+
+    __slots__ = ()
+
+
+def filter_of(cell: str, chain: str = "*") -> str:
+    """The subjects of one chain's packs, or of all."""
+    return f"{cell}.pk.{chain}.*"
+
+
+def chain_of(subject: str) -> str:
+    """The chain that a pack is of."""
+    return subject.split(".", 3)[2]
+
+
+def is_pack(subject: str) -> bool:
+    """Whether a subject is a pack's."""
+    return ".pk." in subject and subject.split(".", 2)[1] == "pk"
+
+
+def record(cell: str, chain: str, slot: int, entries: list[tuple[int, str, bytes]]) -> Record:
+    """A pack of (shard, agent, the agent's record)."""
+    return Record(f"{cell}.pk.{chain}.{slot}", codec.seal(codec.encode_raw(entries)))
+
+
+def entries(stored: Stored) -> list[tuple[int, str, bytes]]:
+    """What is in a pack. Raises `DataLoss` where it is damaged."""
+    try:
+        return _decode(codec.unseal(stored.payload, stored.subject))
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataLoss(f"{stored.subject} {stored.sequence}: not a pack of records: {error}") from None
+
+
+def unfold(records: Iterable[Stored]) -> Iterator[Stored]:
+    """The records, and in place of each pack the agents' records in it. Raises `DataLoss` for a damaged pack."""
+    for stored in records:
+        if is_pack(stored.subject):
+            cell = stored.subject.partition(".")[0]
+            for number, token, payload in entries(stored):
+                yield Packed(f"{cell}.{number}.st.{token}", stored.sequence, payload)
+        else:
+            yield stored
