@@ -98,6 +98,9 @@ UNCLEAN_ENDS_MAX: Final = 3
 ATTEMPT_MARKS_MAX: Final = 16
 """Messages of one agent that are marked as having ended processes; the oldest marks go first."""
 
+MARKS_MAX: Final = 10_000
+"""Marks that a process remembers to have outlived."""
+
 MESSAGE_ID_BYTES_MAX: Final = 128
 WARM_BYTES_MAX: Final = 256 * 1024 * 1024
 """Records that a node keeps in memory after a recovery, so that the first message to an agent reads nothing."""

@@ -10,6 +10,8 @@ def test_which_records_have_a_checksum() -> None:
     sealed = [
         "g1c0.7.st.Note/a",
         "g1c0.7.epoch",
+        "g1c0.7.settled",
+        "g1c0.pk.n-1-0.17",
         "g1c0.rl.g1c1-3",
         "g1reg.manifest",
         "g1reg.ag.Note/a",

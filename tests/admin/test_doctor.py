@@ -237,6 +237,7 @@ async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> Non
     await asyncio.gather(*(client.agent(Note, name).ask(Note.write, name) for name in names))
     agent = next(info for name in names if (info := client.describe(f"Note/{name}")).host in ("h1", "h2"))
     subject = f"{agent.cell}.{agent.shard}.st.{agent.agent_id}"
+    await client.agent(Note, agent.agent_id.rpartition("/")[2]).ask(Note.write, "alone")  # and so in no pack
     # A second agent in the same shard remembers how many there were.
     other = next(name for n in range(10_000) if client.describe(f"Note/{(name := f'kept-{n}')}").shard == agent.shard)
     await client.agent(Note, other).ask(Note.write, "kept")

@@ -16,8 +16,12 @@ import pytest
 from holdfast.agents import record, shard, turn
 from holdfast.agents.activation import Activation
 from holdfast.agents.committer import Committer
+from holdfast.agents.journal import Journal
 from holdfast.agents.relay import Relay
 from holdfast.agents.runtime import Runtime
+from holdfast.cluster import packs
+from holdfast.cluster.claims import Claims
+from holdfast.cluster.epochs import Epochs
 from holdfast.cluster.life import Life
 from holdfast.cluster.recovery import Recovery
 from holdfast.core.delivery import Seen, Verdict
@@ -50,18 +54,35 @@ def mutation(scenario: str, *missed_by: str) -> Callable[[Change], Change]:
 
 
 @mutation("late", "one_line", "memory_is_the_log")
-def no_fence(patch: pytest.MonkeyPatch) -> None:
-    build = Committer._build
+def a_claim_breaks_no_chain(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> list[Record]:
+        return []
 
-    async def unfenced(self: Committer) -> Any:
-        batch = await build(self)
-        batch.records = [
-            Record(one.subject, one.payload) if one.expect and one.expect.subject.endswith(".epoch") else one
-            for one in batch.records
-        ]
-        return batch
+    patch.setattr(Claims, "_breaks", nothing)
 
-    patch.setattr(Committer, "_build", unfenced)
+
+@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+def a_slot_is_written_again_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "slot", lambda _: 0)
+
+
+@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+def a_claim_forgets_whose_packs_it_needs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Epochs, "packs", lambda *_: set())
+
+
+@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+def a_shard_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "settled", lambda self: [one for one in self._leaving if one.active and one.unsettled])
+
+
+@mutation("storm", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+def a_shard_is_released_with_what_is_packed(patch: pytest.MonkeyPatch) -> None:
+    async def drain(self: Runtime, targets: dict[int, str], timeout_seconds: float) -> set[int]:
+        self.drop_shards(list(targets))
+        return set()
+
+    patch.setattr(Runtime, "drain", drain)
 
 
 @mutation("late", "one_line", "once_each", "relay_prefix")
@@ -96,11 +117,13 @@ def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("stale", "one_line", "inbox_complete", "acknowledged_is_there")
 def recovery_ends_where_a_replica_ends(patch: pytest.MonkeyPatch) -> None:
-    async def read(self: Recovery, cell: str, claims: Any, anywhere: bool) -> tuple[list[Stored], set[int], set[int]]:
+    async def read(self: Recovery, cell: str, claims: Any, *_: Any) -> tuple[list[Stored], set[int], set[int]]:
         records: list[Stored] = []
-        tail: Any = self._engine.log.tail(cell, [f"{cell}.{number}.>" for number in claims])
+        filters = [*(f"{cell}.{number}.>" for number in claims), packs.filter_of(cell)]
+        tail: Any = self._engine.log.tail(cell, filters)
         async for chunk in tail:
-            records += [stored for stored in chunk.records if not stored.subject.endswith(".epoch")]
+            some = packs.unfold(chunk.records)
+            records += [stored for stored in some if not stored.subject.endswith((".epoch", ".settled"))]
             if chunk.caught_up:
                 break
         await tail.aclose()
@@ -143,10 +166,10 @@ def a_replica_is_not_compared_with_the_leader(patch: pytest.MonkeyPatch) -> None
 
 @mutation("late", "one_line", "once_each", "relay_prefix", "memory_is_the_log")
 def an_unknown_outcome_is_taken_for_a_failure(patch: pytest.MonkeyPatch) -> None:
-    def put_back(self: Runtime, cell: str, shards: list[shard.Shard]) -> None:
-        for one in shards:
+    def put_back(self: Runtime, cell: str) -> None:
+        for one in self.shards.values():
             for activation in one.activations.values():
-                if activation.in_batch:
+                if one.cell == cell and activation.in_batch:
                     activation.not_written()
                     one.mark(activation)
 

@@ -121,7 +121,8 @@ class Activation:
             self.senders = record.senders or None
             self.timers = {timer.name: timer for timer in record.timers} or None
             self.generation = record.generation
-            self.attempts = record.attempts
+            marks = self.shard.runtime.marks
+            self.attempts = {name: ends for name, ends in record.attempts.items() if (self.token, name) not in marks}
             self.blob = record.blob
             if record.blob:
                 self.state_in_blob = state

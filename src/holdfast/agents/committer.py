@@ -26,13 +26,10 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from holdfast import chance, codec, limits
+from holdfast import chance, limits
 from holdfast.agents.activation import Activation
+from holdfast.agents.batch import Batch
 from holdfast.agents.journal import Journal
-from holdfast.agents.mailbox import Delivery
-from holdfast.agents.record import pack, unpack
-from holdfast.cluster import epochs, packs
-from holdfast.cluster.chain import Chain
 from holdfast.core import backoff
 from holdfast.engines.base import Record
 from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, TooLarge, Unknown
@@ -44,38 +41,14 @@ if TYPE_CHECKING:
 PACKED_FORM: Final = 3
 """From this form of records on every node knows packs, and chains for fences."""
 
-_RECORD_OVERHEAD: Final = 512
-"""Bytes of subject and headers to allow for per record."""
-
-
-class _Batch:
-    """``chain``: empty where shards' epochs are the fence. ``slot``: where its pack goes; None where it may have none."""
-
-    def __init__(self, chain: str, slot: int | None) -> None:
-        self.chain = chain
-        self.slot = slot
-        self.records: list[Record] = []
-        self.bytes = 0
-        self.agents: list[tuple[Activation, int, bytes, bytes]] = []
-        """Each with the place of its record, the state that the record holds, and the record, if it is in the pack."""
-        self.packed: list[tuple[int, str, bytes]] = []
-        """The agents' records in the pack, which is the batch's last record."""
-        self.packed_bytes = 0
-        self.moves: list[tuple[Shard, str, int]] = []
-        """Agents whose records leave their packs, with the places of the new ones."""
-        self.settled: list[Shard] = []
-        self.shards: dict[Shard, int] = {}
-        self.outbox: list[tuple[Shard, str, int]] = []
-        """Sends to another cell: the shard, the cell, and the place of the record."""
-
 
 class Committer:
     """The one writer of this node's agents in one cell."""
 
-    def __init__(self, runtime: Runtime, cell: str, chain: Chain) -> None:
+    def __init__(self, runtime: Runtime, cell: str) -> None:
         self._runtime = runtime
         self._cell = cell
-        self._chain = chain
+        self._chain = runtime.life.chains[cell]
         self._journal = Journal()
         self._writes: deque[tuple[list[Record], asyncio.Future[range]]] = deque()
         self._dirty: dict[Activation, None] = {}
@@ -175,7 +148,7 @@ class Committer:
 
     # Building ------------------------------------------------------------------------------------------------------
 
-    async def _build(self) -> _Batch:
+    async def _build(self) -> Batch:
         if self._one_by_one:
             source, most = self._one_by_one, 1
         else:
@@ -190,67 +163,54 @@ class Committer:
                 await self._put_blob(activation)
         batch = self._begin(len(waiting))
         for activation in waiting:
-            shard = activation.shard
-            if not activation.pending or not shard.active or (shard.chain and shard.chain != self._chain.name):
+            if not activation.pending or not self._may_write(activation.shard):
                 source.pop(activation, None)
                 continue
             if activation.needs_blob():
                 continue  # a turn that ran meanwhile changed its state: again, with the next batch
-            if not self._add(batch, activation):
-                break
+            try:
+                if not batch.add(activation):
+                    break
+            except TooLarge as error:
+                self._refused(activation, error)
             source.pop(activation, None)
         self.waiting = sum(len(activation.pending) for activation in self._dirty)
         if batch.chain and source is self._dirty:
             self._add_moves(batch)
-        if batch.packed:
-            assert batch.slot is not None
-            batch.records.append(packs.record(self._cell, self._chain.name, batch.slot, batch.packed))
+        batch.finish()
         return batch
+
+    def _may_write(self, shard: Shard) -> bool:
+        """Whether it is ours, by a claim with the chain that is ours now."""
+        return shard.active and shard.chain == self._chain.name
 
     def _chained(self) -> bool:
         """Whether the chain is the fence, and every node knows packs."""
         version = self._runtime.router.placement.manifest.record_version
         return version >= PACKED_FORM and not self._runtime.life.alone
 
-    def _begin(self, agents: int) -> _Batch:
+    def _begin(self, agents: int) -> Batch:
         chained = self._chained()
         worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
-        batch = _Batch(self._chain.name if chained else "", self._journal.slot() if worth else None)
-        if not self._runtime.life.alone:
-            batch.records.append(self._chain.next_link(b"%d" % self.batches))
-        return batch
+        slot = self._journal.slot() if worth else None
+        return Batch(self._cell, self._next_link(), self._chain.name if chained else "", slot)
 
-    def _add_moves(self, batch: _Batch) -> None:
+    def _next_link(self) -> Record | None:
+        return None if self._runtime.life.alone else self._chain.next_link(b"%d" % self.batches)
+
+    def _add_moves(self, batch: Batch) -> None:
         """Add records that leave their packs, and what says that shards need those of others no more."""
-        now, room = self._runtime.loop.time(), limits.BATCH_RECORDS_MAX - 1
-        most = limits.MOVES_MAX if not batch.agents else max(limits.PACK_AGENTS_MIN * 4, len(batch.packed) * 2)
+        most = max(limits.PACK_AGENTS_MIN * 4, len(batch.agents) * 2) if batch.agents else limits.MOVES_MAX
         moving: set[tuple[Shard, str]] = set()
-        for shard, token in self._journal.due(now):
-            if len(batch.moves) >= most or len(batch.records) >= room or batch.bytes > limits.BATCH_BYTES_MAX // 2:
+        for one in self._journal.due(self._runtime.loop.time()):
+            if len(moving) >= most or not batch.has_room():
                 break
-            if (shard, token) in moving:
-                continue
-            moving.add((shard, token))
-            first = self._count(batch, shard)
-            record = unpack(shard.packed[token], f"the packed record of {token}")
-            record.commit, record.previous, record.version = shard.commit, shard.index[token], record.version + 1
-            record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
-            batch.moves.append((shard, token, len(batch.records)))
-            payload = pack(record)
-            batch.records.append(Record(f"{shard.prefix}.st.{token}", payload))
-            batch.bytes += len(payload) + _RECORD_OVERHEAD
+            if one not in moving:
+                moving.add(one)
+                batch.add_move(*one)
         for shard in self._journal.settled():
-            if len(batch.records) < room:
-                batch.records.append(epochs.settled(self._cell, shard.number, shard.epoch))
-                batch.settled.append(shard)
-
-    def _count(self, batch: _Batch, shard: Shard) -> bool:
-        """Note a shard in a batch; return whether it is the first time."""
-        if shard in batch.shards:
-            return False
-        shard.commit += 1
-        batch.shards[shard] = shard.commit
-        return True
+            if batch.has_room():
+                batch.add_settled(shard)
 
     async def _put_blob(self, activation: Activation) -> None:
         shard = activation.shard
@@ -269,66 +229,12 @@ class Committer:
             activation.old_blobs = [*(activation.old_blobs or ()), activation.blob]
         activation.blob, activation.state_in_blob = key, state
 
-    def _add(self, batch: _Batch, activation: Activation) -> bool:
-        """Add the agent's record and what its turns send; False where the batch has no room left for them."""
-        shard = activation.shard
-        size = len(activation.state_bytes) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
-        many = 1 + activation.outgoing_records
-        if batch.agents and (
-            batch.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(batch.records) + many * 2 > limits.BATCH_RECORDS_MAX
-        ):
-            return False
-        first = self._count(batch, shard)
-        digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
-        state = activation.state_bytes
-        payload = pack(activation.snapshot(shard.commit, digest, count))
-        if len(payload) + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
-            self._refused(activation, TooLarge(f"the record of {activation.token} has {len(payload)} bytes"))
-            if first:
-                del batch.shards[shard]
-            return True
-        small = len(payload) <= limits.PACKED_BYTES_MAX and not activation.blob
-        fits = batch.packed_bytes + len(payload) <= limits.PACK_BYTES_MAX
-        if batch.slot is not None and small and fits and not shard.settling:
-            batch.agents.append((activation, -1, state, payload))
-            batch.packed.append((shard.number, activation.token, payload))
-            batch.packed_bytes += len(payload)
-        else:
-            batch.agents.append((activation, len(batch.records), state, b""))
-            fence = shard.fence if first and not batch.chain else None
-            batch.records.append(Record(f"{shard.prefix}.st.{activation.token}", payload, fence))
-        batch.bytes += len(payload) + _RECORD_OVERHEAD
-        for message in activation.in_batch:
-            if message.outgoing:
-                self._add_outgoing(batch, shard, message)
-            if message.dead:
-                end = message.sequence or f"t{shard.next_unique()}"
-                batch.records.append(Record(f"{shard.prefix}.dl.{activation.token}.{end}", message.dead))
-        return True
-
-    def _add_outgoing(self, batch: _Batch, shard: Shard, message: Delivery) -> None:
-        for sent in message.outgoing or ():
-            target = self._runtime.shard_of(sent.token)
-            cell = self._runtime.cell_of(target)
-            unique = shard.next_unique()
-            subject = f"{cell}.{target}.in.{sent.token}.{unique}"
-            payload = codec.seal(codec.encode_raw(sent.message))
-            if cell != self._cell:
-                # The relay puts it under that subject in the other cell.
-                payload = codec.seal(codec.encode_raw((subject, payload)))
-                record = Record(f"{shard.prefix}.out.{cell}.{unique}", payload)
-                batch.outbox.append((shard, cell, len(batch.records)))
-            else:
-                record = Record(subject, payload)
-            batch.records.append(record)
-            batch.bytes += len(payload) + _RECORD_OVERHEAD
-
     # Writing -------------------------------------------------------------------------------------------------------
 
-    async def _commit(self, batch: _Batch) -> None:
+    async def _commit(self, batch: Batch) -> None:
         give_up_at = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS
         attempt = 0
-        while batch.agents or batch.moves or batch.settled:
+        while batch.has_work():
             try:
                 sequences = await self._runtime.gate.append(self._cell, batch.records)
             except Conflict:
@@ -348,7 +254,7 @@ class Committer:
                     self._put_back(batch)
                     return
             except Unknown:
-                if self._goes_on(batch.records[0]):
+                if self._goes_on(batch.link):
                     self._runtime.reclaim(self._cell)
                 return
             except HoldfastError as error:
@@ -359,58 +265,55 @@ class Committer:
                     self._one_by_one.update((activation, None) for activation, *_ in batch.agents)
                 return
             else:
-                self._linked(batch.records[0], sequences)
+                self._linked(batch.link, sequences)
                 self._acknowledged(batch, sequences)
                 return
 
-    def _linked(self, link: Record, sequences: range) -> None:
+    def _linked(self, link: Record | None, sequences: range) -> None:
         """Go on behind this link."""
-        if not self._runtime.life.alone and self._goes_on(link):
+        if link is not None and self._goes_on(link):
             self._chain.link = sequences[0]
 
-    def _goes_on(self, link: Record) -> bool:
+    def _goes_on(self, link: Record | None) -> bool:
         """Whether the chain of this link has not ended meanwhile, with all that was claimed with it."""
-        return self._runtime.life.alone or (link.subject == self._chain.subject and self._chain.link > 0)
+        return link is None or (link.subject == self._chain.subject and self._chain.link > 0)
 
     async def _write(self, records: list[Record], done: asyncio.Future[range]) -> None:
-        alone = self._runtime.life.alone
-        link = [] if alone else [self._chain.next_link(b"%d" % self.batches)]
+        link = self._next_link()
         try:
-            if link and not self._chain.link:
+            if link is not None and not self._chain.link:
                 raise Conflict(f"this node's chain in {self._cell} has ended")
-            sequences = await self._runtime.gate.append(self._cell, [*link, *records])
+            sequences = await self._runtime.gate.append(self._cell, [*([link] if link else ()), *records])
         except HoldfastError as error:
-            if not alone and isinstance(error, Conflict | Unknown):
+            if isinstance(error, Conflict | Unknown) and self._goes_on(link):
                 self._runtime.reclaim(self._cell)
             if not done.done():
                 done.set_exception(error)
             if isinstance(error, Closed):
                 raise
         else:
-            if link:
-                self._linked(link[0], sequences)
+            self._linked(link, sequences)
             if not done.done():
-                done.set_result(sequences[len(link) :])
+                done.set_result(sequences[-len(records) :])
 
-    def _acknowledged(self, batch: _Batch, sequences: range) -> None:
+    def _acknowledged(self, batch: Batch, sequences: range) -> None:
         self.batches += 1
         self.records += len(batch.records)
         for shard, cell, place in batch.outbox:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
-        if batch.packed and batch.slot is not None and batch.chain == self._chain.name:
-            there = [(one.shard, one.token) for one, _, _, packed in batch.agents if packed]
-            self._journal.written(batch.slot, sequences[-1], self._runtime.loop.time(), there)
+        if batch.slot is not None and self._goes_on(batch.link) and (packed := batch.packed()):
+            self._journal.written(batch.slot, sequences[-1], self._runtime.loop.time(), packed)
         for shard, token, place in batch.moves:
             if shard.active:
                 self._moved(shard, token, sequences[place])
         for shard in batch.settled:
             shard.unsettled = False
-        for activation, place, state, packed in batch.agents:
+        for activation, place, state, record in batch.agents:
             shard = activation.shard
             if shard.active and activation.loaded:
                 sequence = sequences[place]
-                shard.committed(activation.token, sequence, packed or None)
+                shard.committed(activation.token, sequence, record)
                 self.turns += len(activation.in_batch)
                 activation.committed(sequence, state)
                 if activation.old_blobs:
@@ -425,7 +328,7 @@ class Committer:
             activation.version += 1
         shard.committed(token, sequence, None)
 
-    def _put_back(self, batch: _Batch) -> None:
+    def _put_back(self, batch: Batch) -> None:
         """Nothing was written: what is still ours goes into the next batch."""
         for activation, *_ in batch.agents:
             if activation.shard.active:
@@ -433,12 +336,12 @@ class Committer:
                 self.mark(activation)
         self._wake.set()
 
-    async def _conflict(self, batch: _Batch) -> None:
+    async def _conflict(self, batch: Batch) -> None:
         """A fence is refused, or a link of the chain: let go of what is another's, and claim the rest anew.
 
         None of it is sent again as it is: the refusal may be of a second copy of a batch that was written.
         """
-        if not self._goes_on(batch.records[0]):
+        if not self._goes_on(batch.link):
             return
         lost = []
         for shard in batch.shards:

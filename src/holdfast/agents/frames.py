@@ -1,14 +1,17 @@
-"""Calls on their way out: all that one tick has for one node goes as one frame, as a frame costs more than a call in it."""
+"""Calls on their way out: all that one tick has for one node goes as one frame, as a frame costs more than a call in it.
+
+Replies go the same way back.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import structs
 
 from holdfast import codec, limits
-from holdfast.agents.messages import Call, Frame
+from holdfast.agents.messages import Call, Frame, Reply
 from holdfast.engines.base import Bus
 
 _REMEMBERED_MAX = 8192
@@ -65,3 +68,20 @@ class Frames:
             if len(self._references) > _REMEMBERED_MAX:  # nobody-there comes at once or never
                 del self._references[next(iter(self._references))]
         self._bus.publish(subject, codec.encode_raw(frame), f"{self.reply}.{self.count}")
+
+
+def split(replies: list[Reply]) -> Iterable[list[Reply]]:
+    """The replies in frames of at most `limits.FRAME_BYTES_MAX`, but for one that is larger alone."""
+    size = sum(len(reply.payload) for reply in replies) + 16 * len(replies)
+    if size <= limits.FRAME_BYTES_MAX:
+        yield list(replies)
+        return
+    some: list[Reply] = []
+    size = 0
+    for reply in replies:
+        size += len(reply.payload) + 16
+        if some and size > limits.FRAME_BYTES_MAX:
+            yield some
+            some, size = [], len(reply.payload) + 16
+        some.append(reply)
+    yield some

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import codec, limits
-from holdfast.agents import mailbox
+from holdfast.agents import frames, mailbox
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
 from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
@@ -25,7 +25,6 @@ from holdfast.agents.stalls import Stalls
 from holdfast.agents.timers import Timers
 from holdfast.agents.workers import Workers
 from holdfast.clock import Clock
-from holdfast.cluster.chain import Chain
 from holdfast.cluster.epochs import Claim
 from holdfast.cluster.life import Life
 from holdfast.core import backoff
@@ -52,7 +51,6 @@ class Runtime:
         space: Space,
         serve: Iterable[type[Agent[Any]]],
         gate: Gate,
-        chains: Mapping[str, Chain],
     ) -> None:
         self.engine = engine
         self.gate = gate
@@ -68,12 +66,14 @@ class Runtime:
             if self.kinds.setdefault(kind.name, kind) is not kind:
                 raise ConfigError(f"two classes are served under the kind {kind.name!r}: give one kind=... of its own")
         self.shards: dict[int, Shard] = {}
-        self.committers = {cell: Committer(self, cell, chains[cell]) for cell in cells}
+        self.committers = {cell: Committer(self, cell) for cell in cells}
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
         self.workers = Workers()
         self.stalls = Stalls()
         self.warm_bytes = 0
+        self.marks: set[tuple[str, str]] = set()
+        """Agents and messages that this process marked as suspect, and has outlived."""
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -317,7 +317,7 @@ class Runtime:
     def _flush(self) -> None:
         outlets, self._outlets = self._outlets, {}
         for subject, replies in outlets.items():
-            for some in _split(replies):
+            for some in frames.split(replies):
                 self.engine.bus.publish(subject, codec.encode_raw(Replies(self.incarnation, some)))
             replies.clear()
 
@@ -393,20 +393,3 @@ class Runtime:
 
 def _ignore(_cell: str, _numbers: list[int]) -> None:
     pass
-
-
-def _split(replies: list[Reply]) -> Iterable[list[Reply]]:
-    """The replies in frames of at most `limits.FRAME_BYTES_MAX`, but for one that is larger alone."""
-    size = sum(len(reply.payload) for reply in replies) + 16 * len(replies)
-    if size <= limits.FRAME_BYTES_MAX:
-        yield list(replies)
-        return
-    some: list[Reply] = []
-    size = 0
-    for reply in replies:
-        size += len(reply.payload) + 16
-        if some and size > limits.FRAME_BYTES_MAX:
-            yield some
-            some, size = [], len(reply.payload) + 16
-        some.append(reply)
-    yield some

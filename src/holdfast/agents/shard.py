@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from holdfast import codec, ids, limits
-from holdfast.agents import mailbox
+from holdfast import ids, limits
+from holdfast.agents import inbox, mailbox
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
@@ -69,7 +69,7 @@ class Shard:
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
-        self._suspect_before = 0 if claim.clean else epoch
+        self.suspect_before = 0 if claim.clean else epoch
         self._suspect_timers_before = 0.0 if claim.clean else runtime.clock.now()
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
@@ -301,53 +301,11 @@ class Shard:
         self._inbox_seen = stored.sequence
         self._inbox_open[stored.sequence] = None
         token = stored.subject.split(".", 4)[3]
-        self._hand(token, self._from_stored(stored))
-
-    def _from_stored(self, stored: Stored) -> Delivery:
-        try:
-            message = _decode_inbox(codec.unseal(stored.payload, stored.subject))
-        except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
-            message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
-        return mailbox.from_inbox(stored.sequence, message, stored.sequence < self._suspect_before)
+        self._hand(token, inbox.delivery(stored, self.suspect_before))
 
     def refill(self, activation: Activation) -> None:
         """Read on in the inbox of an agent that has more messages than are held in memory."""
-        self.runtime.spawn(self._refill(activation))
-
-    async def _refill(self, activation: Activation) -> None:
-        inbox = activation.inbox
-        assert inbox is not None
-        ready: list[Delivery] = []
-        # What an owner before consumed may be purged by now: it is not to be read again.
-        while inbox and isinstance(old := inbox[0], int) and old <= activation.consumed:
-            inbox.popleft()
-            self.consumed(old)
-        while self.active and activation.inbox is inbox and isinstance(head := next(iter(inbox), None), int):
-            # Only the first that are still to be read: behind them may stand messages that came when there was room.
-            some: list[int] = []
-            for item in inbox:
-                if not isinstance(item, int) or len(some) == 64:
-                    break
-                some.append(item)
-            try:
-                found = await asyncio.gather(*(self.runtime.engine.log.read_sequence(self.cell, s) for s in some))
-            except (NoQuorum, Unknown):
-                found = [None]
-            if activation.inbox is not inbox:
-                return
-            if inbox[0] != head:
-                break  # a message that failed was put in front of them meanwhile, to be tried again first
-            for stored in found:
-                if stored is None:  # no replica that answers has it yet: go on from here in a moment
-                    break
-                inbox.popleft()
-                ready.append(self._from_stored(stored))
-            if ready:
-                inbox.extendleft(reversed(ready))
-                break
-            await asyncio.sleep(0.1)
-        activation.reading = False
-        activation.pump()
+        self.runtime.spawn(inbox.refill(self, activation))
 
     def consumed(self, sequence: int) -> None:
         """An inbox message is done with; the log may forget it when all before it are."""
@@ -401,7 +359,7 @@ class Shard:
     def has_suspects(self, activation: Activation) -> bool:
         """Whether a message waits at the agent that may have been in the hands of a process that died."""
         waiting = chain(activation.mailbox or (), activation.inbox or ())
-        return any(one < self._suspect_before if isinstance(one, int) else one.suspect for one in waiting)
+        return any(one < self.suspect_before if isinstance(one, int) else one.suspect for one in waiting)
 
     def busy(self) -> bool:
         """Whether a turn runs or waits for its commit."""

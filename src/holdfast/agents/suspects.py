@@ -18,7 +18,8 @@ def start(activation: Activation, message: Delivery) -> None:
     """Run a message that was in the hands of a process that died, so that it ends three processes at most.
 
     First behind a committed mark on the agent; where that process ended too, one message of the node at a time, each
-    behind a mark that names it; a message that bears such a mark is given up.
+    behind a mark that names it; a message that bears such a mark is given up. Marks of this very process do not count
+    when it claims the agent's shard anew (`Activation.load`): it has not ended.
     """
     attempts = activation.attempts
     alone = turn.ANY_MESSAGE in attempts
@@ -29,7 +30,12 @@ def start(activation: Activation, message: Delivery) -> None:
     else:
         activation.running = message
         # Others' marks stay: two deadly messages would else take turns at wiping out each other's.
-        attempts[message.key if alone else turn.ANY_MESSAGE] = limits.UNCLEAN_ENDS_MAX - 1 if alone else 1
+        name = message.key if alone else turn.ANY_MESSAGE
+        attempts[name] = limits.UNCLEAN_ENDS_MAX - 1 if alone else 1
+        marks = activation.shard.runtime.marks
+        if len(marks) >= limits.MARKS_MAX:
+            marks.clear()  # then some count that need not
+        marks.add((activation.token, name))
         while len(attempts) > limits.ATTEMPT_MARKS_MAX:
             del attempts[next(name for name in attempts if name != turn.ANY_MESSAGE)]
         activation.probation = not alone

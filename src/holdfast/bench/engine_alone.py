@@ -8,8 +8,13 @@ import time
 from holdfast.engines.base import Engine, Expect, Record
 
 
-async def batches(engine: Engine, cells: list[str], writers: int, records: int, payload: int, seconds: float) -> float:
-    """Records a second that the engine alone takes: so many writers per cell, each with fenced batches of one shape."""
+async def batches(
+    engine: Engine, cells: list[str], writers: int, records: int, payload: int, seconds: float, packed: bool = False
+) -> float:
+    """Records a second that the engine alone takes: so many writers per cell, each with fenced batches of one shape.
+
+    ``packed``: all of a batch in one record.
+    """
     done = 0
     end = time.perf_counter() + seconds
     value = bytes(payload)
@@ -21,10 +26,14 @@ async def batches(engine: Engine, cells: list[str], writers: int, records: int, 
         fence = Expect(epoch, sequence)
         number = 0
         while time.perf_counter() < end:
-            batch = [
-                Record(f"{cell}.raw-{writer}.st.Counter/x{(number + k) % 10_000}", value, fence if k == 0 else None)
-                for k in range(records)
-            ]
+            batch = (
+                [Record(f"{cell}.raw-{writer}.pk.{number % 256}", value * records, fence)]
+                if packed
+                else [
+                    Record(f"{cell}.raw-{writer}.st.Counter/x{(number + k) % 10_000}", value, fence if k == 0 else None)
+                    for k in range(records)
+                ]
+            )
             await engine.log.append(cell, batch)
             number += records
             done += records

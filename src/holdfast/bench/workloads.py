@@ -98,9 +98,14 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
     writers = each * len(setting.cells)
     size = max(setting.in_flight * 4 // 5 // writers, 1)  # a fifth is on its way to or from its caller
     figure.engine = await engine_alone.batches(node.engine, setting.cells, each, size, 120, setting.engine_seconds)
-    figure.engine_of = f"{writers} writers, batches of {size}"
+    figure.engine_of = f"{writers} writers, batches of {size}, a record each"
     best = await engine_alone.batches(node.engine, setting.cells, 1, _BEST, 120, setting.engine_seconds)
     figure.note = f"at its best {best:,.0f}/s, batches of {_BEST}"
+    if node.engine.name != "local":
+        one = await engine_alone.batches(
+            node.engine, setting.cells, each, size, 120, setting.engine_seconds, packed=True
+        )
+        figure.note += f"; {one:,.0f}/s in one record per batch"
     yield figure
     load = Load()
     await load.keep(lambda n: agents[n % 10].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)

@@ -16,6 +16,7 @@ from typing import Final
 
 from holdfast import limits, loops
 from holdfast.clock import Clock
+from holdfast.cluster.chain import Chain
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import Closed, Conflict, NoQuorum, Unknown
 
@@ -45,6 +46,7 @@ class Life:
     def __init__(self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool) -> None:
         self.incarnation = incarnation
         self.alone = engine.name == "local"
+        self.chains = {cell: Chain(cell, base(incarnation)) for cell in cells}
         self.serves = serves
         self.wanted = serves
         """Whether to prove now: a mere client does only while it waits for something."""

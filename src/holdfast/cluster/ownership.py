@@ -18,12 +18,10 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-import msgspec
-
 from holdfast import chance, ids, limits
 from holdfast.clock import Clock
-from holdfast.cluster import chain, epochs, packs
-from holdfast.cluster.chain import Chain
+from holdfast.cluster import epochs, sweep
+from holdfast.cluster.claims import Claims
 from holdfast.cluster.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.cluster.events import unheard
 from holdfast.cluster.life import Life, base
@@ -37,8 +35,6 @@ from holdfast.engines.base import Engine, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _CLAIM_MAX = 256
-_BREAKS_MAX = 4
-"""Attempts at a claim that others disturb, who break the same chains."""
 
 
 class ShardHost(Protocol):
@@ -67,7 +63,7 @@ class Ownership:
         host: ShardHost,
         life: Life,
         host_name: str,
-        chains: dict[str, Chain],
+        cells: list[str],
         serves: bool,
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
@@ -77,7 +73,6 @@ class Ownership:
         self.on_event: Callable[..., None] = unheard
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
-        self.chains = chains
         self.takeovers = 0
         self.failures: dict[str, str] = {}
         """Cells whose recovery fails, and why."""
@@ -87,16 +82,15 @@ class Ownership:
         self._host = host
         self._life = life
         self._host_name = host_name
-        self._cells = list(chains)
+        self._cells = cells
         self._placement = placement
         self._serves = serves
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._busy: set[int] = set()
         """Shards being claimed, recovered or released."""
-        self._claiming = {cell: asyncio.Lock() for cell in chains}
-        self._broken: set[tuple[str, str]] = set()
-        """Chains that are known to be broken, with their cells."""
+        self._claims = Claims(engine, clock, self.epochs, life, host_name, host.reclaim)
+        self._claiming = {cell: asyncio.Lock() for cell in cells}
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""
         self._suspicion = Suspicion(membership, life)
@@ -117,7 +111,9 @@ class Ownership:
             self._spawn(self.epochs.follow(cell, self._wake.set))
         self._spawn(self._run())
         if self._serves and not self._life.alone:
-            self._spawn(self._sweep())
+            self._spawn(
+                sweep.run(self._engine, self.epochs, {cell: self._of(cell) for cell in self._cells}, self.owned)
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
@@ -198,7 +194,7 @@ class Ownership:
             claimed = await self._write_claims(cell, before)
             if claimed:
                 await self._host.listen(claimed)
-                since = lapses, self.chains[cell].name
+                since = lapses, self._life.chains[cell].name
                 # What is in memory already does not wait for what has to be read.
                 warm = claimed.keys() & set(self.recovery.warm())
                 parts = [{n: claimed[n] for n in some} for some in (warm, claimed.keys() - warm) if some]
@@ -212,14 +208,14 @@ class Ownership:
         async with self._claiming[cell]:
             claimed: dict[int, int] = {}
             try:
-                claimed = await self._append_claims(cell, before)
+                claimed = await self._claims.append(cell, before)
             except Conflict:
                 # One of them was faster: claim one by one those that are still free, in the next step.
                 await self.epochs.refresh(cell, before)
                 for number, epoch in before.items() if len(before) > 1 else ():
                     if self.epochs.get(number).sequence == epoch.sequence:
                         with suppress(Conflict, NoQuorum, Unknown):
-                            claimed |= await self._append_claims(cell, {number: epoch})
+                            claimed |= await self._claims.append(cell, {number: epoch})
             except (NoQuorum, Unknown):
                 # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
                 await asyncio.sleep(backoff.delay_seconds(8, self._random))
@@ -232,66 +228,16 @@ class Ownership:
             self._again.discard(number)
             if owner or before[number].record.next:
                 self.planner.rest(number)
-            found[number] = Claim(sequence, clean, self.chains[cell].name, not self.epochs.get(number).record.packs)
-        return found
-
-    async def _append_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, int]:
-        """One batch: the epochs, the ends of the chains of owners that did not let go, and the first link of our own."""
-        line, me = self.chains[cell], base(self._life.incarnation)
-        if any(base(epoch.record.owner) == me and epoch.record.chain == line.name for epoch in before.values()):
-            self._host.reclaim(cell)  # a batch of these shards may be under way
-        breaks = await self._breaks(cell, before)
-        for attempt in range(1, _BREAKS_MAX + 1):
-            record = EpochRecord(
-                self._life.incarnation, self._host_name, ids.new_id("c"), self._clock.now(), "", "", []
+            found[number] = Claim(
+                sequence, clean, self._life.chains[cell].name, not self.epochs.get(number).record.packs
             )
-            claims = {n: self._claim_record(record, n, line) for n in before}
-            records = [epochs.successor(cell, n, before[n].sequence, claims[n]) for n in before]
-            begins = not line.link and not self._life.alone
-            try:
-                sequences = await self._engine.log.append(
-                    cell, [*records, *breaks, *([line.next_link()] if begins else ())]
-                )
-            except (Conflict, Unknown) as error:
-                if begins:
-                    line.end()
-                others, breaks = breaks, await self._breaks(cell, before)
-                if isinstance(error, Unknown) or others == breaks or attempt == _BREAKS_MAX:
-                    raise
-            else:
-                break
-        self._broken.update((cell, chain.name_of(one.subject)) for one in breaks)
-        if begins:
-            line.link = sequences[-1]
-        claimed = dict(zip(before, sequences, strict=False))
-        for number, sequence in claimed.items():
-            self.epochs.note(number, sequence, claims[number])
-        return claimed
-
-    def _claim_record(self, record: EpochRecord, number: int, line: Chain) -> EpochRecord:
-        if self._life.alone:
-            return record
-        others = self.epochs.packs(number) - {line.name}
-        return msgspec.structs.replace(record, chain=line.name, packs=sorted(others))
-
-    async def _breaks(self, cell: str, before: Mapping[int, Epoch]) -> list[Record]:
-        """The records that break the chains of those that did not let go. Raises `NoQuorum`, `Unknown`."""
-        names = {epoch.record.chain for epoch in before.values() if epoch.record.owner and epoch.record.chain}
-        found = []
-        for name in sorted(names):
-            if (cell, name) not in self._broken:
-                newest = await self._engine.log.read(cell, chain.subject(cell, name))
-                if chain.is_broken(newest):
-                    self._broken.add((cell, name))
-                else:
-                    found.append(chain.breaking(cell, name, newest))
         return found
 
     # Recovering ----------------------------------------------------------------------------------------------------
 
     def _same(self, cell: str, since: tuple[int, str]) -> bool:
         """Whether this node has been live since then, and goes on with the same chain."""
-        return since == (self._life.lapses, self.chains[cell].name) and self._life.live()
+        return since == (self._life.lapses, self._life.chains[cell].name) and self._life.live()
 
     async def _recover(self, cell: str, claims: dict[int, Claim], since: tuple[int, str]) -> None:
         attempt, anywhere = 0, False
@@ -363,7 +309,7 @@ class Ownership:
         for number in numbers:
             self.owned.pop(number, None)
         self._again.update(numbers)
-        self.chains[cell].end()
+        self._life.chains[cell].end()
         self._wake.set()
 
     async def _release(self, targets: dict[int, str]) -> None:
@@ -398,25 +344,6 @@ class Ownership:
                 for (number, record), sequence in zip(release.items(), sequences, strict=True):
                     self.epochs.note(number, sequence, record)
                 return
-
-    # Old packs -----------------------------------------------------------------------------------------------------
-
-    async def _sweep(self) -> None:
-        """Now and then, forget packs in which no shard has a record any more."""
-        while not self._closing:
-            await asyncio.sleep(limits.SWEEP_SECONDS)
-            for cell in self._cells:
-                if self._of(cell)[0] in self.owned and self.epochs.position.get(cell):
-                    with suppress(NoQuorum, Unknown):
-                        await self._sweep_cell(cell)
-
-    async def _sweep_cell(self, cell: str) -> None:
-        # Whoever wrote a pack before this position had claimed its shards before it too.
-        position = self.epochs.position[cell]
-        needed = set[str]().union(*(self.epochs.packs(number) for number in self._of(cell)))
-        shown = await self._engine.log.subjects(cell, [packs.filter_of(cell)])
-        for name in sorted({packs.chain_of(subject) for subject in (shown.subjects if shown else ())} - needed):
-            await self._engine.log.purge(cell, packs.filter_of(cell, name), position)
 
     async def close(self) -> None:
         """Let go of every shard, so that the next owner need not wait."""

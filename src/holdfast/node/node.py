@@ -19,7 +19,6 @@ from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
-from holdfast.cluster.chain import Chain
 from holdfast.cluster.events import Events
 from holdfast.cluster.hold import Holding
 from holdfast.cluster.life import Life
@@ -152,16 +151,11 @@ class Node:
         node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
         appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
         node._router.sender = Sender(list(appenders), clock, node._router.caller, placement.space)
-        chains = {cell: Chain(cell, incarnation) for cell in cells}
-        node._runtime = runtime = Runtime(
-            engine, clock, node._router, life, cells, placement.space, serve, gate, chains
-        )
+        node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve, gate)
         node._membership = Membership(engine, node._beat, life.alone)
         node._holding = Holding(engine, gate, lambda: life.incarnation)
         host = node.host if supervised else ""
-        node._ownership = Ownership(
-            engine, clock, node._membership, placement, runtime, life, host, chains, bool(serve)
-        )
+        node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
         if serve:
             node._membership.on_event = node._ownership.planner.on_event = node._ownership.on_event = node.events.say
         await placement.open()

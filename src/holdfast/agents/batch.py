@@ -1,0 +1,147 @@
+"""One batch of a committer while it is put together: agents' records, what their turns send, and records that leave packs.
+
+A record of an agent is small, mostly, and then goes into the batch's pack if there is to be one. Per shard, the first
+record carries the digest of the shard's index before the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from holdfast import codec, limits
+from holdfast.agents.activation import Activation
+from holdfast.agents.mailbox import Delivery
+from holdfast.agents.record import pack, unpack
+from holdfast.cluster import epochs, packs
+from holdfast.engines.base import Record
+from holdfast.errors import TooLarge
+
+if TYPE_CHECKING:
+    from holdfast.agents.shard import Shard
+
+_RECORD_OVERHEAD: Final = 512
+"""Bytes of subject and headers to allow for per record."""
+
+
+class Batch:
+    """See the module. ``link``: its first record; None on the embedded engine. ``chain``: the chain that fences it; empty
+    where the shards' epochs do. ``slot``: where its pack goes; None where it has none."""
+
+    def __init__(self, cell: str, link: Record | None, chain: str, slot: int | None) -> None:
+        self.link = link
+        self.chain = chain
+        self.slot = slot
+        self.records: list[Record] = [] if link is None else [link]
+        self.bytes = 0
+        self.agents: list[tuple[Activation, int, bytes, bytes | None]] = []
+        """Each with the place of its record, the state that the record holds, and the record, if it is in the pack."""
+        self.moves: list[tuple[Shard, str, int]] = []
+        """Agents whose records leave their packs, with the places of the new ones."""
+        self.settled: list[Shard] = []
+        """Shards that need nothing in packs of owners before."""
+        self.shards: dict[Shard, None] = {}
+        self.outbox: list[tuple[Shard, str, int]] = []
+        """Sends to another cell: the shard, the cell, and the place of the record."""
+        self._cell = cell
+        self._pack: list[tuple[int, str, bytes]] = []
+        self._pack_bytes = 0
+
+    def has_work(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self.agents or self.moves or self.settled)
+
+    def packed(self) -> list[tuple[Shard, str]]:
+        """The agents whose records are in its pack."""
+        return [(one.shard, one.token) for one, _, _, packed in self.agents if packed is not None]
+
+    def add(self, activation: Activation) -> bool:
+        """Add an agent's record and what its turns send; False where there is no room left for them.
+
+        Raises `TooLarge`: the record fits no batch.
+        """
+        shard = activation.shard
+        size = len(activation.state_bytes) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
+        many = 1 + activation.outgoing_records
+        if self.agents and (
+            self.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(self.records) + many * 2 > limits.BATCH_RECORDS_MAX
+        ):
+            return False
+        first = self._count(shard)
+        digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
+        state = activation.state_bytes
+        payload = pack(activation.snapshot(shard.commit, digest, count))
+        if len(payload) + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
+            if first:
+                del self.shards[shard]
+            raise TooLarge(f"the record of {activation.token} has {len(payload)} bytes")
+        if self._fits_pack(activation, len(payload)):
+            self.agents.append((activation, -1, state, payload))  # the pack is the last record
+            self._pack.append((shard.number, activation.token, payload))
+            self._pack_bytes += len(payload)
+            self.bytes += len(payload)
+        else:
+            self.agents.append((activation, len(self.records), state, None))
+            fence = shard.fence if first and not self.chain else None
+            self._append(Record(f"{shard.prefix}.st.{activation.token}", payload, fence))
+        for message in activation.in_batch:
+            if message.outgoing:
+                self._add_outgoing(shard, message)
+            if message.dead:
+                end = message.sequence or f"t{shard.next_unique()}"
+                self._append(Record(f"{shard.prefix}.dl.{activation.token}.{end}", message.dead))
+        return True
+
+    def _fits_pack(self, activation: Activation, size: int) -> bool:
+        if self.slot is None or activation.blob or activation.shard.settling:
+            return False
+        return size <= limits.PACKED_BYTES_MAX and self._pack_bytes + size <= limits.PACK_BYTES_MAX
+
+    def _append(self, record: Record) -> None:
+        self.records.append(record)
+        self.bytes += len(record.payload) + _RECORD_OVERHEAD
+
+    def _count(self, shard: Shard) -> bool:
+        """Note a shard; return whether it is the first time."""
+        if shard in self.shards:
+            return False
+        shard.commit += 1
+        self.shards[shard] = None
+        return True
+
+    def _add_outgoing(self, shard: Shard, message: Delivery) -> None:
+        for sent in message.outgoing or ():
+            target = shard.runtime.shard_of(sent.token)
+            cell = shard.runtime.cell_of(target)
+            unique = shard.next_unique()
+            subject = f"{cell}.{target}.in.{sent.token}.{unique}"
+            payload = codec.seal(codec.encode_raw(sent.message))
+            if cell != self._cell:
+                # The relay puts it under that subject in the other cell.
+                payload = codec.seal(codec.encode_raw((subject, payload)))
+                subject = f"{shard.prefix}.out.{cell}.{unique}"
+                self.outbox.append((shard, cell, len(self.records)))
+            self._append(Record(subject, payload))
+
+    def has_room(self) -> bool:
+        """Whether a record that leaves its pack may be added."""
+        return len(self.records) < limits.BATCH_RECORDS_MAX - 1 and self.bytes < limits.BATCH_BYTES_MAX // 2
+
+    def add_move(self, shard: Shard, token: str) -> None:
+        """Add a record of its own for an agent that is packed: the same but for its place."""
+        record = unpack(shard.packed[token], f"the packed record of {token}")
+        first = self._count(shard)
+        record.commit, record.previous, record.version = shard.commit, shard.index[token], record.version + 1
+        record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
+        self.moves.append((shard, token, len(self.records)))
+        self._append(Record(f"{shard.prefix}.st.{token}", pack(record)))
+
+    def add_settled(self, shard: Shard) -> None:
+        """Add that a shard needs nothing in packs of owners before."""
+        self.settled.append(shard)
+        self._append(epochs.settled(self._cell, shard.number, shard.epoch))
+
+    def finish(self) -> None:
+        """Add the pack."""
+        if self._pack:
+            assert self.slot is not None
+            self.records.append(packs.record(self._cell, self.chain, self.slot, self._pack))

@@ -1,0 +1,94 @@
+"""Writing a claim: the epochs of the shards, and the ends of the chains of those who did not let go of them.
+
+All of it is one batch, so that nothing of an owner before comes behind the claim of the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from holdfast import ids
+from holdfast.clock import Clock
+from holdfast.cluster import chain, epochs
+from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
+from holdfast.cluster.life import Life, base
+from holdfast.engines.base import Engine, Record
+from holdfast.errors import Conflict, Unknown
+
+_TRIES: Final = 4
+"""Attempts at a claim that others disturb, who break the same chains."""
+
+
+class Claims:
+    """One node's claims. ``reclaim``: stop all shards of a cell, and end this node's chain there."""
+
+    def __init__(
+        self, engine: Engine, clock: Clock, known: Epochs, life: Life, host: str, reclaim: Callable[[str], None]
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._epochs = known
+        self._life = life
+        self._host = host
+        self._reclaim = reclaim
+        self._broken: set[tuple[str, str]] = set()
+        """Chains that are known to be broken, with their cells."""
+
+    async def append(self, cell: str, before: Mapping[int, Epoch]) -> dict[int, int]:
+        """Claim shards of one cell whose epochs are these; return the new ones. One claim of a cell at a time.
+
+        Raises `Conflict` where an epoch is another by now, `NoQuorum`, `Unknown`.
+        """
+        mine, me = self._life.chains[cell], base(self._life.incarnation)
+        if any(base(epoch.record.owner) == me and epoch.record.chain == mine.name for epoch in before.values()):
+            self._reclaim(cell)  # a batch of these shards may be under way
+        breaks = await self._breaks(cell, before)
+        for attempt in range(1, _TRIES + 1):
+            claims = self._records(cell, before)
+            records = [epochs.successor(cell, number, before[number].sequence, claims[number]) for number in before]
+            begins = not mine.link and not self._life.alone
+            try:
+                sequences = await self._engine.log.append(
+                    cell, [*records, *breaks, *([mine.next_link()] if begins else ())]
+                )
+            except (Conflict, Unknown) as error:
+                if begins:
+                    mine.end()
+                others, breaks = breaks, await self._breaks(cell, before)
+                if isinstance(error, Unknown) or others == breaks or attempt == _TRIES:
+                    raise
+            else:
+                break
+        self._broken.update((cell, chain.name_of(record.subject)) for record in breaks)
+        if begins:
+            mine.link = sequences[-1]
+        claimed = dict(zip(before, sequences, strict=False))
+        for number, sequence in claimed.items():
+            self._epochs.note(number, sequence, claims[number])
+        return claimed
+
+    def _records(self, cell: str, before: Mapping[int, Epoch]) -> dict[int, EpochRecord]:
+        record = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
+        if self._life.alone:
+            return dict.fromkeys(before, record)
+        name = self._life.chains[cell].name
+        return {
+            number: msgspec.structs.replace(record, chain=name, packs=sorted(self._epochs.packs(number) - {name}))
+            for number in before
+        }
+
+    async def _breaks(self, cell: str, before: Mapping[int, Epoch]) -> list[Record]:
+        """The records that break the chains of those that did not let go. Raises `NoQuorum`, `Unknown`."""
+        names = {epoch.record.chain for epoch in before.values() if epoch.record.owner and epoch.record.chain}
+        found = []
+        for name in sorted(names):
+            if (cell, name) not in self._broken:
+                newest = await self._engine.log.read(cell, chain.subject(cell, name))
+                if chain.is_broken(newest):
+                    self._broken.add((cell, name))
+                else:
+                    found.append(chain.breaking(cell, name, newest))
+        return found

@@ -1,0 +1,214 @@
+"""Small records in packs: what is in them is found by who takes over, and leaves them before they are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.cluster.app import Account
+
+from holdfast import limits
+from holdfast.agents.journal import Journal
+from holdfast.agents.record import unpack
+from holdfast.cluster import chain, packs
+from holdfast.engines.base import Stored
+from holdfast.errors import DataLoss
+from holdfast.testing.cluster import SimCluster
+from holdfast.testing.servers import Faults
+from holdfast.testing.world import World
+
+NAMES = [f"a{n}" for n in range(60)]
+
+
+# The form ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_in_a_pack_counts_as_if_it_stood_alone() -> None:
+    pack = packs.record("g1c0", "n-1-0", 3, [(7, "Account/a", b"one"), (19, "Account/b%2Ec", b"two")])
+    alone = Stored("g1c0.7.st.Account/z", 4, b"three")
+    assert list(packs.unfold([alone, Stored(pack.subject, 5, pack.payload)])) == [
+        alone,
+        ("g1c0.7.st.Account/a", 5, b"one"),
+        ("g1c0.19.st.Account/b%2Ec", 5, b"two"),
+    ]
+    assert packs.chain_of(pack.subject) == "n-1-0"
+    assert not packs.is_pack("g1c0.7.st.pk.x") and not packs.is_pack("g1c0.7.in.Account/a.pk.1")
+
+
+@pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p[:9] + b"?" + p[10:], lambda _: b""])
+def test_a_damaged_pack_is_not_believed(damage: Callable[[bytes], bytes]) -> None:
+    pack = packs.record("g1c0", "n-1-0", 3, [(7, "Account/a", b"one")])
+    with pytest.raises(DataLoss):
+        packs.entries(Stored(pack.subject, 5, damage(pack.payload)))
+
+
+# Slots ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(st.sampled_from(["pack", "alone", "wait"]), st.lists(st.integers(0, 9), min_size=1, max_size=6)))
+)
+def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, list[int]]]) -> None:
+    journal, now = Journal(), 0.0
+    shard: Any = Mock(active=True, index={}, packed={}, activations={}, settling=False, unsettled=False)
+    slots: dict[int, int] = {}
+    for sequence, (what, agents) in enumerate(steps, 1):
+        if what == "wait":
+            now += limits.PACKED_SECONDS
+            journal.next_at(now)
+            for _, token in dict.fromkeys(journal.due(now)):
+                shard.index[token] = sequence
+            assert not [token for _, token in journal.due(now) if shard.index[token] != sequence]
+        elif what == "pack" and (slot := journal.slot()) is not None:
+            needed = {at for at in slots.values() if at in shard.index.values()}
+            assert slots.get(slot) not in needed, "a pack that is needed is overwritten"
+            slots[slot] = sequence
+            journal.written(slot, sequence, now, [(shard, str(agent)) for agent in agents])
+            shard.index.update((str(agent), sequence) for agent in agents)
+        else:
+            shard.index.update((str(agent), sequence) for agent in agents)
+        assert len(slots) <= limits.PACKS_MAX
+    assert len(slots) <= 11, "ten agents are in ten packs at most, and their slots are used again"
+
+
+# A cluster -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(limits, "PACK_AGENTS_MIN", 2)
+    monkeypatch.setattr(limits, "SWEEP_SECONDS", 5.0)
+    found = World(7)
+    yield found
+    found.close()
+
+
+def add_to_all(world: World, client: Any, expected: int) -> None:
+    """One call to each, all at once."""
+    done: list[int] = []
+
+    async def run() -> None:
+        agents = [client.node.agent(Account, name) for name in NAMES]
+        done.extend(await asyncio.gather(*(agent.ask(Account.add) for agent in agents)))
+
+    client.spawn(run())
+    assert world.run(60, lambda: len(done) == len(NAMES)), world.story
+    assert set(done) == {expected}
+
+
+def in_packs(cluster: SimCluster) -> dict[str, str]:
+    """The agents whose newest record is in a pack, with the chain."""
+    found: dict[str, str] = {}
+    for cell in cluster.servers.cells.values():
+        for stored in sorted(cell.committed.records.values(), key=lambda one: one.sequence):
+            for one in packs.unfold([stored]) if ".st." in stored.subject or packs.is_pack(stored.subject) else ():
+                token = one.subject.partition(".st.")[2]
+                found[token] = packs.chain_of(stored.subject) if isinstance(one, packs.Packed) else ""
+    return {token: name for token, name in found.items() if name}
+
+
+def chains(cluster: SimCluster) -> set[str]:
+    """The chains that have packs in the log."""
+    subjects = [one for cell in cluster.servers.cells.values() for one in cell.committed.newest]
+    return {packs.chain_of(subject) for subject in subjects if packs.is_pack(subject)}
+
+
+def test_what_a_killed_node_left_in_packs_is_there_and_they_are_forgotten(world: World) -> None:
+    cluster = SimCluster(world, [Account])
+    client = cluster.client("h2")
+    assert world.run(60, lambda: client.node is not None)
+    for count in (1, 2):
+        add_to_all(world, client, count)
+    before = in_packs(cluster)
+    dead = cluster.incarnations["h1"]
+    left = {token for token, name in before.items() if name.startswith(f"{dead}-")}
+    assert len(before) > len(NAMES) * 3 // 4 and len(left) > 5
+    cluster.kill_node("h1")
+    add_to_all(world, client, 3)
+    world.run(1.0)
+    cluster.kill_node("h2")  # who may not have moved everything yet
+    add_to_all(world, client, 4)
+    for count in range(5, 8):  # packs get full again meanwhile
+        world.run(8.0)
+        add_to_all(world, client, count)
+    live = tuple(f"{cluster.incarnations[host]}-" for host in cluster.hosts)
+    world.run(20.0)
+    assert chains(cluster) and all(name.startswith(live) for name in chains(cluster))
+    links = [
+        one
+        for cell in cluster.servers.cells.values()
+        for one in cell.committed.records.values()
+        if ".ch." in one.subject
+    ]
+    assert {chain.is_broken(one) for one in links if f".ch.{dead}-" in one.subject} == {True}
+
+
+def test_agents_that_rest_leave_their_packs(world: World) -> None:
+    cluster = SimCluster(world, [Account])
+    client = cluster.client("h1")
+    assert world.run(60, lambda: client.node is not None)
+    add_to_all(world, client, 1)
+    assert in_packs(cluster)
+    world.run(limits.PACKED_SECONDS + 5)
+    assert not in_packs(cluster)
+    nodes = [process.node for process in cluster.nodes.values()]
+    assert not any(shard.packed for node in nodes if node is not None for shard in node._runtime.shards.values())
+    add_to_all(world, client, 2)
+
+
+def test_a_shard_that_moves_in_order_leaves_nothing_in_packs(world: World) -> None:
+    cluster = SimCluster(world, [Account])
+    client = cluster.client("h2")
+    assert world.run(60, lambda: client.node is not None)
+    add_to_all(world, client, 1)
+    leaving, ended = cluster.nodes["h1"], []
+    old = f"{cluster.incarnations['h1']}-"
+    assert any(name.startswith(old) for name in in_packs(cluster).values())
+
+    async def leave() -> None:
+        assert leaving.node is not None
+        await leaving.node.close()
+        ended.append(True)
+
+    leaving.spawn(leave())
+    assert world.run(60, lambda: bool(ended)), world.story
+    assert not any(name.startswith(old) for name in in_packs(cluster).values())
+    add_to_all(world, client, 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_packs_form_one_line_where_servers_answer_late_and_twice(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(limits, "PACK_AGENTS_MIN", 2)
+    monkeypatch.setattr(limits, "PACKS_MAX", 4)
+    world = World(seed)
+    wrong: list[str] = []
+    newest: dict[str, tuple[int, int]] = {}
+
+    def watch(batch: list[Stored]) -> None:
+        for stored in packs.unfold(batch):
+            if ".st." in stored.subject:
+                record = unpack(stored.payload, stored.subject)
+                version, sequence = newest.get(stored.subject, (0, 0))
+                if (record.version, record.previous) != (version + 1, sequence):
+                    wrong.append(
+                        f"{stored.subject} v{record.version} on {record.previous}, after v{version} at {sequence}"
+                    )
+                newest[stored.subject] = record.version, stored.sequence
+
+    try:
+        faults = Faults(append_twice=0.05, append_late=0.02, append_lost=0.01)
+        cluster = SimCluster(world, [Account], faults=faults)
+        cluster.servers.on_cell = lambda cell: cell.on_commit.append(watch)
+        client = cluster.client("h1")
+        assert world.run(90, lambda: client.node is not None)
+        for count in range(1, 15):
+            add_to_all(world, client, count)
+    finally:
+        world.close()
+    assert not wrong, wrong[0]
