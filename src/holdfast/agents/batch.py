@@ -25,12 +25,14 @@ _RECORD_OVERHEAD: Final = 512
 
 class Batch:
     """See the module. ``link``: its first record; None on the embedded engine. ``chain``: the chain that fences it; empty
-    where the shards' epochs do. ``slot``: where its pack goes; None where it has none."""
+    where the shards' epochs do. ``slot``: where its pack goes; None where it has none. ``hot_from``: agents whose newest
+    record is older go into none."""
 
-    def __init__(self, cell: str, link: Record | None, chain: str, slot: int | None) -> None:
+    def __init__(self, cell: str, link: Record | None, chain: str, slot: int | None, hot_from: int) -> None:
         self.link = link
         self.chain = chain
         self.slot = slot
+        self.hot_from = hot_from
         self.records: list[Record] = [] if link is None else [link]
         self.bytes = 0
         self.agents: list[tuple[Activation, int, bytes, bytes | None]] = []
@@ -92,7 +94,7 @@ class Batch:
         return True
 
     def _fits_pack(self, activation: Activation, size: int) -> bool:
-        if self.slot is None or activation.blob or activation.shard.settling:
+        if self.slot is None or activation.sequence < self.hot_from or activation.blob or activation.shard.settling:
             return False
         return size <= limits.PACKED_BYTES_MAX and self._pack_bytes + size <= limits.PACK_BYTES_MAX
 

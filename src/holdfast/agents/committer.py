@@ -193,7 +193,8 @@ class Committer:
         chained = self._chained()
         worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
         slot = self._journal.slot() if worth else None
-        return Batch(self._cell, self._next_link(), self._chain.name if chained else "", slot)
+        chain = self._chain.name if chained else ""
+        return Batch(self._cell, self._next_link(), chain, slot, self._journal.hot_from())
 
     def _next_link(self) -> Record | None:
         return None if self._runtime.life.alone else self._chain.next_link(b"%d" % self.batches)

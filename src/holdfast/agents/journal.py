@@ -45,6 +45,11 @@ class Journal:
             return self._free[-1]
         return self._slots if self._slots < limits.PACKS_MAX else None
 
+    def hot_from(self) -> int:
+        """Agents whose newest record has a lower sequence are not worth a place in a pack: slots run short, and they would
+        leave it before they are written again."""
+        return self._packs[0].sequence if len(self._packs) >= _short() else 0
+
     def written(self, slot: int, sequence: int, at: float, agents: list[tuple[Shard, str]]) -> None:
         """A pack was acknowledged."""
         if self._free and self._free[-1] == slot:
@@ -74,7 +79,7 @@ class Journal:
                 if _rests(shard, token):
                     yield shard, token
         self._tidy()
-        short = len(self._packs) - limits.PACKS_MAX * 3 // 4
+        short = len(self._packs) - _short()
         for place, pack in enumerate(self._packs):
             if place >= short and pack.at + limits.PACKED_SECONDS > now:
                 return
@@ -97,6 +102,11 @@ class Journal:
                 pack.agents.pop()
             self._free.insert(0, pack.slot)
             self._packs.popleft()
+
+
+def _short() -> int:
+    """With so many packs, old ones have to go."""
+    return limits.PACKS_MAX * 3 // 4
 
 
 def _rests(shard: Shard, token: str) -> bool:

@@ -88,6 +88,7 @@ def _context(activation: Activation, message: Delivery, reads_only: bool = False
 
 def start(activation: Activation, message: Delivery) -> None:
     """Run the handler: to its end where it does not wait, else as a task."""
+    activation.running = None  # a suspect was it while it waited for its mark
     if message.attempts >= limits.ATTEMPTS_MAX:
         bury(activation, message, TooLarge(f"what {message.handler} did to {activation.token} cannot be written"))
         return
