@@ -227,8 +227,8 @@ class Runtime:
             shard.draining = True
             shard.heir = targets[shard.number].encode()
         end += timeout_seconds / 2
-        while any(shard.active and shard.busy() for shard in shards) and self.loop.time() < end:
-            await asyncio.sleep(0.005)
+        while any(shard.active and (shard.busy() or shard.packed) for shard in shards) and self.loop.time() < end:
+            await asyncio.sleep(0.002)
         unsettled = {shard.number for shard in shards if shard.packed or not shard.active}
         self.drop_shards([shard.number for shard in shards])
         return unsettled

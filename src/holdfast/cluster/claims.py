@@ -13,7 +13,7 @@ import msgspec
 from holdfast import ids
 from holdfast.clock import Clock
 from holdfast.cluster import chain, epochs
-from holdfast.cluster.epochs import Epoch, EpochRecord, Epochs
+from holdfast.cluster.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.cluster.life import Life, base
 from holdfast.engines.base import Engine, Record
 from holdfast.errors import Conflict, Unknown
@@ -37,46 +37,53 @@ class Claims:
         self._broken: set[tuple[str, str]] = set()
         """Chains that are known to be broken, with their cells."""
 
-    async def append(self, cell: str, before: Mapping[int, Epoch]) -> dict[int, int]:
-        """Claim shards of one cell whose epochs are these; return the new ones. One claim of a cell at a time.
+    async def append(self, cell: str, before: Mapping[int, Epoch]) -> dict[int, Claim]:
+        """Claim shards of one cell whose epochs are these. One claim of a cell at a time.
 
         Raises `Conflict` where an epoch is another by now, `NoQuorum`, `Unknown`.
         """
-        mine, me = self._life.chains[cell], base(self._life.incarnation)
-        if any(base(epoch.record.owner) == me and epoch.record.chain == mine.name for epoch in before.values()):
-            self._reclaim(cell)  # a batch of these shards may be under way
+        mine = self._life.chains[cell]
+        if any(mine.name in self._epochs.packs(number) for number in before):
+            # A batch of these shards may be under way, or some of its packs may be needed for them.
+            self._reclaim(cell)
         breaks = await self._breaks(cell, before)
         for attempt in range(1, _TRIES + 1):
-            claims = self._records(cell, before)
+            name, begins = mine.name, not mine.link and not self._life.alone
+            claims = self._records(name, before)
             records = [epochs.successor(cell, number, before[number].sequence, claims[number]) for number in before]
-            begins = not mine.link and not self._life.alone
+            first = [mine.next_link()] if begins else []
             try:
-                sequences = await self._engine.log.append(
-                    cell, [*records, *breaks, *([mine.next_link()] if begins else ())]
-                )
+                sequences = await self._engine.log.append(cell, [*records, *breaks, *first])
             except (Conflict, Unknown) as error:
-                if begins:
+                if begins and mine.name == name:
                     mine.end()
+                if isinstance(error, Unknown):
+                    raise
                 others, breaks = breaks, await self._breaks(cell, before)
-                if isinstance(error, Unknown) or others == breaks or attempt == _TRIES:
+                if others == breaks or attempt == _TRIES:
                     raise
             else:
                 break
         self._broken.update((cell, chain.name_of(record.subject)) for record in breaks)
-        if begins:
+        if begins and mine.name == name:
             mine.link = sequences[-1]
-        claimed = dict(zip(before, sequences, strict=False))
-        for number, sequence in claimed.items():
+        for number, sequence in zip(before, sequences, strict=False):
             self._epochs.note(number, sequence, claims[number])
-        return claimed
+        return {
+            number: Claim(sequence, self._let_go(before[number]), name, not claims[number].packs)
+            for number, sequence in zip(before, sequences, strict=False)
+        }
 
-    def _records(self, cell: str, before: Mapping[int, Epoch]) -> dict[int, EpochRecord]:
+    def _let_go(self, epoch: Epoch) -> bool:
+        """Whether its owner did not end with it in hand."""
+        return not epoch.record.owner or base(epoch.record.owner) == base(self._life.incarnation)
+
+    def _records(self, name: str, before: Mapping[int, Epoch]) -> dict[int, EpochRecord]:
         record = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
         if self._life.alone:
             return dict.fromkeys(before, record)
-        name = self._life.chains[cell].name
         return {
-            number: msgspec.structs.replace(record, chain=name, packs=sorted(self._epochs.packs(number) - {name}))
+            number: msgspec.structs.replace(record, chain=name, packs=sorted(self._epochs.packs(number)))
             for number in before
         }
 

@@ -194,11 +194,10 @@ class Ownership:
             claimed = await self._write_claims(cell, before)
             if claimed:
                 await self._host.listen(claimed)
-                since = lapses, self._life.chains[cell].name
                 # What is in memory already does not wait for what has to be read.
                 warm = claimed.keys() & set(self.recovery.warm())
                 parts = [{n: claimed[n] for n in some} for some in (warm, claimed.keys() - warm) if some]
-                await asyncio.gather(*(self._recover(cell, part, since) for part in parts))
+                await asyncio.gather(*(self._recover(cell, part, lapses) for part in parts))
         finally:
             self._busy.difference_update(before)
             self._wake.set()
@@ -206,7 +205,7 @@ class Ownership:
     async def _write_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, Claim]:
         """Write the epoch records; return those that are ours now."""
         async with self._claiming[cell]:
-            claimed: dict[int, int] = {}
+            claimed: dict[int, Claim] = {}
             try:
                 claimed = await self._claims.append(cell, before)
             except Conflict:
@@ -220,30 +219,25 @@ class Ownership:
                 # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
                 await asyncio.sleep(backoff.delay_seconds(8, self._random))
                 return {}
-        found = {}
-        for number, sequence in claimed.items():
-            owner = before[number].record.owner
-            clean = not owner or base(owner) == base(self._life.incarnation)
-            self.takeovers += not clean
+        for number, claim in claimed.items():
+            self.takeovers += not claim.clean
             self._again.discard(number)
-            if owner or before[number].record.next:
+            if before[number].record.owner or before[number].record.next:
                 self.planner.rest(number)
-            found[number] = Claim(
-                sequence, clean, self._life.chains[cell].name, not self.epochs.get(number).record.packs
-            )
-        return found
+        return claimed
 
     # Recovering ----------------------------------------------------------------------------------------------------
 
-    def _same(self, cell: str, since: tuple[int, str]) -> bool:
-        """Whether this node has been live since then, and goes on with the same chain."""
-        return since == (self._life.lapses, self._life.chains[cell].name) and self._life.live()
+    def _holds(self, cell: str, claims: Mapping[int, Claim], lapses: int) -> bool:
+        """Whether this node has been live since it claimed, and goes on with the chain that it claimed with."""
+        name = self._life.chains[cell].name
+        return self._life.lapses == lapses and self._life.live() and all(one.chain == name for one in claims.values())
 
-    async def _recover(self, cell: str, claims: dict[int, Claim], since: tuple[int, str]) -> None:
+    async def _recover(self, cell: str, claims: dict[int, Claim], lapses: int) -> None:
         attempt, anywhere = 0, False
         while True:
             epochs_of = {number: claim.epoch for number, claim in claims.items()}
-            packs_of = set[str]().union(*(self.epochs.packs(number) for number in claims)) - {since[1]}
+            packs_of = set[str]().union(*map(self.epochs.packs, claims)) - {self._life.chains[cell].name}
             try:
                 records, lost, was_warm = await self.recovery.read(cell, epochs_of, packs_of, anywhere)
                 for number in lost:
@@ -251,7 +245,7 @@ class Ownership:
                 self._host.drop_shards(lost)
                 if not claims or self._closing:
                     return
-                if not self._same(cell, since):
+                if not self._holds(cell, claims, lapses):
                     self._host.drop_shards(claims)
                     return  # what was claimed before a lapse may be another's by now: it is claimed anew
                 await self._host.add_shards(cell, claims, records)
@@ -269,7 +263,7 @@ class Ownership:
             self.failures.pop(cell, None)
             break
         current = epochs_of
-        if not self._same(cell, since):
+        if not self._holds(cell, claims, lapses):
             self._host.drop_shards(current)
             return
         for number, epoch in current.items():
