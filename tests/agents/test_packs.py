@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.agents.kinds import Counter, serving
 from tests.cluster.app import Account
 
 from holdfast import limits
+from holdfast.agents.batch import Batch
+from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
 from holdfast.agents.record import unpack
 from holdfast.cluster import chain, packs
-from holdfast.engines.base import Stored
-from holdfast.errors import DataLoss
+from holdfast.cluster.epochs import EpochRecord, Epochs
+from holdfast.cluster.sweep import Sweep
+from holdfast.engines.base import Record, Shown, Stored
+from holdfast.errors import DataLoss, Fenced, OutcomeUnknown
 from holdfast.testing.cluster import SimCluster
 from holdfast.testing.servers import Faults
 from holdfast.testing.world import World
@@ -212,3 +218,94 @@ def test_packs_form_one_line_where_servers_answer_late_and_twice(monkeypatch: py
     finally:
         world.close()
     assert not wrong, wrong[0]
+
+
+def test_a_shard_stays_whose_packed_records_cannot_be_written(world: World) -> None:
+    cluster = SimCluster(world, [Account])
+    client = cluster.client("h2")
+    assert world.run(60, lambda: client.node is not None)
+    add_to_all(world, client, 1)
+    process, stayed = cluster.nodes["h1"], []
+    node = process.node
+    assert node is not None
+    packed = {number for number, shard in node._runtime.shards.items() if shard.packed}
+    assert packed
+
+    async def drain() -> None:
+        node._gate.hold(5.0)
+        stayed.append(await node._runtime.drain(dict.fromkeys(packed, ""), 2.0))
+
+    process.spawn(drain())
+    assert world.run(10, lambda: bool(stayed)), world.story
+    assert stayed == [packed]
+    assert not any(node._runtime.shards[number].draining for number in packed)
+    add_to_all(world, client, 2)
+
+
+# Forgetting ----------------------------------------------------------------------------------------------------------
+
+
+class Cell:
+    """A cell that says which packs it has, and takes batches that expect the epochs which it has."""
+
+    def __init__(self) -> None:
+        self.log = self
+        self.packs: set[str] = set()
+        self.epochs: dict[str, int] = {}
+        self.purged: list[tuple[str, int]] = []
+
+    async def subjects(self, cell: str, _filters: list[str]) -> Shown:
+        return Shown("h1", {f"{cell}.pk.{name}.0" for name in self.packs})
+
+    async def append(self, _cell: str, records: list[Record]) -> range:
+        for one in records:
+            if one.expect is not None and self.epochs.get(one.expect.subject, 0) != one.expect.sequence:
+                raise Fenced(one.expect.subject)
+        return range(500, 500 + len(records))
+
+    async def purge(self, _cell: str, subject: str, before: int) -> None:
+        self.purged.append((subject, before))
+
+
+async def test_packs_are_forgotten_when_no_shard_needs_them_any_more() -> None:
+    cell: Any = Cell()
+    known = Epochs(cell, lambda *_: None)
+    sweep = Sweep(cell, known, ["c"], lambda: 2, {0})
+
+    def claimed(number: int, sequence: int, owner: str, others: list[str]) -> None:
+        cell.epochs[f"c.{number}.epoch"] = sequence
+        known.note(number, sequence, EpochRecord("n", "h", "", 0.0, "", owner, others))
+
+    claimed(0, 10, "new", [])
+    claimed(1, 11, "new", ["dead"])
+    claimed(7, 12, "late", ["dead"])  # of a pool that was declared later
+    cell.packs = {"new", "dead", "late"}
+    for _ in range(3):
+        await sweep._sweep("c", [0, 1, 7])
+    assert cell.purged == []
+    known._settled = {1: 11, 7: 12}
+    await sweep._sweep("c", [0, 1, 7])
+    assert cell.purged == [], "a view may be late for a moment"
+    cell.epochs["c.0.epoch"] = 99  # a claim that is not known here: whose packs it needs is not either
+    with pytest.raises(Fenced):
+        await sweep._sweep("c", [0, 1, 7])
+    assert cell.purged == []
+    claimed(0, 99, "new", [])
+    await sweep._sweep("c", [0, 1, 7])
+    assert cell.purged == [("c.pk.dead.*", 500)]
+
+
+async def test_a_node_whose_writer_has_failed_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.5)
+    async with serving(tmp_path / "log.db") as node:
+        counter = node.agent(Counter, "a")
+        assert await counter.ask(Counter.add, 1) == 1
+
+        async def fail(_: Committer) -> Batch:
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr(Committer, "_build", fail)
+        with pytest.raises(OutcomeUnknown):
+            await counter.options(timeout_seconds=0.5).ask(Counter.add, 1)
+        async with asyncio.timeout(10):
+            await node.close()

@@ -11,7 +11,7 @@ from typing import Final
 MARK: Final = "mark"
 """``<cell>.mark``: what a backup writes to learn how far the cell goes."""
 
-_PASSING: Final = frozenset({"life", "alive", "ch", "manifest", MARK})
+_PASSING: Final = frozenset({"life", "alive", "ch", "sweep", "manifest", MARK})
 _EVENT: Final = "ev"
 
 

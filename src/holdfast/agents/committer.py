@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PACKED_FORM: Final = 3
 """From this form of records on every node knows packs, and chains for fences."""
 
+_MOVES_PAUSE_SECONDS: Final = 1.0
+
 
 class Committer:
     """The one writer of this node's agents in one cell."""
@@ -61,6 +63,9 @@ class Committer:
         self._append_seconds = 0.0
         self._random = chance.random()
         self._moves_at: asyncio.TimerHandle | None = None
+        self._over = False
+        self._switched = self._knows_chains()
+        """Whether all that is ours was claimed since every node breaks chains."""
         self.batches = 0
         self.records = 0
         self.turns = 0
@@ -78,15 +83,16 @@ class Committer:
 
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
-        if shard.unsettled:
+        if shard.unsettled and self._may_write(shard):
             self._journal.leave(shard)
             self._wake.set()
 
     def settle(self, shard: Shard) -> None:
         """Have nothing of a shard in packs, as it is about to be let go of."""
         shard.settling = True
-        self._journal.leave(shard)
-        self._wake.set()
+        if self._may_write(shard):
+            self._journal.leave(shard)
+            self._wake.set()
 
     def ended(self) -> None:
         """The chain has ended."""
@@ -97,6 +103,8 @@ class Committer:
 
         After `Conflict` and `Unknown` this node's shards of the cell are claimed anew.
         """
+        if self._over:
+            raise Closed("nothing is written by this node any more")
         done: asyncio.Future[range] = self._runtime.loop.create_future()
         self._writes.append((records, done))
         self._wake.set()
@@ -104,18 +112,36 @@ class Committer:
 
     async def run(self) -> None:
         """Write batches until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._over = True
+            for _, done in self._writes:
+                if not done.done():
+                    done.set_exception(Closed("this node writes nothing any more"))
+
+    async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._writes or self._dirty or self._one_by_one or self._moves_due():
+                self._switch()
                 if self._writes:
-                    await self._write(*self._writes.popleft())
+                    await self._write(*self._writes[0])
+                    self._writes.popleft()
                     continue
                 written = self.turns
                 started = self._runtime.loop.time()
                 await self._commit(await self._build())
                 self._append_seconds += (self._runtime.loop.time() - started - self._append_seconds) / 8
                 await self._linger(self.turns - written)
+
+    def _switch(self) -> None:
+        """When every node has come to know chains for fences, claim everything anew with one that all will break."""
+        if not self._switched and self._knows_chains():
+            self._switched = True
+            if self._chain.link:
+                self._runtime.reclaim(self._cell)
 
     def _moves_due(self) -> bool:
         """Whether something is to leave its pack now; else this looks again when it is."""
@@ -184,10 +210,14 @@ class Committer:
         """Whether it is ours, by a claim with the chain that is ours now."""
         return shard.active and shard.chain == self._chain.name
 
-    def _chained(self) -> bool:
-        """Whether the chain is the fence, and every node knows packs."""
+    def _knows_chains(self) -> bool:
+        """Whether every node breaks chains, and reads packs."""
         version = self._runtime.router.placement.manifest.record_version
         return version >= PACKED_FORM and not self._runtime.life.alone
+
+    def _chained(self) -> bool:
+        """Whether the chain is the fence."""
+        return self._switched and self._knows_chains()
 
     def _begin(self, agents: int) -> Batch:
         chained = self._chained()
@@ -261,6 +291,8 @@ class Committer:
             except HoldfastError as error:
                 if len(batch.agents) == 1 and not batch.moves:
                     self._refused(batch.agents[0][0], error)
+                elif not batch.agents:
+                    await asyncio.sleep(_MOVES_PAUSE_SECONDS)  # what leaves packs is tried again
                 else:
                     self._put_back(batch)
                     self._one_by_one.update((activation, None) for activation, *_ in batch.agents)
@@ -354,7 +386,8 @@ class Committer:
             if epoch is not None and epoch.sequence > shard.epoch:
                 lost.append(shard)
         self._runtime.lost(self._cell, [shard for shard in lost if shard.active])
-        self._runtime.reclaim(self._cell)
+        if self._goes_on(batch.link):
+            self._runtime.reclaim(self._cell)
 
     def _refused(self, activation: Activation, error: HoldfastError) -> None:
         """The log will not take this agent's record: its turns are undone, and the guilty one is found."""

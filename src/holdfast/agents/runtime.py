@@ -214,8 +214,8 @@ class Runtime:
     async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> set[int]:
         """Start no more turns in these shards, and wait until those that run are committed, or the time is over.
 
-        ``targets``: per shard who is to own it next, and gets its calls from now on. Returns the shards that still have
-        records in packs.
+        ``targets``: per shard who is to own it next, and gets its calls from now on. Returns the shards that stay: what is
+        packed of them, or under way, could not be written in time.
         """
         shards = [self.shards[number] for number in targets if number in self.shards]
         end = self.loop.time() + timeout_seconds / 2
@@ -229,9 +229,11 @@ class Runtime:
         end += timeout_seconds / 2
         while any(shard.active and (shard.busy() or shard.packed) for shard in shards) and self.loop.time() < end:
             await asyncio.sleep(0.002)
-        unsettled = {shard.number for shard in shards if shard.packed or not shard.active}
-        self.drop_shards([shard.number for shard in shards])
-        return unsettled
+        stay = [shard for shard in shards if shard.active and (shard.packed or shard.under_way())]
+        self.drop_shards([shard.number for shard in shards if shard not in stay])
+        for shard in stay:
+            shard.go_on()
+        return {shard.number for shard in stay}
 
     async def write(self, cell: str, records: list[Record]) -> range:
         """Append between two batches of the cell. Raises what `Log.append` does; its shards are reclaimed where due."""
@@ -245,7 +247,7 @@ class Runtime:
         self.on_reclaim(cell, numbers)
 
     def lost(self, cell: str, shards: list[Shard]) -> None:
-        """The log refused a fence: these shards are another's."""
+        """The log refused a batch: these shards are another's."""
         numbers = [shard.number for shard in shards]
         self.drop_shards(numbers)
         self.on_lost(cell, numbers)

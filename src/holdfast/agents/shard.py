@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from holdfast import ids, limits
 from holdfast.agents import inbox, mailbox
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
-from holdfast.agents.messages import NOT_OWNER, InboxMessage, Timer
+from holdfast.agents.messages import NOT_OWNER, Timer
 from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.agents.relay import Relay
 from holdfast.cluster.epochs import Claim
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from holdfast.agents.runtime import Runtime
 
 _READS_MAX = 40
-_decode_inbox = msgspec.msgpack.Decoder(InboxMessage).decode
 
 
 class Shard:
@@ -364,6 +361,17 @@ class Shard:
     def busy(self) -> bool:
         """Whether a turn runs or waits for its commit."""
         return any(a.running or a.pending or a.in_batch for a in self.activations.values())
+
+    def under_way(self) -> bool:
+        """Whether a batch that holds something of it has no outcome yet."""
+        return any(activation.in_batch for activation in self.activations.values())
+
+    def go_on(self) -> None:
+        """It is not let go of after all."""
+        self.draining = self.settling = False
+        self.heir = b""
+        for activation in list(self.activations.values()):
+            activation.pump()
 
     # End ---------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 from holdfast.bench import kinds
 from holdfast.bench.measure import Figure
 from holdfast.bench.workloads import ALL, NAMES, Moments, Setting, failover
+from holdfast.cluster import packs
 from holdfast.core.pools import forget
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
@@ -129,12 +130,30 @@ async def _sweep(node: Node) -> None:
 
     Their pool stays, without a kind that lives in it; names that were freed leave a small record each.
     """
+    for cell in node.manifest.cells:
+        await _purge_packs(node, cell)
     pool = node.placement.table.pool(kinds.POOL.name)
     for number in () if pool is None else pool.numbers:
         cell = node._runtime.cell_of(number)
         for part in _PARTS:
             await _purge(node, cell, f"{cell}.{number}.{part}.>")
     await node.placement.change(lambda table: forget(table, [cls.__kind__.name for cls in kinds.KINDS]))
+
+
+async def _purge_packs(node: Node, cell: str) -> None:
+    """Remove the packs of its nodes, which served no other kinds; what was purged else would seem to be there again."""
+    mine = {cls.__kind__.name for cls in kinds.KINDS}
+    served: dict[str, set[str]] = {}
+    tail = node.engine.log.tail(cell, [packs.filter_of(cell)])
+    async for chunk in tail:
+        for stored in chunk.records:
+            tokens = (token for _, token, _ in packs.entries(stored))
+            served.setdefault(packs.chain_of(stored.subject), set()).update(token.partition("/")[0] for token in tokens)
+        if chunk.caught_up:
+            break
+    await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+    for name in (name for name, some in served.items() if some <= mine):
+        await _purge(node, cell, packs.filter_of(cell, name))
 
 
 async def _purge(node: Node, cell: str, subjects: str) -> None:

@@ -75,8 +75,6 @@ class Epochs:
 
     def __init__(self, engine: Engine, on_newer: Callable[[int, int], None]) -> None:
         self.newest: dict[int, Epoch] = {}
-        self.position: dict[str, int] = {}
-        """Of each cell, how far it was read."""
         self._settled: dict[int, int] = {}
         self.heard: set[str] = set()
         """The cells whose epochs have been read up to their present end."""
@@ -110,7 +108,6 @@ class Epochs:
         """Follow a cell's epochs for ever."""
         async for chunk in self._engine.log.tail(cell, [f"{cell}.*.epoch", f"{cell}.*.settled"]):
             for stored in chunk.records:
-                self.position[cell] = stored.sequence
                 try:
                     number = int(stored.subject.split(".")[1])
                     if stored.subject.endswith(".settled"):

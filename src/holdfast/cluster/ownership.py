@@ -1,7 +1,7 @@
 """Which shards are whose: claiming, recovering, letting go.
 
 A shard's owner is whoever wrote its newest epoch record, by compare-and-set; that record's sequence is the epoch, and
-the fence of all its owner's batches. Nothing here needs agreement: every node computes the wanted owners from its own
+the record names the chain that is the fence of its owner's batches. Nothing here needs agreement: every node computes the wanted owners from its own
 view, and the log decides between two that want the same. Every node tails all epochs, so an outcome that was not heard
 is settled by what the log shows.
 
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from holdfast import chance, ids, limits
 from holdfast.clock import Clock
-from holdfast.cluster import epochs, sweep
+from holdfast.cluster import epochs
 from holdfast.cluster.claims import Claims
 from holdfast.cluster.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.cluster.events import unheard
@@ -30,6 +30,7 @@ from holdfast.cluster.placement import Placement
 from holdfast.cluster.planner import Planner
 from holdfast.cluster.recovery import Recovery
 from holdfast.cluster.suspicion import Suspicion
+from holdfast.cluster.sweep import Sweep
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
@@ -111,9 +112,8 @@ class Ownership:
             self._spawn(self.epochs.follow(cell, self._wake.set))
         self._spawn(self._run())
         if self._serves and not self._life.alone:
-            self._spawn(
-                sweep.run(self._engine, self.epochs, {cell: self._of(cell) for cell in self._cells}, self.owned)
-            )
+            shards = self._placement.space
+            self._spawn(Sweep(self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned).run())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
@@ -204,8 +204,9 @@ class Ownership:
 
     async def _write_claims(self, cell: str, before: dict[int, Epoch]) -> dict[int, Claim]:
         """Write the epoch records; return those that are ours now."""
+        claimed: dict[int, Claim] = {}
+        heard = True
         async with self._claiming[cell]:
-            claimed: dict[int, Claim] = {}
             try:
                 claimed = await self._claims.append(cell, before)
             except Conflict:
@@ -216,9 +217,9 @@ class Ownership:
                         with suppress(Conflict, NoQuorum, Unknown):
                             claimed |= await self._claims.append(cell, {number: epoch})
             except (NoQuorum, Unknown):
-                # What happened is seen in the log: an epoch of ours that is not served is recovered by the next step.
-                await asyncio.sleep(backoff.delay_seconds(8, self._random))
-                return {}
+                heard = False  # what happened is seen in the log: an epoch of ours that is not served is claimed again
+        if not heard:
+            await asyncio.sleep(backoff.delay_seconds(8, self._random))
         for number, claim in claimed.items():
             self.takeovers += not claim.clean
             self._again.discard(number)
@@ -292,7 +293,7 @@ class Ownership:
     # Letting go ----------------------------------------------------------------------------------------------------
 
     def lost(self, _cell: str, numbers: list[int]) -> None:
-        """The log refused a fence of ours."""
+        """The log refused a batch of ours, and these are another's."""
         for number in numbers:
             self.owned.pop(number, None)
         self._wake.set()
@@ -310,14 +311,12 @@ class Ownership:
         """Finish what runs, and let the wanted owners claim."""
         self._releasing = True
         try:
-            unsettled = await self._host.drain(targets, limits.DRAIN_SECONDS)
-            held = {number: self.owned.pop(number) for number in targets if number in self.owned}
+            stay = await self._host.drain(targets, limits.DRAIN_SECONDS)
+            held = {n: self.owned.pop(n) for n in targets if n in self.owned and n not in stay}
             by_cell: dict[str, dict[int, EpochRecord]] = {}
             for number in held:
-                left = sorted(self.epochs.packs(number)) if number in unsettled else []
-                release = EpochRecord(
-                    "", self._host_name, ids.new_id("r"), self._clock.now(), targets.get(number, ""), "", left
-                )
+                next_owner, nonce = targets.get(number, ""), ids.new_id("r")
+                release = EpochRecord("", self._host_name, nonce, self._clock.now(), next_owner)
                 by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = release
             await asyncio.gather(*(self._write_release(cell, some, held) for cell, some in by_cell.items()))
         finally:
@@ -330,7 +329,7 @@ class Ownership:
         for attempt in range(1, 8):
             try:
                 sequences = await self._host.write(cell, records)
-            except (Conflict, Unknown):
+            except (Conflict, Unknown, Closed):
                 return  # another's by now; or it is seen in the log, and what is still ours is claimed anew
             except NoQuorum:
                 await asyncio.sleep(backoff.delay_seconds(attempt, self._random))

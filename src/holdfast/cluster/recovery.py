@@ -32,6 +32,7 @@ _LAG_SECONDS = 3.0
 _PURGED_SECONDS = 0.3
 """The leader is asked again so often what is still there."""
 
+_DAMAGED_SECONDS = 30.0
 _GROUP_MAX = 64
 _PASSING_MAX = 2000
 """Records of inbox and outbox that are kept of one shard."""
@@ -70,6 +71,8 @@ class Recovery:
         self._tasks: dict[asyncio.Task[None], set[int]] = {}
         self._news = asyncio.Event()
         self._bytes = 0
+        self._not_before: dict[str, float] = {}
+        """Of cells with a damaged pack, when to follow shards again."""
         self._leaders: dict[str, str] = {}
         """Of each cell, the server whose replica showed what there is: another's is to be read."""
 
@@ -80,7 +83,8 @@ class Recovery:
         for number in [number for number in self._followed if number in own and number not in wanted]:
             self.forget(number)
         missing = [number for number in wanted if number not in self._followed]
-        if self._bytes > limits.WARM_BYTES_MAX:
+        late = asyncio.get_running_loop().time() < self._not_before.get(cell, 0.0)
+        if late or self._bytes > limits.WARM_BYTES_MAX:
             return  # what is not warm is read when it is claimed
         for start in range(0, len(missing), _GROUP_MAX):
             some = missing[start : start + _GROUP_MAX]
@@ -126,7 +130,9 @@ class Recovery:
         comparing: asyncio.Task[None] | None = None
         try:
             async for chunk in tail:
-                for count, stored in enumerate(self._unfolded(chunk.records, read, group)):
+                for count, stored in enumerate(self._unfolded(cell, chunk.records, read, group)):
+                    if count % 500 == 499:
+                        await asyncio.sleep(0)
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group.get(number)
                     if followed is None or self._followed.get(number) is not followed:
@@ -135,8 +141,6 @@ class Recovery:
                         followed.epoch = stored.sequence
                     elif not stored.subject.endswith(".settled"):
                         self._keep(number, followed, stored)
-                    if count % 500 == 499:
-                        await asyncio.sleep(0)
                 self._news.set()
                 if chunk.caught_up and comparing is None:
                     comparing = asyncio.get_running_loop().create_task(self._compare(cell, group, read))
@@ -151,7 +155,9 @@ class Recovery:
                 await asyncio.wait([comparing])
             await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
 
-    def _unfolded(self, records: Iterable[Stored], read: set[str], group: Mapping[int, _Followed]) -> Iterable[Stored]:
+    def _unfolded(
+        self, cell: str, records: Iterable[Stored], read: set[str], group: Mapping[int, _Followed]
+    ) -> Iterable[Stored]:
         """The records, those in packs among them; the packs' subjects are noted. A damaged pack is as good as none."""
         for stored in records:
             if not packs.is_pack(stored.subject):
@@ -161,6 +167,7 @@ class Recovery:
                 yield from packs.unfold([stored])
                 read.add(stored.subject)
             except DataLoss:
+                self._not_before[cell] = asyncio.get_running_loop().time() + _DAMAGED_SECONDS
                 for number in group:
                     self.forget(number)
 

@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 class Expect(NamedTuple):
     """A record's condition: the newest record on ``subject`` has this ``sequence`` (0: there is none).
 
-    On the record's own subject it is a compare-and-set. On another subject it is a **fence**: the subject is a shard's
-    epoch, and the sequence is the epoch that the writer believes it owns.
+    On the record's own subject it is a compare-and-set. On another subject it is a **fence**: for example, the subject is
+    a shard's epoch, and the sequence is the epoch that the writer believes it owns.
     """
 
     subject: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from holdfast import codec, ids
 from holdfast.agents.record import unpack
 from holdfast.cluster import packs
 from holdfast.engines.base import Engine, Stored
-from holdfast.errors import BadMessage, NotFound
+from holdfast.errors import BadMessage, DataLoss, NotFound
 
 
 class StoredTimer(msgspec.Struct, frozen=True):
@@ -52,15 +53,17 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
 
 
 async def _newest(engine: Engine, cell: str, subject: str) -> Stored | None:
-    found = await engine.log.read(cell, subject)
-    tail = engine.log.tail(cell, [packs.filter_of(cell)], found.sequence + 1 if found else 1)
+    """Packs first: what leaves one meanwhile is under its own subject then. A damaged pack is passed over."""
+    found: list[Stored] = []
+    tail = engine.log.tail(cell, [packs.filter_of(cell)])
     try:
         async for chunk in tail:
-            for stored in packs.unfold(chunk.records):
-                if stored.subject == subject:
-                    found = stored
+            for pack in chunk.records:
+                with suppress(DataLoss):
+                    found += [stored for stored in packs.unfold([pack]) if stored.subject == subject]
             if chunk.caught_up:
                 break
     finally:
         await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
-    return found
+    alone = await engine.log.read(cell, subject)
+    return max([*found[-1:], *([alone] if alone else [])], key=lambda stored: stored.sequence, default=None)
