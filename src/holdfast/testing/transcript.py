@@ -265,6 +265,8 @@ class Story:
             record = unpack(stored.payload, stored.subject)
             marks = ", with an attempt mark" if record.attempts else ""
             return f"state   {name}, version {record.version}{marks}"
+        if kind == "settled":
+            return "settled no pack of an owner before is needed"
         if kind == "out":
             return f"outbox  a message for cell {name[-1]}"
         return f"{ {'in': 'inbox', 'dl': 'dead', 'tm': 'timer'}.get(kind, kind):7} of {name}"
