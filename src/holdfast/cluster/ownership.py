@@ -1,9 +1,9 @@
 """Which shards are whose: claiming, recovering, letting go.
 
-A shard's owner is whoever wrote its newest epoch record, by compare-and-set; that record's sequence is the epoch, and
-the record names the chain that is the fence of its owner's batches. Nothing here needs agreement: every node computes the wanted owners from its own
-view, and the log decides between two that want the same. Every node tails all epochs, so an outcome that was not heard
-is settled by what the log shows.
+A shard's owner is whoever wrote its newest epoch record, by compare-and-set; that record's sequence is the epoch, and it
+names the chain that is the fence of its owner's batches. Nothing here needs agreement: every node computes the wanted
+owners from its own view, and the log decides between two that want the same. Every node tails all epochs, so an outcome
+that was not heard is settled by what the log shows.
 
 A shard may be claimed when it never had an owner, was released, or its owner is dead; and by its owner itself, when a
 batch of it has an unknown outcome. Where it was not released, the claim breaks the chain of its owner: nothing that was
