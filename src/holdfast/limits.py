@@ -200,6 +200,8 @@ assert ANSWERS_BYTES_MAX + REPLY_BYTES_MAX + TIMERS_BYTES_MAX < RECORD_BYTES_MAX
 assert MESSAGE_BYTES_MAX < RECORD_BYTES_MAX, "a message fits a record"
 assert RECORD_BYTES_MAX < BATCH_BYTES_MAX, "a record fits a batch"
 assert TURN_BYTES_MAX * 5 // 4 + RECORD_BYTES_MAX < BATCH_BYTES_MAX, "an agent's turns until their commit fit a batch"
+assert PACKED_BYTES_MAX <= PACK_BYTES_MAX < RECORD_BYTES_MAX, "a packed record fits a pack, a pack is a record"
+assert MOVES_MAX < BATCH_RECORDS_MAX, "what leaves packs fits a batch"
 assert TURN_RECORDS_MAX * 2 < BATCH_RECORDS_MAX, "an agent's turns until their commit fit a batch"
 assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"

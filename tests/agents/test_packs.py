@@ -18,14 +18,15 @@ from holdfast import limits
 from holdfast.agents.batch import Batch
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
-from holdfast.agents.record import unpack
 from holdfast.cluster import chain, packs
 from holdfast.cluster.epochs import EpochRecord, Epochs
 from holdfast.cluster.sweep import Sweep
 from holdfast.engines.base import Record, Shown, Stored
 from holdfast.errors import DataLoss, Fenced, OutcomeUnknown
+from holdfast.testing.checkers import one_line
 from holdfast.testing.cluster import SimCluster
-from holdfast.testing.servers import Faults
+from holdfast.testing.history import Commit, History
+from holdfast.testing.servers import Cell, Faults
 from holdfast.testing.world import World
 
 NAMES = [f"a{n}" for n in range(60)]
@@ -193,31 +194,25 @@ def test_packs_form_one_line_where_servers_answer_late_and_twice(monkeypatch: py
     monkeypatch.setattr(limits, "PACK_AGENTS_MIN", 2)
     monkeypatch.setattr(limits, "PACKS_MAX", 4)
     world = World(seed)
-    wrong: list[str] = []
-    newest: dict[str, tuple[int, int]] = {}
+    history = History()
 
-    def watch(batch: list[Stored]) -> None:
-        for stored in packs.unfold(batch):
-            if ".st." in stored.subject:
-                record = unpack(stored.payload, stored.subject)
-                version, sequence = newest.get(stored.subject, (0, 0))
-                if (record.version, record.previous) != (version + 1, sequence):
-                    wrong.append(
-                        f"{stored.subject} v{record.version} on {record.previous}, after v{version} at {sequence}"
-                    )
-                newest[stored.subject] = record.version, stored.sequence
+    def watch(cell: Cell) -> None:
+        cell.on_commit.append(
+            lambda batch: history.commits.append(Commit(world.now, cell.name, [*packs.unfold(batch)]))
+        )
 
     try:
         faults = Faults(append_twice=0.05, append_late=0.02, append_lost=0.01)
         cluster = SimCluster(world, [Account], faults=faults)
-        cluster.servers.on_cell = lambda cell: cell.on_commit.append(watch)
+        cluster.servers.on_cell = watch
         client = cluster.client("h1")
         assert world.run(90, lambda: client.node is not None)
         for count in range(1, 15):
             add_to_all(world, client, count)
     finally:
         world.close()
-    assert not wrong, wrong[0]
+    assert len(history.commits) > 14
+    assert list(one_line(history)) == []
 
 
 def test_a_shard_stays_whose_packed_records_cannot_be_written(world: World) -> None:
@@ -245,7 +240,7 @@ def test_a_shard_stays_whose_packed_records_cannot_be_written(world: World) -> N
 # Forgetting ----------------------------------------------------------------------------------------------------------
 
 
-class Cell:
+class Log:
     """A cell that says which packs it has, and takes batches that expect the epochs which it has."""
 
     def __init__(self) -> None:
@@ -268,7 +263,7 @@ class Cell:
 
 
 async def test_packs_are_forgotten_when_no_shard_needs_them_any_more() -> None:
-    cell: Any = Cell()
+    cell: Any = Log()
     known = Epochs(cell, lambda *_: None)
     sweep = Sweep(cell, known, ["c"], lambda: 2, {0})
 

@@ -8,7 +8,7 @@ meanwhile is read again: a batch may be half read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from holdfast.agents.record import AgentRecord, check_digest, unpack
@@ -70,23 +70,18 @@ async def check_cell(connection: Connection, cell: str, server: str) -> dict[str
     return failed
 
 
-def _unfold(chunk: Sequence[Stored], prefixes: Sequence[str], failed: dict[str, str]) -> Iterator[Stored]:
-    """The agents' records, those in packs among them; a damaged pack may have had some of any shard."""
-    for stored in chunk:
-        try:
-            yield from packs.unfold([stored])
-        except DataLoss as error:
-            failed.update(dict.fromkeys(prefixes, str(error)))
-
-
 async def _check_some(connection: Connection, cell: str, server: str, prefixes: Sequence[str]) -> dict[str, str]:
     shards = {prefix: ShardReading(prefix) for prefix in prefixes}
     failed: dict[str, str] = {}
     filters = [*(f"{prefix}.st.>" for prefix in prefixes), packs.filter_of(cell)]
     reader = (await open_replicas(connection, cell, [server], filters))[server]
+
+    def damaged(_: Stored, error: DataLoss) -> None:
+        failed.update(dict.fromkeys(prefixes, str(error)))  # it may have had records of any shard
+
     try:
         while chunk := await reader.next():
-            for stored in _unfold(chunk, prefixes, failed):
+            for stored in packs.unfold(chunk, damaged):
                 prefix = stored.subject.partition(".st.")[0]
                 if prefix not in shards:
                     continue

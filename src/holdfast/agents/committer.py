@@ -77,10 +77,6 @@ class Committer:
         if self.waiting >= self._enough:
             self._wake.set()
 
-    def busy(self, shard: Shard) -> bool:
-        """Whether turns of the shard wait for their commit."""
-        return any(activation.shard is shard for activation in self._dirty)
-
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
         if shard.unsettled and self._may_write(shard):
@@ -95,8 +91,8 @@ class Committer:
             self._wake.set()
 
     def ended(self) -> None:
-        """The chain has ended."""
-        self._journal.clear()
+        """The chain has ended: its packs are those of an owner before."""
+        self._journal = Journal()
 
     async def write(self, records: list[Record]) -> range:
         """Append these between two batches, with a link of their own. Raises what `Log.append` does.
@@ -292,7 +288,9 @@ class Committer:
                 if len(batch.agents) == 1 and not batch.moves:
                     self._refused(batch.agents[0][0], error)
                 elif not batch.agents:
-                    await asyncio.sleep(_MOVES_PAUSE_SECONDS)  # what leaves packs is tried again
+                    what = {"message": f"records cannot leave their packs in {self._cell}", "exception": error}
+                    self._runtime.loop.call_exception_handler(what)
+                    await asyncio.sleep(_MOVES_PAUSE_SECONDS)  # they are tried again
                 else:
                     self._put_back(batch)
                     self._one_by_one.update((activation, None) for activation, *_ in batch.agents)

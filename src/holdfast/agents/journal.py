@@ -35,10 +35,6 @@ class Journal:
         self._leaving: dict[Shard, None] = {}
         """Shards that are about to be let go of, or that have records in the packs of owners before."""
 
-    def clear(self) -> None:
-        """The chain has ended: its packs are those of an owner before."""
-        self.__init__()  # type: ignore[misc]
-
     def slot(self) -> int | None:
         """Where the next pack may be written; None where all slots are needed."""
         if self._free:

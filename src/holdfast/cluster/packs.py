@@ -9,7 +9,7 @@ A slot is written again only when each agent of its pack has a newer record else
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -58,12 +58,22 @@ def entries(stored: Stored) -> list[tuple[int, str, bytes]]:
         raise DataLoss(f"{stored.subject} {stored.sequence}: not a pack of records: {error}") from None
 
 
-def unfold(records: Iterable[Stored]) -> Iterator[Stored]:
-    """The records, and in place of each pack the agents' records in it. Raises `DataLoss` for a damaged pack."""
+def unfold(records: Iterable[Stored], on_damage: Callable[[Stored, DataLoss], None] | None = None) -> Iterator[Stored]:
+    """The records, and in place of each pack the agents' records in it.
+
+    A damaged pack is passed over, and told to ``on_damage``; where that is not given, it raises `DataLoss`.
+    """
     for stored in records:
         if is_pack(stored.subject):
             cell = stored.subject.partition(".")[0]
-            for number, token, payload in entries(stored):
+            try:
+                found = entries(stored)
+            except DataLoss as error:
+                if on_damage is None:
+                    raise
+                on_damage(stored, error)
+                continue
+            for number, token, payload in found:
                 yield Packed(f"{cell}.{number}.st.{token}", stored.sequence, payload)
         else:
             yield stored

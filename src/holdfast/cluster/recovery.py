@@ -128,9 +128,16 @@ class Recovery:
         read: set[str] = set()
         tail = self._engine.log.tail(cell, filters, not_on=await self._leader(cell))
         comparing: asyncio.Task[None] | None = None
+
+        def damaged(_: Stored, _error: DataLoss) -> None:
+            self._not_before[cell] = asyncio.get_running_loop().time() + _DAMAGED_SECONDS
+            for number in group:
+                self.forget(number)
+
         try:
             async for chunk in tail:
-                for count, stored in enumerate(self._unfolded(cell, chunk.records, read, group)):
+                read.update(one.subject for one in chunk.records if packs.is_pack(one.subject))
+                for count, stored in enumerate(packs.unfold(chunk.records, damaged)):
                     if count % 500 == 499:
                         await asyncio.sleep(0)
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
@@ -154,22 +161,6 @@ class Recovery:
                 comparing.cancel()
                 await asyncio.wait([comparing])
             await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
-
-    def _unfolded(
-        self, cell: str, records: Iterable[Stored], read: set[str], group: Mapping[int, _Followed]
-    ) -> Iterable[Stored]:
-        """The records, those in packs among them; the packs' subjects are noted. A damaged pack is as good as none."""
-        for stored in records:
-            if not packs.is_pack(stored.subject):
-                yield stored
-                continue
-            try:
-                yield from packs.unfold([stored])
-                read.add(stored.subject)
-            except DataLoss:
-                self._not_before[cell] = asyncio.get_running_loop().time() + _DAMAGED_SECONDS
-                for number in group:
-                    self.forget(number)
 
     async def _compare(self, cell: str, group: dict[int, _Followed], read: set[str]) -> None:
         """Find out whether what was read so far is everything; what comes from now on, comes from all replicas alike."""

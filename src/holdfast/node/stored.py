@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ from holdfast import codec, ids
 from holdfast.agents.record import unpack
 from holdfast.cluster import packs
 from holdfast.engines.base import Engine, Stored
-from holdfast.errors import BadMessage, DataLoss, NotFound
+from holdfast.errors import BadMessage, NotFound
 
 
 class StoredTimer(msgspec.Struct, frozen=True):
@@ -58,9 +57,8 @@ async def _newest(engine: Engine, cell: str, subject: str) -> Stored | None:
     tail = engine.log.tail(cell, [packs.filter_of(cell)])
     try:
         async for chunk in tail:
-            for pack in chunk.records:
-                with suppress(DataLoss):
-                    found += [stored for stored in packs.unfold([pack]) if stored.subject == subject]
+            there = packs.unfold(chunk.records, lambda _pack, _error: None)
+            found += [stored for stored in there if stored.subject == subject]
             if chunk.caught_up:
                 break
     finally:

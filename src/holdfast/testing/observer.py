@@ -49,7 +49,7 @@ class _Info(msgspec.Struct):
     cluster: _Group
 
 
-def _slim(payload: bytes, what: str) -> bytes:
+def _bare(payload: bytes, what: str) -> bytes:
     record = unpack(payload, what)
     return pack(msgspec.structs.replace(record, state=b"", callers={}, ids={}, senders={}, timers=[]))
 
@@ -105,9 +105,9 @@ class Observer:
         """The record without what no checker reads."""
         payload = b""
         if ".st." in stored.subject:
-            payload = _slim(stored.payload, stored.subject)
+            payload = _bare(stored.payload, stored.subject)
         elif packs.is_pack(stored.subject):
-            some = [(number, token, _slim(one, token)) for number, token, one in packs.entries(stored)]
+            some = [(number, token, _bare(one, token)) for number, token, one in packs.entries(stored)]
             payload = codec.seal(codec.encode_raw(some))
         elif stored.subject.endswith(".epoch") and stored.sequence > self.epochs.get(stored.subject, 0):
             self.epochs[stored.subject] = stored.sequence
