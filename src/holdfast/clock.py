@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Protocol
 
 
@@ -18,15 +19,14 @@ class Clock(Protocol):
         ...
 
 
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+
 class SystemClock:
     """The machine's own clocks."""
 
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic if _BOOTTIME is None else partial(time.clock_gettime, _BOOTTIME))
 
 
-_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 SYSTEM_CLOCK = SystemClock()

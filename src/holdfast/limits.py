@@ -47,6 +47,9 @@ BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 LINGER_SECONDS_MAX: Final = 0.01
 """How long a committer waits at most after a batch for more that is about to come."""
 
+LINGER_TURNS_MIN: Final = 8
+"""It waits only where so many turns, those of the batch and those that wait, may come to share the next one."""
+
 PACK_AGENTS_MIN: Final = 8
 """Records of so many agents in one batch are worth a pack."""
 

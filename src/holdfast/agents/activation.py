@@ -222,7 +222,7 @@ class Activation:
             return  # a turn that ended at once; the loop that started it goes on
         self.pumping = True
         try:
-            while self._may_start() and (message := self._next()) is not None:
+            while (self.mailbox or self.inbox) and self._may_start() and (message := self._next()) is not None:
                 if not repeats.already_seen(self, message):
                     self._start(message)
         finally:
@@ -283,21 +283,19 @@ class Activation:
         if message.outgoing:
             self.outgoing_records += len(message.outgoing)
             self.outgoing_bytes += sum(len(sent.message.arguments) for sent in message.outgoing)
-        self.shard.mark(self)
+        self.shard.committer.mark(self)
 
     # Commit ------------------------------------------------------------------------------------------------------
 
-    def snapshot(self, commit: int, digest: int, count: int) -> AgentRecord:
+    def snapshot(self, form: int, now: float, commit: int, digest: int, count: int) -> AgentRecord:
         """The record of all turns up to now. What waited for a commit waits for this one."""
         self.in_batch, self.pending = self.pending, []
         self.outgoing_records = self.outgoing_bytes = 0
-        now = self.now()
         self.seen.expire(now)
         self.held = False
         in_blob = self.state_in_blob is not None and self.state_in_blob is self.state_bytes
         if not in_blob and self.blob:
             self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
-        form = self.router.placement.manifest.record_version
         return AgentRecord(
             form,
             commit,
@@ -311,7 +309,7 @@ class Activation:
             self.consumed,
             self.seen.callers,
             self.seen.ids,
-            self._recent_senders(),
+            self._recent_senders(now) if self.senders else {},
             list(self.timers.values()) if self.timers else [],
             self.generation,
             self.attempts,
@@ -325,13 +323,12 @@ class Activation:
             return False
         return self.state_in_blob is not self.state_bytes
 
-    def _recent_senders(self) -> dict[str, tuple[int, float]]:
-        if self.senders is None:
-            return {}
-        if len(self.senders) > limits.CALLERS_MAX:
-            limit = self.now() - limits.DEDUP_SECONDS
-            self.senders = {name: seen for name, seen in self.senders.items() if seen[1] > limit}
-        return self.senders
+    def _recent_senders(self, now: float) -> dict[str, tuple[int, float]]:
+        senders = self.senders or {}
+        if len(senders) > limits.CALLERS_MAX:
+            limit = now - limits.DEDUP_SECONDS
+            self.senders = senders = {name: seen for name, seen in senders.items() if seen[1] > limit}
+        return senders
 
     def not_written(self) -> None:
         """The batch was certainly not written: what waited for it waits for the next."""

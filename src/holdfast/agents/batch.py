@@ -26,9 +26,11 @@ _RECORD_OVERHEAD: Final = 512
 class Batch:
     """See the module. ``link``: its first record; None on the embedded engine. ``chain``: the chain that fences it; empty
     where the shards' epochs do. ``slot``: where its pack goes; None where it has none. ``hot_from``: agents whose newest
-    record is older go into none."""
+    record is older go into none. ``form``: of the records. ``now``: in s since 1970."""
 
-    def __init__(self, cell: str, link: Record | None, chain: str, slot: int | None, hot_from: int) -> None:
+    def __init__(
+        self, cell: str, link: Record | None, chain: str, slot: int | None, hot_from: int, form: int, now: float
+    ) -> None:
         self.link = link
         self.chain = chain
         self.slot = slot
@@ -45,6 +47,8 @@ class Batch:
         self.outbox: list[tuple[Shard, str, int]] = []
         """Sends to another cell: the shard, the cell, and the place of the record."""
         self._cell = cell
+        self._form = form
+        self._now = now
         self._pack: list[tuple[int, str, bytes]] = []
         self._pack_bytes = 0
 
@@ -71,7 +75,7 @@ class Batch:
         first = self._count(shard)
         digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
         state = activation.state_bytes
-        payload = pack(activation.snapshot(shard.commit, digest, count))
+        payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
         if len(payload) + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
             if first:
                 del self.shards[shard]

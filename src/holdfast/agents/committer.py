@@ -77,6 +77,10 @@ class Committer:
         if self.waiting >= self._enough:
             self._wake.set()
 
+    def is_crowded(self) -> bool:
+        """Whether more turns wait to be written than may."""
+        return self.waiting >= limits.UNWRITTEN_TURNS_MAX
+
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
         if shard.unsettled and self._may_write(shard):
@@ -154,15 +158,17 @@ class Committer:
         return False
 
     async def _linger(self, written: int) -> None:
-        """Wait a little for those that were answered just now to ask again, never for longer than an append takes.
+        """Wait a little for those that were answered just now to ask again, never for longer than two appends take.
 
         A batch costs far more than what is in it. Without this, while a batch is written half of all callers wait for
-        the next one, so that each batch holds half of what it could.
+        the next one, so that each batch holds half of what it could; and one that nobody waits for yet would hold only
+        those who ask first.
         """
-        self._enough = written + self.waiting - (written + self.waiting) // 5
-        if 0 < self.waiting < self._enough:
+        expected = written + self.waiting
+        self._enough = expected - expected // 5
+        if expected >= limits.LINGER_TURNS_MIN and self.waiting < self._enough:
             self._wake.clear()
-            seconds = min(self._append_seconds, limits.LINGER_SECONDS_MAX)
+            seconds = min(self._append_seconds * 2, limits.LINGER_SECONDS_MAX)
             late = self._runtime.loop.call_later(seconds, self._wake.set)
             await self._wake.wait()
             late.cancel()
@@ -220,7 +226,8 @@ class Committer:
         worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
         slot = self._journal.slot() if worth else None
         chain = self._chain.name if chained else ""
-        return Batch(self._cell, self._next_link(), chain, slot, self._journal.hot_from())
+        form, now = self._runtime.router.placement.manifest.record_version, self._runtime.clock.now()
+        return Batch(self._cell, self._next_link(), chain, slot, self._journal.hot_from(), form, now)
 
     def _next_link(self) -> Record | None:
         return None if self._runtime.life.alone else self._chain.next_link(b"%d" % self.batches)

@@ -13,7 +13,18 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints, overload
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_type_hints,
+    overload,
+)
 
 import msgspec
 
@@ -31,6 +42,15 @@ Place = Literal["loop", "thread", "process"]
 
 _PLACE = re.compile(r"\$\[(\d+)\]")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
+_PLAIN = {bool, int, float, str, bytes}
+"""A value of one of these, once it is encoded, is one that decodes."""
+
+
+class _Shapes(NamedTuple):
+    ordered: Any
+    """The arguments as an array; ``named``: as a map."""
+    named: Any
+    returns: Any
 
 
 class _Method(Generic[A_contra, P, R_co]):
@@ -49,19 +69,21 @@ class _Method(Generic[A_contra, P, R_co]):
                 raise TypeError(f"{function.__qualname__}: a message has no *{parameter.name}; name each argument")
         self.function = function
         self.name = function.__name__
-        self.kind = ""
         self.parameters = parameters
+        self._keyword_only = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
         self.runs_in = runs_in
         self.waits = any(step.opname in _WAITS for step in dis.get_instructions(function))
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
-        self._shapes: tuple[Any, Any, Any] | None = None
+        self._title = self._reply_title = ""
+        self._shapes: _Shapes | None = None
         self._locals: Mapping[str, Any] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
-        self.kind = owner.__name__
+        self._title = f"{owner.__name__}.{name}"
+        self._reply_title = f"the reply of {self._title}"
 
     @overload
     def __get__(self: Self, instance: None, owner: type) -> Self: ...
@@ -80,7 +102,7 @@ class _Method(Generic[A_contra, P, R_co]):
         except NameError:
             self._locals = names
 
-    def _build(self, names: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    def _build(self, names: Mapping[str, Any]) -> _Shapes:
         hints = get_type_hints(self.function, localns=dict(names), include_extras=True)
         fields: list[Any] = []
         for parameter in self.parameters:
@@ -91,16 +113,15 @@ class _Method(Generic[A_contra, P, R_co]):
                 fields.append((parameter.name, kind, msgspec.field(default_factory=parameter.default.copy)))
             else:
                 fields.append((parameter.name, kind, parameter.default))
-        title = f"{self.kind}.{self.name}"
         try:
-            ordered = msgspec.defstruct(title, fields, array_like=True, forbid_unknown_fields=True)
-            named = msgspec.defstruct(title, fields, forbid_unknown_fields=True)
+            ordered = msgspec.defstruct(self._title, fields, array_like=True, forbid_unknown_fields=True)
+            named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
             codec.decoder(ordered)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{title} cannot be a message: {error}") from None
-        return ordered, named, hints.get("return", Any)
+            raise TypeError(f"{self._title} cannot be a message: {error}") from None
+        return _Shapes(ordered, named, hints.get("return", Any))
 
-    def _shape(self) -> tuple[Any, Any, Any]:
+    def _shape(self) -> _Shapes:
         if self._shapes is None:
             self._shapes = self._build(self._locals)
         return self._shapes
@@ -109,13 +130,11 @@ class _Method(Generic[A_contra, P, R_co]):
         """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`, naming the field."""
         if not args and not kwargs and not self.parameters:
             return b"\x90"
-        ordered = self._shape()[0]
-        title = f"{self.kind}.{self.name}"
         try:
-            message = ordered(*args, **kwargs)
+            message = self._shape().ordered(*args, **kwargs)
         except TypeError as error:
-            raise BadMessage(f"{title}: {error}") from None
-        data = codec.encode(message, title)
+            raise BadMessage(f"{self._title}: {error}") from None
+        data = codec.encode(message, self._title)
         if check:
             self.decode_arguments(data)
         return data
@@ -124,13 +143,13 @@ class _Method(Generic[A_contra, P, R_co]):
         """The arguments in the order of the signature. Raises `BadMessage`, naming the field."""
         if data == b"\x90" and not self.parameters:
             return ()
-        ordered, named, _ = self._shape()
+        shapes = self._shape()
         is_map = bool(data) and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
         try:
-            message = codec.decode(data, named if is_map else ordered, f"{self.kind}.{self.name}")
+            message = codec.decode(data, shapes.named if is_map else shapes.ordered, self._title)
         except BadMessage as error:
             raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
-        return tuple([getattr(message, parameter.name) for parameter in self.parameters])
+        return msgspec.structs.astuple(message)
 
     def _name_of(self, place: re.Match[str]) -> str:
         """What stands for ``$[0]`` in an error: the parameter's name."""
@@ -143,28 +162,30 @@ class _Method(Generic[A_contra, P, R_co]):
 
     def bind(self, agent: object, args: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """The coroutine of one run, with keyword-only arguments where the signature has them."""
-        names = {p.name: v for p, v in zip(self.parameters, args, strict=True) if p.kind is p.KEYWORD_ONLY}
-        if names:
-            return self.function(agent, *args[: len(args) - len(names)], **names)
-        return self.function(agent, *args)
+        if not self._keyword_only:
+            return self.function(agent, *args)
+        by_place = len(args) - len(self._keyword_only)
+        return self.function(agent, *args[:by_place], **dict(zip(self._keyword_only, args[by_place:], strict=True)))
 
     def encode_reply(self, value: Any) -> bytes:
         """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit, and `TooLarge`."""
-        if value is None and self._shape()[2] in (None, type(None), Any):
+        wanted = self._shape().returns
+        if value is None and wanted in (None, type(None), Any):
             return b"\xc0"
-        data = codec.encode(value, f"the reply of {self.kind}.{self.name}")
-        self.decode_reply(data)
+        data = codec.encode(value, self._reply_title)
+        if type(value) is not wanted or wanted not in _PLAIN:
+            self.decode_reply(data)
         bound = limits.MESSAGE_BYTES_MAX if self.reads_only else limits.REPLY_BYTES_MAX
         if len(data) > bound:
-            raise TooLarge(f"the reply of {self.kind}.{self.name} has {len(data)} bytes; {bound} are allowed")
+            raise TooLarge(f"{self._reply_title} has {len(data)} bytes; {bound} are allowed")
         return data
 
     def decode_reply(self, data: bytes) -> Any:
         """The reply in the annotated type. Raises `BadMessage`."""
-        wanted = self._shape()[2]
+        wanted = self._shape().returns
         if data == b"\xc0" and wanted in (None, type(None)):
             return None
-        return codec.decode(data, wanted, f"the reply of {self.kind}.{self.name}")
+        return codec.decode(data, wanted, self._reply_title)
 
 
 class Handler(_Method[A_contra, P, R_co]):

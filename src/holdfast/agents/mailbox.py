@@ -6,6 +6,8 @@ import traceback
 from asyncio import Future
 from collections.abc import Callable
 
+import msgspec
+
 from holdfast import codec, errors, ids
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
 from holdfast.errors import HandlerFailed, HoldfastError, NotDone
@@ -17,53 +19,31 @@ ERROR_MARK = b"\xc1"
 """In front of an answer that is an error: a byte that no msgpack value starts with."""
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """One message, whatever way it came: a call, an inbox message (with its sequence), a timer, or a bare mark."""
 
-    __slots__ = (
-        "arguments",
-        "attempts",
-        "begun",
-        "call",
-        "dead",
-        "done",
-        "error",
-        "handler",
-        "key",
-        "message",
-        "outgoing",
-        "read_after",
-        "reply",
-        "sequence",
-        "shared",
-        "sink",
-        "suspect",
-        "timer",
-    )
-
-    def __init__(self, handler: str, arguments: bytes, key: str) -> None:
-        self.handler = handler
-        self.arguments = arguments
-        self.key = key
-        self.call: Call | None = None
-        self.sink: Sink | None = None
-        self.message: InboxMessage | None = None
-        self.sequence = 0
-        self.timer: Timer | None = None
-        self.attempts = 0
-        self.begun = False
-        """Whether its turn ran, or began to, in an activation that came to an end before its commit was known."""
-        self.suspect = False
-        self.shared = False
-        """Several callers asked it, under one message id: not all of them gave up if one did."""
-        self.read_after = False
-        """A reader that runs when the commit that it waits for is acknowledged."""
-        self.outgoing: list[Outgoing] | None = None
-        self.reply = b""
-        self.error = b""
-        self.dead = b""
-        self.done: Future[None] | None = None
-        """Of a mark: done when the record is committed."""
+    handler: str
+    arguments: bytes
+    key: str
+    call: Call | None = None
+    sink: Sink | None = None
+    message: InboxMessage | None = None
+    sequence: int = 0
+    timer: Timer | None = None
+    attempts: int = 0
+    begun: bool = False
+    """Whether its turn ran, or began to, in an activation that came to an end before its commit was known."""
+    suspect: bool = False
+    shared: bool = False
+    """Several callers asked it, under one message id: not all of them gave up if one did."""
+    read_after: bool = False
+    """A reader that runs when the commit that it waits for is acknowledged."""
+    outgoing: list[Outgoing] | None = None
+    reply: bytes = b""
+    error: bytes = b""
+    dead: bytes = b""
+    done: Future[None] | None = None
+    """Of a mark: done when the record is committed."""
 
     def respond(self) -> None:
         """Give the reply, or the error, to whoever waits for it."""
@@ -107,11 +87,7 @@ def is_same_ask(one: Call | None, other: Call) -> bool:
 
 def from_call(call: Call, sink: Sink | None) -> Delivery:
     """A delivery of an ask or a tell."""
-    delivery = Delivery(call.handler, call.arguments, call_key(call))
-    delivery.call = call
-    delivery.sink = sink
-    delivery.suspect = call.suspect
-    return delivery
+    return Delivery(call.handler, call.arguments, call_key(call), call, sink, suspect=call.suspect)
 
 
 def inbox_key(sequence: int, message: InboxMessage) -> str:
@@ -121,26 +97,18 @@ def inbox_key(sequence: int, message: InboxMessage) -> str:
 
 def from_inbox(sequence: int, message: InboxMessage, suspect: bool) -> Delivery:
     """A delivery of an inbox message."""
-    delivery = Delivery(message.handler, message.arguments, inbox_key(sequence, message))
-    delivery.message = message
-    delivery.sequence = sequence
-    delivery.suspect = suspect
-    return delivery
+    key = inbox_key(sequence, message)
+    return Delivery(message.handler, message.arguments, key, message=message, sequence=sequence, suspect=suspect)
 
 
 def mark(done: Future[None]) -> Delivery:
     """No message: it only has the agent's record written, and tells when that was acknowledged."""
-    delivery = Delivery("", b"", "")
-    delivery.done = done
-    return delivery
+    return Delivery("", b"", "", done=done)
 
 
 def from_timer(timer: Timer, suspect: bool) -> Delivery:
     """A delivery of a timer that is due. ``suspect``: it may have been in the hands of a process that died."""
-    delivery = Delivery(timer.handler, timer.arguments, f"tm:{timer.name}:{timer.generation}")
-    delivery.timer = timer
-    delivery.suspect = suspect
-    return delivery
+    return Delivery(timer.handler, timer.arguments, f"tm:{timer.name}:{timer.generation}", timer=timer, suspect=suspect)
 
 
 def shown(kind: str, handler: str, error: Exception) -> HoldfastError:

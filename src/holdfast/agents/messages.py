@@ -12,7 +12,7 @@ ATTEMPT_BITS = 16
 """A reference is the number of an ask, unique in its process, and in its lowest bits the number of the attempt."""
 
 
-class Call(msgspec.Struct, array_like=True):
+class Call(msgspec.Struct, array_like=True, gc=False):
     """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a message without them."""
 
     token: str
@@ -31,7 +31,7 @@ class Call(msgspec.Struct, array_like=True):
     """It was in the hands of a process that died."""
 
 
-class Frame(msgspec.Struct, array_like=True):
+class Frame(msgspec.Struct, array_like=True, gc=False):
     """Calls for one node. Replies go to the ``reply`` subject; no reply is wanted for a call whose reference is 0."""
 
     reply: str
@@ -47,7 +47,7 @@ BUSY = 3
 BEGUN = 4
 
 
-class Reply(msgspec.Struct, array_like=True):
+class Reply(msgspec.Struct, array_like=True, gc=False):
     """The answer to a call: `OK` with the reply, `ERROR` with an error, or a reason to try again."""
 
     reference: int
@@ -55,7 +55,7 @@ class Reply(msgspec.Struct, array_like=True):
     payload: bytes = b""
 
 
-class Replies(msgspec.Struct, array_like=True):
+class Replies(msgspec.Struct, array_like=True, gc=False):
     """Replies of one node, and where to send further calls for its shards."""
 
     incarnation: str

@@ -17,7 +17,7 @@ FORMS = (1, 2, 3)
 """The forms that this code reads. Which one it writes is said by the manifest: see `holdfast.cluster.manifest`."""
 
 
-class AgentRecord(msgspec.Struct, array_like=True):
+class AgentRecord(msgspec.Struct, array_like=True, gc=False):
     """See the fields. Sequences are the cell's; 0 stands for none."""
 
     form: int

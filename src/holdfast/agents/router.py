@@ -57,38 +57,21 @@ _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
 
-class _Open:
+class _Open(msgspec.Struct, eq=False):
     """A call without its answer yet."""
 
-    __slots__ = (
-        "attempts",
-        "call",
-        "deadline",
-        "future",
-        "number",
-        "refusals",
-        "refused",
-        "sent_at",
-        "shard",
-        "target",
-        "unanswered",
-    )
-
-    def __init__(
-        self, number: int, call: Call, shard: int, deadline: float, future: asyncio.Future[tuple[int, bytes]]
-    ) -> None:
-        self.number = number
-        self.call = call
-        self.shard = shard
-        self.deadline = deadline
-        self.future = future
-        self.attempts = 0
-        self.unanswered = 0
-        """A bit for each attempt that may have done something, as far as is known."""
-        self.refusals = 0
-        self.refused = "no attempt was made"
-        self.sent_at = 0.0
-        self.target = ""
+    number: int
+    call: Call
+    shard: int
+    deadline: float
+    future: asyncio.Future[tuple[int, bytes]]
+    attempts: int = 0
+    unanswered: int = 0
+    """A bit for each attempt that may have done something, as far as is known."""
+    refusals: int = 0
+    refused: str = "no attempt was made"
+    sent_at: float = 0.0
+    target: str = ""
 
 
 class Router:

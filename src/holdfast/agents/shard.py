@@ -21,7 +21,7 @@ from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.agents.relay import Relay
 from holdfast.cluster.epochs import Claim
 from holdfast.cluster.packs import Packed
-from holdfast.core.digest import entry
+from holdfast.core.digest import moved
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
 
@@ -42,6 +42,7 @@ class Shard:
         self.chain = claim.chain
         """The chain whose batches may hold records of it: no other is broken for its next owner."""
         self.prefix = f"{cell}.{number}"
+        self.committer = runtime.committers[cell]
         self.fence = Expect(f"{self.prefix}.epoch", epoch)
         self.active = False
         self.draining = False
@@ -93,7 +94,7 @@ class Shard:
             elif kind == "st":
                 record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
                 # A replica that is still catching up shows a record, and later the one that replaced it.
-                self.digest ^= entry(rest, self.index.get(rest, 0)) ^ entry(rest, stored.sequence)
+                self.digest ^= moved(rest, self.index.get(rest, 0), stored.sequence)
                 self.index[rest] = stored.sequence
                 consumed[rest] = record.consumed
                 if record.blob:
@@ -278,7 +279,7 @@ class Shard:
 
     def committed(self, token: str, sequence: int, packed: bytes | None) -> None:
         """An agent's newest record is there now; in a pack, where it is given."""
-        self.digest ^= entry(token, self.index.get(token, 0)) ^ entry(token, sequence)
+        self.digest ^= moved(token, self.index.get(token, 0), sequence)
         self.index[token] = sequence
         if packed is not None:
             self.packed[token] = packed
@@ -323,14 +324,6 @@ class Shard:
         """The end of a subject that no other record has."""
         self.unique += 1
         return f"{self.number}-{self.epoch}-{self.unique}"
-
-    def mark(self, activation: Activation) -> None:
-        """The agent has something to commit."""
-        self.runtime.committers[self.cell].mark(activation)
-
-    def crowded(self) -> bool:
-        """Whether more turns wait to be written than may."""
-        return self.runtime.committers[self.cell].waiting >= limits.UNWRITTEN_TURNS_MAX
 
     def watch(self, token: str, timer: Timer) -> None:
         """Have the timer fire when it is due, if it is still set then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from holdfast import limits
@@ -39,34 +40,27 @@ def start(activation: Activation, message: Delivery) -> None:
         while len(attempts) > limits.ATTEMPT_MARKS_MAX:
             del attempts[next(name for name in attempts if name != turn.ANY_MESSAGE)]
         activation.probation = not alone
-        activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, alone))
+        activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, name))
 
 
-async def _behind_mark(activation: Activation, message: Delivery, alone: bool) -> None:
+async def _behind_mark(activation: Activation, message: Delivery, name: str) -> None:
+    runtime = activation.shard.runtime
     try:
-        if alone:
-            await _in_quarantine(activation, message)
-        else:
+        async with nullcontext() if name == turn.ANY_MESSAGE else runtime.quarantine:
             await _marked(activation)
             if activation.running is message:
                 turn.start(activation, message)
+                task = activation.task
+                if activation.running is message and task is not None and task is not asyncio.current_task():
+                    await asyncio.wait([task])
+                await _marked(activation)
+        if name not in activation.attempts:  # until here the log may still show the mark
+            runtime.marks.discard((activation.token, name))
     except asyncio.CancelledError:
         if not turn.cancelled(activation, message):
             raise
     else:
         activation.pump()
-
-
-async def _in_quarantine(activation: Activation, message: Delivery) -> None:
-    async with activation.shard.runtime.quarantine:
-        await _marked(activation)
-        if activation.running is not message:
-            return
-        turn.start(activation, message)
-        task = activation.task
-        if activation.running is message and task is not None and task is not asyncio.current_task():
-            await asyncio.wait([task])
-        await _marked(activation)
 
 
 def _marked(activation: Activation) -> asyncio.Future[None]:

@@ -62,7 +62,7 @@ def overloaded(activation: Activation, call: Call | None) -> Overloaded | None:
     if len(activation.mailbox or ()) + len(activation.pending) + len(activation.in_batch) >= most:
         text = f"{most} messages wait for {activation.token}"
         return Overloaded(f"{text}: call it more slowly, or spread the work over more agents")
-    if call is not None and not call.chain and activation.shard.crowded():
+    if call is not None and not call.chain and activation.shard.committer.is_crowded():
         text = f"{limits.UNWRITTEN_TURNS_MAX} turns of one node wait to be written"
         return Overloaded(f"{text}: call more slowly, or add nodes and servers")
     return None
@@ -245,11 +245,9 @@ def _consume(activation: Activation, message: Delivery) -> None:
     letter = message.message
     if activation.attempts:
         activation.attempts.pop(message.key, None)
-        activation.shard.runtime.marks.discard((activation.token, message.key))
         # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
         if not message.suspect or (activation.probation and not activation.shard.has_suspects(activation)):
             activation.attempts.pop(ANY_MESSAGE, None)
-            activation.shard.runtime.marks.discard((activation.token, ANY_MESSAGE))
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))

@@ -16,18 +16,15 @@ _BROKEN: Final = b"broken"
 
 
 class Chain:
-    """See the module. ``link``: the sequence of the newest link; 0 while there is none."""
+    """See the module. ``name``: of the chain now, a new one after each `end`. ``link``: the sequence of the newest link; 0
+    while there is none."""
 
     def __init__(self, cell: str, process: str) -> None:
+        self.name = f"{process}-0"
         self.link = 0
         self._cell = cell
         self._process = process
         self._era = 0
-
-    @property
-    def name(self) -> str:
-        """Of the chain now: a new one after each `end`."""
-        return f"{self._process}-{self._era}"
 
     @property
     def subject(self) -> str:
@@ -41,6 +38,7 @@ class Chain:
     def end(self) -> None:
         """Nothing more is written with this chain: what becomes of a write with it is not known, or it was broken."""
         self._era += 1
+        self.name = f"{self._process}-{self._era}"
         self.link = 0
 
 

@@ -13,6 +13,7 @@ All is plain data in, decision out; the tables are part of the agent's record an
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 import msgspec
@@ -20,7 +21,7 @@ import msgspec
 from holdfast import limits
 
 
-class Caller(msgspec.Struct, array_like=True):
+class Caller(msgspec.Struct, array_like=True, gc=False):
     """What a receiver knows of one caller: its lowest open number, newest deadline, and the answers from there up."""
 
     low: int
@@ -28,7 +29,7 @@ class Caller(msgspec.Struct, array_like=True):
     answers: dict[int, bytes]
 
 
-class Remembered(msgspec.Struct, array_like=True):
+class Remembered(msgspec.Struct, array_like=True, gc=False):
     """An id given with a message: until when it is kept (s), a digest of the message, and the answer."""
 
     until: float
@@ -48,13 +49,15 @@ class Verdict(Enum):
 class Seen:
     """An agent's tables of callers and of ids. ``bytes_kept``: the size of all answers in them."""
 
-    __slots__ = ("bytes_kept", "callers", "ids")
+    __slots__ = ("_oldest", "bytes_kept", "callers", "ids")
 
     def __init__(self, callers: dict[str, Caller], ids: dict[str, Remembered]) -> None:
         self.callers = callers
         self.ids = ids
         answers = sum(len(answer) for caller in callers.values() for answer in caller.answers.values())
         self.bytes_kept = answers + sum(len(entry.answer) for entry in ids.values())
+        self._oldest = min((caller.deadline for caller in callers.values()), default=math.inf)
+        """No caller's deadline is before this."""
 
     def check_caller(self, name: str, number: int, low: int) -> Verdict | bytes:
         """Decide on a numbered ask: `bytes` is the first answer. The caller's ``low`` frees the answers below it."""
@@ -83,6 +86,7 @@ class Seen:
         caller = self.callers.get(name)
         if caller is None:
             self.callers[name] = Caller(low, deadline, {number: answer})
+            self._oldest = min(self._oldest, deadline)
             return
         caller.answers[number] = answer
         if deadline > caller.deadline:
@@ -100,8 +104,10 @@ class Seen:
     def expire(self, now: float) -> None:
         """Forget callers whose messages can no longer be started anywhere, and ids past their time."""
         limit = now - limits.CLOCK_SKEW_SECONDS
-        for name in [name for name, caller in self.callers.items() if caller.deadline < limit]:
-            self.bytes_kept -= sum(map(len, self.callers.pop(name).answers.values()))
+        if self._oldest < limit:
+            for name in [name for name, caller in self.callers.items() if caller.deadline < limit]:
+                self.bytes_kept -= sum(map(len, self.callers.pop(name).answers.values()))
+            self._oldest = min((caller.deadline for caller in self.callers.values()), default=math.inf)
         if self.ids:
             for key in [key for key, entry in self.ids.items() if entry.until < now]:
                 self.bytes_kept -= len(self.ids.pop(key).answer)

@@ -31,7 +31,14 @@ from holdfast.testing.workloads import Actor, Clerk
 from holdfast.testing.world import World
 
 _SETTLES_ROUNDS = 5
-_SMALL = {"PACK_AGENTS_MIN": 1, "PACKS_MAX": 8, "PACKED_SECONDS": 2.0, "MOVES_MAX": 3, "SWEEP_SECONDS": 3.0}
+_SMALL = {
+    "PACK_AGENTS_MIN": 1,
+    "LINGER_TURNS_MIN": 1,
+    "PACKS_MAX": 8,
+    "PACKED_SECONDS": 2.0,
+    "MOVES_MAX": 3,
+    "SWEEP_SECONDS": 3.0,
+}
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
