@@ -136,6 +136,25 @@ async def test_arguments_are_checked_with_the_name_of_the_field(path: Path) -> N
         assert await agent.ask(Counter.value) == 0
 
 
+async def test_who_asks_readers_of_this_process_in_a_row_leaves_the_loop_to_others(path: Path) -> None:
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        rounds = 0
+
+        async def others() -> None:
+            nonlocal rounds
+            while True:
+                await asyncio.sleep(0)
+                rounds += 1
+
+        running = asyncio.create_task(others())
+        for _ in range(800):
+            assert await agent.ask(Counter.value) == 1
+        running.cancel()
+        assert rounds >= 90
+
+
 async def test_a_reader_cannot_write(path: Path) -> None:
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
