@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum
 from holdfast.agents.record import unpack
 from holdfast.agents.shard import Shard
 from holdfast.cluster.epochs import Claim
+from holdfast.engines.base import Record
+from holdfast.errors import Unknown
 
 
 @pytest.fixture
@@ -167,6 +170,31 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
         node._router._send = send  # type: ignore[method-assign]
         assert await agent.ask(Counter.add, 1) == 8
         assert await marks() == {}
+
+
+async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_ended(path: Path) -> None:
+    """The mark of a suspect is in the log, its turn's record is not: claimed again by the same process, it counts for nothing."""
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        send, append, lost = node._router._send, node.engine.log.append, 0
+
+        def suspected(opened: Any) -> None:
+            opened.call.suspect = True
+            send(opened)
+
+        async def lose(cell: str, records: Sequence[Record]) -> range:
+            nonlocal lost
+            written = [unpack(one.payload, "") for one in records if one.subject.endswith(".st.Counter/a")]
+            if written and not written[0].attempts and lost < 5:
+                lost += 1
+                raise Unknown("lost by the test")
+            return await append(cell, records)
+
+        node._router._send = suspected  # type: ignore[method-assign]
+        node.engine.log.append = lose  # type: ignore[method-assign,assignment]
+        assert await agent.ask(Counter.add, 10) == 11
+        assert lost == 5
 
 
 async def test_a_message_that_is_given_up_behind_its_mark_holds_nobody_up(path: Path) -> None:
