@@ -1,4 +1,4 @@
-"""A batch costs more than what is in it: those who ask again as soon as they are answered share one, and few wait for nobody."""
+"""A batch costs more than what is in it: those who ask again as soon as they are answered share one; one waits for nobody."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def asked_by(callers: int) -> tuple[float, float]:
 
 def test_many_who_ask_again_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     together, seconds = asked_by(150)
-    monkeypatch.setattr(limits, "LINGER_TURNS_MIN", 1 << 30)
+    monkeypatch.setattr(limits, "LINGER_SECONDS_MAX", 0.0)
     apart, seconds_apart = asked_by(150)
     assert together > 1.3 * apart
     assert seconds < seconds_apart, "who waits for a fuller batch is not answered later for it"
 
 
-def test_few_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, seconds = asked_by(2)
-    monkeypatch.setattr(limits, "LINGER_TURNS_MIN", 1 << 30)
-    assert asked_by(2)[1] == seconds
+def test_one_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, seconds = asked_by(1)
+    monkeypatch.setattr(limits, "LINGER_SECONDS_MAX", 0.0)
+    assert asked_by(1)[1] == seconds

@@ -77,10 +77,6 @@ class Committer:
         if self.waiting >= self._enough:
             self._wake.set()
 
-    def is_crowded(self) -> bool:
-        """Whether more turns wait to be written than may."""
-        return self.waiting >= limits.UNWRITTEN_TURNS_MAX
-
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
         if shard.unsettled and self._may_write(shard):
@@ -158,7 +154,7 @@ class Committer:
         return False
 
     async def _linger(self, written: int) -> None:
-        """Wait a little for those that were answered just now to ask again, never for longer than two appends take.
+        """Wait a little for those that were answered just now to ask again: up to an append, and up to two for many.
 
         A batch costs far more than what is in it. Without this, while a batch is written half of all callers wait for
         the next one, so that each batch holds half of what it could; and one that nobody waits for yet would hold only
@@ -166,10 +162,11 @@ class Committer:
         """
         expected = written + self.waiting
         self._enough = expected - expected // 5
-        if expected >= limits.LINGER_TURNS_MIN and self.waiting < self._enough:
+        share = min(expected / limits.LINGER_TURNS, 2)
+        if self.waiting < self._enough and (self.waiting or share > 0.25):
             self._wake.clear()
-            seconds = min(self._append_seconds * 2, limits.LINGER_SECONDS_MAX)
-            late = self._runtime.loop.call_later(seconds, self._wake.set)
+            seconds = self._append_seconds * (max(share, 1) if self.waiting else share)
+            late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self._wake.set)
             await self._wake.wait()
             late.cancel()
         self._enough = 1

@@ -62,7 +62,8 @@ def overloaded(activation: Activation, call: Call | None) -> Overloaded | None:
     if len(activation.mailbox or ()) + len(activation.pending) + len(activation.in_batch) >= most:
         text = f"{most} messages wait for {activation.token}"
         return Overloaded(f"{text}: call it more slowly, or spread the work over more agents")
-    if call is not None and not call.chain and activation.shard.committer.is_crowded():
+    crowded = activation.shard.committer.waiting >= limits.UNWRITTEN_TURNS_MAX
+    if crowded and call is not None and not call.chain:
         text = f"{limits.UNWRITTEN_TURNS_MAX} turns of one node wait to be written"
         return Overloaded(f"{text}: call more slowly, or add nodes and servers")
     return None

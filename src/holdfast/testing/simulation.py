@@ -33,7 +33,7 @@ from holdfast.testing.world import World
 _SETTLES_ROUNDS = 5
 _SMALL = {
     "PACK_AGENTS_MIN": 1,
-    "LINGER_TURNS_MIN": 1,
+    "LINGER_TURNS": 2,
     "PACKS_MAX": 8,
     "PACKED_SECONDS": 2.0,
     "MOVES_MAX": 3,
