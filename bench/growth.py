@@ -1,4 +1,4 @@
-"""How cost grows: `python -m bench.growth [agents|nodes|shards|states|five]... [--most N] [--json FILE]`.
+"""How cost grows: `python -m bench.growth [agents|beside|nodes|shards|states|five]... [--most N] [--json FILE]`.
 
 Each point is a fresh cluster of three servers on this machine. Processor time per operation is of all processes together:
 on two cores it tells more than a rate does.
@@ -113,6 +113,26 @@ async def agents(most: int) -> AsyncIterator[Row]:
             }
 
 
+async def beside(most: int) -> AsyncIterator[Row]:
+    """Two clusters by turns, in the same minutes: a thousand hot agents that are all there are, and as many of many."""
+
+    async def hot(setting: Setting) -> float:
+        return _cost(await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS))
+
+    async with _cluster(idle=_IDLE) as few, _cluster(idle=_IDLE) as many:
+        await _fill(few, _HOT)
+        await _fill(many, most)
+        await asyncio.sleep(_IDLE * 2)
+        for setting in (few, many):
+            await hot(setting)
+        for turn in range(1, 7):
+            alone, among = (
+                (await hot(few), await hot(many)) if turn % 2 else reversed((await hot(many), await hot(few)))
+            )
+            row: Row = {"turn": turn, f"us one of {_HOT:,}": alone, f"us one of {most:,}": among}
+            yield {**row, "times": among / alone}
+
+
 async def nodes(_most: int) -> AsyncIterator[Row]:
     """One to eight nodes, with ten thousand agents."""
     for count in (1, 2, 3, 4, 5, 6, 8):
@@ -191,7 +211,7 @@ async def five(most: int) -> AsyncIterator[Row]:
         }
 
 
-CURVES: Final = {"agents": agents, "nodes": nodes, "shards": shards, "states": states, "five": five}
+CURVES: Final = {"agents": agents, "beside": beside, "nodes": nodes, "shards": shards, "states": states, "five": five}
 
 
 async def measure(wanted: list[str], most: int) -> dict[str, list[Row]]:
