@@ -171,7 +171,7 @@ def an_unknown_outcome_is_taken_for_a_failure(patch: pytest.MonkeyPatch) -> None
             for activation in one.activations.values():
                 if one.cell == cell and activation.in_batch:
                     activation.not_written()
-                    one.mark(activation)
+                    one.committer.mark(activation)
 
     patch.setattr(Runtime, "reclaim", put_back)
 
