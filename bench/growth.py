@@ -126,9 +126,10 @@ async def beside(most: int) -> AsyncIterator[Row]:
         for setting in (few, many):
             await hot(setting)
         for turn in range(1, 7):
-            alone, among = (
-                (await hot(few), await hot(many)) if turn % 2 else reversed((await hot(many), await hot(few)))
-            )
+            if turn % 2:
+                alone, among = await hot(few), await hot(many)
+            else:
+                among, alone = await hot(many), await hot(few)
             row: Row = {"turn": turn, f"us one of {_HOT:,}": alone, f"us one of {most:,}": among}
             yield {**row, "times": among / alone}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agents.kinds import Counter, Receiver, serving, until
+from tests.agents.kinds import Append, Counter, Fault, Receiver, serving, until
 
 from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum
 from holdfast.agents.record import unpack
@@ -30,6 +30,18 @@ async def fill(path: Path) -> None:
             await node.agent(Counter, f"a{n}").ask(Counter.add, n)
         for n in range(300):
             await node.agent(Counter, f"a{n}").ask(Counter.add, 1)
+
+
+def all_suspect(node: Node) -> Callable[[Any], None]:
+    """Have this node's calls look as if they had been in hand when a process died; return what sends them as they are."""
+    send = node._router._send
+
+    def suspected(opened: Any) -> None:
+        opened.call.suspect = True
+        send(opened)
+
+    node._router._send = suspected  # type: ignore[method-assign]
+    return send
 
 
 async def failures(path: Path) -> dict[str, str]:
@@ -116,13 +128,7 @@ async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path) -
         shard = next(shard for shard in node._runtime.shards.values() if shard.index)
         activation = shard.activations["Counter/a"]
         activation.attempts = {"*": 1}
-        send = node._router._send
-
-        def suspected(opened: Any) -> None:
-            opened.call.suspect = True
-            send(opened)
-
-        node._router._send = suspected  # type: ignore[method-assign]
+        send = all_suspect(node)
         asked = asyncio.create_task(agent.ask(Counter.slow, 30.0, 10))
 
         async def running() -> bool:
@@ -148,13 +154,7 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
         shard = next(shard for shard in node._runtime.shards.values() if shard.index)
-        send = node._router._send
-
-        def suspected(opened: Any) -> None:
-            opened.call.suspect = True
-            send(opened)
-
-        node._router._send = suspected  # type: ignore[method-assign]
+        send = all_suspect(node)
 
         async def marks() -> dict[str, int]:
             stored = await node.engine.log.read_sequence(shard.cell, shard.index["Counter/a"])
@@ -177,22 +177,18 @@ async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_e
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
-        send, append, lost = node._router._send, node.engine.log.append, 0
+        all_suspect(node)
+        lost = 0
 
-        def suspected(opened: Any) -> None:
-            opened.call.suspect = True
-            send(opened)
-
-        async def lose(cell: str, records: Sequence[Record]) -> range:
+        async def lose(real: Append, cell: str, records: Sequence[Record]) -> range:
             nonlocal lost
-            written = [unpack(one.payload, "") for one in records if one.subject.endswith(".st.Counter/a")]
-            if written and not written[0].attempts and lost < 5:
+            (written,) = [unpack(one.payload, "") for one in records if one.subject.endswith(".st.Counter/a")]
+            if not written.attempts and lost < 5:
                 lost += 1
                 raise Unknown("lost by the test")
-            return await append(cell, records)
+            return await real(cell, records)
 
-        node._router._send = suspected  # type: ignore[method-assign]
-        node.engine.log.append = lose  # type: ignore[method-assign,assignment]
+        Fault(node, ".st.Counter/a", lose)
         assert await agent.ask(Counter.add, 10) == 11
         assert lost == 5
 
@@ -203,13 +199,7 @@ async def test_a_message_that_is_given_up_behind_its_mark_holds_nobody_up(path: 
         await agent.ask(Counter.add, 1)
         shard = next(shard for shard in node._runtime.shards.values() if shard.index)
         shard.activations["Counter/a"].attempts = {"*": 1}
-        send = node._router._send
-
-        def suspected(opened: Any) -> None:
-            opened.call.suspect = True
-            send(opened)
-
-        node._router._send = suspected  # type: ignore[method-assign]
+        all_suspect(node)
         async with node._runtime.quarantine:
             asked = asyncio.create_task(agent.ask(Counter.add, 10))
 

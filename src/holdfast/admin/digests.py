@@ -13,7 +13,7 @@ from typing import Final
 
 from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.cluster import packs
-from holdfast.core.digest import entry
+from holdfast.core.digest import moved
 from holdfast.engines.base import Stored
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.connection import Connection
@@ -39,7 +39,7 @@ class ShardReading:
         """One record of an agent, in order. Raises `DataLoss` where it is damaged."""
         token = stored.subject[len(self.prefix) + len(".st.") :]
         record = unpack(stored.payload, stored.subject)
-        self.digest ^= entry(token, self.index.get(token, 0)) ^ entry(token, stored.sequence)
+        self.digest ^= moved(token, self.index.get(token, 0), stored.sequence)
         self.index[token] = stored.sequence
         if not self.newest or record.commit > self.newest[0][2].commit:
             self.newest = []
