@@ -1,4 +1,4 @@
-"""Child processes that do not outlive who started them."""
+"""Child processes that do not outlive who started them, and the processors that they share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import ctypes
 import os
 import signal
 import sys
+from typing import Final
+
+PROCESSORS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""How many this process may run on."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -191,7 +191,8 @@ CUT_ATTEMPTS_MAX: Final = 30
 """Attempts of a backup to find the cluster still for a moment."""
 
 HOLD_SECONDS: Final = 2.0
-"""How long a process holds its writes at most while a backup notes how far each cell goes. It takes some 0.05 s."""
+"""How long a process holds its writes at most: while a backup notes how far each cell goes, which takes some 0.05 s, and while
+a cell gets another leader."""
 
 KEEP_BLOBS_SECONDS: Final = 10.0
 """How long blobs that nothing names any more stay while a backup runs; it asks again every second."""

@@ -146,8 +146,8 @@ async def test_tails_that_are_late_miss_nothing(engines: Any, tmp_path: Path, mo
     hold = writer.gate.hold
     holds = itertools.count()
 
-    def short(seconds: float) -> None:
-        hold(0.02 if next(holds) < 3 else seconds)
+    def short(seconds: float, cell: str) -> None:
+        hold(0.02 if next(holds) < 3 else seconds, cell)
 
     monkeypatch.setattr(writer.gate, "hold", short)
     events: list[str] = []
@@ -168,6 +168,22 @@ async def test_a_hold_ends_by_itself(engines: Any) -> None:
     assert not waiting.done()
     async with asyncio.timeout(10):
         assert len(await waiting) == 1
+
+
+async def test_a_hold_of_one_cell_lets_the_others_pass(engines: Any) -> None:
+    ours, _, cells = engines
+    gate = Gate(ours.log)
+    gate.hold(30.0, cells[0])
+    held = asyncio.create_task(gate.append(cells[0], [Record(f"{cells[0]}.b", b"")]))
+    async with asyncio.timeout(10):
+        await gate.append(cells[1], [Record(f"{cells[1]}.b", b"")])
+    assert not held.done()
+    gate.hold(0.05)
+    others = asyncio.create_task(gate.append(cells[1], [Record(f"{cells[1]}.b", b"")]))
+    await asyncio.sleep(0)
+    assert not others.done() and not held.done()
+    async with asyncio.timeout(10):
+        await asyncio.gather(held, others)
 
 
 async def test_blobs_are_kept_while_a_backup_asks_for_it(engines: Any) -> None:

@@ -10,6 +10,7 @@ import pytest_asyncio
 from tests.cluster.app import Account
 
 from holdfast import BadMessage, ConfigError, LocalCluster, Node, NoResponders
+from holdfast.children import PROCESSORS
 from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.supervisor import Host, HostSettings
@@ -44,6 +45,12 @@ async def test_all_hosts_say_what_they_are(cluster: LocalCluster, node: Node) ->
             (f"{name}-1", cluster.node_pid(f"{name}-1"), True)
         ]
         assert len(facts.cohort) == 3
+
+
+async def test_servers_of_one_machine_share_its_processors(cluster: LocalCluster, node: Node) -> None:
+    share = f"GOMAXPROCS={max(1, PROCESSORS // 3)}".encode()
+    for name in cluster.hosts:
+        assert share in Path(f"/proc/{cluster.server_pid(name)}/environ").read_bytes().split(b"\0")
 
 
 async def test_each_host_says_what_its_own_server_keeps(cluster: LocalCluster, node: Node) -> None:

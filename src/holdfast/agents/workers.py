@@ -9,7 +9,6 @@ part of the turn's batch; it cannot wait for anything, as no loop runs where it 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from holdfast.agents.context import Context
 from holdfast.agents.mailbox import Delivery, shown
 from holdfast.agents.messages import Outgoing, Timer
 from holdfast.agents.ref import AgentRef
+from holdfast.children import PROCESSORS
 from holdfast.errors import HandlerFailed, from_wire, to_wire
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _NO_LOOP: Final = (
     "what runs in a thread or a process has no loop, so it cannot wait: it may send and set timers, "
     "but it cannot ask or tell"
 )
-_CPUS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Job(msgspec.Struct, array_like=True):
@@ -116,7 +115,7 @@ class Workers:
         from anyio import BrokenWorkerProcess, CapacityLimiter, to_process  # who has no such handler pays nothing
 
         if self._processes is None:
-            self._processes = CapacityLimiter(_CPUS)
+            self._processes = CapacityLimiter(PROCESSORS)
         try:
             result = _decode_result(
                 await to_process.run_sync(

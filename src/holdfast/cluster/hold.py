@@ -19,10 +19,12 @@ _SUBJECT: Final = "hf.hold"
 
 
 class _Request(msgspec.Struct, array_like=True):
-    """Times in seconds. ``hold``: 0 releases, -1 changes nothing. ``keep``: for how long no blob may be deleted."""
+    """Times in seconds. ``hold``: 0 releases, -1 changes nothing. ``keep``: for how long no blob may be deleted. ``cell``: the
+    one to hold; empty for all."""
 
     hold: float
     keep: float
+    cell: str = ""
 
 
 _decode = msgspec.msgpack.Decoder(_Request).decode
@@ -51,7 +53,7 @@ class Holding:
         if request.hold == 0:
             self._gate.release()
         elif request.hold > 0:
-            self._gate.hold(min(request.hold, limits.HOLD_SECONDS))
+            self._gate.hold(min(request.hold, limits.HOLD_SECONDS), request.cell)
         if message.reply:
             task = loops.start(self._answer(message.reply), "the answer to a hold")
             self._answers.add(task)
@@ -93,9 +95,9 @@ async def hold(engine: Engine, names: Iterable[str], wait_seconds: float) -> set
     return missing
 
 
-def begin(engine: Engine) -> None:
-    """Ask all to hold their writes for `limits.HOLD_SECONDS`, without waiting to hear that they do."""
-    _publish(engine, limits.HOLD_SECONDS)
+def begin(engine: Engine, cell: str) -> None:
+    """Ask all to hold their writes to a cell for `limits.HOLD_SECONDS`, without waiting to hear that they do."""
+    _publish(engine, limits.HOLD_SECONDS, cell=cell)
 
 
 def release(engine: Engine) -> None:
@@ -108,5 +110,5 @@ def keep_blobs(engine: Engine) -> None:
     _publish(engine, -1.0)
 
 
-def _publish(engine: Engine, seconds: float, reply: str = "") -> None:
-    engine.bus.publish(_SUBJECT, codec.encode_raw(_Request(seconds, limits.KEEP_BLOBS_SECONDS)), reply)
+def _publish(engine: Engine, seconds: float, reply: str = "", cell: str = "") -> None:
+    engine.bus.publish(_SUBJECT, codec.encode_raw(_Request(seconds, limits.KEEP_BLOBS_SECONDS, cell)), reply)

@@ -1,6 +1,7 @@
 """Where a process's writes of data pass on their way to the log, so that they can be held for a moment.
 
-A backup asks every process to hold its writes while it notes how far each cell goes. What is held waits, and is neither
+A backup asks every process to hold its writes while it notes how far each cell goes, and so does a host that moves the
+leader of a cell, for that cell. What is held waits, and is neither
 refused nor lost; proofs of life and claims do not pass here. A hold ends by itself after the time that it was asked for,
 whatever became of who asked. Nothing rests on it but how fast a backup succeeds: see `holdfast.admin.cut`.
 """
@@ -20,6 +21,8 @@ class Gate:
         self._log = log
         self._open = asyncio.Event()
         self._open.set()
+        self._held = ""
+        """The cell whose writes are held while it is not open; empty: all."""
         self._opens: asyncio.TimerHandle | None = None
         self._under_way = 0
         self._quiet = asyncio.Event()
@@ -28,7 +31,7 @@ class Gate:
 
     async def append(self, cell: str, records: Sequence[Record]) -> range:
         """`Log.append`, once the gate is open."""
-        while not self._open.is_set():
+        while not self._open.is_set() and self._held in ("", cell):
             await self._open.wait()
         self._under_way += 1
         self._quiet.clear()
@@ -39,9 +42,10 @@ class Gate:
             if not self._under_way:
                 self._quiet.set()
 
-    def hold(self, seconds: float) -> None:
-        """Let no append pass for so long, or until `release`."""
+    def hold(self, seconds: float, cell: str = "") -> None:
+        """Let no append pass, or none into this cell, for so long, or until `release`."""
         self.release()
+        self._held = cell
         self._open.clear()
         self._opens = asyncio.get_running_loop().call_later(seconds, self._open.set)
 

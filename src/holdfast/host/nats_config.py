@@ -64,6 +64,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """Further servers of the cluster that were learned of later, as HOST:PORT."""
     votes: bool = True
     """Whether it keeps replicas (runs JetStream), or only carries messages."""
+    processors: int = 0
+    """How many processors it uses at once, where it shares the machine with others of its kind; 0: all."""
 
 
 def is_loopback(address: str) -> bool:

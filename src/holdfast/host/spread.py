@@ -94,7 +94,7 @@ class Spread:
     async def _move(self, cell: str, server: str) -> None:
         _logger.info("%s is to be led by %s: the leaders are uneven", cell, server)
         # What is under way when a leader goes may be lost, and its writers would wait for nothing.
-        hold.begin(self._engine)
+        hold.begin(self._engine, cell)
         try:
             await asyncio.sleep(_QUIET_SECONDS)
             await streams.move_leader(self._engine.connection, cell, server)
