@@ -11,6 +11,12 @@ from typing import Final
 PROCESSORS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """How many this process may run on."""
 
+
+def share(processes: int) -> int:
+    """The processors of each, where so many are to share them."""
+    return max(1, PROCESSORS // processes)
+
+
 _PR_SET_PDEATHSIG = 1
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast.children import PROCESSORS
+from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
 from holdfast.host.host_child import HostChild
@@ -112,7 +112,7 @@ class LocalCluster:
             routes=place.routes,
             gossip=place.gossip,
             security=place.security,
-            processors=max(1, PROCESSORS // len(self.urls)),
+            processors=share(len(self.urls)),
         )
         join = "" if place.routes or len(self.urls) == 1 else self.urls[0].partition("://")[2]
         settings = HostSettings(

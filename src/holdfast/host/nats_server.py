@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast import chance
-from holdfast.children import PROCESSORS, die_with_parent
+from holdfast.children import die_with_parent, share
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import ServerSettings, check, render
 
@@ -123,7 +123,7 @@ class NatsServer:
             raise ConfigError(f"nats-server {settings.name} cannot be started: {error}") from None
         self.starts += 1
         # With all processors each server would keep threads awake that look for work which the others are about to do.
-        share = {"GOMAXPROCS": str(settings.processors)} if settings.processors else {}
+        limit = {"GOMAXPROCS": str(settings.processors)} if settings.processors else {}
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 str(binary),
@@ -132,7 +132,7 @@ class NatsServer:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**share, **os.environ},
+                env={**limit, **os.environ},
                 start_new_session=True,  # Ctrl-C is for the host, which then stops it in order
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
@@ -234,7 +234,7 @@ class LocalServers:
                     port=ports[i],
                     cluster_port=ports[count + i],
                     routes=routes,
-                    processors=max(1, PROCESSORS // count),
+                    processors=share(count),
                 )
             )
             for i, name in enumerate(names)
