@@ -153,17 +153,21 @@ class Activation:
                 self.waiting_readers = [*(self.waiting_readers or ()), message]
             else:
                 self._read(message)
-        elif call.number or call.message_id:
-            known = self.in_hand.get(message.key)
-            if known is None:
-                self._enqueue(message)
-            elif call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
+        elif (call.number or call.message_id) and (known := self.in_hand.get(message.key)) is not None:
+            if call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
                 turn.refuse(message, repeats.mismatch(call.message_id))
             else:
                 known.shared = known.shared or not is_same_ask(known.call, call)
                 known.call, known.sink = call, message.sink
+        elif (error := turn.overloaded(self, call)) is not None:
+            turn.refuse(message, error)
         else:
-            self._enqueue(message)
+            if call.number or call.message_id:
+                self.in_hand[message.key] = message
+            if self.mailbox or self.inbox or not self._may_start():
+                self._put(message)
+            else:
+                self._begin(message)
 
     def _read(self, message: Delivery) -> None:
         if message.call is not None and message.call.fresh:
@@ -172,26 +176,16 @@ class Activation:
         else:
             turn.read(self, message)
 
-    def _enqueue(self, message: Delivery) -> None:
-        if self.mailbox is None:
-            self.mailbox = deque()
-        call = message.call
-        if (error := turn.overloaded(self, call)) is not None:
-            turn.refuse(message, error)
-            return
-        if call is not None and (call.number or call.message_id):
-            self.in_hand[message.key] = message
-        self.mailbox.append(message)
-        if self.running is None and self.loaded:
-            self.pump()
-
-    def deliver_timer(self, message: Delivery) -> None:
-        """Take a timer that is due."""
-        self.last_used = self.shard.runtime.loop.time()
+    def _put(self, message: Delivery) -> None:
         if self.mailbox is None:
             self.mailbox = deque()
         self.mailbox.append(message)
         self.pump()
+
+    def deliver_timer(self, message: Delivery) -> None:
+        """Take a timer that is due."""
+        self.last_used = self.shard.runtime.loop.time()
+        self._put(message)
 
     def deliver_inbox(self, message: Delivery | int) -> None:
         """Take the next inbox message, or the sequence of one that is still to be read."""
@@ -218,13 +212,12 @@ class Activation:
 
     def pump(self) -> None:
         """Start what can be started: one turn at a time, mailbox and inbox by turns."""
-        if self.pumping:
+        if self.pumping or not (self.mailbox or self.inbox):
             return  # a turn that ended at once; the loop that started it goes on
         self.pumping = True
         try:
             while (self.mailbox or self.inbox) and self._may_start() and (message := self._next()) is not None:
-                if not repeats.already_seen(self, message):
-                    self._start(message)
+                self._begin(message)
         finally:
             self.pumping = False
 
@@ -248,7 +241,9 @@ class Activation:
         self.turn_from_inbox = True
         return self.mailbox.popleft() if self.mailbox else None
 
-    def _start(self, message: Delivery) -> None:
+    def _begin(self, message: Delivery) -> None:
+        if repeats.already_seen(self, message):
+            return
         call = message.call
         if call is not None:
             if call.deadline and call.deadline < self.now():
@@ -309,7 +304,7 @@ class Activation:
             self.consumed,
             self.seen.callers,
             self.seen.ids,
-            self._recent_senders(now),
+            self._recent_senders(now) if self.senders else {},
             list(self.timers.values()) if self.timers else [],
             self.generation,
             self.attempts,

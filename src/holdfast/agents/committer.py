@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from holdfast import chance, limits
@@ -178,12 +179,9 @@ class Committer:
             source, most = self._one_by_one, 1
         else:
             source, most = self._dirty, limits.BATCH_RECORDS_MAX
-        waiting: list[Activation] = []
-        for activation in source:
-            waiting.append(activation)
-            if len(waiting) >= most:
-                break
-        for activation in waiting:
+        waiting = list(islice(source, most))
+        large = [activation for activation in waiting if activation.pending and activation.needs_blob()]
+        for activation in large:
             if activation.pending and activation.needs_blob():
                 await self._put_blob(activation)
         batch = self._begin(len(waiting))
@@ -191,7 +189,7 @@ class Committer:
             if not activation.pending or not self._may_write(activation.shard):
                 source.pop(activation, None)
                 continue
-            if activation.needs_blob():
+            if large and activation.needs_blob():
                 continue  # a turn that ran meanwhile changed its state: again, with the next batch
             try:
                 if not batch.add(activation):

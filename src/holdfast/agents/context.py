@@ -61,41 +61,19 @@ class TurnHost(Protocol):
     def next_generation(self) -> int: ...
 
 
-class Context:
+class Context(msgspec.Struct, eq=False):
     """The message being handled. ``deadline`` is in seconds since 1970, 0 where there is none."""
 
-    __slots__ = (
-        "_calls",
-        "_host",
-        "_sent_bytes",
-        "chain",
-        "deadline",
-        "keep_until",
-        "message_key",
-        "outgoing",
-        "reads_only",
-        "timers",
-    )
-
-    def __init__(
-        self,
-        host: TurnHost,
-        message_key: str,
-        deadline: float,
-        keep_until: float,
-        chain: tuple[str, ...],
-        reads_only: bool = False,
-    ) -> None:
-        self._host = host
-        self._calls = 0
-        self._sent_bytes = 0
-        self.message_key = message_key
-        self.deadline = deadline
-        self.keep_until = keep_until
-        self.chain = chain
-        self.reads_only = reads_only
-        self.outgoing: list[Outgoing] | None = None
-        self.timers: dict[str, Timer | None] | None = None
+    _host: TurnHost
+    message_key: str
+    deadline: float = 0.0
+    keep_until: float = 0.0
+    chain: tuple[str, ...] = ()
+    reads_only: bool = False
+    outgoing: list[Outgoing] | None = None
+    timers: dict[str, Timer | None] | None = None
+    _calls: int = 0
+    _sent_bytes: int = 0
 
     @property
     def agent_id(self) -> str:

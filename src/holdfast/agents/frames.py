@@ -30,22 +30,22 @@ class Frames:
 
     def add(self, subject: str, call: Call) -> None:
         """Send a call with this tick's frame."""
-        self._to(subject).calls.append(call)
+        frame = self._outgoing.get(subject) or self._begin(subject)
+        frame.calls.append(call)
 
     def cancel(self, subject: str, call: Call) -> None:
         """Send word that its caller gave up a call."""
-        self._to(subject).cancelled.append(structs.replace(call, arguments=b""))
+        frame = self._outgoing.get(subject) or self._begin(subject)
+        frame.cancelled.append(structs.replace(call, arguments=b""))
 
     def unheard(self, subject: str) -> Sequence[int]:
         """The references of a frame's calls, when nobody was there to hear it; ``subject``: its reply's."""
         return self._references.pop(int(subject.rpartition(".")[2]), ())
 
-    def _to(self, subject: str) -> Frame:
-        frame = self._outgoing.get(subject)
-        if frame is None:
-            if not self._outgoing:
-                self._loop.call_soon(self._flush)
-            frame = self._outgoing[subject] = Frame(f"{self.reply}.0", [])
+    def _begin(self, subject: str) -> Frame:
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        frame = self._outgoing[subject] = Frame(f"{self.reply}.0", [])
         return frame
 
     def _flush(self) -> None:

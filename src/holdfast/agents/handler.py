@@ -40,17 +40,24 @@ Self = TypeVar("Self", bound="_Method[Any, Any, Any]")
 Place = Literal["loop", "thread", "process"]
 """Where a method runs: on its node's loop, beside it in a thread, or in a worker process."""
 
+_astuple = msgspec.structs.astuple
 _PLACE = re.compile(r"\$\[(\d+)\]")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
 _PLAIN = {bool, int, float, str, bytes}
-"""A value of one of these, once it is encoded, is one that decodes."""
+_MAPS = {bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)}
+"""What a map begins with in msgpack."""
 
 
 class _Shapes(NamedTuple):
     ordered: Any
-    """The arguments as an array; ``named``: as a map."""
-    named: Any
+    """The arguments as an array."""
+    decode_ordered: Callable[[bytes], Any]
+    decode_named: Callable[[bytes], Any]
+    """… and as a map."""
+    decode_reply: Callable[[bytes], Any]
     returns: Any
+    plain: bool
+    """Whether a reply of just that type, once it is encoded, is one that decodes."""
 
 
 class _Method(Generic[A_contra, P, R_co]):
@@ -116,10 +123,13 @@ class _Method(Generic[A_contra, P, R_co]):
         try:
             ordered = msgspec.defstruct(self._title, fields, array_like=True, forbid_unknown_fields=True)
             named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
-            codec.decoder(ordered)
+            returns = hints.get("return", Any)
+            decode_ordered, decode_named = codec.decoder(ordered).decode, codec.decoder(named).decode
+            decode_reply = codec.decoder(returns).decode
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
-        return _Shapes(ordered, named, hints.get("return", Any))
+        plain = isinstance(returns, type) and returns in _PLAIN
+        return _Shapes(ordered, decode_ordered, decode_named, decode_reply, returns, plain)
 
     def _shape(self) -> _Shapes:
         if self._shapes is None:
@@ -131,7 +141,7 @@ class _Method(Generic[A_contra, P, R_co]):
         if not args and not kwargs and not self.parameters:
             return b"\x90"
         try:
-            message = self._shape().ordered(*args, **kwargs)
+            message = (self._shapes or self._shape()).ordered(*args, **kwargs)
         except TypeError as error:
             raise BadMessage(f"{self._title}: {error}") from None
         data = codec.encode(message, self._title)
@@ -143,13 +153,11 @@ class _Method(Generic[A_contra, P, R_co]):
         """The arguments in the order of the signature. Raises `BadMessage`, naming the field."""
         if data == b"\x90" and not self.parameters:
             return ()
-        shapes = self._shape()
-        is_map = bool(data) and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
+        shapes = self._shapes or self._shape()
         try:
-            message = codec.decode(data, shapes.named if is_map else shapes.ordered, self._title)
-        except BadMessage as error:
-            raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
-        return msgspec.structs.astuple(message)
+            return _astuple(shapes.decode_named(data) if data[:1] in _MAPS else shapes.decode_ordered(data))
+        except codec.ERRORS as error:
+            raise BadMessage(_PLACE.sub(self._name_of, f"{self._title}: {error}")) from None
 
     def _name_of(self, place: re.Match[str]) -> str:
         """What stands for ``$[0]`` in an error: the parameter's name."""
@@ -169,11 +177,11 @@ class _Method(Generic[A_contra, P, R_co]):
 
     def encode_reply(self, value: Any) -> bytes:
         """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit, and `TooLarge`."""
-        wanted = self._shape().returns
-        if value is None and wanted in (None, type(None), Any):
+        shapes = self._shapes or self._shape()
+        if value is None and shapes.returns in (None, type(None), Any):
             return b"\xc0"
         data = codec.encode(value, self._reply_title)
-        if type(value) is not wanted or wanted not in _PLAIN:
+        if not shapes.plain or type(value) is not shapes.returns:
             self.decode_reply(data)
         bound = limits.MESSAGE_BYTES_MAX if self.reads_only else limits.REPLY_BYTES_MAX
         if len(data) > bound:
@@ -182,10 +190,13 @@ class _Method(Generic[A_contra, P, R_co]):
 
     def decode_reply(self, data: bytes) -> Any:
         """The reply in the annotated type. Raises `BadMessage`."""
-        wanted = self._shape().returns
-        if data == b"\xc0" and wanted in (None, type(None)):
+        shapes = self._shapes or self._shape()
+        if data == b"\xc0" and shapes.returns in (None, type(None)):
             return None
-        return codec.decode(data, wanted, self._reply_title)
+        try:
+            return shapes.decode_reply(data)
+        except codec.ERRORS as error:
+            raise BadMessage(f"{self._reply_title}: {error}") from None
 
 
 class Handler(_Method[A_contra, P, R_co]):

@@ -147,32 +147,33 @@ class Router:
             raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
-        if token[: token.find("/")] not in self._space.table.kinds:
-            await self.placement.knows(token[: token.find("/")])
-        deadline = self._clock.now() + timeout_seconds
-        self._number = number = self._number + 1
-        call = Call(token, handler, arguments, number, self.caller, deadline=deadline, fresh=fresh)
+        if (kind := token[: token.find("/")]) not in self._space.table.kinds:
+            await self.placement.knows(kind)
+        deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
+        chain: tuple[str, ...] = ()
         if context is not None:
-            if not reads_only and token in context.chain:
-                chain = " → ".join((*context.chain, token))
-                raise WouldDeadlock(f"{token} is waiting for this very call ({chain}): send to it instead")
-            call.chain = context.chain
+            chain = context.chain
+            if not reads_only and token in chain:
+                path = " → ".join((*chain, token))
+                raise WouldDeadlock(f"{token} is waiting for this very call ({path}): send to it instead")
             if context.deadline and context.deadline < deadline:
-                call.deadline = deadline = context.deadline
+                deadline = context.deadline
             if not reads_only and not message_id:
                 message_id = context.next_call_id()
-                call.keep_until = context.deadline and context.deadline + limits.CLOCK_SKEW_SECONDS
-        if message_id:
-            call.message_id = message_id
-        elif not reads_only:
-            call.number = number
+                keep_until = context.deadline and context.deadline + limits.CLOCK_SKEW_SECONDS
+        self._number = number = self._number + 1
+        counts = low = 0
+        if not reads_only and not message_id:
+            counts = low = number
             open_to = self._open_to.get(token)
             if open_to is None:
                 self._open_to[token] = {number: None}
-                call.low = number
             else:
                 open_to[number] = None
-                call.low = next(iter(open_to))
+                low = next(iter(open_to))
+        call = Call(
+            token, handler, arguments, 0, self.caller, counts, low, deadline, message_id, keep_until, chain, fresh
+        )
         opened = _Open(number, call, self._space.shard_of(token), deadline, self._loop.create_future())
         self._open[number] = opened
         self._send(opened)
@@ -259,18 +260,20 @@ class Router:
             replies = _decode_replies(message.payload)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return  # damaged: the attempts end unanswered
-        opens, owner = self._open, replies.incarnation
+        opens, owners, owner = self._open, self._owners, replies.incarnation
         for reply in replies.replies:
             opened = opens.get(reply.reference >> ATTEMPT_BITS)
             if opened is not None:
                 if reply.outcome <= ERROR:
-                    self._owners[opened.shard] = owner
-                self._on_reply(reply.reference, reply.outcome, reply.payload)
+                    owners[opened.shard] = owner
+                self._answered(opened, reply.reference, reply.outcome, reply.payload)
 
     def _on_reply(self, reference: int, outcome: int, payload: bytes) -> None:
         opened = self._open.get(reference >> ATTEMPT_BITS)
-        if opened is None:
-            return
+        if opened is not None:
+            self._answered(opened, reference, outcome, payload)
+
+    def _answered(self, opened: _Open, reference: int, outcome: int, payload: bytes) -> None:
         if outcome == NOT_OWNER:
             self._turned_away(opened, reference, "its owner is changing", payload)
         elif outcome == BEGUN:

@@ -55,15 +55,16 @@ def refuse(message: Delivery, error: HoldfastError) -> None:
     message.respond()
 
 
-def overloaded(activation: Activation, call: Call | None) -> Overloaded | None:
+def overloaded(activation: Activation, call: Call) -> Overloaded | None:
     """Why no more calls can be taken now. What a turn asks for is part of work that was taken, and is not refused for
     the node's sake."""
-    most = activation.kind.mailbox_max
-    if len(activation.mailbox or ()) + len(activation.pending) + len(activation.in_batch) >= most:
+    waiting = len(activation.pending) + len(activation.in_batch)
+    if activation.mailbox:
+        waiting += len(activation.mailbox)
+    if waiting >= (most := activation.kind.mailbox_max):
         text = f"{most} messages wait for {activation.token}"
         return Overloaded(f"{text}: call it more slowly, or spread the work over more agents")
-    crowded = activation.shard.committer.waiting >= limits.UNWRITTEN_TURNS_MAX
-    if crowded and call is not None and not call.chain:
+    if activation.shard.committer.waiting >= limits.UNWRITTEN_TURNS_MAX and not call.chain:
         text = f"{limits.UNWRITTEN_TURNS_MAX} turns of one node wait to be written"
         return Overloaded(f"{text}: call more slowly, or add nodes and servers")
     return None
@@ -243,7 +244,6 @@ def _keep_timers(activation: Activation, context: Context) -> None:
 def _consume(activation: Activation, message: Delivery) -> None:
     """Put into the tables of the record that this message was handled."""
     call = message.call
-    letter = message.message
     if activation.attempts:
         activation.attempts.pop(message.key, None)
         # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
@@ -255,7 +255,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
             activation.seen.note_id(call.message_id, until, mailbox.digest(call.handler, call.arguments), message.reply)
         elif call.number:
             activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, message.reply)
-    elif letter is not None:
+    elif (letter := message.message) is not None:
         activation.consumed = message.sequence
         now = activation.now()
         if letter.sender:

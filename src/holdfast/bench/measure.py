@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -40,12 +41,12 @@ class Figure(msgspec.Struct):
 
 
 class Load:
-    """Operations under way: when each ended, how long it took, and what failed. ``moments``: (end, ms) of each."""
+    """Operations under way: when each ended, how long it took (ms), and what failed."""
 
     def __init__(self) -> None:
         self._usage = Usage()
         self.began = time.perf_counter()
-        self.moments: list[tuple[float, float]] = []
+        self.ends, self.took = array("d"), array("d")
         self.failed: Counter[str] = Counter()
 
     async def once(self, work: Callable[[int], Awaitable[object]], number: int) -> None:
@@ -56,8 +57,12 @@ class Load:
         except HoldfastError as error:
             self.failed[type(error).__name__] += 1
         else:
-            ended = time.perf_counter()
-            self.moments.append((ended, (ended - started) * 1e3))
+            self.note(started, time.perf_counter())
+
+    def note(self, started: float, ended: float) -> None:
+        """Count an operation that was done between these times (s)."""
+        self.ends.append(ended)
+        self.took.append((ended - started) * 1e3)
 
     async def keep(
         self, work: Callable[[int], Awaitable[object]], in_flight: int, seconds: float, count: int = 0
@@ -76,12 +81,12 @@ class Load:
     def figure(self, name: str) -> Figure:
         """What came of it until now."""
         seconds = time.perf_counter() - self.began
-        sorted_ms = sorted(ms for _, ms in self.moments) or [0.0]
+        sorted_ms = sorted(self.took) or [0.0]
 
         def quantile(q: float) -> float:
             return sorted_ms[min(int(len(sorted_ms) * q), len(sorted_ms) - 1)]
 
-        done, (cores, resident_mb) = len(self.moments), self._usage.read()
+        done, (cores, resident_mb) = len(self.took), self._usage.read()
         return Figure(
             name, done, seconds, done / seconds, quantile(0.5), quantile(0.99), sorted_ms[-1],
             dict(self.failed), cores=cores, resident_mb=resident_mb,

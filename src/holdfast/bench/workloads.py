@@ -67,13 +67,13 @@ async def create(setting: Setting) -> AsyncIterator[Figure]:
     for n in range(20_000):
         started = time.perf_counter()
         node.lookup(BenchCounter, f"c{mark}-{n % setting.agents}")
-        load.moments.append((0.0, (time.perf_counter() - started) * 1e3))
+        load.note(started, time.perf_counter())
     yield load.figure("look up by name")
     load = Load()
     for n in range(1_000):
         started = time.perf_counter()
         node.find(capability="holdfast-bench", kind=BenchCounter, limit=10, where=[("n", "ge", n % 50)])
-        load.moments.append((0.0, (time.perf_counter() - started) * 1e3))
+        load.note(started, time.perf_counter())
     yield load.figure("find by capability")
     load = Load()
     await load.keep(lambda n: node.unregister(BenchCounter, f"c{mark}-{n}"), setting.in_flight, 0.0, setting.agents)
@@ -215,7 +215,8 @@ async def timers(setting: Setting) -> AsyncIterator[Figure]:
         if len(found) >= total:
             break
         await asyncio.sleep(0.1)
-    load.moments = [(0.0, seconds * 1e3) for seconds in found]
+    for seconds in found:
+        load.note(0.0, seconds)
     figure = load.figure("timers: how late")
     figure.seconds = max(found)
     figure.per_second = total / figure.seconds
@@ -245,7 +246,7 @@ async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
             await asyncio.sleep(0.02)
 
     await asyncio.gather(kill(), *(paced(worker) for worker in range(min(setting.in_flight, 32))))
-    seen.moments = [(at - load.began, ms) for at, ms in load.moments]
+    seen.moments = [(at - load.began, ms) for at, ms in zip(load.ends, load.took, strict=True)]
     figure = load.figure("failover: kill -9 of a node")
     figure.note = f"longest wait {figure.longest / 1e3:.2f} s"
     yield figure

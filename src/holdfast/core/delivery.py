@@ -67,8 +67,9 @@ class Seen:
         if low > caller.low:
             caller.low = low
             answers = caller.answers
-            for old in [known for known in answers if known < low]:
-                self.bytes_kept -= len(answers.pop(old))
+            for known in list(answers):
+                if known < low:
+                    self.bytes_kept -= len(answers.pop(known))
         if number < caller.low:
             return Verdict.DROPPED
         return caller.answers.get(number, Verdict.NEW)
