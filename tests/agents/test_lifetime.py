@@ -516,6 +516,13 @@ def test_mistakes_are_told_at_the_definition() -> None:
 
         class Eight(Agent[HoldsOpaque]): ...
 
+    with pytest.raises(TypeError, match=r"Nine.either cannot be a message: .*union"):
+
+        class Nine(Agent[State]):
+            @handler
+            async def either(self) -> State | NeedsArguments:
+                return State()
+
 
 async def test_what_raises_in_making_an_agent_is_told(path: Path) -> None:
     class Angry(Agent[State]):

@@ -166,7 +166,7 @@ class Activation:
                 self.in_hand[message.key] = message
             if self.mailbox or self.inbox or not self._may_start():
                 self._put(message)
-            else:
+            else:  # nothing is before it
                 self._begin(message)
 
     def _read(self, message: Delivery) -> None:
@@ -213,7 +213,7 @@ class Activation:
     def pump(self) -> None:
         """Start what can be started: one turn at a time, mailbox and inbox by turns."""
         if self.pumping or not (self.mailbox or self.inbox):
-            return  # a turn that ended at once; the loop that started it goes on
+            return  # pumping: a turn that ended at once; the loop that started it goes on
         self.pumping = True
         try:
             while (self.mailbox or self.inbox) and self._may_start() and (message := self._next()) is not None:

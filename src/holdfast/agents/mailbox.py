@@ -87,8 +87,7 @@ def is_same_ask(one: Call | None, other: Call) -> bool:
 
 def from_call(call: Call, sink: Sink | None) -> Delivery:
     """A delivery of an ask or a tell."""
-    key = call.message_id or (f"{call.caller}:{call.number}" if call.number else call_key(call))
-    return Delivery(call.handler, call.arguments, key, call, sink, suspect=call.suspect)
+    return Delivery(call.handler, call.arguments, call_key(call), call, sink, suspect=call.suspect)
 
 
 def inbox_key(sequence: int, message: InboxMessage) -> str:

@@ -162,9 +162,9 @@ class Router:
                 message_id = context.next_call_id()
                 keep_until = context.deadline and context.deadline + limits.CLOCK_SKEW_SECONDS
         self._number = number = self._number + 1
-        counts = low = 0
+        numbered = low = 0
         if not reads_only and not message_id:
-            counts = low = number
+            numbered = low = number
             open_to = self._open_to.get(token)
             if open_to is None:
                 self._open_to[token] = {number: None}
@@ -172,7 +172,7 @@ class Router:
                 open_to[number] = None
                 low = next(iter(open_to))
         call = Call(
-            token, handler, arguments, 0, self.caller, counts, low, deadline, message_id, keep_until, chain, fresh
+            token, handler, arguments, 0, self.caller, numbered, low, deadline, message_id, keep_until, chain, fresh
         )
         opened = _Open(number, call, self._space.shard_of(token), deadline, self._loop.create_future())
         self._open[number] = opened
