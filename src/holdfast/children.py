@@ -13,8 +13,8 @@ PROCESSORS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffini
 
 
 def share(processes: int) -> int:
-    """The processors of each, where so many are to share them."""
-    return max(1, PROCESSORS // processes)
+    """The processors of each, where so many are to share them: two at least, so that work which takes long stops no other."""
+    return max(2, PROCESSORS // processes)
 
 
 _PR_SET_PDEATHSIG = 1

@@ -49,7 +49,7 @@ async def test_all_hosts_say_what_they_are(cluster: LocalCluster, node: Node) ->
 
 
 async def test_servers_of_one_machine_share_its_processors(cluster: LocalCluster, node: Node) -> None:
-    share = f"GOMAXPROCS={os.environ.get('GOMAXPROCS', max(1, PROCESSORS // 3))}".encode()
+    share = f"GOMAXPROCS={os.environ.get('GOMAXPROCS', max(2, PROCESSORS // 3))}".encode()
     for name in cluster.hosts:
         assert share in Path(f"/proc/{cluster.server_pid(name)}/environ").read_bytes().split(b"\0")
 
