@@ -165,21 +165,29 @@ async def measure(rounds: int) -> dict[str, list[float]]:
             await load.keep(work, IN_FLIGHT, SECONDS, count)
             return load.figure("").per_second
 
+        def holdfast(n: int) -> Awaitable[object]:
+            return agents[n % AGENTS].ask(BenchCounter.add, 1)
+
+        def bare(n: int) -> Awaitable[object]:
+            return caller.ask(tokens[n % AGENTS])
+
         size = IN_FLIGHT * 4 // 5 // NODES
+
+        def alone(packed: bool) -> Awaitable[float]:
+            return engine_alone.batches(engine, setting.cells, 1, size, 120, SECONDS / 2, packed)
+
+        measured: dict[str, Callable[[], Awaitable[float]]] = {
+            "Holdfast": lambda: kept_up(holdfast),
+            "a bare program": lambda: kept_up(bare),
+            f"the engine alone, batches of {size}, a record each": lambda: alone(False),
+            "the engine alone, in one record per batch": lambda: alone(True),
+        }
         with nodes(cells, engine._urls):
-            await kept_up(lambda n: agents[n].ask(BenchCounter.add, 1), AGENTS)
-            await kept_up(lambda n: caller.ask(tokens[n]), AGENTS)
+            await kept_up(holdfast, AGENTS)
+            await kept_up(bare, AGENTS)
             for _ in range(rounds):
-                found.setdefault("Holdfast", []).append(
-                    await kept_up(lambda n: agents[n % AGENTS].ask(BenchCounter.add, 1))
-                )
-                found.setdefault("a bare program", []).append(await kept_up(lambda n: caller.ask(tokens[n % AGENTS])))
-                found.setdefault(f"the engine alone, batches of {size}, a record each", []).append(
-                    await engine_alone.batches(engine, setting.cells, 1, size, 120, SECONDS / 2)
-                )
-                found.setdefault("the engine alone, in one record per batch", []).append(
-                    await engine_alone.batches(engine, setting.cells, 1, size, 120, SECONDS / 2, packed=True)
-                )
+                for name, rate in measured.items():
+                    found.setdefault(name, []).append(await rate())
     return found
 
 

@@ -176,8 +176,13 @@ ERRORS: Final = (
 
 def decode(data: bytes, kind: Any, what: str) -> Any:
     """The value from bytes. ``what`` names it in the error. Raises `BadMessage`, naming the field that does not fit."""
+    return decode_by(lambda some: decoder(kind).decode(some), data, what)
+
+
+def decode_by(decode: Callable[[bytes], Any], data: bytes, what: str) -> Any:
+    """`decode`, for who keeps the decoder of a type."""
     try:
-        return decoder(kind).decode(data)
+        return decode(data)
     except ERRORS as error:
         raise BadMessage(f"{what}: {error}") from None
 

@@ -304,7 +304,7 @@ class Activation:
             self.consumed,
             self.seen.callers,
             self.seen.ids,
-            self._recent_senders(now) if self.senders else {},
+            self._recent_senders(now),
             list(self.timers.values()) if self.timers else [],
             self.generation,
             self.attempts,

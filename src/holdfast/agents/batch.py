@@ -72,13 +72,10 @@ class Batch:
             self.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(self.records) + many * 2 > limits.BATCH_RECORDS_MAX
         ):
             return False
-        first = shard not in self.shards and self._count(shard)
+        first = self._count(shard)
+        digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
         state = activation.state_bytes
-        payload = pack(
-            activation.snapshot(
-                self._form, self._now, shard.commit, shard.digest if first else 0, len(shard.index) if first else 0
-            )
-        )
+        payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
         if len(payload) + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
             if first:
                 del self.shards[shard]

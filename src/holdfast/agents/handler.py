@@ -40,7 +40,6 @@ Self = TypeVar("Self", bound="_Method[Any, Any, Any]")
 Place = Literal["loop", "thread", "process"]
 """Where a method runs: on its node's loop, beside it in a thread, or in a worker process."""
 
-_astuple = msgspec.structs.astuple
 _PLACE = re.compile(r"\$\[(\d+)\]")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
 _PLAIN = {bool, int, float, str, bytes}
@@ -52,8 +51,8 @@ class _Shapes(NamedTuple):
     ordered: Any
     """The arguments as an array."""
     decode_ordered: Callable[[bytes], Any]
-    decode_named: Callable[[bytes], Any]
-    """… and as a map."""
+    named: Any
+    """… and as a map, which is rare."""
     decode_reply: Callable[[bytes], Any]
     returns: Any
     plain: bool
@@ -124,12 +123,11 @@ class _Method(Generic[A_contra, P, R_co]):
             ordered = msgspec.defstruct(self._title, fields, array_like=True, forbid_unknown_fields=True)
             named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
             returns = hints.get("return", Any)
-            decode_ordered, decode_named = codec.decoder(ordered).decode, codec.decoder(named).decode
-            decode_reply = codec.decoder(returns).decode
+            decode_ordered, decode_reply = codec.decoder(ordered).decode, codec.decoder(returns).decode
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
         plain = isinstance(returns, type) and returns in _PLAIN
-        return _Shapes(ordered, decode_ordered, decode_named, decode_reply, returns, plain)
+        return _Shapes(ordered, decode_ordered, named, decode_reply, returns, plain)
 
     def _shape(self) -> _Shapes:
         if self._shapes is None:
@@ -155,9 +153,13 @@ class _Method(Generic[A_contra, P, R_co]):
             return ()
         shapes = self._shapes or self._shape()
         try:
-            return _astuple(shapes.decode_named(data) if data[:1] in _MAPS else shapes.decode_ordered(data))
-        except codec.ERRORS as error:
-            raise BadMessage(_PLACE.sub(self._name_of, f"{self._title}: {error}")) from None
+            if data[:1] in _MAPS:
+                message = codec.decode(data, shapes.named, self._title)
+            else:
+                message = codec.decode_by(shapes.decode_ordered, data, self._title)
+        except BadMessage as error:
+            raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
+        return msgspec.structs.astuple(message)
 
     def _name_of(self, place: re.Match[str]) -> str:
         """What stands for ``$[0]`` in an error: the parameter's name."""
@@ -193,10 +195,7 @@ class _Method(Generic[A_contra, P, R_co]):
         shapes = self._shapes or self._shape()
         if data == b"\xc0" and shapes.returns in (None, type(None)):
             return None
-        try:
-            return shapes.decode_reply(data)
-        except codec.ERRORS as error:
-            raise BadMessage(f"{self._reply_title}: {error}") from None
+        return codec.decode_by(shapes.decode_reply, data, self._reply_title)
 
 
 class Handler(_Method[A_contra, P, R_co]):

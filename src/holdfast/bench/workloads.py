@@ -94,19 +94,18 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
     each = max(len(setting.pids()) // len(setting.cells), 1)
     writers = each * len(setting.cells)
     size = max(setting.in_flight * 4 // 5 // writers, 1)  # a fifth is on its way to or from its caller
-    shapes = {f"{writers} writers, batches of {size}, a record each": (each, size, False), "best": (1, _BEST, False)}
+    shapes = [(each, size, False), (1, _BEST, False)]
     if node.engine.name != "local":
-        shapes["packed"] = (each, size, True)
-    before = await _alone(setting, shapes.values())
+        shapes.append((each, size, True))
+    before = await _alone(setting, shapes)
     load = Load()
     await load.keep(lambda n: agents[n % len(agents)].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)
     figure = load.figure(f"ask, {setting.in_flight} in flight")
-    after = await _alone(setting, shapes.values())
-    engine = [(one + other) / 2 for one, other in zip(before, after, strict=True)]
-    figure.engine, figure.engine_of = engine[0], next(iter(shapes))
-    figure.note = f"at its best {engine[1]:,.0f}/s, batches of {_BEST}"
-    if len(engine) > 2:
-        figure.note += f"; {engine[2]:,.0f}/s in one record per batch"
+    after = await _alone(setting, shapes)
+    figure.engine, best, *packed = ((one + other) / 2 for one, other in zip(before, after, strict=True))
+    figure.engine_of = f"{writers} writers, batches of {size}, a record each"
+    figure.note = f"at its best {best:,.0f}/s, batches of {_BEST}"
+    figure.note += "".join(f"; {rate:,.0f}/s in one record per batch" for rate in packed)
     yield figure
     load = Load()
     await load.keep(lambda n: agents[n % 10].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)
