@@ -224,7 +224,7 @@ def a_reply_before_its_commit(patch: pytest.MonkeyPatch) -> None:
 @mutation("unchanged", "no_ghost_read")
 def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     """What a turn saw may be uncommitted: it answers although it changed nothing itself."""
-    finished = turn._finished
+    finished = turn.finished
 
     def at_once(activation: Activation, message: Any, method: Any, context: Any, value: Any) -> None:
         if message.call is not None and message.handler == "peek":
@@ -233,7 +233,7 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
             message.sink = None
         finished(activation, message, method, context, value)
 
-    patch.setattr(turn, "_finished", at_once)
+    patch.setattr(turn, "finished", at_once)
 
 
 @mutation("unchanged", "no_ghost_read")

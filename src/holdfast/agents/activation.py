@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast import limits
 from holdfast.agents import repeats, suspects, turn
 from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
-from holdfast.agents.messages import BUSY, NOT_OWNER, Call, Timer
+from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import Seen
 from holdfast.errors import DeadlineExceeded, HoldfastError, UnknownKind
@@ -132,6 +132,7 @@ class Activation:
         self.sequence = sequence
         self.committed_bytes = self.state_bytes
         self.agent = kind.new_agent()
+        self.agent._host = self
         self.loaded = True
         readers, self.waiting_readers = self.waiting_readers, None
         for reader in readers or ():
@@ -284,13 +285,19 @@ class Activation:
 
     def snapshot(self, form: int, now: float, commit: int, digest: int, count: int) -> AgentRecord:
         """The record of all turns up to now. What waited for a commit waits for this one."""
+        seen = self.seen
         self.in_batch, self.pending = self.pending, []
-        self.outgoing_records = self.outgoing_bytes = 0
-        self.seen.expire(now)
-        self.held = False
-        in_blob = self.state_in_blob is not None and self.state_in_blob is self.state_bytes
-        if not in_blob and self.blob:
-            self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
+        if self.outgoing_records:
+            self.outgoing_records = self.outgoing_bytes = 0
+        if now > seen.stale_at:
+            seen.expire(now)
+        state = self.state_bytes
+        if self.blob:
+            self.held = False
+            if self.state_in_blob is state:
+                state = b""
+            else:
+                self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
         return AgentRecord(
             form,
             commit,
@@ -299,12 +306,12 @@ class Activation:
             count,
             self.version + 1,
             self.kind.state_version,
-            b"" if in_blob else self.state_bytes,
-            self.blob if in_blob else "",
+            state,
+            self.blob,
             self.consumed,
-            self.seen.callers,
-            self.seen.ids,
-            self._recent_senders(now),
+            seen.callers,
+            seen.ids,
+            self._recent_senders(now) if self.senders else {},
             list(self.timers.values()) if self.timers else [],
             self.generation,
             self.attempts,
@@ -343,10 +350,14 @@ class Activation:
             self.next_view = None
         done, self.in_batch = self.in_batch, []
         for message in done:
-            self._release(message)
-        if self.solo and not self.mailbox and not self.pending:
-            self.solo = False
-        self.pump()
+            if message.plain:
+                message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]  # plain: has both
+            else:
+                self._release(message)
+        if self.mailbox or self.inbox or self.solo:
+            if self.solo and not self.mailbox and not self.pending:
+                self.solo = False
+            self.pump()
 
     def _release(self, message: Delivery) -> None:
         if message.call is not None:
@@ -383,6 +394,7 @@ class Activation:
             if isinstance(item, Delivery):
                 item.begun = item.begun or place < begun
                 item.error = item.reply = item.dead = b""
+                item.plain = False
                 item.outgoing = None
         return list(found)
 

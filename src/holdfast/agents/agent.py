@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.context import Context, Outcome
+from holdfast.agents.context import Context, Outcome, TurnHost, context_of
 from holdfast.agents.handler import Handler, P, _Method, reader
 from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadState
 
 if TYPE_CHECKING:
+    from holdfast.agents.mailbox import Delivery
     from holdfast.agents.ref import AgentRef
 
 S = TypeVar("S")
@@ -143,13 +144,14 @@ class Agent(Generic[S]):
     ``state`` live only as long as this activation.
     """
 
-    __slots__ = ("__dict__", "context", "state")
+    __slots__ = ("__dict__", "_context", "_host", "_message", "state")
 
     state: S
     """The agent's durable state. In a reader it is frozen."""
 
-    context: Context
-    """The message being handled, and what a turn may do."""
+    _context: Context | None
+    _host: TurnHost
+    _message: Delivery
 
     __kind__: ClassVar[Kind]
 
@@ -183,6 +185,13 @@ class Agent(Generic[S]):
         found = frozenset(ids.check_capability(capability) for capability in capabilities)
         options = _Options(found, state_version, idle_seconds, mailbox_max, dedup_seconds, pool)
         cls.__kind__ = Kind(cls, kind or cls.__name__, state, options)
+
+    @property
+    def context(self) -> Context:
+        """The message being handled, and what a turn may do."""
+        if self._context is None:  # few handlers ask for it
+            self._context = context_of(self._host, self._message)
+        return self._context
 
     @property
     def name(self) -> str:

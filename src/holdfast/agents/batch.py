@@ -65,42 +65,49 @@ class Batch:
 
         Raises `TooLarge`: the record fits no batch.
         """
-        shard = activation.shard
-        size = len(activation.state_bytes) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
+        shard, state, token = activation.shard, activation.state_bytes, activation.token
+        size = len(state) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
         many = 1 + activation.outgoing_records
         if self.agents and (
             self.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(self.records) + many * 2 > limits.BATCH_RECORDS_MAX
         ):
             return False
-        first = self._count(shard)
-        digest, count = (shard.digest, len(shard.index)) if first else (0, 0)
-        state = activation.state_bytes
+        fence, digest, count = None, 0, 0
+        first = shard not in self.shards
+        if first:
+            self._count(shard)
+            digest, count = shard.digest, len(shard.index)
+            fence = None if self.chain else shard.fence
         payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
-        if len(payload) + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
+        size = len(payload)
+        if size + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
             if first:
                 del self.shards[shard]
-            raise TooLarge(f"the record of {activation.token} has {len(payload)} bytes")
-        if self._fits_pack(activation, len(payload)):
+            raise TooLarge(f"the record of {token} has {size} bytes")
+        if (
+            self.slot is not None
+            and activation.sequence >= self.hot_from
+            and size <= limits.PACKED_BYTES_MAX
+            and self._pack_bytes + size <= limits.PACK_BYTES_MAX
+            and not activation.blob
+            and not shard.settling
+        ):
             self.agents.append((activation, -1, state, payload))  # the pack is the last record
-            self._pack.append((shard.number, activation.token, payload))
-            self._pack_bytes += len(payload)
-            self.bytes += len(payload)
+            self._pack.append((shard.number, token, payload))
+            self._pack_bytes += size
+            self.bytes += size
         else:
             self.agents.append((activation, len(self.records), state, None))
-            fence = shard.fence if first and not self.chain else None
-            self._append(Record(f"{shard.prefix}.st.{activation.token}", payload, fence))
+            self._append(Record(f"{shard.prefix}.st.{token}", payload, fence))
         for message in activation.in_batch:
+            if message.plain:
+                continue
             if message.outgoing:
                 self._add_outgoing(shard, message)
             if message.dead:
                 end = message.sequence or f"t{shard.next_unique()}"
-                self._append(Record(f"{shard.prefix}.dl.{activation.token}.{end}", message.dead))
+                self._append(Record(f"{shard.prefix}.dl.{token}.{end}", message.dead))
         return True
-
-    def _fits_pack(self, activation: Activation, size: int) -> bool:
-        if self.slot is None or activation.sequence < self.hot_from or activation.blob or activation.shard.settling:
-            return False
-        return size <= limits.PACKED_BYTES_MAX and self._pack_bytes + size <= limits.PACK_BYTES_MAX
 
     def _append(self, record: Record) -> None:
         self.records.append(record)

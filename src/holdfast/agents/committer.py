@@ -54,12 +54,14 @@ class Committer:
         self._chain = runtime.life.chains[cell]
         self._journal = Journal()
         self._writes: deque[tuple[list[Record], asyncio.Future[range]]] = deque()
-        self._dirty: dict[Activation, None] = {}
+        self.dirty: dict[Activation, None] = {}
         self._one_by_one: dict[Activation, None] = {}
-        self._wake = asyncio.Event()
+        self._large = False
+        """Whether a state among them may need a blob."""
+        self.wake = asyncio.Event()
         self.waiting = 0
         """Turns that wait to be written."""
-        self._enough = 1
+        self.enough = 1
         """… and how many of them are worth a batch."""
         self._append_seconds = 0.0
         self._random = chance.random()
@@ -73,23 +75,25 @@ class Committer:
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
-        self._dirty[activation] = None
+        self.dirty[activation] = None
+        if len(activation.state_bytes) + activation.seen.bytes_kept >= limits.BLOB_THRESHOLD_BYTES:
+            self._large = True
         self.waiting += 1
-        if self.waiting >= self._enough:
-            self._wake.set()
+        if self.waiting >= self.enough:
+            self.wake.set()
 
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
         if shard.unsettled and self._may_write(shard):
             self._journal.leave(shard)
-            self._wake.set()
+            self.wake.set()
 
     def settle(self, shard: Shard) -> None:
         """Have nothing of a shard in packs, as it is about to be let go of."""
         shard.settling = True
         if self._may_write(shard):
             self._journal.leave(shard)
-            self._wake.set()
+            self.wake.set()
 
     def ended(self) -> None:
         """The chain has ended: its packs are those of an owner before."""
@@ -104,7 +108,7 @@ class Committer:
             raise Closed("nothing is written by this node any more")
         done: asyncio.Future[range] = self._runtime.loop.create_future()
         self._writes.append((records, done))
-        self._wake.set()
+        self.wake.set()
         return await done
 
     async def run(self) -> None:
@@ -119,9 +123,9 @@ class Committer:
 
     async def _run(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._writes or self._dirty or self._one_by_one or self._moves_due():
+            await self.wake.wait()
+            self.wake.clear()
+            while self._writes or self.dirty or self._one_by_one or self._moves_due():
                 self._switch()
                 if self._writes:
                     await self._write(*self._writes[0])
@@ -151,7 +155,7 @@ class Committer:
             return False
         if at <= now and (next(self._journal.due(now), None) is not None or self._journal.settled()):
             return True
-        self._moves_at = loop.call_later(max(at - now, 0.05), self._wake.set)
+        self._moves_at = loop.call_later(max(at - now, 0.05), self.wake.set)
         return False
 
     async def _linger(self, written: int) -> None:
@@ -162,15 +166,15 @@ class Committer:
         those who ask first.
         """
         expected = written + self.waiting
-        self._enough = expected - expected // 5
+        self.enough = expected - expected // 5
         share = min(expected / limits.LINGER_TURNS, 2)
-        if self.waiting < self._enough and (self.waiting or share > 0.25):
-            self._wake.clear()
+        if self.waiting < self.enough and (self.waiting or share > 0.25):
+            self.wake.clear()
             seconds = self._append_seconds * (max(share, 1) if self.waiting else share)
-            late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self._wake.set)
-            await self._wake.wait()
+            late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self.wake.set)
+            await self.wake.wait()
             late.cancel()
-        self._enough = 1
+        self.enough = 1
 
     # Building ------------------------------------------------------------------------------------------------------
 
@@ -178,15 +182,16 @@ class Committer:
         if self._one_by_one:
             source, most = self._one_by_one, 1
         else:
-            source, most = self._dirty, limits.BATCH_RECORDS_MAX
+            source, most = self.dirty, limits.BATCH_RECORDS_MAX
         waiting = list(islice(source, most))
-        large = [activation for activation in waiting if activation.pending and activation.needs_blob()]
+        large = [one for one in waiting if one.pending and one.needs_blob()] if self._large else []
         for activation in large:
             if activation.pending and activation.needs_blob():
                 await self._put_blob(activation)
-        batch = self._begin(len(waiting))
+        batch, chain = self._begin(len(waiting)), self._chain.name
         for activation in waiting:
-            if not activation.pending or not self._may_write(activation.shard):
+            shard = activation.shard
+            if not activation.pending or not shard.active or shard.chain != chain:
                 source.pop(activation, None)
                 continue
             if large and activation.needs_blob():
@@ -197,8 +202,9 @@ class Committer:
             except TooLarge as error:
                 self._refused(activation, error)
             source.pop(activation, None)
-        self.waiting = sum(len(activation.pending) for activation in self._dirty)
-        if batch.chain and source is self._dirty:
+        self.waiting = sum(len(activation.pending) for activation in self.dirty)
+        self._large = self._large and bool(self.dirty or self._one_by_one)
+        if batch.chain and source is self.dirty:
             self._add_moves(batch)
         batch.finish()
         return batch
@@ -342,10 +348,11 @@ class Committer:
                 self._moved(shard, token, sequences[place])
         for shard in batch.settled:
             shard.unsettled = False
+        last = sequences[-1]
         for activation, place, state, record in batch.agents:
             shard = activation.shard
             if shard.active and activation.loaded:
-                sequence = sequences[place]
+                sequence = last if record is not None else sequences[place]
                 shard.committed(activation.token, sequence, record)
                 self.turns += len(activation.in_batch)
                 activation.committed(sequence, state)
@@ -367,7 +374,7 @@ class Committer:
             if activation.shard.active:
                 activation.not_written()
                 self.mark(activation)
-        self._wake.set()
+        self.wake.set()
 
     async def _conflict(self, batch: Batch) -> None:
         """A fence is refused, or a link of the chain: let go of what is another's, and claim the rest anew.

@@ -188,3 +188,12 @@ class Context(msgspec.Struct, eq=False):
         else:
             self.timers.pop(name, None)
         return there
+
+
+def context_of(host: TurnHost, message: Delivery, reads_only: bool = False) -> Context:
+    """The context of a turn that handles a message."""
+    call = message.call
+    if call is None:
+        return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
+    chain = (*call.chain, host.token)
+    return Context(host, message.key, call.deadline, call.keep_until, chain, reads_only)

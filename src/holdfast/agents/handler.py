@@ -84,6 +84,12 @@ class _Method(Generic[A_contra, P, R_co]):
         self.__qualname__ = function.__qualname__
         self._title = self._reply_title = ""
         self._shapes: _Shapes | None = None
+        self.at_once = False
+        """Whether the fast path may run it: on the loop, to its end without a wait, its arguments by their places."""
+        self.decode_ordered: Callable[[bytes], Any] = msgspec.msgpack.decode
+        """Arguments as a struct, of those that `at_once`."""
+        self.plain_reply: Any = ()
+        """The type whose instances are replies that need no look, where there is one."""
         self._locals: Mapping[str, Any] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -104,7 +110,7 @@ class _Method(Generic[A_contra, P, R_co]):
     def resolve(self, names: Mapping[str, Any]) -> None:
         """Look up the annotations now, also among the names of the function that defines the class."""
         try:
-            self._shapes = self._build(names)
+            self._adopt(self._build(names))
         except NameError:
             self._locals = names
 
@@ -129,10 +135,15 @@ class _Method(Generic[A_contra, P, R_co]):
         plain = isinstance(returns, type) and returns in _PLAIN
         return _Shapes(ordered, decode_ordered, named, decode_reply, returns, plain)
 
+    def _adopt(self, shapes: _Shapes) -> _Shapes:
+        self._shapes = shapes
+        self.decode_ordered = shapes.decode_ordered
+        self.plain_reply = shapes.returns if shapes.plain or shapes.returns is type(None) else ()
+        self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
+        return shapes
+
     def _shape(self) -> _Shapes:
-        if self._shapes is None:
-            self._shapes = self._build(self._locals)
-        return self._shapes
+        return self._shapes or self._adopt(self._build(self._locals))
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool = False) -> bytes:
         """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`, naming the field."""

@@ -24,7 +24,7 @@ class Delivery(msgspec.Struct, eq=False):
 
     handler: str
     arguments: bytes
-    key: str
+    known_key: str = ""
     call: Call | None = None
     sink: Sink | None = None
     message: InboxMessage | None = None
@@ -44,6 +44,15 @@ class Delivery(msgspec.Struct, eq=False):
     dead: bytes = b""
     done: Future[None] | None = None
     """Of a mark: done when the record is committed."""
+    plain: bool = False
+    """Its turn succeeded, and all that is left to do is to give its caller the reply."""
+
+    @property
+    def key(self) -> str:
+        """What makes it the same message again, empty for a mark."""
+        if not self.known_key and self.call is not None:
+            self.known_key = call_key(self.call)
+        return self.known_key
 
     def respond(self) -> None:
         """Give the reply, or the error, to whoever waits for it."""
@@ -87,7 +96,7 @@ def is_same_ask(one: Call | None, other: Call) -> bool:
 
 def from_call(call: Call, sink: Sink | None) -> Delivery:
     """A delivery of an ask or a tell."""
-    return Delivery(call.handler, call.arguments, call_key(call), call, sink, suspect=call.suspect)
+    return Delivery(call.handler, call.arguments, "", call, sink, suspect=call.suspect)
 
 
 def inbox_key(sequence: int, message: InboxMessage) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import codec, limits
-from holdfast.agents import frames, mailbox
+from holdfast.agents import fast_path, frames, mailbox
+from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
 from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
@@ -66,6 +67,8 @@ class Runtime:
             if self.kinds.setdefault(kind.name, kind) is not kind:
                 raise ConfigError(f"two classes are served under the kind {kind.name!r}: give one kind=... of its own")
         self.shards: dict[int, Shard] = {}
+        self.resident: dict[str, Activation] = {}
+        """The agents in memory, of all shards."""
         self.committers = {cell: Committer(self, cell) for cell in cells}
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
@@ -283,8 +286,12 @@ class Runtime:
                         self.loop.call_soon(self._flush)
             outlet.append(Reply(reference, outcome, payload))
 
+        resident = self.resident
         for call in frame.calls:
-            self.take(call, sink if call.reference else None)
+            if not call.reference:
+                self._take(call, None)
+            elif (found := resident.get(call.token)) is None or not fast_path.take(found, call, sink):
+                self._take(call, sink)
         for call in frame.cancelled:
             self.cancel(call)
 
@@ -297,6 +304,11 @@ class Runtime:
 
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
+        found = self.resident.get(call.token)
+        if found is None or sink is None or not fast_path.take(found, call, sink):
+            self._take(call, sink)
+
+    def _take(self, call: Call, sink: mailbox.Sink | None) -> None:
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
             if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
@@ -312,7 +324,7 @@ class Runtime:
 
     def _take_again(self, number: int, call: Call, sink: mailbox.Sink | None) -> None:
         if number in self.shards:
-            self.take(call, sink)
+            self._take(call, sink)
         elif sink is not None:
             sink(call.reference, NOT_OWNER, b"")
 
@@ -370,7 +382,7 @@ class Runtime:
         return {
             "shards": len(self.shards),
             "agents": sum(len(shard.index) for shard in self.shards.values()),
-            "resident": sum(len(shard.activations) for shard in self.shards.values()),
+            "resident": len(self.resident),
             "timers": len(self.timers),
             "stalls": self.stalls.count,
             "batches": sum(committer.batches for committer in self.committers.values()),

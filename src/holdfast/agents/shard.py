@@ -152,7 +152,7 @@ class Shard:
                 f"the owner of {token} does not serve the kind {name}: it serves {self.runtime.kind_names}"
             )
         activation = Activation(self, token, kind)
-        self.activations[token] = activation
+        self.activations[token] = self.runtime.resident[token] = activation
         sequence = self.index.get(token, 0)
         payload = self.packed.get(token)
         if payload is None and (payload := self.warm.pop(token, None)) is not None:
@@ -203,7 +203,7 @@ class Shard:
 
     def drop(self, activation: Activation, error: HoldfastError, seconds: float = 0.0) -> None:
         """Forget what of the agent is not committed: calls get the error, its inbox and timers come again later."""
-        self.activations.pop(activation.token, None)
+        self._leave(activation.token)
         payload = mailbox.error_bytes(error)
         kept: list[Delivery | int] = []
         for message in activation.abandon():
@@ -219,7 +219,7 @@ class Shard:
 
         The one that was found gets the error; a durable one becomes a dead letter with its next attempt.
         """
-        del self.activations[activation.token]
+        self._leave(activation.token)
         messages = activation.abandon()
         again = self.activation(activation.token)
         again.solo = True
@@ -262,12 +262,17 @@ class Shard:
         else:
             activation.deliver_timer(message)
 
+    def _leave(self, token: str) -> None:
+        """An agent is in memory no more."""
+        if self.activations.pop(token, None) is not None:
+            del self.runtime.resident[token]
+
     def passivate(self, now: float) -> int:
         """Let idle agents leave memory; return how many did."""
         idle = [token for token, activation in self.activations.items() if activation.idle(now)]
         for token in idle:
-            activation = self.activations.pop(token)
-            activation.loaded = False
+            self.activations[token].loaded = False
+            self._leave(token)
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
         return len(idle)
@@ -374,7 +379,8 @@ class Shard:
         self._cool()
         self.packed = {}
         activations, self.activations = self.activations, {}
-        for activation in activations.values():
+        for token, activation in activations.items():
+            del self.runtime.resident[token]
             for message in activation.abandon():
                 if isinstance(message, Delivery):
                     message.turn_away(NOT_OWNER, self.heir)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from holdfast import codec, limits
 from holdfast.agents import mailbox, workers
-from holdfast.agents.context import Context
+from holdfast.agents.context import Context, context_of
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
 from holdfast.agents.messages import BUSY, NOT_OWNER, Call, DeadRecord, InboxMessage
 from holdfast.agents.workers import Done
@@ -77,14 +77,6 @@ def _method(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any
     return method, method.decode_arguments(message.arguments)
 
 
-def _context(activation: Activation, message: Delivery, reads_only: bool = False) -> Context:
-    call = message.call
-    if call is None:
-        return Context(activation, message.key, 0.0, 0.0, (activation.token,), reads_only)
-    chain = (*call.chain, activation.token)
-    return Context(activation, message.key, call.deadline, call.keep_until, chain, reads_only)
-
-
 # Running -----------------------------------------------------------------------------------------------------------
 
 
@@ -101,20 +93,20 @@ def start(activation: Activation, message: Delivery) -> None:
     except HoldfastError as error:
         _failed(activation, message, error)
         return
-    context = _context(activation, message)
+    context = context_of(activation, message)
     activation.running = message
     if method.waits or method.runs_in != "loop":
         activation.task = activation.shard.runtime.spawn(_run(activation, message, method, args, context))
         return
     agent = activation.agent
     agent.state = activation.state
-    agent.context = context
+    agent._context = context
     try:
         method.bind(agent, args).send(None)
     except StopIteration as end:
-        _finished(activation, message, method, context, end.value)
+        finished(activation, message, method, context, end.value)
     except Exception as error:
-        _raised(activation, message, error)
+        raised(activation, message, error)
     else:
         raise AssertionError(f"{method} waited, although it has no await")
 
@@ -128,7 +120,7 @@ async def _run(
 ) -> None:
     runtime = activation.shard.runtime
     activation.agent.state = activation.state
-    activation.agent.context = context
+    activation.agent._context = context
     try:
         if method.runs_in == "loop":
             value = await _while_live(method.bind(activation.agent, args), runtime.life)
@@ -139,10 +131,10 @@ async def _run(
             raise
     except Exception as error:
         if activation.running is message:
-            _raised(activation, message, error)
+            raised(activation, message, error)
     else:
         if activation.running is message:
-            _finished(activation, message, method, context, value)
+            finished(activation, message, method, context, value)
 
 
 async def _off_loop(
@@ -182,7 +174,7 @@ def _while_live(work: Coroutine[Any, Any, Any], life: Life) -> Generator[Any, An
             error = asyncio.CancelledError()
 
 
-def _raised(activation: Activation, message: Delivery, error: Exception) -> None:
+def raised(activation: Activation, message: Delivery, error: Exception) -> None:
     """The state goes back; an error of our own keeps its class, a user's becomes `HandlerFailed`."""
     activation.state = activation.kind.load_state(activation.state_bytes, activation.kind.state_version)
     activation.running = None
@@ -194,11 +186,11 @@ def cancelled(activation: Activation, message: Delivery) -> bool:
     """End a turn that its caller gave up; false where the activation itself has come to its end."""
     if not activation.shard.active or activation.running is not message:
         return False
-    _raised(activation, message, HandlerFailed("the handler was cancelled", "CancelledError"))
+    raised(activation, message, HandlerFailed("the handler was cancelled", "CancelledError"))
     return True
 
 
-def _finished(
+def finished(
     activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context, value: Any
 ) -> None:
     kind = activation.kind
@@ -212,10 +204,10 @@ def _finished(
             state = activation.agent.state
             state_bytes, view = kind.encode_state(state)
     except HoldfastError as error:
-        _raised(activation, message, error)
+        raised(activation, message, error)
         return
     except Exception as error:  # a user's own codec or property
-        _raised(activation, message, BadMessage(f"{type(error).__name__}: {error}"))
+        raised(activation, message, BadMessage(f"{type(error).__name__}: {error}"))
         return
     activation.state = state
     if state_bytes != activation.state_bytes:
@@ -341,7 +333,7 @@ def read(activation: Activation, message: Delivery) -> None:
     except HoldfastError as error:
         refuse(message, error)
         return
-    context = _context(activation, message, reads_only=True)
+    context = context_of(activation, message, reads_only=True)
     if method.runs_in != "loop":
         job = workers.job(activation, method, message, context, activation.committed_bytes)
         work = activation.shard.runtime.workers.run(activation, method, job)
@@ -350,7 +342,7 @@ def read(activation: Activation, message: Delivery) -> None:
     agent = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
     agent.state = committed_view(activation)
-    agent.context = context
+    agent._context = context
     run = method.bind(agent, args)
     if method.waits:
         activation.shard.runtime.spawn(_read_later(activation, message, method, run))

@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import math
 from enum import Enum
+from typing import Final
 
 import msgspec
 
 from holdfast import limits
+
+_KEPT_SECONDS: Final = limits.CLOCK_SKEW_SECONDS - 0.001
+"""For so long a caller is kept behind its newest deadline for certain: rounding errors are less."""
 
 
 class Caller(msgspec.Struct, array_like=True, gc=False):
@@ -47,17 +51,17 @@ class Verdict(Enum):
 
 
 class Seen:
-    """An agent's tables of callers and of ids. ``bytes_kept``: the size of all answers in them."""
+    """An agent's tables of callers and of ids. ``bytes_kept``: the size of all answers in them; ``stale_at``: when the
+    first of them may be forgotten, or before (s)."""
 
-    __slots__ = ("_oldest", "bytes_kept", "callers", "ids")
+    __slots__ = ("bytes_kept", "callers", "ids", "stale_at")
 
     def __init__(self, callers: dict[str, Caller], ids: dict[str, Remembered]) -> None:
         self.callers = callers
         self.ids = ids
         answers = sum(len(answer) for caller in callers.values() for answer in caller.answers.values())
         self.bytes_kept = answers + sum(len(entry.answer) for entry in ids.values())
-        self._oldest = min((caller.deadline for caller in callers.values()), default=math.inf)
-        """No caller's deadline is before this."""
+        self.stale_at = self._first_stale()
 
     def check_caller(self, name: str, number: int, low: int) -> Verdict | bytes:
         """Decide on a numbered ask: `bytes` is the first answer. The caller's ``low`` frees the answers below it."""
@@ -87,7 +91,7 @@ class Seen:
         caller = self.callers.get(name)
         if caller is None:
             self.callers[name] = Caller(low, deadline, {number: answer})
-            self._oldest = min(self._oldest, deadline)
+            self.stale_at = min(self.stale_at, deadline + _KEPT_SECONDS)
             return
         caller.answers[number] = answer
         if deadline > caller.deadline:
@@ -96,6 +100,7 @@ class Seen:
     def note_id(self, message_id: str, until: float, digest: int, answer: bytes) -> None:
         """Remember the answer to a message with an id, as part of its turn."""
         self.ids[message_id] = Remembered(until, digest, answer)
+        self.stale_at = min(self.stale_at, until)
         self.bytes_kept += len(answer)
 
     def full(self) -> bool:
@@ -104,11 +109,16 @@ class Seen:
 
     def expire(self, now: float) -> None:
         """Forget callers whose messages can no longer be started anywhere, and ids past their time."""
+        if now <= self.stale_at:
+            return
         limit = now - limits.CLOCK_SKEW_SECONDS
-        if self._oldest < limit:
-            for name in [name for name, caller in self.callers.items() if caller.deadline < limit]:
-                self.bytes_kept -= sum(map(len, self.callers.pop(name).answers.values()))
-            self._oldest = min((caller.deadline for caller in self.callers.values()), default=math.inf)
-        if self.ids:
-            for key in [key for key, entry in self.ids.items() if entry.until < now]:
-                self.bytes_kept -= len(self.ids.pop(key).answer)
+        for name in [name for name, caller in self.callers.items() if caller.deadline < limit]:
+            self.bytes_kept -= sum(map(len, self.callers.pop(name).answers.values()))
+        for key in [key for key, entry in self.ids.items() if entry.until < now]:
+            self.bytes_kept -= len(self.ids.pop(key).answer)
+        self.stale_at = self._first_stale()
+
+    def _first_stale(self) -> float:
+        callers = min((caller.deadline for caller in self.callers.values()), default=math.inf)
+        ids = min((entry.until for entry in self.ids.values()), default=math.inf)
+        return min(callers + _KEPT_SECONDS, ids)
