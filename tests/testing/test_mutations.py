@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from holdfast.agents import record, shard, turn
+from holdfast.agents import fast_path, record, shard, turn
 from holdfast.agents.activation import Activation
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
@@ -51,6 +51,11 @@ def mutation(scenario: str, *missed_by: str) -> Callable[[Change], Change]:
         return change
 
     return add
+
+
+def nothing_is_fast(patch: pytest.MonkeyPatch) -> None:
+    """What is taken out is of the general way: `tests/agents/test_fast_path.py` holds the other to it."""
+    patch.setattr(fast_path, "take", lambda *_: False)
 
 
 @mutation("late", "one_line", "memory_is_the_log")
@@ -190,6 +195,7 @@ def a_relay_without_its_cursor(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("attempts", "once_each")
 def callers_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
+    nothing_is_fast(patch)
     patch.setattr(Seen, "check_caller", lambda *_: Verdict.NEW)
 
 
@@ -218,6 +224,7 @@ def a_reply_before_its_commit(patch: pytest.MonkeyPatch) -> None:
             message.respond()
             message.sink = None
 
+    nothing_is_fast(patch)
     patch.setattr(Activation, "note", answer_at_once)
 
 
@@ -233,6 +240,7 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
             message.sink = None
         finished(activation, message, method, context, value)
 
+    nothing_is_fast(patch)
     patch.setattr(turn, "finished", at_once)
 
 

@@ -32,11 +32,11 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent", "attempts", "blob", "committed_bytes", "consumed", "generation", "held", "in_batch", "in_hand",
-        "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes", "outgoing_records",
-        "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders", "sequence", "shard",
-        "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token", "turn_from_inbox",
-        "version", "view", "waiting_readers"
+        "agent", "at_rest", "attempts", "blob", "committed_bytes", "consumed", "digest", "generation", "held", "in_batch",
+        "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes",
+        "outgoing_records", "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders",
+        "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token",
+        "turn_from_inbox", "version", "view", "waiting_readers"
     )  # fmt: skip
 
     def __init__(self, shard: Shard, token: str, kind: Kind) -> None:
@@ -54,6 +54,8 @@ class Activation:
         self.next_view: Any = None
         """The view of ``state_bytes``, to become the view when they are committed."""
         self.sequence = 0
+        self.digest = 0
+        """What its newest record adds to the shard's digest; 0 where that is not kept."""
         self.version = 0
         self.consumed = 0
         self.seen = Seen({}, {})
@@ -66,6 +68,8 @@ class Activation:
         self.state_in_blob: bytes | None = None
         self.old_blobs: list[str] | None = None
         self.loaded = False
+        self.at_rest = False
+        """Nothing but the fast path had to do with it since `committed` found that nothing is under way."""
         self.running: Delivery | None = None
         self.solo = False
         self.pumping = False
@@ -155,14 +159,11 @@ class Activation:
             else:
                 self._read(message)
         elif (call.number or call.message_id) and (known := self.in_hand.get(message.key)) is not None:
-            if call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
-                turn.refuse(message, repeats.mismatch(call.message_id))
-            else:
-                known.shared = known.shared or not is_same_ask(known.call, call)
-                known.call, known.sink = call, message.sink
+            repeats.join(known, call, message)
         elif (error := turn.overloaded(self, call)) is not None:
             turn.refuse(message, error)
         else:
+            self.at_rest = False
             if call.number or call.message_id:
                 self.in_hand[message.key] = message
             if self.mailbox or self.inbox or not self._may_start():
@@ -186,11 +187,13 @@ class Activation:
     def deliver_timer(self, message: Delivery) -> None:
         """Take a timer that is due."""
         self.last_used = self.shard.runtime.loop.time()
+        self.at_rest = False
         self._put(message)
 
     def deliver_inbox(self, message: Delivery | int) -> None:
         """Take the next inbox message, or the sequence of one that is still to be read."""
         self.last_used = self.shard.runtime.loop.time()
+        self.at_rest = False
         if self.inbox is None:
             self.inbox = deque()
         if len(self.inbox) >= limits.INBOX_READ_AHEAD and isinstance(message, Delivery):
@@ -277,6 +280,7 @@ class Activation:
             return
         self.pending.append(message)
         if message.outgoing:
+            self.at_rest = False
             self.outgoing_records += len(message.outgoing)
             self.outgoing_bytes += sum(len(sent.message.arguments) for sent in message.outgoing)
         self.shard.committer.mark(self)
@@ -298,25 +302,13 @@ class Activation:
                 state = b""
             else:
                 self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
+        senders = self._recent_senders(now) if self.senders else {}
+        timers = list(self.timers.values()) if self.timers else []
         return AgentRecord(
-            form,
-            commit,
-            self.sequence,
-            digest,
-            count,
-            self.version + 1,
-            self.kind.state_version,
-            state,
-            self.blob,
-            self.consumed,
-            seen.callers,
-            seen.ids,
-            self._recent_senders(now) if self.senders else {},
-            list(self.timers.values()) if self.timers else [],
-            self.generation,
-            self.attempts,
+            form, commit, self.sequence, digest, count, self.version + 1, self.kind.state_version, state, self.blob,
+            self.consumed, seen.callers, seen.ids, senders, timers, self.generation, self.attempts,
             now if form > 1 else 0.0,
-        )
+        )  # fmt: skip
 
     def needs_blob(self) -> bool:
         """Whether the state is too large for the record, and not yet in a blob."""
@@ -354,10 +346,13 @@ class Activation:
                 message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]  # plain: has both
             else:
                 self._release(message)
-        if self.mailbox or self.inbox or self.solo:
-            if self.solo and not self.mailbox and not self.pending:
-                self.solo = False
-            self.pump()
+        if self.at_rest:
+            return
+        if self.solo and not self.mailbox and not self.pending:
+            self.solo = False
+        self.pump()
+        busy = self.running or self.mailbox or self.inbox or self.held or self.outgoing_records
+        self.at_rest = self.loaded and not (busy or self.solo or self.attempts)
 
     def _release(self, message: Delivery) -> None:
         if message.call is not None:
@@ -389,7 +384,7 @@ class Activation:
             found.update(dict.fromkeys(more or ()))
         self.in_batch, self.pending, self.in_hand = [], [], {}
         self.mailbox = self.inbox = self.waiting_readers = self.running = None
-        self.loaded = False
+        self.loaded = self.at_rest = False
         for place, item in enumerate(found):
             if isinstance(item, Delivery):
                 item.begun = item.begun or place < begun

@@ -39,6 +39,8 @@ class Batch:
         self.bytes = 0
         self.agents: list[tuple[Activation, int, bytes, bytes | None]] = []
         """Each with the place of its record, the state that the record holds, and the record, if it is in the pack."""
+        self.packed: list[tuple[Shard, str]] = []
+        """The agents whose records are in its pack."""
         self.moves: list[tuple[Shard, str, int]] = []
         """Agents whose records leave their packs, with the places of the new ones."""
         self.settled: list[Shard] = []
@@ -55,10 +57,6 @@ class Batch:
     def has_work(self) -> bool:
         """Whether there is something to write."""
         return bool(self.agents or self.moves or self.settled)
-
-    def packed(self) -> list[tuple[Shard, str]]:
-        """The agents whose records are in its pack."""
-        return [(one.shard, one.token) for one, _, _, packed in self.agents if packed is not None]
 
     def add(self, activation: Activation) -> bool:
         """Add an agent's record and what its turns send; False where there is no room left for them.
@@ -93,6 +91,7 @@ class Batch:
             and not shard.settling
         ):
             self.agents.append((activation, -1, state, payload))  # the pack is the last record
+            self.packed.append((shard, token))
             self._pack.append((shard.number, token, payload))
             self._pack_bytes += size
             self.bytes += size

@@ -28,6 +28,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from holdfast import chance, limits
+from holdfast.agents import state_blobs
 from holdfast.agents.activation import Activation
 from holdfast.agents.batch import Batch
 from holdfast.agents.journal import Journal
@@ -54,14 +55,14 @@ class Committer:
         self._chain = runtime.life.chains[cell]
         self._journal = Journal()
         self._writes: deque[tuple[list[Record], asyncio.Future[range]]] = deque()
-        self.dirty: dict[Activation, None] = {}
+        self._dirty: dict[Activation, None] = {}
         self._one_by_one: dict[Activation, None] = {}
         self._large = False
         """Whether a state among them may need a blob."""
-        self.wake = asyncio.Event()
+        self._wake = asyncio.Event()
         self.waiting = 0
         """Turns that wait to be written."""
-        self.enough = 1
+        self._enough = 1
         """… and how many of them are worth a batch."""
         self._append_seconds = 0.0
         self._random = chance.random()
@@ -75,25 +76,25 @@ class Committer:
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
-        self.dirty[activation] = None
+        self._dirty[activation] = None
         if len(activation.state_bytes) + activation.seen.bytes_kept >= limits.BLOB_THRESHOLD_BYTES:
             self._large = True
         self.waiting += 1
-        if self.waiting >= self.enough:
-            self.wake.set()
+        if self.waiting >= self._enough:
+            self._wake.set()
 
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
         if shard.unsettled and self._may_write(shard):
             self._journal.leave(shard)
-            self.wake.set()
+            self._wake.set()
 
     def settle(self, shard: Shard) -> None:
         """Have nothing of a shard in packs, as it is about to be let go of."""
         shard.settling = True
         if self._may_write(shard):
             self._journal.leave(shard)
-            self.wake.set()
+            self._wake.set()
 
     def ended(self) -> None:
         """The chain has ended: its packs are those of an owner before."""
@@ -108,7 +109,7 @@ class Committer:
             raise Closed("nothing is written by this node any more")
         done: asyncio.Future[range] = self._runtime.loop.create_future()
         self._writes.append((records, done))
-        self.wake.set()
+        self._wake.set()
         return await done
 
     async def run(self) -> None:
@@ -123,9 +124,9 @@ class Committer:
 
     async def _run(self) -> None:
         while True:
-            await self.wake.wait()
-            self.wake.clear()
-            while self._writes or self.dirty or self._one_by_one or self._moves_due():
+            await self._wake.wait()
+            self._wake.clear()
+            while self._writes or self._dirty or self._one_by_one or self._moves_due():
                 self._switch()
                 if self._writes:
                     await self._write(*self._writes[0])
@@ -155,7 +156,7 @@ class Committer:
             return False
         if at <= now and (next(self._journal.due(now), None) is not None or self._journal.settled()):
             return True
-        self._moves_at = loop.call_later(max(at - now, 0.05), self.wake.set)
+        self._moves_at = loop.call_later(max(at - now, 0.05), self._wake.set)
         return False
 
     async def _linger(self, written: int) -> None:
@@ -166,15 +167,15 @@ class Committer:
         those who ask first.
         """
         expected = written + self.waiting
-        self.enough = expected - expected // 5
+        self._enough = expected - expected // 5
         share = min(expected / limits.LINGER_TURNS, 2)
-        if self.waiting < self.enough and (self.waiting or share > 0.25):
-            self.wake.clear()
+        if self.waiting < self._enough and (self.waiting or share > 0.25):
+            self._wake.clear()
             seconds = self._append_seconds * (max(share, 1) if self.waiting else share)
-            late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self.wake.set)
-            await self.wake.wait()
+            late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self._wake.set)
+            await self._wake.wait()
             late.cancel()
-        self.enough = 1
+        self._enough = 1
 
     # Building ------------------------------------------------------------------------------------------------------
 
@@ -182,12 +183,12 @@ class Committer:
         if self._one_by_one:
             source, most = self._one_by_one, 1
         else:
-            source, most = self.dirty, limits.BATCH_RECORDS_MAX
+            source, most = self._dirty, limits.BATCH_RECORDS_MAX
         waiting = list(islice(source, most))
         large = [one for one in waiting if one.pending and one.needs_blob()] if self._large else []
         for activation in large:
             if activation.pending and activation.needs_blob():
-                await self._put_blob(activation)
+                await state_blobs.put(activation)
         batch, chain = self._begin(len(waiting)), self._chain.name
         for activation in waiting:
             shard = activation.shard
@@ -202,9 +203,9 @@ class Committer:
             except TooLarge as error:
                 self._refused(activation, error)
             source.pop(activation, None)
-        self.waiting = sum(len(activation.pending) for activation in self.dirty)
-        self._large = self._large and bool(self.dirty or self._one_by_one)
-        if batch.chain and source is self.dirty:
+        self.waiting = sum(len(activation.pending) for activation in self._dirty)
+        self._large = self._large and bool(self._dirty or self._one_by_one)
+        if batch.chain and source is self._dirty:
             self._add_moves(batch)
         batch.finish()
         return batch
@@ -246,23 +247,6 @@ class Committer:
         for shard in self._journal.settled():
             if batch.has_room():
                 batch.add_settled(shard)
-
-    async def _put_blob(self, activation: Activation) -> None:
-        shard = activation.shard
-        key = f"{shard.prefix}.{activation.token}.{shard.next_unique()}"
-        activation.held = True
-        state = activation.state_bytes
-        try:
-            await self._runtime.engine.blobs.put(key, state)
-        except Closed:
-            raise
-        except HoldfastError as error:
-            if shard.active:
-                shard.drop(activation, error if isinstance(error, NoQuorum) else NoQuorum(f"the state's blob: {error}"))
-            return
-        if activation.blob:
-            activation.old_blobs = [*(activation.old_blobs or ()), activation.blob]
-        activation.blob, activation.state_in_blob = key, state
 
     # Writing -------------------------------------------------------------------------------------------------------
 
@@ -338,26 +322,27 @@ class Committer:
     def _acknowledged(self, batch: Batch, sequences: range) -> None:
         self.batches += 1
         self.records += len(batch.records)
+        last, now = sequences[-1], self._runtime.loop.time()
         for shard, cell, place in batch.outbox:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
-        if batch.slot is not None and self._goes_on(batch.link) and (packed := batch.packed()):
-            self._journal.written(batch.slot, sequences[-1], self._runtime.loop.time(), packed)
+        if batch.slot is not None and self._goes_on(batch.link) and batch.packed:
+            self._journal.written(batch.slot, last, now, batch.packed)
         for shard, token, place in batch.moves:
             if shard.active:
                 self._moved(shard, token, sequences[place])
         for shard in batch.settled:
             shard.unsettled = False
-        last = sequences[-1]
         for activation, place, state, record in batch.agents:
             shard = activation.shard
             if shard.active and activation.loaded:
                 sequence = last if record is not None else sequences[place]
-                shard.committed(activation.token, sequence, record)
+                activation.digest = shard.committed(activation.token, sequence, record, activation.digest)
                 self.turns += len(activation.in_batch)
+                activation.last_used = now
                 activation.committed(sequence, state)
                 if activation.old_blobs:
-                    self._runtime.spawn(self._runtime.delete_blobs(activation.old_blobs))
+                    self._runtime.spawn(state_blobs.delete(self._runtime, activation.old_blobs))
                     activation.old_blobs = None
 
     def _moved(self, shard: Shard, token: str, sequence: int) -> None:
@@ -366,6 +351,7 @@ class Committer:
         if activation is not None and activation.loaded:
             activation.sequence = sequence
             activation.version += 1
+            activation.digest = 0
         shard.committed(token, sequence, None)
 
     def _put_back(self, batch: Batch) -> None:
@@ -374,7 +360,7 @@ class Committer:
             if activation.shard.active:
                 activation.not_written()
                 self.mark(activation)
-        self.wake.set()
+        self._wake.set()
 
     async def _conflict(self, batch: Batch) -> None:
         """A fence is refused, or a link of the chain: let go of what is another's, and claim the rest anew.

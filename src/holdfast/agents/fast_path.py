@@ -8,7 +8,7 @@ nobody asks for. Whatever is out of the ordinary is left to them, before the han
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from msgspec.structs import astuple
 
@@ -18,9 +18,6 @@ from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery, Sink
 from holdfast.agents.messages import Call
 from holdfast.codec import encode_raw
-
-_SMALL_BYTES: Final = 64 * 1024
-"""A state with its replies that needs no look at what it may be at most."""
 
 
 def take(activation: Activation, call: Call, sink: Sink) -> bool:
@@ -38,18 +35,12 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         or call.message_id
         or number < (low or 1)
         or call.suspect
-        or not activation.loaded
+        or not activation.at_rest
         or activation.running is not None
-        or activation.mailbox
-        or activation.inbox
-        or activation.held
-        or activation.solo
-        or activation.attempts
-        or activation.outgoing_records
         or not shard.active
         or shard.draining
         or committer.waiting >= limits.UNWRITTEN_TURNS_MAX
-        or seen.bytes_kept > _SMALL_BYTES
+        or seen.bytes_kept > limits.ANSWERS_BYTES_MAX
     ):
         return False
     if caller is None:
@@ -60,13 +51,16 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     runtime = shard.runtime
     if call.deadline < runtime.clock.now() or not runtime.life.live():
         return False
-    if activation.pending and len(activation.pending) + len(activation.in_batch) >= activation.kind.mailbox_max:
+    pending, in_batch = activation.pending, activation.in_batch
+    if (pending or in_batch) and len(pending) + len(in_batch) >= activation.kind.mailbox_max:
         return False
     try:
         args = astuple(method.decode_ordered(call.arguments))
     except Exception:  # by name, or not what the handler takes
         return False
 
+    if caller is not None and low > caller.low:
+        seen.free_below(caller, low)
     message = Delivery(call.handler, call.arguments, "", call, sink)
     activation.running = message
     agent = activation.agent
@@ -83,20 +77,19 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     else:
         raise AssertionError(f"{method} waited, although it has no await")
 
-    state = agent.state
     context = agent._context
+    if context is not None and (context.outgoing is not None or context.timers is not None):
+        turn.finished(activation, message, method, context, value)
+        return True
+    state = agent.state
     try:
-        reply = encode_raw(value)
+        reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
         state_bytes = encode_raw(state)
         view = activation.kind.decode_view(state_bytes)
+        fits = len(reply) <= limits.REPLY_BYTES_MAX and len(state_bytes) <= limits.STATE_BYTES_MAX
     except Exception:
-        reply, state_bytes, view = b"", b"", None
-    if (
-        not state_bytes
-        or type(value) is not method.plain_reply
-        or len(reply) + len(state_bytes) > _SMALL_BYTES
-        or (context is not None and (context.timers is not None or context.outgoing is not None))
-    ):
+        fits = False
+    if not fits:  # again, to say what is wrong
         turn.finished(activation, message, method, agent.context, value)
         return True
     activation.running = None
@@ -104,24 +97,17 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     if state_bytes != activation.state_bytes:
         activation.state_bytes = state_bytes
         activation.next_view = view
-    if caller is None or low < number:
-        seen.check_caller(call.caller, number, low)  # frees the answers below
+    if caller is None:
         seen.note_caller(call.caller, number, low, call.deadline, reply)
-    else:  # no other ask of this caller is open
-        answers = caller.answers
-        seen.bytes_kept += len(reply) - sum(map(len, answers.values()))
-        answers.clear()
-        answers[number] = reply
-        caller.low = low
+    else:
+        caller.answers[number] = reply
+        seen.bytes_kept += len(reply)
         if call.deadline > caller.deadline:
             caller.deadline = call.deadline
     message.reply = reply
     message.plain = True
     activation.pending.append(message)
-    committer.dirty[activation] = None
-    committer.waiting += 1
-    if committer.waiting >= committer.enough:
-        committer.wake.set()
+    committer.mark(activation)
     if activation.mailbox or activation.inbox:  # what the handler told its own agent
         activation.pump()
     return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from msgspec import structs
 
@@ -15,6 +16,7 @@ from holdfast.agents.messages import Call, Frame, Reply
 from holdfast.engines.base import Bus
 
 _REMEMBERED_MAX = 8192
+_payload_of = attrgetter("payload")
 
 
 class Frames:
@@ -25,32 +27,33 @@ class Frames:
         self.count = 0
         self._bus = bus
         self._loop = asyncio.get_running_loop()
-        self._outgoing: dict[str, Frame] = {}
+        self._outgoing: dict[str | int, Frame] = {}
         self._references: dict[int, list[int]] = {}
 
-    def add(self, subject: str, call: Call) -> None:
-        """Send a call with this tick's frame."""
-        frame = self._outgoing.get(subject) or self._begin(subject)
+    def add(self, to: str | int, call: Call) -> None:
+        """Send a call with this tick's frame. ``to``: an incarnation, or a shard whose owner is not known."""
+        frame = self._outgoing.get(to) or self._begin(to)
         frame.calls.append(call)
 
-    def cancel(self, subject: str, call: Call) -> None:
+    def cancel(self, to: str, call: Call) -> None:
         """Send word that its caller gave up a call."""
-        frame = self._outgoing.get(subject) or self._begin(subject)
+        frame = self._outgoing.get(to) or self._begin(to)
         frame.cancelled.append(structs.replace(call, arguments=b""))
 
     def unheard(self, subject: str) -> Sequence[int]:
         """The references of a frame's calls, when nobody was there to hear it; ``subject``: its reply's."""
         return self._references.pop(int(subject.rpartition(".")[2]), ())
 
-    def _begin(self, subject: str) -> Frame:
+    def _begin(self, to: str | int) -> Frame:
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        frame = self._outgoing[subject] = Frame(f"{self.reply}.0", [])
+        frame = self._outgoing[to] = Frame(f"{self.reply}.0", [])
         return frame
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, {}
-        for subject, frame in outgoing.items():
+        for to, frame in outgoing.items():
+            subject = f"hf.s.{to}" if isinstance(to, int) else f"hf.n.{to}"
             calls, size, start = frame.calls, 0, 0
             for index, call in enumerate(calls):
                 size += len(call.arguments) + len(call.token) + 96
@@ -72,7 +75,7 @@ class Frames:
 
 def split(replies: list[Reply]) -> Iterable[list[Reply]]:
     """The replies in frames of at most `limits.FRAME_BYTES_MAX`, but for one that is larger alone."""
-    size = sum(len(reply.payload) for reply in replies) + 16 * len(replies)
+    size = sum(map(len, map(_payload_of, replies))) + 16 * len(replies)
     if size <= limits.FRAME_BYTES_MAX:
         yield list(replies)
         return

@@ -146,15 +146,17 @@ class AgentRef(Generic[AgentT_co]):
         """
         options = self._options
         data = self._encode(method, args, kwargs, False)
+        reads_only = method.reads_only
+        message_id = "" if reads_only else options.message_id
         reply = await self._router.ask(
             self._token,
             method.name,
             data,
             options.timeout_seconds,
-            reads_only=method.reads_only,
-            message_id="" if method.reads_only else options.message_id,
-            fresh=options.fresh,
-            context=self._context,
+            reads_only,
+            message_id,
+            options.fresh,
+            self._context,
         )
         return method.decode_reply(reply)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from holdfast import limits
 from holdfast.agents import mailbox, turn
-from holdfast.agents.mailbox import Delivery
+from holdfast.agents.mailbox import Delivery, is_same_ask
+from holdfast.agents.messages import Call
 from holdfast.core.delivery import Verdict
 from holdfast.errors import OutcomeUnknown, Overloaded, ReplayMismatch
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 def mismatch(message_id: str) -> ReplayMismatch:
     """The error for an id that came with another message before."""
     return ReplayMismatch(f"the message id {message_id!r} was used before, with another message: give each its own id")
+
+
+def join(known: Delivery, call: Call, message: Delivery) -> None:
+    """Another attempt of what is in the agent's hands, or another caller under the same id: it gets the answer."""
+    if call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
+        turn.refuse(message, mismatch(call.message_id))
+    else:
+        known.shared = known.shared or not is_same_ask(known.call, call)
+        known.call, known.sink = call, message.sink
 
 
 def already_seen(activation: Activation, message: Delivery) -> bool:

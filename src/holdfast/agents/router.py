@@ -92,8 +92,8 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._open: dict[int, _Open] = {}
-        self._open_to: dict[str, dict[int, None]] = {}
-        """Per receiver the numbers still open, lowest first."""
+        self._open_to: dict[str, int | dict[int, None]] = {}
+        """Per receiver the number still open, or all of them, lowest first."""
         self._owners: dict[int, str] = {}
         self._frames = Frames(bus, f"hf.r.{caller}")
         self._subscription: Subscription | None = None
@@ -134,7 +134,6 @@ class Router:
         handler: str,
         arguments: bytes,
         timeout_seconds: float,
-        *,
         reads_only: bool = False,
         message_id: str = "",
         fresh: bool = False,
@@ -143,12 +142,13 @@ class Router:
         """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises."""
         if self._closed:
             raise Closed("the node was closed")
-        if self.life is not None and self.life.isolated():
+        if (life := self.life) is not None and life.wanted and life.isolated():
             raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
-        if (kind := token[: token.find("/")]) not in self._space.table.kinds:
-            await self.placement.knows(kind)
+        if (shard := self._space.known(token)) < 0:
+            await self.placement.knows(token[: token.find("/")])
+            shard = self._space.shard_of(token)
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
         chain: tuple[str, ...] = ()
         if context is not None:
@@ -164,23 +164,18 @@ class Router:
         self._number = number = self._number + 1
         numbered = low = 0
         if not reads_only and not message_id:
-            numbered = low = number
-            open_to = self._open_to.get(token)
-            if open_to is None:
-                self._open_to[token] = {number: None}
-            else:
-                open_to[number] = None
-                low = next(iter(open_to))
+            numbered = number
+            low = number if self._open_to.setdefault(token, number) == number else self._beside(token, number)
         call = Call(
             token, handler, arguments, 0, self.caller, numbered, low, deadline, message_id, keep_until, chain, fresh
         )
-        opened = _Open(number, call, self._space.shard_of(token), deadline, self._loop.create_future())
-        self._open[number] = opened
+        future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
+        self._open[number] = opened = _Open(number, call, shard, deadline, future)
         self._send(opened)
         try:
-            if number % _AT_ONCE_MAX == 0 and opened.future.done():
+            if future.done() and number % _AT_ONCE_MAX == 0:
                 await asyncio.sleep(0)  # who asks what is here, and nothing else, would keep the loop for itself
-            outcome, payload = await opened.future
+            outcome, payload = await future
         except asyncio.CancelledError:
             self._cancel(opened, context is None or context.is_live)
             raise
@@ -216,7 +211,7 @@ class Router:
         if runtime is not None and shard in runtime.shards:
             runtime.take(call, None)
         else:
-            self._frames.add(self._subject(shard), call)
+            self._frames.add(self._owners.get(shard) or shard, call)
 
     def _error(self, opened: _Open, payload: bytes) -> HoldfastError:
         try:
@@ -230,22 +225,25 @@ class Router:
     # Sending -------------------------------------------------------------------------------------------------------
 
     def _send(self, opened: _Open) -> None:
-        opened.attempts += 1
-        opened.unanswered |= 1 << opened.attempts
+        opened.attempts = attempts = opened.attempts + 1
+        opened.unanswered |= 1 << attempts
         opened.sent_at = self._loop.time()
-        call = opened.call
-        call.reference = opened.number << ATTEMPT_BITS | opened.attempts
-        runtime = self.runtime
-        if runtime is not None and opened.shard in runtime.shards:
+        call, shard, runtime = opened.call, opened.shard, self.runtime
+        call.reference = opened.number << ATTEMPT_BITS | attempts
+        if runtime is not None and shard in runtime.shards:
             opened.target = runtime.incarnation
             runtime.take(call, self._on_reply)
             return
-        opened.target = self._owners.get(opened.shard, "")
-        self._frames.add(f"hf.n.{opened.target}" if opened.target else f"hf.s.{opened.shard}", call)
+        opened.target = target = self._owners.get(shard, "")
+        self._frames.add(target or shard, call)
 
-    def _subject(self, shard: int) -> str:
-        owner = self._owners.get(shard)
-        return f"hf.n.{owner}" if owner else f"hf.s.{shard}"
+    def _beside(self, token: str, number: int) -> int:
+        """Note one more open call to a receiver; return the lowest number of them."""
+        others = self._open_to[token]
+        if isinstance(others, int):
+            others = self._open_to[token] = {others: None}
+        others[number] = None
+        return next(iter(others))
 
     # Answers -------------------------------------------------------------------------------------------------------
 
@@ -260,13 +258,21 @@ class Router:
             replies = _decode_replies(message.payload)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return  # damaged: the attempts end unanswered
-        opens, owners, owner = self._open, self._owners, replies.incarnation
+        opens, owners, open_to, owner = self._open, self._owners, self._open_to, replies.incarnation
         for reply in replies.replies:
-            opened = opens.get(reply.reference >> ATTEMPT_BITS)
-            if opened is not None:
-                if reply.outcome <= ERROR:
-                    owners[opened.shard] = owner
-                self._answered(opened, reply.reference, reply.outcome, reply.payload)
+            number = reply.reference >> ATTEMPT_BITS
+            opened = opens.get(number)
+            if opened is None:
+                continue
+            outcome = reply.outcome
+            if outcome <= ERROR:
+                owners[opened.shard] = owner
+            if outcome != OK or open_to.get(opened.call.token) != number:
+                self._answered(opened, reply.reference, outcome, reply.payload)
+                continue
+            del opens[number], open_to[opened.call.token]
+            if not (future := opened.future).done():
+                future.set_result((OK, reply.payload))
 
     def _on_reply(self, reference: int, outcome: int, payload: bytes) -> None:
         opened = self._open.get(reference >> ATTEMPT_BITS)
@@ -274,26 +280,29 @@ class Router:
             self._answered(opened, reference, outcome, payload)
 
     def _answered(self, opened: _Open, reference: int, outcome: int, payload: bytes) -> None:
-        if outcome == NOT_OWNER:
+        if outcome <= ERROR:
+            opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
+            self._close(opened)
+            if not (future := opened.future).done():
+                future.set_result((outcome, payload))
+        elif outcome == NOT_OWNER:
             self._turned_away(opened, reference, "its owner is changing", payload)
         elif outcome == BEGUN:
             self._turned_away(opened, 0, "its owner is changing", payload)  # that attempt may still be committed
         elif outcome == BUSY:
             self._turned_away(opened, reference, "its owner has all that it can take", keep_owner=True)
-        else:
-            opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
-            self._close(opened)
-            if not opened.future.done():
-                opened.future.set_result((outcome, payload))
 
     def _close(self, opened: _Open) -> None:
-        call = opened.call
-        del self._open[opened.number]
+        call, number = opened.call, opened.number
+        del self._open[number]
         if call.number:
             open_to = self._open_to[call.token]
-            del open_to[call.number]
-            if not open_to:
+            if open_to == number:
                 del self._open_to[call.token]
+            elif isinstance(open_to, dict):
+                del open_to[number]
+                if not open_to:
+                    del self._open_to[call.token]
 
     def _turned_away(
         self, opened: _Open, reference: int, why: str, heir: bytes = b"", keep_owner: bool = False
@@ -340,7 +349,7 @@ class Router:
         if self.runtime is not None and opened.shard in self.runtime.shards:
             self.runtime.cancel(call)
         elif opened.target:
-            self._frames.cancel(f"hf.n.{opened.target}", call)
+            self._frames.cancel(opened.target, call)
 
     # Time and failures -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import codec, limits
-from holdfast.agents import fast_path, frames, mailbox
+from holdfast.agents import fast_path, frames, mailbox, state_blobs
 from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
@@ -170,7 +170,7 @@ class Runtime:
             shard.start(*found[number])
             self.committers[cell].began(shard)
             self._parking.hand_on(number)
-        self.spawn(self._sweep_blobs([shard for number, shard in shards.items() if not claims[number].clean]))
+        self.spawn(state_blobs.sweep(self, [shard for number, shard in shards.items() if not claims[number].clean]))
         await self.listen(shards)  # a recovery that took long may have outlived what was left of an older subscription
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
@@ -304,7 +304,7 @@ class Runtime:
 
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
-        found = self.resident.get(call.token)
+        found = self.resident.get(call.token) if call.reference else None
         if found is None or sink is None or not fast_path.take(found, call, sink):
             self._take(call, sink)
 
@@ -354,28 +354,6 @@ class Runtime:
                 return
             except (NoQuorum, Unknown):
                 await asyncio.sleep(backoff.delay_seconds(attempt, self.router.random))
-
-    async def _sweep_blobs(self, shards: list[Shard]) -> None:
-        """Remove the blobs that owners who ended uncleanly left behind without a record that names them."""
-        for shard in shards:
-            try:
-                keys = await self.engine.blobs.keys(shard.prefix)
-            except HoldfastError:
-                return  # the next takeover sweeps again
-            # The keys of this owner's own blobs end in its epoch.
-            old = [key for key in keys if key not in shard.blobs and f"-{shard.epoch}-" not in key.rpartition(".")[2]]
-            shard.blobs.clear()
-            if shard.active and old:
-                await self.delete_blobs(old)
-
-    async def delete_blobs(self, keys: list[str]) -> None:
-        """Remove blobs that no record names any more. What fails is swept when the shard is next recovered."""
-        await self.gate.may_delete()
-        for key in keys:
-            try:
-                await self.engine.blobs.delete(key)
-            except (NoQuorum, Unknown):
-                return
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start."""

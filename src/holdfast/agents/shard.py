@@ -21,7 +21,7 @@ from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.agents.relay import Relay
 from holdfast.cluster.epochs import Claim
 from holdfast.cluster.packs import Packed
-from holdfast.core.digest import moved
+from holdfast.core.digest import entry, moved
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
 
@@ -271,7 +271,8 @@ class Shard:
         """Let idle agents leave memory; return how many did."""
         idle = [token for token, activation in self.activations.items() if activation.idle(now)]
         for token in idle:
-            self.activations[token].loaded = False
+            activation = self.activations[token]
+            activation.loaded = activation.at_rest = False
             self._leave(token)
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
@@ -282,14 +283,19 @@ class Shard:
         self._foreign = {token: at for token, at in self._foreign.items() if self.index.get(token) == at}
         return self._foreign
 
-    def committed(self, token: str, sequence: int, packed: bytes | None) -> None:
-        """An agent's newest record is there now; in a pack, where it is given."""
-        self.digest ^= moved(token, self.index.get(token, 0), sequence)
+    def committed(self, token: str, sequence: int, packed: bytes | None, known: int = 0) -> int:
+        """An agent's newest record is there now; in a pack, where it is given.
+
+        Returns its part of the digest; ``known``: that of its record before, where it was kept.
+        """
+        part = entry(token, sequence)
+        self.digest ^= part ^ (known or entry(token, self.index.get(token, 0)))
         self.index[token] = sequence
         if packed is not None:
             self.packed[token] = packed
         elif self.packed:
             self.packed.pop(token, None)
+        return part
 
     def _cool(self) -> None:
         self.runtime.warm_bytes -= sum(map(len, self.warm.values()))

@@ -72,9 +72,18 @@ class Load:
 
         async def one() -> None:
             nonlocal number
-            while (number < count) if count else (time.perf_counter() < end):
+            now = time.perf_counter()
+            while (number < count) if count else (now < end):
                 number += 1
-                await self.once(work, number - 1)
+                began = now
+                try:
+                    await work(number - 1)
+                except HoldfastError as error:
+                    self.failed[type(error).__name__] += 1
+                    now = time.perf_counter()
+                else:
+                    now = time.perf_counter()
+                    self.note(began, now)
 
         await asyncio.gather(*(one() for _ in range(in_flight)))
 

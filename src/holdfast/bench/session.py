@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from holdfast.bench.measure import Figure
 from holdfast.bench.workloads import ALL, NAMES, Moments, Setting, failover
 from holdfast.cluster import packs
 from holdfast.core.pools import forget
+from holdfast.core.spread import one_move
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoQuorum, Unknown
@@ -31,6 +33,7 @@ _PARTS: Final = ("st", "in", "out", "dl")
 _NODES: Final = 3
 _PURGES: Final = 3
 _START_SECONDS: Final = 60.0
+_SPREAD_SECONDS: Final = 15.0
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -114,6 +117,8 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
         await engine.ensure_cells(cells, int(found.config["num_replicas"]))
         try:
             await node.ready(_START_SECONDS)
+            if not settings.at:
+                await _leaders_are_spread(engine, node.manifest.cells)
             yield (
                 where,
                 Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, lambda: nodes.nodes),
@@ -123,6 +128,18 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
             await nodes.stop()
             if settings.at:
                 await _sweep(node)
+
+
+async def _leaders_are_spread(engine: NatsEngine, cells: Sequence[str]) -> None:
+    """Wait until a new cluster has spread the leaders of its cells, which holds the writes to one for a moment."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SPREAD_SECONDS):
+            while True:
+                found = [await streams.info(engine.connection, cell) for cell in cells]
+                servers = found[0].servers("")
+                if one_move({facts.config["name"]: facts.cluster.leader for facts in found}, servers) is None:
+                    return
+                await asyncio.sleep(0.5)
 
 
 async def _sweep(node: Node) -> None:

@@ -69,14 +69,18 @@ class Seen:
         if caller is None:
             return Verdict.NEW if len(self.callers) < limits.CALLERS_MAX else Verdict.FULL
         if low > caller.low:
-            caller.low = low
-            answers = caller.answers
-            for known in list(answers):
-                if known < low:
-                    self.bytes_kept -= len(answers.pop(known))
+            self.free_below(caller, low)
         if number < caller.low:
             return Verdict.DROPPED
         return caller.answers.get(number, Verdict.NEW)
+
+    def free_below(self, caller: Caller, low: int) -> None:
+        """Forget the answers to asks that their caller closed."""
+        caller.low = low
+        answers = caller.answers
+        for known in [*answers]:
+            if known < low:
+                self.bytes_kept -= len(answers.pop(known))
 
     def check_id(self, message_id: str, digest: int) -> Verdict | bytes:
         """Decide on a message with an id: `bytes` is the first answer."""

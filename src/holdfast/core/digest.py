@@ -16,19 +16,16 @@ _MASK = (1 << 64) - 1
 
 def entry(token: str, sequence: int) -> int:
     """The 64-bit hash of an agent and the sequence of its newest record; 0 for no record."""
-    return moved(token, 0, sequence)
+    if not sequence:
+        return 0
+    mixed = (crc32(token.encode()) * 0x9E3779B97F4A7C15 + sequence * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0x94D049BB133111EB) & _MASK
+    return mixed ^ (mixed >> 31)
 
 
 def moved(token: str, before: int, after: int) -> int:
     """What a digest changes by when the sequence of an agent's newest record is another; 0 for no record."""
-    hashed = crc32(token.encode()) * 0x9E3779B97F4A7C15
-    digest = 0
-    for sequence in (before, after):
-        if sequence:
-            mixed = (hashed + sequence * 0xBF58476D1CE4E5B9) & _MASK
-            mixed = ((mixed ^ (mixed >> 30)) * 0x94D049BB133111EB) & _MASK
-            digest ^= mixed ^ (mixed >> 31)
-    return digest
+    return entry(token, before) ^ entry(token, after)
 
 
 def before(digest: int, count: int, batch: Iterable[tuple[str, int, int]]) -> tuple[int, int]:

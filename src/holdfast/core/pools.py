@@ -165,14 +165,16 @@ class Space:
         """Go on with another table."""
         self.table = table
         self.shards = table.shards
-        self._main = table.pools[0].shards
-        pools = {pool.name: (pool.first, pool.shards) for pool in table.pools[1:]}
-        self._elsewhere = {kind: pools[name] for kind, name in table.kinds.items() if name in pools}
+        pools = {pool.name: (pool.first, pool.shards) for pool in table.pools}
+        self._main = pools[table.pools[0].name]
+        self._places = {kind: pools[name] for kind, name in table.kinds.items() if name in pools}
+
+    def known(self, token: str) -> int:
+        """The shard of an agent's token; -1 where it is not known yet in which pool its kind lives."""
+        place = self._places.get(token[: token.find("/")])
+        return -1 if place is None else place[0] + crc32(token.encode()) % place[1]
 
     def shard_of(self, token: str) -> int:
-        """The shard of an agent's token."""
-        if self._elsewhere:
-            place = self._elsewhere.get(token[: token.find("/")])
-            if place is not None:
-                return place[0] + crc32(token.encode()) % place[1]
-        return crc32(token.encode()) % self._main
+        """The shard of an agent's token; of a kind that nobody has served, it is one of the main pool's."""
+        first, shards = self._places.get(token[: token.find("/")], self._main)
+        return first + crc32(token.encode()) % shards

@@ -1,0 +1,300 @@
+"""What takes the fast path ends as it would by the general way: same answers, same record. And what may not take it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.agents.kinds import Gate, serving
+
+from holdfast import Agent, Node, State, handler, limits, reader
+from holdfast.agents import fast_path
+from holdfast.agents.activation import Activation
+from holdfast.agents.mailbox import Sink
+from holdfast.agents.messages import Call
+from holdfast.agents.record import AgentRecord, unpack
+
+
+class Pad(State):
+    n: int = 0
+    text: str = ""
+
+
+class Fast(Agent[Pad]):
+    @handler
+    async def add(self, by: int) -> int:
+        self.state.n += by
+        return self.state.n
+
+    @handler
+    async def nothing(self) -> None:
+        self.state.n += 1
+
+    @handler
+    async def all(self) -> Pad:
+        return self.state
+
+    @handler
+    async def replace(self, text: str) -> str:
+        self.state = Pad(n=self.state.n, text=text)
+        return text
+
+    @handler
+    async def fail(self, by: int) -> int:
+        self.state.n += by
+        raise ValueError("failed")
+
+    @handler
+    async def lie(self) -> int:
+        self.state.n += 1
+        return "text"  # type: ignore[return-value]
+
+    @handler
+    async def overflow(self) -> int:
+        return 1 << 70
+
+    @handler
+    async def spoil(self) -> int:
+        self.state.n = "text"  # type: ignore[assignment]
+        return 1
+
+    @handler
+    async def wait(self) -> int:
+        await asyncio.sleep(0)
+        self.state.n += 1
+        return self.state.n
+
+    @handler
+    async def named(self, *, by: int) -> int:
+        self.state.n += by
+        return self.state.n
+
+    @handler
+    async def to_itself(self) -> int:
+        self.agent(Fast, self.name).tell(Fast.add, 100)
+        return self.state.n
+
+    @handler
+    async def ring_later(self) -> int:
+        self.set_timer("later", 1000.0, Fast.nothing)
+        return 1
+
+    @handler
+    async def pass_on(self) -> int:
+        await self.agent(Fast, "other").send(Fast.add, 1)
+        return 1
+
+    @handler
+    async def who(self) -> tuple[str, str, float]:
+        return self.context.name, self.context.message_id, self.context.deadline
+
+    @reader
+    async def value(self) -> int:
+        return self.state.n
+
+
+PLAIN = {"add": [1], "nothing": [], "all": [], "replace": ["x"], "fail": [2], "lie": [], "overflow": [], "spoil": []}
+PLAIN |= {"to_itself": [], "ring_later": [], "who": []}
+GENERAL = {"wait": [], "named": [3], "pass_on": [], "value": []}
+
+
+def call(number: int, low: int, name: str = "add", args: Any = (1,), caller: str = "p-elsewhere", **more: Any) -> Call:
+    data = msgspec.msgpack.encode(args)
+    return Call(
+        "Fast/a", name, data, number << 16 | 1, caller, **{"number": number, "low": low, "deadline": DEADLINE, **more}
+    )
+
+
+DEADLINE = time.time() + 1000.0
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What the fast path said of each call that it was shown."""
+    said: list[bool] = []
+    take = fast_path.take
+
+    def watched(activation: Activation, call: Call, sink: Sink) -> bool:
+        said.append(take(activation, call, sink))
+        return said[-1]
+
+    monkeypatch.setattr(fast_path, "take", watched)
+    return said
+
+
+async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
+    """Give calls to the node at once, as a frame does; return their answers."""
+    answers: dict[int, asyncio.Future[Any]] = {}
+    for place, one in enumerate(calls):
+        future = answers[place] = asyncio.get_running_loop().create_future()
+
+        def sink(_reference: int, outcome: int, payload: bytes, future: asyncio.Future[Any] = future) -> None:
+            value = msgspec.msgpack.decode(payload) if payload else None
+            future.set_result((outcome, value[:2] if outcome == 1 else value))
+
+        node._runtime.take(one, sink)
+    async with asyncio.timeout(20):
+        return [await answers[place] for place in answers]
+
+
+async def record_of(node: Node, token: str = "Fast/a") -> AgentRecord:
+    runtime = node._runtime
+    shard = runtime.shard_of(token)
+    stored = await node.engine.log.read(runtime.cell_of(shard), f"{runtime.cell_of(shard)}.{shard}.st.{token}")
+    assert stored is not None
+    return unpack(stored.payload, token)
+
+
+def rounds(seed: int) -> Iterator[list[Call]]:
+    """Calls of three callers, some of them out of order, again, or past their lowest open number."""
+    draw = random.Random(seed)
+    number = dict.fromkeys(("p-1", "p-2", "p-3"), 0)
+    sent: list[Call] = []
+    kinds = [*PLAIN.items(), *GENERAL.items()]
+    for _ in range(60):
+        calls = []
+        for _ in range(draw.randint(1, 6)):
+            if sent and draw.random() < 0.25:
+                calls.append(msgspec.structs.replace(draw.choice(sent)))
+                continue
+            caller = draw.choice(sorted(number))
+            number[caller] += draw.randint(1, 2)
+            name, args = draw.choice(kinds) if draw.random() < 0.7 else ("add", [draw.randint(1, 9)])
+            low = max(1, number[caller] - draw.choice((0, 0, 1, 3)))
+            bad = draw.random() < 0.05
+            calls.append(call(number[caller], low, name, ["no number", 2, 3] if bad else args, caller))
+        # Of attempts of one call that are under way at once, one is answered.
+        calls = list({(one.caller, one.number): one for one in calls}.values())
+        draw.shuffle(calls)
+        sent += calls
+        yield calls
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_it_ends_as_by_the_general_way(
+    seed: int, tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for way in ("fast", "general"):
+        if way == "general":
+            assert taken.count(True) > 25
+            monkeypatch.setattr(fast_path, "take", lambda *_: False)
+        async with serving(tmp_path / way, Fast) as node:
+            answers = {number: await give(node, calls) for number, calls in enumerate(rounds(seed))}
+            await give(node, [call(1, 1, caller="p-last")])  # behind what it told itself
+            record = await record_of(node)
+            callers = {name: (one.low, one.answers, one.deadline) for name, one in record.callers.items()}
+            timers = [timer.name for timer in record.timers]
+            found.append((answers, record.state, callers, record.ids, timers, record.generation))
+    for fast, general in zip(*found, strict=True):
+        assert fast == general
+
+
+async def test_a_late_ask_does_not_forget_the_answer_to_a_later_one(tmp_path: Path, taken: list[bool]) -> None:
+    async with serving(tmp_path / "log", Fast) as node:
+        assert await give(node, [call(1, 1)]) == [(0, 1)]
+        taken.clear()
+        assert await give(node, [call(8, 7)]) == [(0, 2)]
+        assert await give(node, [call(7, 7)]) == [(0, 3)]
+        assert taken == [True, True]
+        assert await give(node, [call(8, 7), call(7, 7)]) == [(0, 2), (0, 3)]
+        assert (await record_of(node)).callers["p-elsewhere"].low == 7
+
+
+async def test_what_takes_it(tmp_path: Path, taken: list[bool]) -> None:
+    asks = [
+        *((call(2, 2, name, args), True) for name, args in PLAIN.items()),
+        *((call(2, 2, name, args), False) for name, args in GENERAL.items()),
+        (call(2, 2, "add", {"by": 1}), False),
+        (call(2, 2, "add", ["text"]), False),
+        (call(2, 2, "unknown"), False),
+        (call(2, 2, message_id="an-id"), False),
+        (call(0, 0), False),
+        (call(2, 2, suspect=True), False),
+        (call(2, 2, deadline=1.0), False),
+        (call(2, 3), False),
+        (call(1, 1), False),
+    ]
+    async with serving(tmp_path / "log", Fast) as node:
+        for place, (ask, fast) in enumerate(asks):
+            await give(node, [call(1, 1, caller=f"p-{place}")])  # what went the general way is over
+            taken.clear()
+            await give(node, [msgspec.structs.replace(ask, caller=f"p-{place}")])
+            assert (ask, taken[0]) == (ask, fast)
+
+
+async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: list[bool]) -> None:
+    async with serving(tmp_path / "log", Fast) as node:
+        await give(node, [call(1, 1)])
+        taken.clear()
+        answers = await give(node, [call(2, 2, "wait", []), call(3, 2), call(4, 2)])
+        assert answers == [(0, 2), (0, 3), (0, 4)]
+        assert taken == [False, False, False]
+        assert await give(node, [call(5, 5), call(6, 5)]) == [(0, 5), (0, 6)]
+        assert taken[3:] == [True, True]
+
+
+async def test_it_holds_to_the_bound_of_the_mailbox(tmp_path: Path, taken: list[bool]) -> None:
+    class Narrow(Agent[Pad], mailbox_max=3, kind="Fast"):
+        @handler
+        async def add(self, by: int) -> int:
+            self.state.n += by
+            return self.state.n
+
+    async with serving(tmp_path / "log", Narrow) as node:
+        await give(node, [call(1, 1)])
+        gate = Gate(node)
+        taken.clear()
+        giving = asyncio.ensure_future(give(node, [call(number, 2) for number in range(2, 7)]))
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        answers = await giving
+        assert answers[:3] == [(0, 2), (0, 3), (0, 4)]
+        assert [answer[1][0] for answer in answers[3:]] == ["Overloaded"] * 2
+        assert taken == [True, True, True, False, False]
+
+
+async def test_a_node_that_is_not_live_takes_no_call_by_it(tmp_path: Path, taken: list[bool]) -> None:
+    async with serving(tmp_path / "log", Fast) as node:
+        await give(node, [call(1, 1)])
+        taken.clear()
+        node.life.alone = False  # and nothing was proved
+        giving = asyncio.ensure_future(give(node, [call(2, 2)]))
+        await asyncio.sleep(0.05)
+        assert taken == [False]
+        assert not giving.done()
+        node.life.alone = True
+        await give(node, [call(3, 2)])
+        assert await giving == [(0, 2)]
+
+
+async def test_the_agents_in_memory_are_those_of_the_shards(tmp_path: Path) -> None:
+    class Brief(Agent[Pad], idle_seconds=0.1):
+        @handler
+        async def add(self, by: int) -> int:
+            self.state.n += by
+            return self.state.n
+
+    async with serving(tmp_path / "log", Brief, Fast) as node:
+        runtime = node._runtime
+        await asyncio.gather(*(node.agent(Brief, f"b{n}").ask(Brief.add, 1) for n in range(20)))
+        await asyncio.gather(*(node.agent(Fast, f"f{n}").ask(Fast.add, 1) for n in range(20)))
+        assert len(runtime.resident) == 40
+        while len(runtime.resident) > 20:
+            await asyncio.sleep(0.02)
+        assert {token: one for shard in runtime.shards.values() for token, one in shard.activations.items()} == (
+            runtime.resident
+        )
+        assert await node.agent(Brief, "b1").ask(Brief.add, 1) == 2
+        runtime.drop_shards(list(runtime.shards))
+        assert runtime.resident == {}
+
+
+def test_a_state_that_needs_a_blob_is_more_than_the_bound_of_answers() -> None:
+    assert limits.ANSWERS_BYTES_MAX < limits.BLOB_THRESHOLD_BYTES
