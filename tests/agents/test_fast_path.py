@@ -229,6 +229,22 @@ async def test_what_takes_it(tmp_path: Path, taken: list[bool]) -> None:
             assert (ask, taken[0]) == (ask, fast)
 
 
+async def test_the_context_is_that_of_the_call_and_is_not_kept(tmp_path: Path, taken: list[bool]) -> None:
+    async with serving(tmp_path / "log", Fast) as node:
+        await give(node, [call(1, 1)])
+        agent = node._runtime.resident["Fast/a"].agent
+        taken.clear()
+        assert await give(node, [call(2, 2, "who", [])]) == [(0, ["a", "p-elsewhere:2", DEADLINE])]
+        assert await give(node, [call(3, 3)]) == [(0, 2)]
+        assert taken == [True, True]
+        assert agent._call is None
+        # A task that a handler started and that goes on has a context of its own: its calls are nobody else's.
+        first = agent.context.next_call_id()
+        assert agent.name == "a"
+        assert await give(node, [call(4, 4)]) == [(0, 3)]
+        assert agent.context.next_call_id() != first
+
+
 async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: list[bool]) -> None:
     async with serving(tmp_path / "log", Fast) as node:
         await give(node, [call(1, 1)])

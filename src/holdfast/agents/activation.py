@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
@@ -19,7 +20,7 @@ from holdfast.agents import repeats, suspects, turn
 from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
-from holdfast.core.delivery import Seen
+from holdfast.core.delivery import NO_IDS, Seen
 from holdfast.errors import DeadlineExceeded, HoldfastError, UnknownKind
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ class Activation:
         """What its newest record adds to the shard's digest; 0 where that is not kept."""
         self.version = 0
         self.consumed = 0
-        self.seen = Seen({}, {})
+        self.seen = Seen({}, NO_IDS)
         self.senders: dict[str, tuple[int, float]] | None = None
         self.timers: dict[str, Timer] | None = None
         self.generation = 0
-        self.attempts: dict[str, int] = {}
+        self.attempts: dict[str, int] | None = None
         self.probation = False
         self.blob = ""
         self.state_in_blob: bytes | None = None
@@ -80,9 +81,9 @@ class Activation:
         """Messages from the log, in order; beyond the read-ahead only their sequences."""
         self.reading = False
         self.waiting_readers: list[Delivery] | None = None
-        self.in_hand: dict[str, Delivery] = {}
+        self.in_hand: dict[str, Delivery] | None = None
         self.pending: list[Delivery] = []
-        self.in_batch: list[Delivery] = []
+        self.in_batch: Sequence[Delivery] = ()
         self.outgoing_records = self.outgoing_bytes = 0
         self.retry_at = 0.0
         self.turn_from_inbox = False
@@ -121,12 +122,13 @@ class Activation:
                 self.state_bytes, self.view = kind.encode_state(self.state)
             self.version = record.version
             self.consumed = record.consumed
-            self.seen = Seen(record.callers, record.ids)
+            self.seen = Seen(record.callers, record.ids or NO_IDS)
             self.senders = record.senders or None
             self.timers = {timer.name: timer for timer in record.timers} or None
             self.generation = record.generation
             marks = self.shard.runtime.marks
-            self.attempts = {name: ends for name, ends in record.attempts.items() if (self.token, name) not in marks}
+            attempts = {name: ends for name, ends in record.attempts.items() if (self.token, name) not in marks}
+            self.attempts = attempts or None
             self.blob = record.blob
             if record.blob:
                 self.state_in_blob = state
@@ -158,13 +160,14 @@ class Activation:
                 self.waiting_readers = [*(self.waiting_readers or ()), message]
             else:
                 self._read(message)
-        elif (call.number or call.message_id) and (known := self.in_hand.get(message.key)) is not None:
-            repeats.join(known, call, message)
+        elif self.in_hand and (call.number or call.message_id) and message.key in self.in_hand:
+            repeats.join(self.in_hand[message.key], call, message)
         elif (error := turn.overloaded(self, call)) is not None:
             turn.refuse(message, error)
         else:
             self.at_rest = False
             if call.number or call.message_id:
+                self.in_hand = self.in_hand or {}
                 self.in_hand[message.key] = message
             if self.mailbox or self.inbox or not self._may_start():
                 self._put(message)
@@ -203,12 +206,12 @@ class Activation:
 
     def cancel(self, call: Call) -> None:
         """Its caller gave up: a message that waits is dropped, a handler that waits is cancelled."""
-        message = self.in_hand.get(call_key(call))
+        message = (self.in_hand or {}).get(call_key(call))
         if message is None or message.shared or not is_same_ask(message.call, call):
             return
         if self.mailbox and message in self.mailbox:
             self.mailbox.remove(message)
-            del self.in_hand[message.key]
+            self._let_go(message)
         elif self.running is message and self.task is not None:
             self.task.cancel()
 
@@ -256,7 +259,7 @@ class Activation:
             if self.seen.full():
                 self.seen.expire(self.now())
                 if self.seen.full():
-                    self.in_hand.pop(message.key, None)
+                    self._let_go(message)
                     message.turn_away(BUSY)
                     return
         if message.suspect:
@@ -302,32 +305,18 @@ class Activation:
                 state = b""
             else:
                 self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
-        senders = self._recent_senders(now) if self.senders else {}
+        senders = repeats.recent_senders(self, now) if self.senders else {}
         timers = list(self.timers.values()) if self.timers else []
         return AgentRecord(
             form, commit, self.sequence, digest, count, self.version + 1, self.kind.state_version, state, self.blob,
-            self.consumed, seen.callers, seen.ids, senders, timers, self.generation, self.attempts,
+            self.consumed, seen.callers, seen.ids, senders, timers, self.generation, self.attempts or {},
             now if form > 1 else 0.0,
         )  # fmt: skip
 
-    def needs_blob(self) -> bool:
-        """Whether the state is too large for the record, and not yet in a blob."""
-        size = len(self.state_bytes)
-        if size + self.seen.bytes_kept < limits.BLOB_THRESHOLD_BYTES:
-            return False
-        return self.state_in_blob is not self.state_bytes
-
-    def _recent_senders(self, now: float) -> dict[str, tuple[int, float]]:
-        senders = self.senders or {}
-        if len(senders) > limits.CALLERS_MAX:
-            limit = now - limits.DEDUP_SECONDS
-            self.senders = senders = {name: seen for name, seen in senders.items() if seen[1] > limit}
-        return senders
-
     def not_written(self) -> None:
         """The batch was certainly not written: what waited for it waits for the next."""
-        self.pending = self.in_batch + self.pending
-        self.in_batch = []
+        self.pending = [*self.in_batch, *self.pending]
+        self.in_batch = ()
         sent = [one.message for message in self.pending for one in message.outgoing or ()]
         self.outgoing_records = len(sent)
         self.outgoing_bytes = sum(len(message.arguments) for message in sent)
@@ -340,7 +329,7 @@ class Activation:
             self.committed_bytes = state_bytes
             self.view = self.next_view if self.state_bytes is state_bytes else None
             self.next_view = None
-        done, self.in_batch = self.in_batch, []
+        done, self.in_batch = self.in_batch, ()
         for message in done:
             if message.plain:
                 message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]  # plain: has both
@@ -359,12 +348,17 @@ class Activation:
             if message.read_after:
                 turn.read(self, message)
                 return
-            self.in_hand.pop(message.key, None)
+            self._let_go(message)
             message.respond()
         elif message.sequence:
             self.shard.consumed(message.sequence)
         elif message.done is not None and not message.done.done():
             message.done.set_result(None)
+
+    def _let_go(self, message: Delivery) -> None:
+        if self.in_hand is not None:
+            self.in_hand.pop(message.key, None)
+            self.in_hand = self.in_hand or None
 
     # End ---------------------------------------------------------------------------------------------------------
 
@@ -382,7 +376,7 @@ class Activation:
         begun = len(found)
         for more in (self.mailbox, self.inbox, self.waiting_readers):
             found.update(dict.fromkeys(more or ()))
-        self.in_batch, self.pending, self.in_hand = [], [], {}
+        self.in_batch, self.pending, self.in_hand = (), [], None
         self.mailbox = self.inbox = self.waiting_readers = self.running = None
         self.loaded = self.at_rest = False
         for place, item in enumerate(found):

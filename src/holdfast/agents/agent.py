@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.context import Context, Outcome, TurnHost, context_of
+from holdfast.agents.context import Context, Outcome, TurnHost, context_of_call, context_of_none
 from holdfast.agents.handler import Handler, P, _Method, reader
+from holdfast.agents.mailbox import call_key
 from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadState
 
 if TYPE_CHECKING:
-    from holdfast.agents.mailbox import Delivery
+    from holdfast.agents.messages import Call
     from holdfast.agents.ref import AgentRef
 
 S = TypeVar("S")
@@ -144,14 +145,14 @@ class Agent(Generic[S]):
     ``state`` live only as long as this activation.
     """
 
-    __slots__ = ("__dict__", "_context", "_host", "_message", "state")
+    __slots__ = ("__dict__", "_call", "_context", "_host", "state")
 
     state: S
     """The agent's durable state. In a reader it is frozen."""
 
     _context: Context | None
     _host: TurnHost
-    _message: Delivery
+    _call: Call | None
 
     __kind__: ClassVar[Kind]
 
@@ -190,7 +191,8 @@ class Agent(Generic[S]):
     def context(self) -> Context:
         """The message being handled, and what a turn may do."""
         if self._context is None:  # few handlers ask for it
-            self._context = context_of(self._host, self._message)
+            host, call = self._host, self._call
+            self._context = context_of_none(host) if call is None else context_of_call(host, call, call_key(call))
         return self._context
 
     @property

@@ -185,9 +185,9 @@ class Committer:
         else:
             source, most = self._dirty, limits.BATCH_RECORDS_MAX
         waiting = list(islice(source, most))
-        large = [one for one in waiting if one.pending and one.needs_blob()] if self._large else []
+        large = [one for one in waiting if one.pending and state_blobs.needed(one)] if self._large else []
         for activation in large:
-            if activation.pending and activation.needs_blob():
+            if activation.pending and state_blobs.needed(activation):
                 await state_blobs.put(activation)
         batch, chain = self._begin(len(waiting)), self._chain.name
         for activation in waiting:
@@ -195,7 +195,7 @@ class Committer:
             if not activation.pending or not shard.active or shard.chain != chain:
                 source.pop(activation, None)
                 continue
-            if large and activation.needs_blob():
+            if large and state_blobs.needed(activation):
                 continue  # a turn that ran meanwhile changed its state: again, with the next batch
             try:
                 if not batch.add(activation):
@@ -387,5 +387,5 @@ class Committer:
         shard = activation.shard
         if not shard.active:
             return
-        uncommitted = activation.in_batch + activation.pending
+        uncommitted = [*activation.in_batch, *activation.pending]
         shard.rerun_alone(activation, uncommitted[0] if len(uncommitted) == 1 else None, error)

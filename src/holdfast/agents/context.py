@@ -15,7 +15,7 @@ import msgspec
 
 from holdfast import ids, limits
 from holdfast.agents.mailbox import ERROR_MARK, Delivery
-from holdfast.agents.messages import InboxMessage, Outgoing, Timer
+from holdfast.agents.messages import Call, InboxMessage, Outgoing, Timer
 from holdfast.core.delivery import Seen
 from holdfast.errors import NotDone, Overloaded, TooLarge
 
@@ -49,7 +49,7 @@ class TurnHost(Protocol):
     loaded: bool
     timers: dict[str, Timer] | None
     seen: Seen
-    in_hand: dict[str, Delivery]
+    in_hand: dict[str, Delivery] | None
     running: Delivery | None
     inbox: deque[Delivery | int] | None
 
@@ -120,7 +120,7 @@ class Context(msgspec.Struct, eq=False):
         if kept is None:
             letters = (host.running, *(host.inbox or ()))  # of those beyond the read-ahead, only the sequence is known
             waits = any(isinstance(one, int) or (one is not None and one.key == message_id) for one in letters)
-            waits = waits or message_id in host.in_hand
+            waits = waits or message_id in (host.in_hand or ())
             return Outcome("waiting" if waits else "not seen")
         if kept.answer[:1] != ERROR_MARK:
             return Outcome("done")
@@ -192,8 +192,16 @@ class Context(msgspec.Struct, eq=False):
 
 def context_of(host: TurnHost, message: Delivery, reads_only: bool = False) -> Context:
     """The context of a turn that handles a message."""
-    call = message.call
-    if call is None:
-        return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
-    chain = (*call.chain, host.token)
-    return Context(host, message.key, call.deadline, call.keep_until, chain, reads_only)
+    if message.call is not None:
+        return context_of_call(host, message.call, message.key, reads_only)
+    return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
+
+
+def context_of_none(host: TurnHost) -> Context:
+    """The context of who goes on when his message is done: its calls are its own, and no message comes with it."""
+    return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))
+
+
+def context_of_call(host: TurnHost, call: Call, key: str, reads_only: bool = False) -> Context:
+    """The context of a turn that handles a call. ``key``: what makes it the same again."""
+    return Context(host, key, call.deadline, call.keep_until, (*call.chain, host.token), reads_only)

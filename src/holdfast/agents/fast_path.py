@@ -66,7 +66,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     agent = activation.agent
     agent.state = activation.state
     agent._context = None
-    agent._message = message
+    agent._call = call
     try:
         method.function(agent, *args).send(None)
     except StopIteration as end:
@@ -92,6 +92,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     if not fits:  # again, to say what is wrong
         turn.finished(activation, message, method, agent.context, value)
         return True
+    agent._call = None
     activation.running = None
     activation.state = state
     if state_bytes != activation.state_bytes:

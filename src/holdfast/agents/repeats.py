@@ -57,6 +57,15 @@ def already_seen(activation: Activation, message: Delivery) -> bool:
     return True
 
 
+def recent_senders(activation: Activation, now: float) -> dict[str, tuple[int, float]]:
+    """The senders outside turns that are to be remembered."""
+    senders = activation.senders or {}
+    if len(senders) > limits.CALLERS_MAX:
+        limit = now - limits.DEDUP_SECONDS
+        activation.senders = senders = {name: seen for name, seen in senders.items() if seen[1] > limit}
+    return senders
+
+
 def _inbox_seen(activation: Activation, message: Delivery) -> bool:
     letter = message.message
     if letter is None:

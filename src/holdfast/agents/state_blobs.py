@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from holdfast import limits
 from holdfast.errors import Closed, HoldfastError, NoQuorum, Unknown
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.runtime import Runtime
     from holdfast.agents.shard import Shard
+
+
+def needed(activation: Activation) -> bool:
+    """Whether an agent's state is too large for its record, and not yet in a blob."""
+    size = len(activation.state_bytes) + activation.seen.bytes_kept
+    return size >= limits.BLOB_THRESHOLD_BYTES and activation.state_in_blob is not activation.state_bytes
 
 
 async def put(activation: Activation) -> None:

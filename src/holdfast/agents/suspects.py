@@ -22,7 +22,7 @@ def start(activation: Activation, message: Delivery) -> None:
     behind a mark that names it; a message that bears such a mark is given up. Marks of this very process do not count
     when it claims the agent's shard anew (`Activation.load`): it has not ended.
     """
-    attempts = activation.attempts
+    attempts = activation.attempts = activation.attempts or {}
     alone = turn.ANY_MESSAGE in attempts
     if message.key in attempts:
         turn.bury(activation, message, HandlerFailed(f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"))
@@ -54,7 +54,7 @@ async def _behind_mark(activation: Activation, message: Delivery, name: str) -> 
                 if activation.running is message and task is not None and task is not asyncio.current_task():
                     await asyncio.wait([task])
                 await _marked(activation)
-        if name not in activation.attempts:  # until here the log may still show the mark
+        if name not in (activation.attempts or ()):  # until here the log may still show the mark
             runtime.marks.discard((activation.token, name))
     except asyncio.CancelledError:
         if not turn.cancelled(activation, message):

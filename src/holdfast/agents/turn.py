@@ -241,6 +241,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
         # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
         if not message.suspect or (activation.probation and not activation.shard.has_suspects(activation)):
             activation.attempts.pop(ANY_MESSAGE, None)
+        activation.attempts = activation.attempts or None
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))

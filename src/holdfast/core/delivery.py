@@ -41,6 +41,10 @@ class Remembered(msgspec.Struct, array_like=True, gc=False):
     answer: bytes
 
 
+NO_IDS: Final[dict[str, Remembered]] = {}
+"""For all agents that remember no ids, so that each need not have a table. `Seen` adds nothing to it."""
+
+
 class Verdict(Enum):
     """What to do with a message that came in, where there is no answer to give yet."""
 
@@ -103,6 +107,8 @@ class Seen:
 
     def note_id(self, message_id: str, until: float, digest: int, answer: bytes) -> None:
         """Remember the answer to a message with an id, as part of its turn."""
+        if not self.ids:
+            self.ids = {}
         self.ids[message_id] = Remembered(until, digest, answer)
         self.stale_at = min(self.stale_at, until)
         self.bytes_kept += len(answer)
