@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from tests.agents.kinds import Gate, serving
 
-from holdfast import Agent, Node, State, handler, limits, reader
+from holdfast import Agent, Node, State, handler, reader
 from holdfast.agents import fast_path
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Sink
@@ -27,6 +27,12 @@ class Pad(State):
 
 
 class Fast(Agent[Pad]):
+    def _call(self) -> int:
+        """A name of the author's own, as `_context` and `_host` may be."""
+        return 1
+
+    _message = _context = _host = _call
+
     @handler
     async def add(self, by: int) -> int:
         self.state.n += by
@@ -65,6 +71,11 @@ class Fast(Agent[Pad]):
         return 1
 
     @handler
+    async def lose(self) -> int:
+        del self.state
+        return 1
+
+    @handler
     async def wait(self) -> int:
         await asyncio.sleep(0)
         self.state.n += 1
@@ -100,7 +111,7 @@ class Fast(Agent[Pad]):
 
 
 PLAIN = {"add": [1], "nothing": [], "all": [], "replace": ["x"], "fail": [2], "lie": [], "overflow": [], "spoil": []}
-PLAIN |= {"to_itself": [], "ring_later": [], "who": []}
+PLAIN |= {"lose": [], "to_itself": [], "ring_later": [], "who": []}
 GENERAL = {"wait": [], "named": [3], "pass_on": [], "value": []}
 
 
@@ -237,7 +248,6 @@ async def test_the_context_is_that_of_the_call_and_is_not_kept(tmp_path: Path, t
         assert await give(node, [call(2, 2, "who", [])]) == [(0, ["a", "p-elsewhere:2", DEADLINE])]
         assert await give(node, [call(3, 3)]) == [(0, 2)]
         assert taken == [True, True]
-        assert agent._call is None
         # A task that a handler started and that goes on has a context of its own: its calls are nobody else's.
         first = agent.context.next_call_id()
         assert agent.name == "a"
@@ -254,6 +264,37 @@ async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: 
         assert taken == [False, False, False]
         assert await give(node, [call(5, 5), call(6, 5)]) == [(0, 5), (0, 6)]
         assert taken[3:] == [True, True]
+
+
+async def test_another_attempt_joins_what_waits_for_its_batch(tmp_path: Path, taken: list[bool]) -> None:
+    class Narrow(Agent[Pad], mailbox_max=4, kind="Fast"):
+        @handler
+        async def add(self, by: int) -> int:
+            self.state.n += by
+            return self.state.n
+
+        @handler
+        async def fail(self, by: int) -> int:
+            self.state.n += by
+            raise ValueError("failed")
+
+    async with serving(tmp_path / "log", Narrow) as node:
+        await give(node, [call(1, 1)])
+        gate = Gate(node)
+        taken.clear()
+        asks = [call(2, 2), call(3, 2), call(4, 2), call(5, 2, "fail")]
+        first = asyncio.ensure_future(give(node, asks))
+        await asyncio.sleep(0.05)
+        again = asyncio.ensure_future(give(node, [msgspec.structs.replace(one, suspect=True) for one in asks]))
+        await asyncio.sleep(0.05)
+        assert node._runtime.committers[node.manifest.cells[0]].waiting == 0  # all are in the batch, none of them twice
+        gate.open.set()
+        answers = await again
+        assert answers[:3] == [(0, 2), (0, 3), (0, 4)]
+        assert answers[3][1][0] == "HandlerFailed"
+        assert taken == [True] * 4 + [False] * 4
+        first.cancel()
+        assert node._runtime.resident["Fast/a"].in_hand is None
 
 
 async def test_it_holds_to_the_bound_of_the_mailbox(tmp_path: Path, taken: list[bool]) -> None:
@@ -310,7 +351,3 @@ async def test_the_agents_in_memory_are_those_of_the_shards(tmp_path: Path) -> N
         assert await node.agent(Brief, "b1").ask(Brief.add, 1) == 2
         runtime.drop_shards(list(runtime.shards))
         assert runtime.resident == {}
-
-
-def test_a_state_that_needs_a_blob_is_more_than_the_bound_of_answers() -> None:
-    assert limits.ANSWERS_BYTES_MAX < limits.BLOB_THRESHOLD_BYTES

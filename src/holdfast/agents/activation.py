@@ -33,7 +33,7 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent", "at_rest", "attempts", "blob", "committed_bytes", "consumed", "digest", "generation", "held", "in_batch",
+        "agent", "at_rest", "attempts", "blob", "committed_bytes", "consumed", "digest_part", "generation", "held", "in_batch",
         "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes",
         "outgoing_records", "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders",
         "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token",
@@ -55,7 +55,7 @@ class Activation:
         self.next_view: Any = None
         """The view of ``state_bytes``, to become the view when they are committed."""
         self.sequence = 0
-        self.digest = 0
+        self.digest_part = 0
         """What its newest record adds to the shard's digest; 0 where that is not kept."""
         self.version = 0
         self.consumed = 0
@@ -70,7 +70,7 @@ class Activation:
         self.old_blobs: list[str] | None = None
         self.loaded = False
         self.at_rest = False
-        """Nothing but the fast path had to do with it since `committed` found that nothing is under way."""
+        """Since `committed` found that no turn runs, waits or is held back, only the fast path had to do with it."""
         self.running: Delivery | None = None
         self.solo = False
         self.pumping = False
@@ -138,7 +138,7 @@ class Activation:
         self.sequence = sequence
         self.committed_bytes = self.state_bytes
         self.agent = kind.new_agent()
-        self.agent._host = self
+        self.agent._holdfast_host = self
         self.loaded = True
         readers, self.waiting_readers = self.waiting_readers, None
         for reader in readers or ():
@@ -160,15 +160,14 @@ class Activation:
                 self.waiting_readers = [*(self.waiting_readers or ()), message]
             else:
                 self._read(message)
-        elif self.in_hand and (call.number or call.message_id) and message.key in self.in_hand:
-            repeats.join(self.in_hand[message.key], call, message)
+        elif (call.number or call.message_id) and (known := repeats.in_hand(self, call, message)) is not None:
+            repeats.join(known, call, message)
         elif (error := turn.overloaded(self, call)) is not None:
             turn.refuse(message, error)
         else:
             self.at_rest = False
             if call.number or call.message_id:
-                self.in_hand = self.in_hand or {}
-                self.in_hand[message.key] = message
+                self.hold(message)
             if self.mailbox or self.inbox or not self._may_start():
                 self._put(message)
             else:  # nothing is before it
@@ -331,8 +330,8 @@ class Activation:
             self.next_view = None
         done, self.in_batch = self.in_batch, ()
         for message in done:
-            if message.plain:
-                message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]  # plain: has both
+            if message.fast:
+                message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]  # it has both
             else:
                 self._release(message)
         if self.at_rest:
@@ -354,6 +353,11 @@ class Activation:
             self.shard.consumed(message.sequence)
         elif message.done is not None and not message.done.done():
             message.done.set_result(None)
+
+    def hold(self, message: Delivery) -> None:
+        """Have further attempts of a call join this one, until it is answered."""
+        self.in_hand = self.in_hand or {}
+        self.in_hand[message.key] = message
 
     def _let_go(self, message: Delivery) -> None:
         if self.in_hand is not None:
@@ -383,7 +387,7 @@ class Activation:
             if isinstance(item, Delivery):
                 item.begun = item.begun or place < begun
                 item.error = item.reply = item.dead = b""
-                item.plain = False
+                item.fast = False
                 item.outgoing = None
         return list(found)
 

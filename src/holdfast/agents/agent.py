@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.context import Context, Outcome, TurnHost, context_of_call, context_of_none
+from holdfast.agents.context import Context, Outcome, TurnHost, context_of
 from holdfast.agents.handler import Handler, P, _Method, reader
-from holdfast.agents.mailbox import call_key
 from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadState
 
 if TYPE_CHECKING:
-    from holdfast.agents.messages import Call
     from holdfast.agents.ref import AgentRef
 
 S = TypeVar("S")
@@ -145,14 +143,14 @@ class Agent(Generic[S]):
     ``state`` live only as long as this activation.
     """
 
-    __slots__ = ("__dict__", "_call", "_context", "_host", "state")
+    __slots__ = ("__dict__", "_holdfast_context", "_holdfast_host", "state")
 
     state: S
     """The agent's durable state. In a reader it is frozen."""
 
-    _context: Context | None
-    _host: TurnHost
-    _call: Call | None
+    _holdfast_context: Context | None
+    """Of the message being handled, once it was asked for."""
+    _holdfast_host: TurnHost
 
     __kind__: ClassVar[Kind]
 
@@ -190,10 +188,9 @@ class Agent(Generic[S]):
     @property
     def context(self) -> Context:
         """The message being handled, and what a turn may do."""
-        if self._context is None:  # few handlers ask for it
-            host, call = self._host, self._call
-            self._context = context_of_none(host) if call is None else context_of_call(host, call, call_key(call))
-        return self._context
+        if self._holdfast_context is None:  # few handlers ask for it
+            self._holdfast_context = context_of(self._holdfast_host, self._holdfast_host.running)
+        return self._holdfast_context
 
     @property
     def name(self) -> str:

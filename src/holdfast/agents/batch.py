@@ -71,9 +71,8 @@ class Batch:
         ):
             return False
         fence, digest, count = None, 0, 0
-        first = shard not in self.shards
+        first = self._count(shard)
         if first:
-            self._count(shard)
             digest, count = shard.digest, len(shard.index)
             fence = None if self.chain else shard.fence
         payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
@@ -99,7 +98,7 @@ class Batch:
             self.agents.append((activation, len(self.records), state, None))
             self._append(Record(f"{shard.prefix}.st.{token}", payload, fence))
         for message in activation.in_batch:
-            if message.plain:
+            if message.fast:
                 continue
             if message.outgoing:
                 self._add_outgoing(shard, message)

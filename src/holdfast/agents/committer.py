@@ -337,7 +337,7 @@ class Committer:
             shard = activation.shard
             if shard.active and activation.loaded:
                 sequence = last if record is not None else sequences[place]
-                activation.digest = shard.committed(activation.token, sequence, record, activation.digest)
+                activation.digest_part = shard.committed(activation.token, sequence, record, activation.digest_part)
                 self.turns += len(activation.in_batch)
                 activation.last_used = now
                 activation.committed(sequence, state)
@@ -351,8 +351,9 @@ class Committer:
         if activation is not None and activation.loaded:
             activation.sequence = sequence
             activation.version += 1
-            activation.digest = 0
-        shard.committed(token, sequence, None)
+        part = shard.committed(token, sequence, None)
+        if activation is not None:
+            activation.digest_part = part
 
     def _put_back(self, batch: Batch) -> None:
         """Nothing was written: what is still ours goes into the next batch."""

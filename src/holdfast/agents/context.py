@@ -15,7 +15,7 @@ import msgspec
 
 from holdfast import ids, limits
 from holdfast.agents.mailbox import ERROR_MARK, Delivery
-from holdfast.agents.messages import Call, InboxMessage, Outgoing, Timer
+from holdfast.agents.messages import InboxMessage, Outgoing, Timer
 from holdfast.core.delivery import Seen
 from holdfast.errors import NotDone, Overloaded, TooLarge
 
@@ -190,18 +190,14 @@ class Context(msgspec.Struct, eq=False):
         return there
 
 
-def context_of(host: TurnHost, message: Delivery, reads_only: bool = False) -> Context:
-    """The context of a turn that handles a message."""
-    if message.call is not None:
-        return context_of_call(host, message.call, message.key, reads_only)
-    return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
+def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = False) -> Context:
+    """The context of a turn that handles a message; None: of who goes on when his message is done.
 
-
-def context_of_none(host: TurnHost) -> Context:
-    """The context of who goes on when his message is done: its calls are its own, and no message comes with it."""
-    return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))
-
-
-def context_of_call(host: TurnHost, call: Call, key: str, reads_only: bool = False) -> Context:
-    """The context of a turn that handles a call. ``key``: what makes it the same again."""
-    return Context(host, key, call.deadline, call.keep_until, (*call.chain, host.token), reads_only)
+    The latter has a key of its own, so that its calls are nobody else's.
+    """
+    if message is None:
+        return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))
+    call = message.call
+    if call is None:
+        return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
+    return Context(host, message.key, call.deadline, call.keep_until, (*call.chain, host.token), reads_only)

@@ -2,8 +2,9 @@
 
 Nearly all asks are of this sort: a numbered one that is new, for a handler that waits for nothing, of an agent in memory
 that does nothing else. What `Activation.deliver`, `repeats.already_seen`, `turn.start` and `turn.finished` do for one is
-done here in the same order, without what only others need: a place in the mailbox or among those in hand, a context that
-nobody asks for. Whatever is out of the ordinary is left to them, before the handler ran or after it.
+done here, without what only others need: a place in the mailbox, a place in hand (`repeats.in_hand` finds it when another
+attempt comes before its batch is written), a context that nobody asks for. Whatever is out of the ordinary is left to them,
+before the handler ran or after it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         or call.suspect
         or not activation.at_rest
         or activation.running is not None
+        or activation.in_hand
         or not shard.active
         or shard.draining
         or committer.waiting >= limits.UNWRITTEN_TURNS_MAX
@@ -65,34 +67,33 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     activation.running = message
     agent = activation.agent
     agent.state = activation.state
-    agent._context = None
-    agent._call = call
+    agent._holdfast_context = None
     try:
         method.function(agent, *args).send(None)
     except StopIteration as end:
         value: Any = end.value
     except Exception as error:
+        activation.hold(message)
         turn.raised(activation, message, error)
         return True
     else:
         raise AssertionError(f"{method} waited, although it has no await")
 
-    context = agent._context
-    if context is not None and (context.outgoing is not None or context.timers is not None):
-        turn.finished(activation, message, method, context, value)
-        return True
-    state = agent.state
-    try:
-        reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
-        state_bytes = encode_raw(state)
-        view = activation.kind.decode_view(state_bytes)
-        fits = len(reply) <= limits.REPLY_BYTES_MAX and len(state_bytes) <= limits.STATE_BYTES_MAX
-    except Exception:
-        fits = False
-    if not fits:  # again, to say what is wrong
+    context = agent._holdfast_context
+    fits = context is None or (context.outgoing is None and context.timers is None)
+    if fits:
+        try:
+            reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
+            state = agent.state
+            state_bytes = encode_raw(state)
+            view = activation.kind.decode_view(state_bytes)
+            fits = len(reply) <= limits.REPLY_BYTES_MAX and len(state_bytes) <= limits.STATE_BYTES_MAX
+        except Exception:
+            fits = False
+    if not fits:
+        activation.hold(message)
         turn.finished(activation, message, method, agent.context, value)
         return True
-    agent._call = None
     activation.running = None
     activation.state = state
     if state_bytes != activation.state_bytes:
@@ -106,7 +107,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         if call.deadline > caller.deadline:
             caller.deadline = call.deadline
     message.reply = reply
-    message.plain = True
+    message.fast = True
     activation.pending.append(message)
     committer.mark(activation)
     if activation.mailbox or activation.inbox:  # what the handler told its own agent

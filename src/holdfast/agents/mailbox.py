@@ -44,8 +44,8 @@ class Delivery(msgspec.Struct, eq=False):
     dead: bytes = b""
     done: Future[None] | None = None
     """Of a mark: done when the record is committed."""
-    plain: bool = False
-    """Its turn succeeded, and all that is left to do is to give its caller the reply."""
+    fast: bool = False
+    """It took the fast path: what is left to do is to give its caller the reply, and nobody else joined it."""
 
     @property
     def key(self) -> str:

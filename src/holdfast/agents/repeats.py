@@ -20,6 +20,20 @@ def mismatch(message_id: str) -> ReplayMismatch:
     return ReplayMismatch(f"the message id {message_id!r} was used before, with another message: give each its own id")
 
 
+def in_hand(activation: Activation, call: Call, message: Delivery) -> Delivery | None:
+    """The same message in the agent's hands, of an attempt before or of another caller."""
+    known = (activation.in_hand or {}).get(message.key)
+    finished = (*activation.in_batch, *activation.pending) if known is None and call.number else ()
+    caller = activation.seen.callers.get(call.caller) if finished else None
+    if caller is not None and call.number in caller.answers:
+        for one in finished:  # what took the fast path was not noted
+            if one.fast:
+                one.fast = False
+                activation.hold(one)
+        known = (activation.in_hand or {}).get(message.key)
+    return known
+
+
 def join(known: Delivery, call: Call, message: Delivery) -> None:
     """Another attempt of what is in the agent's hands, or another caller under the same id: it gets the answer."""
     if call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):

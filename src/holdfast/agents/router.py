@@ -142,11 +142,11 @@ class Router:
         """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises."""
         if self._closed:
             raise Closed("the node was closed")
-        if (life := self.life) is not None and life.wanted and life.isolated():
+        if self.life is not None and self.life.isolated():
             raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
-        if (shard := self._space.known(token)) < 0:
+        if (shard := self._space.find(token)) < 0:
             await self.placement.knows(token[: token.find("/")])
             shard = self._space.shard_of(token)
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0

@@ -264,7 +264,8 @@ class Shard:
 
     def _leave(self, token: str) -> None:
         """An agent is in memory no more."""
-        if self.activations.pop(token, None) is not None:
+        activation = self.activations.pop(token, None)
+        if activation is not None and self.runtime.resident.get(token) is activation:
             del self.runtime.resident[token]
 
     def passivate(self, now: float) -> int:
@@ -384,9 +385,8 @@ class Shard:
         self.active = False
         self._cool()
         self.packed = {}
-        activations, self.activations = self.activations, {}
-        for token, activation in activations.items():
-            del self.runtime.resident[token]
+        for token, activation in list(self.activations.items()):
+            self._leave(token)
             for message in activation.abandon():
                 if isinstance(message, Delivery):
                     message.turn_away(NOT_OWNER, self.heir)

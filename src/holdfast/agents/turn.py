@@ -100,7 +100,7 @@ def start(activation: Activation, message: Delivery) -> None:
         return
     agent = activation.agent
     agent.state = activation.state
-    agent._context = context
+    agent._holdfast_context = context
     try:
         method.bind(agent, args).send(None)
     except StopIteration as end:
@@ -120,7 +120,7 @@ async def _run(
 ) -> None:
     runtime = activation.shard.runtime
     activation.agent.state = activation.state
-    activation.agent._context = context
+    activation.agent._holdfast_context = context
     try:
         if method.runs_in == "loop":
             value = await _while_live(method.bind(activation.agent, args), runtime.life)
@@ -343,7 +343,7 @@ def read(activation: Activation, message: Delivery) -> None:
     agent = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
     agent.state = committed_view(activation)
-    agent._context = context
+    agent._holdfast_context = context
     run = method.bind(agent, args)
     if method.waits:
         activation.shard.runtime.spawn(_read_later(activation, message, method, run))

@@ -161,7 +161,7 @@ def _perform(kind: Kind, agent: Any, job: Job) -> Done:
     """Do a job here and now, on an instance that nobody else has."""
     method = kind.methods[job.handler]
     host = _Host(job)
-    agent._context = context = Context(
+    agent._holdfast_context = context = Context(
         cast(Any, host), job.message_key, job.deadline, job.keep_until, job.chain, job.reads_only
     )
     agent.state = kind.decode_view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)

@@ -76,7 +76,7 @@ class Load:
             while (number < count) if count else (now < end):
                 number += 1
                 began = now
-                try:
+                try:  # as `once` does, without a coroutine more in each operation
                     await work(number - 1)
                 except HoldfastError as error:
                     self.failed[type(error).__name__] += 1

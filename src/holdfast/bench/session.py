@@ -24,6 +24,7 @@ from holdfast.errors import ConfigError, NoQuorum, Unknown
 from holdfast.host.host_child import HostChild
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.nats_config import Security
+from holdfast.host.spread import UNEVEN_SECONDS
 from holdfast.host.supervisor import HostSettings
 from holdfast.ids import new_id
 from holdfast.node.node import Node
@@ -33,7 +34,6 @@ _PARTS: Final = ("st", "in", "out", "dl")
 _NODES: Final = 3
 _PURGES: Final = 3
 _START_SECONDS: Final = 60.0
-_SPREAD_SECONDS: Final = 15.0
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -133,12 +133,13 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
 async def _leaders_are_spread(engine: NatsEngine, cells: Sequence[str]) -> None:
     """Wait until a new cluster has spread the leaders of its cells, which holds the writes to one for a moment."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_SPREAD_SECONDS):
+        async with asyncio.timeout((UNEVEN_SECONDS + 2.0) * len(cells)):
             while True:
-                found = [await streams.info(engine.connection, cell) for cell in cells]
-                servers = found[0].servers("")
-                if one_move({facts.config["name"]: facts.cluster.leader for facts in found}, servers) is None:
-                    return
+                with suppress(NoQuorum, Unknown):
+                    found = [await streams.info(engine.connection, cell) for cell in cells]
+                    leaders = {facts.config["name"]: facts.cluster.leader for facts in found}
+                    if one_move(leaders, found[0].servers("")) is None:
+                        return
                 await asyncio.sleep(0.5)
 
 

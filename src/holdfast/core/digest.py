@@ -3,7 +3,7 @@
 The engine does not notice a replica that lost records. So each batch carries, per shard, the digest of the index that
 its owner held before the batch: the exclusive or of a 64-bit hash of each (agent, sequence of its newest record), and
 the number of agents. A recovery rebuilds that index from what it read and compares. Adding and removing an entry is the
-same operation, so keeping the digest costs two hashes a record. (The mixing steps are those of splitmix64.)
+same operation, so keeping the digest costs a hash or two a record. (The mixing steps are those of splitmix64.)
 """
 
 from __future__ import annotations

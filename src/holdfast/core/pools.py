@@ -169,7 +169,7 @@ class Space:
         self._main = pools[table.pools[0].name]
         self._places = {kind: pools[name] for kind, name in table.kinds.items() if name in pools}
 
-    def known(self, token: str) -> int:
+    def find(self, token: str) -> int:
         """The shard of an agent's token; -1 where it is not known yet in which pool its kind lives."""
         place = self._places.get(token[: token.find("/")])
         return -1 if place is None else place[0] + crc32(token.encode()) % place[1]
