@@ -144,8 +144,11 @@ def test_what_is_measured() -> None:
         add("c", 114.2, 114.3, "not done", NoQuorum("x")),
         add("c", 116.5, 116.6, "refused", BadMessage("x")),
         add("c", 119.0, 121.1),
+        add("d", 300.0, 309.0),  # another harm's
     ]
     measures.measure(harm, operations, 100.0)
     assert (harm.answered_after, harm.refused_after, harm.last_done_after) == (8.0, 4.0, 1.0)
     assert measures.stalls(operations, 100.0, 120.0) == {"add": 11.0}
-    assert measures.fates(operations) == {"add": {"done": 4, "not done": 2, "refused": 1}}
+    assert measures.fates(operations) == {"add": {"done": 5, "not done": 2, "refused": 1}}
+    measures.measure(harm, [*operations, add("e", 112.0, 119.0, "unknown", NoQuorum("x"))], 100.0)
+    assert harm.answered_after == 10.0

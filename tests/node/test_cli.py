@@ -122,6 +122,10 @@ def test_beyond_loopback_nothing_starts_without_tls_and_credentials(directory: P
 
 def test_version(directory: Path) -> None:
     assert holdfast(directory, "version").strip() == holdfast(directory, "--version").strip() == "0.1.0"
+    as_module = subprocess.run(
+        [sys.executable, "-m", "holdfast", "version"], capture_output=True, text=True, timeout=60
+    )
+    assert (as_module.returncode, as_module.stdout.strip()) == (0, "0.1.0")
 
 
 def free_base() -> int:

@@ -20,7 +20,8 @@ class Harmed(msgspec.Struct):
     at: float
     seconds: float = 0.0
     answered_after: float = 0.0
-    """Until every agent that did not answer at once had answered again, whatever client asked."""
+    """Until every agent that was asked meanwhile, or a moment later, and did not answer at once had answered again, whatever
+    client asked; where one did not, until the moment was over."""
     refused_after: float | None = None
     """For cuts: until a client on the side of the host that was cut off was first told `NoQuorum` or `Unknown`."""
     last_done_after: float | None = None
@@ -31,6 +32,8 @@ _ANSWERS: Final = ("done", "refused")
 """Fates that are an agent's own word."""
 
 _AT_ONCE_SECONDS: Final = 0.5
+_MOMENT_SECONDS: Final = 5.0
+"""Who is asked so long after a harm tells of another one."""
 CUTS: Final = ("partition", "one-way", "flapping")
 
 
@@ -59,7 +62,7 @@ def stalls(operations: list[Operation], began: float, ended: float) -> dict[str,
 def measure(harmed: Harmed, operations: list[Operation], began: float) -> None:
     """Fill in what the operations say of a harm. ``began``: the run's beginning on their clock."""
     at = began + harmed.at
-    harmed.answered_after = _answered_after(operations, at)
+    harmed.answered_after = _answered_after(operations, at, at + harmed.seconds + _MOMENT_SECONDS)
     if harmed.kind in CUTS:
         until = at + harmed.seconds
         there = [op for op in operations if op.client == harmed.host]
@@ -69,16 +72,17 @@ def measure(harmed: Harmed, operations: list[Operation], began: float) -> None:
         harmed.last_done_after = max(done) - at if done else None
 
 
-def _answered_after(operations: list[Operation], at: float) -> float:
+def _answered_after(operations: list[Operation], at: float, until: float) -> float:
     """The longest time until an agent answered again that did not answer at once; 0 where all did."""
     asked: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
-        if operation.began >= at:
+        if at <= operation.began <= until:
             asked[operation.agent].append(operation)
     longest = 0.0
     for mine in asked.values():
         answered = min((op for op in mine if op.fate in _ANSWERS), key=lambda op: op.ended, default=None)
         if answered is None:
+            longest = max(longest, until - at)
             continue
         refused = any(op.began < answered.ended and op.fate in ("not done", "unknown") for op in mine)
         if refused or answered.ended - answered.began > _AT_ONCE_SECONDS:
