@@ -118,7 +118,8 @@ class Caller:
                 self._loop.call_soon(self._flush)
             frame = self._frames[node] = Frame("bare.reply", [])
         frame.calls.append(Call(token, "add", b"\x91\x01", number, "p-bare", number, number, time.time() + 30))
-        future = self._open[number] = self._loop.create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._open[number] = future
         return await future
 
     def _flush(self) -> None:

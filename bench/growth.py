@@ -14,15 +14,16 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from rich.table import Table
 
 from bench.measure import number, out
-from holdfast import run
+from holdfast import AgentRef, run
 from holdfast.bench.kinds import BenchBlob, BenchCounter
 from holdfast.bench.measure import Figure, Load
 from holdfast.bench.processes import Usage
@@ -46,6 +47,14 @@ async def _cluster(nodes: int = 3, shards: int = 48, idle: float = 3600.0) -> As
 
 def _add(setting: Setting, name: int) -> Awaitable[object]:
     return setting.node.agent(BenchCounter, f"a{name}").options(timeout_seconds=120).ask(BenchCounter.add, 1)
+
+
+def _anyone(setting: Setting, count: int, _: int) -> Awaitable[object]:
+    return _add(setting, random.randrange(count))
+
+
+def _touch(agents: Sequence[AgentRef[BenchBlob]], n: int) -> Awaitable[object]:
+    return agents[n % len(agents)].ask(BenchBlob.touch)
 
 
 async def _load(work: Callable[[int], Awaitable[object]], in_flight: int, seconds: float, count: int = 0) -> Figure:
@@ -93,8 +102,9 @@ async def agents(most: int) -> AsyncIterator[Row]:
             await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS)
             hot = await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS)
             await asyncio.sleep(_IDLE * 2)
-            cold = await _load(lambda _, count=count: _add(setting, random.randrange(count)), 1, 2.0)
-            anyone = await _load(lambda _, count=count: _add(setting, random.randrange(count)), _IN_FLIGHT, _SECONDS)
+            anyone_of = partial(_anyone, setting, count)
+            cold = await _load(anyone_of, 1, 2.0)
+            anyone = await _load(anyone_of, _IN_FLIGHT, _SECONDS)
             full = Usage().read()[1]
             away, lost = await _killed(setting, count)
             yield {
@@ -177,7 +187,7 @@ async def states(_most: int) -> AsyncIterator[Row]:
             some = [setting.node.agent(BenchBlob, f"b{size}-{n}") for n in range(64)]
             for agent in some:
                 await agent.ask(BenchBlob.fill, size)
-            figure = await _load(lambda n, some=some: some[n % 64].ask(BenchBlob.touch), 64, _SECONDS)
+            figure = await _load(partial(_touch, some), 64, _SECONDS)
             yield {
                 "state B": size,
                 "asks/s": figure.per_second,

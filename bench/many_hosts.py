@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bench.measure import number, out
 from holdfast import Agent, State, handler
+from holdfast.engines.base import Message
 from holdfast.testing import servers
 from holdfast.testing.cluster import SimCluster
 from holdfast.testing.world import World
@@ -33,11 +34,11 @@ def measure(hosts: int) -> dict[str, float]:
     written: Counter[str] = Counter()
     deliver = servers.Interest.deliver
 
-    def count(interest: servers.Interest, message: servers.Message) -> None:
+    def count(interest: servers.Interest, message: Message) -> None:
         delivered[message.subject.split(".")[1]] += 1
         deliver(interest, message)
 
-    servers.Interest.deliver = count  # type: ignore[method-assign]
+    servers.Interest.deliver = count  # type: ignore[method-assign, assignment]
     world = World(1)
     try:
         cluster = SimCluster(world, [Quiet], hosts, shards=max(128, 8 * hosts))

@@ -77,7 +77,9 @@ def main() -> int:
     out.print()
     out.print(made)
     ours = found.get("holdfast")
-    for name in [name for name in found if ours and name != "holdfast"]:
+    for name in found:
+        if ours is None or name == "holdfast":
+            continue
         ratios = [float(ours[one]) / float(found[name][other]) for one, other in RATIOS]
         text = "create {:,.1f} x, durable calls {:.1f} x its calls, readers {:.1f} x its calls".format(*ratios)
         slower = float(ours["one_ms"]) / float(found[name]["one_ms"])

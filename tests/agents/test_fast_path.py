@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -331,7 +333,7 @@ async def test_a_node_that_is_not_live_takes_no_call_by_it(tmp_path: Path, taken
         assert await giving == [(0, 2)]
 
 
-async def test_the_agents_in_memory_are_those_of_the_shards(tmp_path: Path) -> None:
+async def test_the_agents_in_memory_are_those_of_the_shards_and_go_at_once(tmp_path: Path) -> None:
     class Brief(Agent[Pad], idle_seconds=0.1):
         @handler
         async def add(self, by: int) -> int:
@@ -343,8 +345,14 @@ async def test_the_agents_in_memory_are_those_of_the_shards(tmp_path: Path) -> N
         await asyncio.gather(*(node.agent(Brief, f"b{n}").ask(Brief.add, 1) for n in range(20)))
         await asyncio.gather(*(node.agent(Fast, f"f{n}").ask(Fast.add, 1) for n in range(20)))
         assert len(runtime.resident) == 40
-        while len(runtime.resident) > 20:
-            await asyncio.sleep(0.02)
+        agents = [weakref.ref(one.agent) for one in runtime.resident.values() if one.kind.cls is Brief]
+        gc.disable()
+        try:
+            while len(runtime.resident) > 20:
+                await asyncio.sleep(0.02)
+            assert [one for one in agents if one() is not None] == []
+        finally:
+            gc.enable()
         assert {token: one for shard in runtime.shards.values() for token, one in shard.activations.items()} == (
             runtime.resident
         )

@@ -274,6 +274,7 @@ class Shard:
         for token in idle:
             activation = self.activations[token]
             activation.loaded = activation.at_rest = False
+            activation.agent = None  # they name each other: it goes at once, and not when the collector finds it
             self._leave(token)
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
