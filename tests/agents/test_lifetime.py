@@ -173,7 +173,7 @@ async def test_what_was_kept_since_a_claim_goes_when_nobody_wanted_it(
         assert runtime.warm_bytes > 0
         monkeypatch.setattr(limits, "IDLE_SECONDS", 0.0)
         for shard in runtime.shards.values():
-            shard.passivate(runtime.loop.time() + 1.0)
+            await shard.passivate(runtime.loop.time() + 1.0)
         assert runtime.warm_bytes == 0
         assert [await node.agent(Counter, f"a{n}").ask(Counter.value) for n in range(20)] == list(range(20))
 

@@ -92,7 +92,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
             fits = False
     if not fits:
         activation.hold(message)
-        turn.finished(activation, message, method, agent.context, value)
+        turn.finished(activation, message, method, context, value)
         return True
     activation.running = None
     activation.state = state

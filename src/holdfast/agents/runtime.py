@@ -343,7 +343,7 @@ class Runtime:
             await asyncio.sleep(min(max(shortest / 4, 0.05), 15.0))
             now = self.loop.time()
             for shard in list(self.shards.values()):
-                shard.passivate(now)
+                await shard.passivate(now)
                 await asyncio.sleep(0)
 
     async def purge(self, cell: str, subject: str, before_sequence: int) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from holdfast.agents.runtime import Runtime
 
 _READS_MAX = 40
+_PASSIVATED_AT_ONCE = 256
 
 
 class Shard:
@@ -268,17 +269,19 @@ class Shard:
         if activation is not None and self.runtime.resident.get(token) is activation:
             del self.runtime.resident[token]
 
-    def passivate(self, now: float) -> int:
-        """Let idle agents leave memory; return how many did."""
+    async def passivate(self, now: float) -> None:
+        """Let idle agents leave memory, some at a time, so that others' turns go on."""
         idle = [token for token, activation in self.activations.items() if activation.idle(now)]
-        for token in idle:
-            activation = self.activations[token]
-            activation.loaded = activation.at_rest = False
-            activation.agent = None  # they name each other: it goes at once, and not when the collector finds it
-            self._leave(token)
+        for place, token in enumerate(idle, 1):
+            activation = self.activations.get(token)
+            if activation is not None and activation.idle(now):
+                activation.loaded = activation.at_rest = False
+                activation.agent = None  # they name each other: it goes at once, and not when the collector finds it
+                self._leave(token)
+            if place % _PASSIVATED_AT_ONCE == 0:
+                await asyncio.sleep(0)
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
-        return len(idle)
 
     def foreign(self) -> dict[str, int]:
         """The agents whose newest record is in a pack of an owner before."""

@@ -93,18 +93,18 @@ def start(activation: Activation, message: Delivery) -> None:
     except HoldfastError as error:
         _failed(activation, message, error)
         return
-    context = context_of(activation, message)
     activation.running = message
     if method.waits or method.runs_in != "loop":
+        context = context_of(activation, message)
         activation.task = activation.shard.runtime.spawn(_run(activation, message, method, args, context))
         return
     agent = activation.agent
     agent.state = activation.state
-    agent._holdfast_context = context
+    agent._holdfast_context = None
     try:
         method.bind(agent, args).send(None)
     except StopIteration as end:
-        finished(activation, message, method, context, end.value)
+        finished(activation, message, method, agent._holdfast_context, end.value)
     except Exception as error:
         raised(activation, message, error)
     else:
@@ -191,12 +191,14 @@ def cancelled(activation: Activation, message: Delivery) -> bool:
 
 
 def finished(
-    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context, value: Any
+    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context | None, value: Any
 ) -> None:
+    """The handler returned: its state, reply, timers and messages wait for the batch. ``context``: if it was asked for."""
     kind = activation.kind
     try:
         if isinstance(value, Done):
             message.reply, state_bytes, activation.generation = value.reply, value.state, value.generation
+            assert context is not None
             context.outgoing, context.timers = value.outgoing, value.timers
             state, view = kind.load_state(state_bytes, kind.state_version), kind.decode_view(state_bytes)
         else:
@@ -213,9 +215,10 @@ def finished(
     if state_bytes != activation.state_bytes:
         activation.state_bytes = state_bytes
         activation.next_view = view
-    if context.timers:
-        _keep_timers(activation, context)
-    message.outgoing = context.outgoing
+    if context is not None:
+        if context.timers:
+            _keep_timers(activation, context)
+        message.outgoing = context.outgoing
     activation.running = None
     _consume(activation, message)
     activation.note(message)
