@@ -64,8 +64,10 @@ class Batch:
         Raises `TooLarge`: the record fits no batch.
         """
         shard, state, token = activation.shard, activation.state_bytes, activation.token
-        size = len(state) + activation.seen.bytes_kept + activation.outgoing_bytes + _RECORD_OVERHEAD
-        many = 1 + activation.outgoing_records
+        size, many = len(state) + activation.seen.bytes_kept + _RECORD_OVERHEAD, 1
+        if activation.outgoing_records:
+            size += activation.outgoing_bytes
+            many += activation.outgoing_records
         if self.agents and (
             self.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(self.records) + many * 2 > limits.BATCH_RECORDS_MAX
         ):

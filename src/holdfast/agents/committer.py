@@ -322,7 +322,7 @@ class Committer:
     def _acknowledged(self, batch: Batch, sequences: range) -> None:
         self.batches += 1
         self.records += len(batch.records)
-        last, now = sequences[-1], self._runtime.loop.time()
+        last, now, turns = sequences[-1], self._runtime.loop.time(), 0
         for shard, cell, place in batch.outbox:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
@@ -338,12 +338,13 @@ class Committer:
             if shard.active and activation.loaded:
                 sequence = last if record is not None else sequences[place]
                 activation.digest_part = shard.committed(activation.token, sequence, record, activation.digest_part)
-                self.turns += len(activation.in_batch)
+                turns += len(activation.in_batch)
                 activation.last_used = now
                 activation.committed(sequence, state)
                 if activation.old_blobs:
                     self._runtime.spawn(state_blobs.delete(self._runtime, activation.old_blobs))
                     activation.old_blobs = None
+        self.turns += turns
 
     def _moved(self, shard: Shard, token: str, sequence: int) -> None:
         """The agent's record is one of its own now."""
