@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from tests.agents.kinds import Gate, serving
 
-from holdfast import Agent, Node, State, handler, reader
+from holdfast import Agent, BadState, Node, State, handler, reader
 from holdfast.agents import fast_path
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Sink
@@ -255,6 +255,20 @@ async def test_the_context_is_that_of_the_call_and_is_not_kept(tmp_path: Path, t
         assert agent.name == "a"
         assert await give(node, [call(4, 4)]) == [(0, 3)]
         assert agent.context.next_call_id() != first
+
+
+async def test_there_is_no_context_before_the_first_message(tmp_path: Path) -> None:
+    class Early(Agent[Pad]):
+        def __init__(self) -> None:
+            self.title = self.name
+
+        @handler
+        async def add(self, by: int) -> int:
+            return by
+
+    async with serving(tmp_path / "log", Early) as node:
+        with pytest.raises(BadState, match="Early has no context before its first message"):
+            await node.agent(Early, "e").options(timeout_seconds=3).ask(Early.add, 1)
 
 
 async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: list[bool]) -> None:

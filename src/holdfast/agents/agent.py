@@ -188,9 +188,14 @@ class Agent(Generic[S]):
     @property
     def context(self) -> Context:
         """The message being handled, and what a turn may do."""
-        if self._holdfast_context is None:  # few handlers ask for it
-            self._holdfast_context = context_of(self._holdfast_host, self._holdfast_host.running)
-        return self._holdfast_context
+        try:
+            context = self._holdfast_context
+        except AttributeError:
+            text = f"{type(self).__name__} has no context before its first message, so neither in __init__"
+            raise AttributeError(text) from None
+        if context is None:  # few handlers ask for it
+            context = self._holdfast_context = context_of(self._holdfast_host, self._holdfast_host.running)
+        return context
 
     @property
     def name(self) -> str:
