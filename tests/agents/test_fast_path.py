@@ -7,7 +7,7 @@ import gc
 import random
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(fast_path, "take", watched)
     return said
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
@@ -283,16 +289,8 @@ async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: 
 
 
 async def test_another_attempt_joins_what_waits_for_its_batch(tmp_path: Path, taken: list[bool]) -> None:
-    class Narrow(Agent[Pad], mailbox_max=4, kind="Fast"):
-        @handler
-        async def add(self, by: int) -> int:
-            self.state.n += by
-            return self.state.n
-
-        @handler
-        async def fail(self, by: int) -> int:
-            self.state.n += by
-            raise ValueError("failed")
+    class Narrow(Fast, mailbox_max=4, kind="Fast"):
+        """The same agent, with a small mailbox."""
 
     async with serving(tmp_path / "log", Narrow) as node:
         await give(node, [call(1, 1)])
@@ -300,9 +298,9 @@ async def test_another_attempt_joins_what_waits_for_its_batch(tmp_path: Path, ta
         taken.clear()
         asks = [call(2, 2), call(3, 2), call(4, 2), call(5, 2, "fail")]
         first = asyncio.ensure_future(give(node, asks))
-        await asyncio.sleep(0.05)
+        await until(lambda: gate.waiting == 1)
         again = asyncio.ensure_future(give(node, [msgspec.structs.replace(one, suspect=True) for one in asks]))
-        await asyncio.sleep(0.05)
+        await until(lambda: len(taken) == 8)
         assert node._runtime.committers[node.manifest.cells[0]].waiting == 0  # all are in the batch, none of them twice
         gate.open.set()
         answers = await again
@@ -314,18 +312,15 @@ async def test_another_attempt_joins_what_waits_for_its_batch(tmp_path: Path, ta
 
 
 async def test_it_holds_to_the_bound_of_the_mailbox(tmp_path: Path, taken: list[bool]) -> None:
-    class Narrow(Agent[Pad], mailbox_max=3, kind="Fast"):
-        @handler
-        async def add(self, by: int) -> int:
-            self.state.n += by
-            return self.state.n
+    class Narrow(Fast, mailbox_max=3, kind="Fast"):
+        """The same agent, with a small mailbox."""
 
     async with serving(tmp_path / "log", Narrow) as node:
         await give(node, [call(1, 1)])
         gate = Gate(node)
         taken.clear()
         giving = asyncio.ensure_future(give(node, [call(number, 2) for number in range(2, 7)]))
-        await asyncio.sleep(0.05)
+        await until(lambda: len(taken) == 5)
         gate.open.set()
         answers = await giving
         assert answers[:3] == [(0, 2), (0, 3), (0, 4)]
@@ -362,8 +357,7 @@ async def test_the_agents_in_memory_are_those_of_the_shards_and_go_at_once(tmp_p
         agents = [weakref.ref(one.agent) for one in runtime.resident.values() if one.kind.cls is Brief]
         gc.disable()
         try:
-            while len(runtime.resident) > 20:
-                await asyncio.sleep(0.02)
+            await until(lambda: len(runtime.resident) == 20)
             assert [one for one in agents if one() is not None] == []
         finally:
             gc.enable()

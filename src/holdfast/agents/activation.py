@@ -167,7 +167,7 @@ class Activation:
         else:
             self.at_rest = False
             if call.number or call.message_id:
-                self.hold(message)
+                self.take_in_hand(message)
             if self.mailbox or self.inbox or not self._may_start():
                 self._put(message)
             else:  # nothing is before it
@@ -295,8 +295,7 @@ class Activation:
         self.in_batch, self.pending = self.pending, []
         if self.outgoing_records:
             self.outgoing_records = self.outgoing_bytes = 0
-        if now > seen.stale_at:
-            seen.expire(now)
+        seen.expire(now)
         state = self.state_bytes
         if self.blob:
             self.held = False
@@ -354,7 +353,7 @@ class Activation:
         elif message.done is not None and not message.done.done():
             message.done.set_result(None)
 
-    def hold(self, message: Delivery) -> None:
+    def take_in_hand(self, message: Delivery) -> None:
         """Have further attempts of a call join this one, until it is answered."""
         self.in_hand = self.in_hand or {}
         self.in_hand[message.key] = message

@@ -100,8 +100,6 @@ class Batch:
             self.agents.append((activation, len(self.records), state, None))
             self._append(Record(f"{shard.prefix}.st.{token}", payload, fence))
         for message in activation.in_batch:
-            if message.fast:
-                continue
             if message.outgoing:
                 self._add_outgoing(shard, message)
             if message.dead:

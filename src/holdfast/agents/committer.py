@@ -189,10 +189,9 @@ class Committer:
         for activation in large:
             if activation.pending and state_blobs.needed(activation):
                 await state_blobs.put(activation)
-        batch, chain = self._begin(len(waiting)), self._chain.name
+        batch = self._begin(len(waiting))
         for activation in waiting:
-            shard = activation.shard
-            if not activation.pending or not shard.active or shard.chain != chain:
+            if not activation.pending or not self._may_write(activation.shard):
                 source.pop(activation, None)
                 continue
             if large and state_blobs.needed(activation):

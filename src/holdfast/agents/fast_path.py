@@ -4,7 +4,8 @@ Nearly all asks are of this sort: a numbered one that is new, for a handler that
 that does nothing else. What `Activation.deliver`, `repeats.already_seen`, `turn.start` and `turn.finished` do for one is
 done here, without what only others need: a place in the mailbox, a place in hand (`repeats.in_hand` finds it when another
 attempt comes before its batch is written), a context that nobody asks for. Whatever is out of the ordinary is left to them,
-before the handler ran or after it.
+before the handler ran or after it. What is written out here of `Seen` and of the codecs is for speed alone: as calls it
+cost a node 7 % more instructions an ask.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     except StopIteration as end:
         value: Any = end.value
     except Exception as error:
-        activation.hold(message)
+        activation.take_in_hand(message)
         turn.raised(activation, message, error)
         return True
     else:
@@ -91,7 +92,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         except Exception:
             fits = False
     if not fits:
-        activation.hold(message)
+        activation.take_in_hand(message)
         turn.finished(activation, message, method, context, value)
         return True
     activation.running = None

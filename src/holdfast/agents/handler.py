@@ -42,7 +42,7 @@ Place = Literal["loop", "thread", "process"]
 
 _PLACE = re.compile(r"\$\[(\d+)\]")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
-_PLAIN = {bool, int, float, str, bytes}
+_PLAIN = {type(None), bool, int, float, str, bytes}
 _MAPS = {bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)}
 """What a map begins with in msgpack."""
 
@@ -50,13 +50,10 @@ _MAPS = {bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)}
 class _Shapes(NamedTuple):
     ordered: Any
     """The arguments as an array."""
-    decode_ordered: Callable[[bytes], Any]
     named: Any
     """… and as a map, which is rare."""
     decode_reply: Callable[[bytes], Any]
     returns: Any
-    plain: bool
-    """Whether a reply of just that type, once it is encoded, is one that decodes."""
 
 
 class _Method(Generic[A_contra, P, R_co]):
@@ -87,9 +84,9 @@ class _Method(Generic[A_contra, P, R_co]):
         self.at_once = False
         """Whether the fast path may run it: on the loop, to its end without a wait, its arguments by their places."""
         self.decode_ordered: Callable[[bytes], Any] = msgspec.msgpack.decode
-        """Arguments as a struct, of those that `at_once`."""
+        """The arguments as a struct, once the shapes are known."""
         self.plain_reply: Any = ()
-        """The type whose instances are replies that need no look, where there is one."""
+        """The type of which each value, once it is encoded, is a reply that decodes, where there is one."""
         self._locals: Mapping[str, Any] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -110,7 +107,7 @@ class _Method(Generic[A_contra, P, R_co]):
     def resolve(self, names: Mapping[str, Any]) -> None:
         """Look up the annotations now, also among the names of the function that defines the class."""
         try:
-            self._adopt(self._build(names))
+            self._build(names)
         except NameError:
             self._locals = names
 
@@ -129,21 +126,16 @@ class _Method(Generic[A_contra, P, R_co]):
             ordered = msgspec.defstruct(self._title, fields, array_like=True, forbid_unknown_fields=True)
             named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
             returns = hints.get("return", Any)
-            decode_ordered, decode_reply = codec.decoder(ordered).decode, codec.decoder(returns).decode
+            self.decode_ordered, decode_reply = codec.decoder(ordered).decode, codec.decoder(returns).decode
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
-        plain = isinstance(returns, type) and returns in _PLAIN
-        return _Shapes(ordered, decode_ordered, named, decode_reply, returns, plain)
-
-    def _adopt(self, shapes: _Shapes) -> _Shapes:
-        self._shapes = shapes
-        self.decode_ordered = shapes.decode_ordered
-        self.plain_reply = shapes.returns if shapes.plain or shapes.returns is type(None) else ()
+        self.plain_reply = returns if isinstance(returns, type) and returns in _PLAIN else ()
         self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
+        self._shapes = shapes = _Shapes(ordered, named, decode_reply, returns)
         return shapes
 
     def _shape(self) -> _Shapes:
-        return self._shapes or self._adopt(self._build(self._locals))
+        return self._shapes or self._build(self._locals)
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool = False) -> bytes:
         """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`, naming the field."""
@@ -167,7 +159,7 @@ class _Method(Generic[A_contra, P, R_co]):
             if data[:1] in _MAPS:
                 message = codec.decode(data, shapes.named, self._title)
             else:
-                message = codec.decode_by(shapes.decode_ordered, data, self._title)
+                message = codec.decode_by(self.decode_ordered, data, self._title)
         except BadMessage as error:
             raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
         return msgspec.structs.astuple(message)
@@ -190,11 +182,8 @@ class _Method(Generic[A_contra, P, R_co]):
 
     def encode_reply(self, value: Any) -> bytes:
         """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit, and `TooLarge`."""
-        shapes = self._shapes or self._shape()
-        if value is None and shapes.returns in (None, type(None), Any):
-            return b"\xc0"
         data = codec.encode(value, self._reply_title)
-        if not shapes.plain or type(value) is not shapes.returns:
+        if type(value) is not self.plain_reply:
             self.decode_reply(data)
         bound = limits.MESSAGE_BYTES_MAX if self.reads_only else limits.REPLY_BYTES_MAX
         if len(data) > bound:

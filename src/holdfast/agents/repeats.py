@@ -29,7 +29,7 @@ def in_hand(activation: Activation, call: Call, message: Delivery) -> Delivery |
         for one in finished:  # what took the fast path was not noted
             if one.fast:
                 one.fast = False
-                activation.hold(one)
+                activation.take_in_hand(one)
         known = (activation.in_hand or {}).get(message.key)
     return known
 

@@ -267,6 +267,7 @@ class Router:
             outcome = reply.outcome
             if outcome <= ERROR:
                 owners[opened.shard] = owner
+            # What most replies are is done here, without two calls for each.
             if outcome != OK or open_to.get(opened.call.token) != number:
                 self._answered(opened, reply.reference, outcome, reply.payload)
                 continue

@@ -286,12 +286,8 @@ class Runtime:
                         self.loop.call_soon(self._flush)
             outlet.append(Reply(reference, outcome, payload))
 
-        resident = self.resident
         for call in frame.calls:
-            if not call.reference:
-                self._take(call, None)
-            elif (found := resident.get(call.token)) is None or not fast_path.take(found, call, sink):
-                self._take(call, sink)
+            self.take(call, sink if call.reference else None)
         for call in frame.cancelled:
             self.cancel(call)
 
@@ -304,11 +300,9 @@ class Runtime:
 
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
-        found = self.resident.get(call.token) if call.reference else None
-        if found is None or sink is None or not fast_path.take(found, call, sink):
-            self._take(call, sink)
-
-    def _take(self, call: Call, sink: mailbox.Sink | None) -> None:
+        found = self.resident.get(call.token)
+        if found is not None and sink is not None and fast_path.take(found, call, sink):
+            return
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
             if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
@@ -324,7 +318,7 @@ class Runtime:
 
     def _take_again(self, number: int, call: Call, sink: mailbox.Sink | None) -> None:
         if number in self.shards:
-            self._take(call, sink)
+            self.take(call, sink)
         elif sink is not None:
             sink(call.reference, NOT_OWNER, b"")
 

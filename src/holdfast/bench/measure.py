@@ -49,16 +49,6 @@ class Load:
         self.ends, self.took = array("d"), array("d")
         self.failed: Counter[str] = Counter()
 
-    async def once(self, work: Callable[[int], Awaitable[object]], number: int) -> None:
-        """Do one operation."""
-        started = time.perf_counter()
-        try:
-            await work(number)
-        except HoldfastError as error:
-            self.failed[type(error).__name__] += 1
-        else:
-            self.note(started, time.perf_counter())
-
     def note(self, started: float, ended: float) -> None:
         """Count an operation that was done between these times (s)."""
         self.ends.append(ended)
@@ -76,7 +66,7 @@ class Load:
             while (number < count) if count else (now < end):
                 number += 1
                 began = now
-                try:  # as `once` does, without a coroutine more in each operation
+                try:
                     await work(number - 1)
                 except HoldfastError as error:
                     self.failed[type(error).__name__] += 1

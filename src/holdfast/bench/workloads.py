@@ -253,9 +253,12 @@ async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
         os.kill(setting.pids()[busiest(setting)], signal.SIGKILL)
         seen.killed_at.append(time.perf_counter() - load.began)
 
+    def anyone(_number: int) -> Awaitable[object]:
+        return random.choice(agents).ask(BenchCounter.add, 1)
+
     async def paced(_worker: int) -> None:
         while time.perf_counter() - load.began < _FAILOVER_SECONDS:
-            await load.once(lambda n: agents[n].ask(BenchCounter.add, 1), random.randrange(len(agents)))
+            await load.keep(anyone, 1, 0.0, 1)
             await asyncio.sleep(0.02)
 
     await asyncio.gather(kill(), *(paced(worker) for worker in range(min(setting.in_flight, 32))))
