@@ -6,8 +6,9 @@ Replies go the same way back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from typing import TypeVar
 
 from msgspec import structs
 
@@ -15,8 +16,11 @@ from holdfast import codec, limits
 from holdfast.agents.messages import Call, Frame, Reply
 from holdfast.engines.base import Bus
 
+ItemT = TypeVar("ItemT")
+
 _REMEMBERED_MAX = 8192
-_payload_of = attrgetter("payload")
+_reference_of, _token_of = attrgetter("reference"), attrgetter("token")
+_arguments_of, _payload_of = attrgetter("arguments"), attrgetter("payload")
 
 
 class Frames:
@@ -54,18 +58,14 @@ class Frames:
         outgoing, self._outgoing = self._outgoing, {}
         for to, frame in outgoing.items():
             subject = f"hf.s.{to}" if isinstance(to, int) else f"hf.n.{to}"
-            calls, size, start = frame.calls, 0, 0
-            for index, call in enumerate(calls):
-                size += len(call.arguments) + len(call.token) + 96
-                if size > limits.FRAME_BYTES_MAX and index > start:
-                    self._publish(subject, Frame(frame.reply, calls[start:index]))
-                    start, size = index, len(call.arguments)
-            frame.calls = calls[start:]
+            *before, frame.calls = split(frame.calls, _call_bytes)
+            for calls in before:
+                self._publish(subject, Frame(frame.reply, calls))
             self._publish(subject, frame)
 
     def _publish(self, subject: str, frame: Frame) -> None:
         self.count += 1
-        references = [call.reference for call in frame.calls if call.reference]
+        references = list(filter(None, map(_reference_of, frame.calls)))
         if references:
             self._references[self.count] = references
             if len(self._references) > _REMEMBERED_MAX:  # nobody-there comes at once or never
@@ -73,18 +73,30 @@ class Frames:
         self._bus.publish(subject, codec.encode_raw(frame), f"{self.reply}.{self.count}")
 
 
-def split(replies: list[Reply]) -> Iterable[list[Reply]]:
-    """The replies in frames of at most `limits.FRAME_BYTES_MAX`, but for one that is larger alone."""
-    size = sum(map(len, map(_payload_of, replies))) + 16 * len(replies)
-    if size <= limits.FRAME_BYTES_MAX:
-        yield list(replies)
+def split(items: list[ItemT], measure: Callable[[list[ItemT]], int]) -> Iterable[list[ItemT]]:
+    """The items in frames of at most `limits.FRAME_BYTES_MAX`, but for one that is larger alone.
+
+    ``measure``: how many bytes some of them have.
+    """
+    if measure(items) <= limits.FRAME_BYTES_MAX:
+        yield items
         return
-    some: list[Reply] = []
+    some: list[ItemT] = []
     size = 0
-    for reply in replies:
-        size += len(reply.payload) + 16
-        if some and size > limits.FRAME_BYTES_MAX:
+    for item in items:
+        more = measure([item])
+        if some and size + more > limits.FRAME_BYTES_MAX:
             yield some
-            some, size = [], len(reply.payload) + 16
-        some.append(reply)
+            some, size = [], 0
+        some.append(item)
+        size += more
     yield some
+
+
+def reply_bytes(replies: list[Reply]) -> int:
+    """How many bytes replies have, about."""
+    return sum(map(len, map(_payload_of, replies))) + 16 * len(replies)
+
+
+def _call_bytes(calls: list[Call]) -> int:
+    return sum(map(len, map(_arguments_of, calls))) + sum(map(len, map(_token_of, calls))) + 96 * len(calls)

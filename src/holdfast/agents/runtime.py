@@ -325,7 +325,7 @@ class Runtime:
     def _flush(self) -> None:
         outlets, self._outlets = self._outlets, {}
         for subject, replies in outlets.items():
-            for some in frames.split(replies):
+            for some in frames.split(replies, frames.reply_bytes):
                 self.engine.bus.publish(subject, codec.encode_raw(Replies(self.incarnation, some)))
             replies.clear()
 
