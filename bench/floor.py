@@ -79,7 +79,7 @@ async def serve(number: int, cell: str, urls: list[str]) -> None:
             engine.bus.publish(subject, codec.encode_raw(Replies(str(number), some)))
         seconds += (loop.time() - began - seconds) / 8
         expected = len(batch) + len(waiting)
-        enough = expected - expected // 5
+        enough = expected - expected * 2 // 5
         if len(waiting) < enough:
             wake.clear()
             late = loop.call_later(seconds * min(max(expected / limits.LINGER_TURNS, 1), 2), wake.set)

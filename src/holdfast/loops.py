@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 try:
     import uvloop
@@ -12,6 +12,9 @@ except ModuleNotFoundError:  # Windows
     uvloop = None  # type: ignore[assignment]
 
 T = TypeVar("T")
+
+_AT_ONCE: Final = 500
+"""Items of `by_and_by` between two turns of the loop: some 10 ms of what is done for a record of a recovery."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -31,3 +34,15 @@ def start(work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
 
     task.add_done_callback(ended)
     return task
+
+
+async def by_and_by(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items, with a turn for all else that the loop has to do after every few hundred.
+
+    For work on as many items as there are agents: while a loop stands still its node proves no life, and its agents do
+    nothing.
+    """
+    for count, item in enumerate(items, 1):
+        yield item
+        if count % _AT_ONCE == 0:
+            await asyncio.sleep(0)

@@ -114,7 +114,7 @@ async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_th
         assert old is not None and new is not None and old.sequence < new.sequence
         claim = Claim(new.sequence + 1, clean=True, chain="", settled=True)
         found = Shard(node._runtime, shard.number, shard.cell, claim)
-        found.recover([old, new])
+        await found.recover([old, new])
         assert found.index == {"Counter/a": new.sequence}
         assert (found.digest, found.commit) == (shard.digest, shard.commit)
         found.stop()

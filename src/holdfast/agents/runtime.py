@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import codec, limits
+from holdfast import codec, limits, loops
 from holdfast.agents import fast_path, frames, mailbox, state_blobs
 from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
@@ -149,19 +149,18 @@ class Runtime:
         shards = {number: Shard(self, number, cell, claim) for number, claim in claims.items()}
         of: dict[int, list[Stored]] = {number: [] for number in shards}
         skip = len(cell) + 1
-        for stored in records:
+        async for stored in loops.by_and_by(records):
             number = int(stored.subject[skip : stored.subject.index(".", skip)])
             if number in claims and stored.sequence < claims[number].epoch:
                 of[number].append(stored)
         found: dict[int, tuple[list[Any], list[Stored]]] = {}
         for number, shard in shards.items():
             try:
-                found[number] = shard.recover(of[number])
+                found[number] = await shard.recover(of[number])
             except DataLoss:
                 for other in shards.values():
                     other.stop()
                 raise
-            await asyncio.sleep(0)  # beats and other shards' turns go on
         for number, shard in shards.items():
             old = self.shards.get(number)
             if old is not None:

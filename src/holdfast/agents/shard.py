@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from holdfast import ids, limits
+from holdfast import ids, limits, loops
 from holdfast.agents import inbox, mailbox
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from holdfast.agents.runtime import Runtime
 
 _READS_MAX = 40
-_PASSIVATED_AT_ONCE = 256
 
 
 class Shard:
@@ -77,7 +76,7 @@ class Shard:
 
     # Recovery ----------------------------------------------------------------------------------------------------
 
-    def recover(self, records: Iterable[Stored]) -> tuple[list[tuple[str, Timer]], list[Stored]]:
+    async def recover(self, records: Iterable[Stored]) -> tuple[list[tuple[str, Timer]], list[Stored]]:
         """Rebuild the index from all of the shard's records before its epoch, in order; return timers and inbox.
 
         Raises `DataLoss` where a record is damaged, or where the digest shows that the replica read lacks one.
@@ -86,7 +85,7 @@ class Shard:
         inbox: list[Stored] = []
         newest: list[tuple[int, str, AgentRecord]] = []
         consumed: dict[str, int] = {}
-        for stored in records:
+        async for stored in loops.by_and_by(records):
             kind, _, rest = stored.subject[len(self.prefix) + 1 :].partition(".")
             if kind == "in":
                 inbox.append(stored)
@@ -271,15 +270,12 @@ class Shard:
 
     async def passivate(self, now: float) -> None:
         """Let idle agents leave memory, some at a time, so that others' turns go on."""
-        idle = [token for token, activation in self.activations.items() if activation.idle(now)]
-        for place, token in enumerate(idle, 1):
+        async for token in loops.by_and_by(list(self.activations)):
             activation = self.activations.get(token)
             if activation is not None and activation.idle(now):
                 activation.loaded = activation.at_rest = False
                 activation.agent = None  # they name each other: it goes at once, and not when the collector finds it
                 self._leave(token)
-            if place % _PASSIVATED_AT_ONCE == 0:
-                await asyncio.sleep(0)
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
 

@@ -36,6 +36,8 @@ from holdfast.engines.base import Engine, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _CLAIM_MAX = 256
+_TELLING_ATTEMPT = 4
+"""A recovery that was tried so often is told of, whatever its trouble."""
 
 
 class ShardHost(Protocol):
@@ -254,9 +256,10 @@ class Ownership:
                 if self._closing:
                     return
                 attempt += 1
+                if isinstance(error, DataLoss) or attempt >= _TELLING_ATTEMPT:
+                    self.failures[cell] = str(error)
                 if isinstance(error, DataLoss):  # another replica may have what this one lacks, or shows damaged
                     anywhere = not anywhere
-                    self.failures[cell] = str(error)
                     what = {"message": f"recovery of {cell} is repeated", "exception": error}
                     self._loop.call_exception_handler(what)
                 await asyncio.sleep(backoff.delay_seconds(attempt + 5, self._random))

@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from holdfast import limits
+from holdfast import limits, loops
 from holdfast.cluster import epochs, packs
 from holdfast.engines.base import Engine, Shown, Stored
 from holdfast.errors import Closed, DataLoss, NoQuorum, Unknown
@@ -137,9 +137,7 @@ class Recovery:
         try:
             async for chunk in tail:
                 read.update(one.subject for one in chunk.records if packs.is_pack(one.subject))
-                for count, stored in enumerate(packs.unfold(chunk.records, damaged)):
-                    if count % 500 == 499:
-                        await asyncio.sleep(0)
+                async for stored in loops.by_and_by(packs.unfold(chunk.records, damaged)):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group.get(number)
                     if followed is None or self._followed.get(number) is not followed:
@@ -168,7 +166,8 @@ class Recovery:
             shown = await self._shown(cell, [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)])
             lacking: set[int] = set()
             if shown is not None:
-                missing = await self._lacking(cell, shown, self._has(group, read))
+                held = [read, *(followed.records for followed in group.values())]
+                missing = await self._lacking(cell, shown, held, lambda one: self._followed.get(one) is group[one])
                 lacking = set(group) if any(map(packs.is_pack, missing)) else set(map(_shard, missing))
         except (NoQuorum, Unknown, Closed):
             lacking = set(group)  # it is followed anew, where it is still wanted
@@ -179,17 +178,6 @@ class Recovery:
                 else:
                     followed.caught_up = True
         self._on_warm()
-
-    def _has(self, group: dict[int, _Followed], read: set[str]) -> Callable[[str], bool]:
-        """Whether a subject was read; of a shard that is not followed any more it does not matter."""
-
-        def has(subject: str) -> bool:
-            if packs.is_pack(subject):
-                return subject in read
-            followed = group[_shard(subject)]
-            return subject in followed.records or self._followed.get(_shard(subject)) is not followed
-
-        return has
 
     def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
         old = followed.records.pop(stored.subject, None)  # popped, so that the records stay in their order
@@ -273,7 +261,7 @@ class Recovery:
                 async for chunk in tail:
                     servers.add(chunk.server)
                     read_packs.update(one.subject for one in chunk.records if packs.is_pack(one.subject))
-                    for stored in packs.unfold(chunk.records):
+                    async for stored in loops.by_and_by(packs.unfold(chunk.records)):
                         if int(stored.subject[skip : stored.subject.index(".", skip)]) not in claims:
                             continue
                         if stored.subject in open_to:
@@ -297,7 +285,7 @@ class Recovery:
                 await self._some_news()
             lacking = set[str]()
             if shown is not None:
-                lacking = await self._lacking(cell, shown, lambda name: name in records or name in read_packs)
+                lacking = await self._lacking(cell, shown, [records, read_packs])
         finally:
             reading.cancel()
             await asyncio.wait([reading])
@@ -310,19 +298,33 @@ class Recovery:
             )
         return list(records.values()), lost, servers
 
-    async def _lacking(self, cell: str, shown: Shown, has: Callable[[str], bool]) -> set[str]:
-        """What the leader shows and was not read, even after a while, although it was not purged either."""
+    async def _lacking(
+        self,
+        cell: str,
+        shown: Shown,
+        read: Sequence[Collection[str]],
+        wanted: Callable[[int], bool] = lambda _: True,
+    ) -> set[str]:
+        """What the leader shows and was not read, even after a while, although it was not purged either.
+
+        ``read``: subjects that were, more of which may come. ``wanted``: whether a shard still matters.
+        """
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
-        missing = {one for one in shown.subjects if not (one.endswith((".epoch", ".settled")) or has(one))}
-        while missing and now() < end:
+        missing = shown.subjects
+        while True:
+            missing = {
+                one
+                for one in missing.difference(*read)  # a million are compared in C, or the loop would stand still
+                if packs.is_pack(one) or (wanted(_shard(one)) and not one.endswith((".epoch", ".settled")))
+            }
+            if not missing or now() >= end:
+                return missing
             await self._some_news()
-            missing = {subject for subject in missing if not has(subject)}
-            if missing and now() >= again_at:
+            if now() >= again_at:
                 again = await self._shown(cell, _filters(cell, missing))
-                missing &= again.subjects if again is not None else set()
+                missing = missing & again.subjects if again is not None else set()
                 again_at = now() + _PURGED_SECONDS
-        return missing
 
     async def close(self) -> None:
         """Stop following."""

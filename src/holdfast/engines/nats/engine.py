@@ -61,14 +61,20 @@ class NatsEngine(Engine):
         self._user = user
         self._password = password
         self._connection: Connection | None = None
+        self._reading: Connection | None = None
+        """What is read in bulk comes by a connection of its own, so that acknowledgements do not wait behind it."""
         self._random = chance.random()
 
     async def open(self) -> None:
-        connection = Connection()
         tls = self.tls_context()
-        await connection.open(self._urls, tls, self._user, self._password, limits.CONNECT_SECONDS)
-        self._connection = connection
-        self.log: NatsLog = NatsLog(connection)
+        connection = await self._connect(tls)
+        try:
+            reading = await self._connect(tls)
+        except BaseException:
+            await connection.shut()
+            raise
+        self._connection, self._reading = connection, reading
+        self.log: NatsLog = NatsLog(connection, reading)
         self.bus: NatsBus = NatsBus(connection)
         self.blobs: NatsBlobs = NatsBlobs(connection, self.log, BLOB_CELL)
         try:
@@ -77,6 +83,11 @@ class NatsEngine(Engine):
         except BaseException:
             await self.close()
             raise
+
+    async def _connect(self, tls: ssl.SSLContext | None) -> Connection:
+        connection = Connection()
+        await connection.open(self._urls, tls, self._user, self._password, limits.CONNECT_SECONDS)
+        return connection
 
     def tls_context(self) -> ssl.SSLContext | None:
         """What a connection with these certificates needs, None for none. Raises `ConfigError`."""
@@ -118,10 +129,11 @@ class NatsEngine(Engine):
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
+        reading, self._reading = self._reading, None
+        if connection is not None and reading is not None:
             self.log.close()
             await asyncio.sleep(0)  # tails say goodbye to their consumers
-            await connection.shut()
+            await asyncio.gather(connection.shut(), reading.shut())
 
     # Cells -----------------------------------------------------------------------------------------------------------
 

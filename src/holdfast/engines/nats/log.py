@@ -34,6 +34,9 @@ _IN_PROCESS_TRIES: Final = 20
 _SECOND_SECONDS: Final = 0.05
 _READ_SECONDS: Final = 1.0
 _API_SECONDS: Final = 2.0
+_ASKED_AT_ONCE: Final = 4
+"""Filters whose subjects are asked for at once: for a hundred thousand subjects a busy leader needs a second."""
+
 _LEADERS: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED"
 _ELECTED_SECONDS: Final = 0.5
 """How long a new leader may take to answer what was under way when it was elected."""
@@ -67,10 +70,11 @@ _decode_ack = msgspec.json.Decoder(_Ack).decode
 
 
 class NatsLog(Log):
-    """See `holdfast.engines.base.Log`."""
+    """See `holdfast.engines.base.Log`. ``reading``: the connection that tails read by."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, reading: Connection) -> None:
         self._connection = connection
+        self._reading = reading
         self._batch_prefix = new_id("b")
         self._batches = 0
         self._random = chance.random()
@@ -263,7 +267,7 @@ class NatsLog(Log):
             raise InvalidName("a tail has at least one filter")
         for subject in subjects:
             checks.check_filter(subject)
-        tail = Tail(self._connection, cell, subjects, from_sequence, not_on)
+        tail = Tail(self._reading, cell, subjects, from_sequence, not_on)
         self._tails.add(tail)
         attempt = 0
         try:
@@ -287,12 +291,17 @@ class NatsLog(Log):
         self._check_open(cell)
         for subject in subject_filters:
             checks.check_filter(subject)
-        found = await asyncio.gather(*(streams.subjects(self._connection, cell, one) for one in subject_filters))
-        servers = {shown.server for shown in found}
+        servers: set[str] = set()
+        found: set[str] = set()
+        for at in range(0, len(subject_filters), _ASKED_AT_ONCE):
+            some = subject_filters[at : at + _ASKED_AT_ONCE]
+            for shown in await asyncio.gather(*(streams.subjects(self._connection, cell, one) for one in some)):
+                servers.add(shown.server)
+                found |= shown.subjects
         if len(servers) > 1:
             raise NoQuorum(f"{cell} got another leader")
         server = "".join(servers)
-        return Shown(server, set().union(*(shown.subjects for shown in found))) if server else None
+        return Shown(server, found) if server else None
 
     async def last_sequence(self, cell: str) -> int:
         self._check_open(cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -10,12 +11,13 @@ import msgspec
 from holdfast.engines.base import Shown
 from holdfast.engines.nats import api
 from holdfast.engines.nats.connection import Connection
-from holdfast.errors import NoQuorum
+from holdfast.errors import NoQuorum, Unknown
 
 OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)|hfhosts")
 """The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation; and who votes."""
 
 _API_SECONDS: Final = 2.0
+_WORK_SECONDS: Final = (2.0, 2.0, 4.0, 4.0)
 _PAGES_MAX: Final = 64
 
 
@@ -100,8 +102,7 @@ async def subjects(connection: Connection, stream: str, wanted: str) -> Shown:
     leader: str | None = None
     for _ in range(_PAGES_MAX):
         body = {"subjects_filter": wanted, "offset": len(found)}
-        answer = await api.call(connection, f"STREAM.INFO.{stream}", body, _API_SECONDS)
-        facts = msgspec.json.decode(answer, type=StreamFacts)
+        facts = msgspec.json.decode(await _patient(connection, f"STREAM.INFO.{stream}", body), type=StreamFacts)
         if leader not in (None, facts.cluster.leader):
             raise NoQuorum(f"{stream} got another leader")
         leader = facts.cluster.leader
@@ -109,6 +110,18 @@ async def subjects(connection: Connection, stream: str, wanted: str) -> Shown:
         if not facts.state.subjects or len(found) >= facts.total:
             break
     return Shown(leader or "", found)
+
+
+async def _patient(connection: Connection, question: str, body: Any) -> bytes:
+    """Ask what may be much work for a server, again where no answer comes. Raises what `api.call` does.
+
+    A server that is busy also answers those whom nobody waits for any more, so the later attempts wait longer; a server
+    that died answers none, so they do not wait much longer.
+    """
+    for seconds in _WORK_SECONDS[:-1]:
+        with suppress(Unknown):
+            return await api.call(connection, question, body, seconds)
+    return await api.call(connection, question, body, _WORK_SECONDS[-1])
 
 
 async def move_leader(connection: Connection, stream: str, server: str) -> None:
