@@ -144,8 +144,9 @@ class Runtime:
     async def add_shards(self, cell: str, claims: Mapping[int, Claim], records: list[Stored]) -> None:
         """Serve shards just claimed, from all their records before the claim.
 
-        Raises `DataLoss`; then none of them is served.
+        Raises `DataLoss`; then none of them is served. Nor is one where this node was not live for a moment meanwhile.
         """
+        lapses = self.life.lapses
         shards = {number: Shard(self, number, cell, claim) for number, claim in claims.items()}
         of: dict[int, list[Stored]] = {number: [] for number in shards}
         skip = len(cell) + 1
@@ -161,6 +162,10 @@ class Runtime:
                 for other in shards.values():
                     other.stop()
                 raise
+        if self.life.lapses != lapses:  # they are claimed anew
+            for shard in shards.values():
+                shard.stop()
+            return
         for number, shard in shards.items():
             old = self.shards.get(number)
             if old is not None:

@@ -311,20 +311,20 @@ class Recovery:
         """
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
-        missing = shown.subjects
-        while True:
-            missing = {
-                one
-                for one in missing.difference(*read)  # a million are compared in C, or the loop would stand still
-                if packs.is_pack(one) or (wanted(_shard(one)) and not one.endswith((".epoch", ".settled")))
-            }
-            if not missing or now() >= end:
-                return missing
+        missing = {
+            one
+            for one in shown.subjects.difference(*read)  # in C: there may be a million, and the loop would stand still
+            if packs.is_pack(one) or (wanted(_shard(one)) and not one.endswith((".epoch", ".settled")))
+        }
+        while missing and now() < end:
             await self._some_news()
-            if now() >= again_at:
+            missing = {one for one in missing if packs.is_pack(one) or wanted(_shard(one))}
+            missing = {one for one in missing if not any(one in some for some in read)}
+            if missing and now() >= again_at:
                 again = await self._shown(cell, _filters(cell, missing))
-                missing = missing & again.subjects if again is not None else set()
+                missing &= again.subjects if again is not None else set()
                 again_at = now() + _PURGED_SECONDS
+        return missing
 
     async def close(self) -> None:
         """Stop following."""
