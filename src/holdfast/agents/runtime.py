@@ -162,6 +162,7 @@ class Runtime:
                 for other in shards.values():
                     other.stop()
                 raise
+            await asyncio.sleep(0)  # beats and other shards' turns go on
         if self.life.lapses != lapses:  # they are claimed anew
             for shard in shards.values():
                 shard.stop()
