@@ -311,15 +311,15 @@ class Recovery:
         """
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
-        missing = {
-            one
-            for one in shown.subjects.difference(*read)  # in C: there may be a million, and the loop would stand still
-            if packs.is_pack(one) or (wanted(_shard(one)) and not one.endswith((".epoch", ".settled")))
-        }
+
+        def matters(subject: str) -> bool:
+            return packs.is_pack(subject) or (wanted(_shard(subject)) and not subject.endswith((".epoch", ".settled")))
+
+        # In C: there may be a million, and the loop would stand still.
+        missing = set(filter(matters, shown.subjects.difference(*read)))
         while missing and now() < end:
             await self._some_news()
-            missing = {one for one in missing if packs.is_pack(one) or wanted(_shard(one))}
-            missing = {one for one in missing if not any(one in some for some in read)}
+            missing = {one for one in missing if matters(one) and not any(one in some for some in read)}
             if missing and now() >= again_at:
                 again = await self._shown(cell, _filters(cell, missing))
                 missing &= again.subjects if again is not None else set()

@@ -104,10 +104,8 @@ class Registry:
         tail = self._engine.log.tail(self._cell, [f"{self._cell}.ag.>"])
         try:
             async for chunk in tail:
-                for count, stored in enumerate(chunk.records):
+                async for stored in loops.by_and_by(chunk.records):
                     self._apply(stored.subject[skip:], stored)
-                    if count % 1000 == 999:
-                        await asyncio.sleep(0)
                 if chunk.caught_up:
                     self._caught_up.set()
                 self._moved.set()

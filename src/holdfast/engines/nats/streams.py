@@ -18,6 +18,8 @@ OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)|hfhosts")
 
 _API_SECONDS: Final = 2.0
 _WORK_SECONDS: Final = (2.0, 2.0, 4.0, 4.0)
+"""How long the attempts wait that ask for a list, which may be long."""
+
 _PAGES_MAX: Final = 64
 
 
