@@ -14,14 +14,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from holdfast import limits, loops
+from holdfast import chance, limits, loops
 from holdfast.clock import Clock
 from holdfast.cluster.chain import Chain
+from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import Closed, Conflict, NoQuorum, Unknown
 
 _CONDEMNED: Final = b"condemned"
 _PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
+_READS_MAX: Final = 6
+"""How often it is read what came before a sentence, with pauses of some 0.3 s together."""
+
 _NEVER: Final = float("-inf")
 
 
@@ -57,6 +61,7 @@ class Life:
         """Whether most of so many hosts are heard, so that cells without a leader will have one."""
         self._engine = engine
         self._clock = clock
+        self._random = chance.random()
         self._cells = cells
         self._majority = len(cells) // 2 + 1
         self._proven_at = dict.fromkeys(cells, _NEVER)
@@ -190,12 +195,25 @@ class Life:
         try:
             await self._engine.log.append(cell, [Record(subject, _CONDEMNED, Expect(subject, expected))])
         except (Conflict, Unknown):
-            # It lives, or somebody else condemned it, or this very write arrived.
-            again = await self._life_of(cell, incarnation)
-            return again is not None and again[1] is not None and _is_condemned(again[1])
+            return await self._was_condemned(cell, incarnation, expected)
         except NoQuorum:
             return False
         return True
+
+    async def _was_condemned(self, cell: str, incarnation: str, expected: int) -> bool:
+        """Whether it was another's sentence that came first, or this very one after all, and no proof of life.
+
+        A replica that shows no more than was expected lags: it is read again. Who would take that for life would begin
+        anew, and have the shards of a dead node wait for as long again.
+        """
+        for attempt in range(_READS_MAX):
+            if attempt:
+                await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
+            found = await self._life_of(cell, incarnation)
+            stored = None if found is None else found[1]
+            if stored is not None and stored.sequence > expected:
+                return _is_condemned(stored)
+        return False
 
 
 def _subject(cell: str, incarnation: str) -> str:
