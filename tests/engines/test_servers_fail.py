@@ -75,6 +75,31 @@ async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalSe
     assert int(engine.statistics()["reconnections"]) >= 1
 
 
+async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(engine: NatsEngine) -> None:
+    """What is read in bulk has a connection of its own: nobody who writes hears of its loss."""
+    found: list[int] = []
+
+    async def follow() -> None:
+        async with aclosing(engine.log.tail("c", ["c.in.>"])) as tail:  # type: ignore[type-var]
+            async for chunk in tail:
+                found.extend(int(stored.payload) for stored in chunk.records)
+                if found and found[-1] == 299:
+                    return
+
+    following = asyncio.create_task(follow())
+    for n in range(300):
+        await engine.log.append("c", [Record(f"c.in.{n}", b"%d" % n)])
+        if n == 100:
+            assert found, "the tail has begun"
+            assert engine._reading is not None
+            engine._reading._transport._io_writer.transport.abort()
+    async with asyncio.timeout(60):
+        await following
+    assert found == list(range(300))
+    assert engine.connection.reconnections == 0 and engine.statistics()["reconnections"] == 1
+    assert engine.statistics()["unknown"] == 0
+
+
 async def test_a_write_that_times_out_is_unknown_and_settles(cohort: LocalServers, engine: NatsEngine) -> None:
     await append(engine, "c.before")
     for server in cohort.servers[1:]:

@@ -236,8 +236,8 @@ class NatsEngine(Engine):
         return max(len(known), 1)
 
     def statistics(self) -> Mapping[str, int | float | str]:
-        connection = self._connection
-        if connection is None:
+        connection, reading = self._connection, self._reading
+        if connection is None or reading is None:
             return {}
         return {
             "appends": self.log.appends,
@@ -245,8 +245,8 @@ class NatsEngine(Engine):
             "unknown": self.log.unknown,
             "published": self.bus.published,
             "dropped": self.bus.dropped,
-            "sent_bytes": connection.sent_bytes,
-            "reconnections": connection.reconnections,
+            "sent_bytes": connection.sent_bytes + reading.sent_bytes,
+            "reconnections": connection.reconnections + reading.reconnections,
             "server": str(connection._server_info.get("server_name", "")),
         }
 
