@@ -52,17 +52,18 @@ async def append(engine: NatsEngine, subject: str, payload: bytes = b"") -> None
                 await asyncio.sleep(0.1)
 
 
+async def follow(engine: NatsEngine, found: list[int]) -> None:
+    """Note the numbers in the inbox records of the cell, up to the last of three hundred."""
+    async with aclosing(engine.log.tail("c", ["c.in.>"])) as tail:  # type: ignore[type-var]
+        async for chunk in tail:
+            found.extend(int(stored.payload) for stored in chunk.records)
+            if found and found[-1] == 299:
+                return
+
+
 async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalServers, engine: NatsEngine) -> None:
     found: list[int] = []
-
-    async def follow() -> None:
-        async with aclosing(engine.log.tail("c", ["c.in.>"])) as tail:  # type: ignore[type-var]
-            async for chunk in tail:
-                found.extend(int(stored.payload) for stored in chunk.records)
-                if found and found[-1] == 299:
-                    return
-
-    following = asyncio.create_task(follow())
+    following = asyncio.create_task(follow(engine, found))
     for n in range(300):
         await append(engine, f"c.in.{n}", str(n).encode())
         if n == 100:
@@ -78,19 +79,13 @@ async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalSe
 async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(engine: NatsEngine) -> None:
     """What is read in bulk has a connection of its own: nobody who writes hears of its loss."""
     found: list[int] = []
-
-    async def follow() -> None:
-        async with aclosing(engine.log.tail("c", ["c.in.>"])) as tail:  # type: ignore[type-var]
-            async for chunk in tail:
-                found.extend(int(stored.payload) for stored in chunk.records)
-                if found and found[-1] == 299:
-                    return
-
-    following = asyncio.create_task(follow())
+    following = asyncio.create_task(follow(engine, found))
     for n in range(300):
         await engine.log.append("c", [Record(f"c.in.{n}", b"%d" % n)])
         if n == 100:
-            assert found, "the tail has begun"
+            async with asyncio.timeout(30):
+                while not found:  # the tail has to have begun
+                    await asyncio.sleep(0.01)
             assert engine._reading is not None
             engine._reading._transport._io_writer.transport.abort()
     async with asyncio.timeout(60):
