@@ -6,7 +6,8 @@ import asyncio
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -49,6 +50,14 @@ class Load:
         self.ends, self.took = array("d"), array("d")
         self.failed: Counter[str] = Counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have what is done meanwhile not count."""
+        at = time.perf_counter()
+        with self._usage.paused():
+            yield
+        self.began += time.perf_counter() - at
+
     def note(self, started: float, ended: float) -> None:
         """Count an operation that was done between these times (s)."""
         self.ends.append(ended)
@@ -57,7 +66,8 @@ class Load:
     async def keep(
         self, work: Callable[[int], Awaitable[object]], in_flight: int, seconds: float, count: int = 0
     ) -> None:
-        """Keep so many operations in flight for so long, or until ``count`` were begun; ``work`` gets their numbers."""
+        """Keep so many operations in flight until so long after the begin, or until ``count`` were begun; ``work`` gets
+        their numbers."""
         end, number = self.began + seconds, 0
 
         async def one() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +31,16 @@ class Usage:
 
     def __init__(self) -> None:
         self._at = time.perf_counter()
-        self._before = {process.pid: seconds for process, _, seconds, _ in _processes()}
+        self._before = _seconds()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have what is done meanwhile not count, neither as time nor as processor time."""
+        at, before = time.perf_counter(), _seconds()
+        yield
+        for pid, seconds in _seconds().items():
+            self._before[pid] = self._before.get(pid, 0.0) + seconds - before.get(pid, 0.0)
+        self._at += time.perf_counter() - at
 
     def read(self) -> tuple[dict[str, float], dict[str, float]]:
         """(cores, megabytes) by role."""
@@ -40,6 +51,10 @@ class Usage:
             cores[role] += (seconds - self._before.get(process.pid, 0.0)) / elapsed
             resident[role] += size / 1e6
         return dict(cores), dict(resident)
+
+
+def _seconds() -> dict[int, float]:
+    return {process.pid: seconds for process, _, seconds, _ in _processes()}
 
 
 def _processes() -> list[tuple[psutil.Process, str, float, int]]:

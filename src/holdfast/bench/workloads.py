@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final
@@ -18,6 +19,7 @@ from holdfast.bench.kinds import BenchBlob, BenchCounter, BenchTimer
 from holdfast.bench.measure import Figure, Load
 from holdfast.node.node import Node
 
+_TURNS: Final = 6
 _CHAIN: Final = 3
 _BEST: Final = 250
 _SIZES: Final = (1 << 10, 1 << 14, 1 << 18, 1 << 20)
@@ -97,12 +99,17 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
     shapes = [(each, size, False), (1, _BEST, False)]
     if node.engine.name != "local":
         shapes.append((each, size, True))
-    before = await _alone(setting, shapes)
-    load = Load()
-    await load.keep(lambda n: agents[n % len(agents)].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)
+    load, alone = Load(), []
+    for turn in range(1, _TURNS + 1):
+        with load.paused():
+            alone.append(await _alone(setting, shapes))
+        await load.keep(
+            lambda n: agents[n % len(agents)].ask(BenchCounter.add, 1),
+            setting.in_flight,
+            setting.seconds * turn / _TURNS,
+        )
     figure = load.figure(f"ask, {setting.in_flight} in flight")
-    after = await _alone(setting, shapes)
-    figure.engine, best, *packed = ((one + other) / 2 for one, other in zip(before, after, strict=True))
+    figure.engine, best, *packed = map(statistics.mean, zip(*alone, strict=True))
     figure.engine_of = f"{writers} writers, batches of {size}, a record each"
     figure.note = f"at its best {best:,.0f}/s, batches of {_BEST}"
     figure.note += "".join(f"; {rate:,.0f}/s in one record per batch" for rate in packed)
@@ -115,10 +122,10 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
 async def _alone(setting: Setting, shapes: Iterable[tuple[int, int, bool]]) -> list[float]:
     """What the engine alone does with each shape of batches: writers per cell, records, and whether they are packed.
 
-    Half of the time that it is measured for: it is measured before and after what it is compared with, as a machine that
-    others share is faster in one minute than in the next.
+    For a part of the time that it is measured for: it takes turns with what it is compared with, as a machine that others
+    share is faster in one second than in the next.
     """
-    seconds = setting.engine_seconds / 2
+    seconds = setting.engine_seconds / _TURNS
     return [
         await engine_alone.batches(setting.node.engine, setting.cells, writers, records, 120, seconds, packed)
         for writers, records, packed in shapes
