@@ -147,11 +147,14 @@ async def _leaders_are_spread(engine: NatsEngine, cells: Sequence[str]) -> None:
 async def _led_alike(engine: NatsEngine, cells: Sequence[str], others: Sequence[str]) -> None:
     """Have each of these cells led by the server that leads its like: where the leaders are decides a fifth of the rate."""
     for cell, other in zip(cells, others, strict=True):
-        with suppress(NoQuorum, Unknown, TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(UNEVEN_SECONDS + 2.0):
-                leader = (await streams.info(engine.connection, other)).cluster.leader
-                while (await streams.info(engine.connection, cell)).cluster.leader != leader:
-                    await streams.move_leader(engine.connection, cell, leader)
+                while True:
+                    with suppress(NoQuorum, Unknown):  # there is no leader for a moment while it changes
+                        leader = (await streams.info(engine.connection, other)).cluster.leader
+                        if (await streams.info(engine.connection, cell)).cluster.leader == leader:
+                            break
+                        await streams.move_leader(engine.connection, cell, leader)
                     await asyncio.sleep(0.1)
 
 
