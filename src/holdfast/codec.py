@@ -147,11 +147,15 @@ encode_raw: Final[Callable[[Any], bytes]] = _ENCODER.encode
 """Encode without translating errors: for our own structs, on the hot path."""
 
 
+UNSENDABLE: Final = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
+"""What an encoder may raise on a value that cannot be sent."""
+
+
 def encode(value: Any, what: str) -> bytes:
     """The value as bytes. ``what`` names it in the error. Raises `BadMessage` for a value that cannot be sent."""
     try:
         return _ENCODER.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+    except UNSENDABLE as error:
         raise BadMessage(f"{what}: {error}") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import random
 import time
 import weakref
@@ -332,12 +333,12 @@ async def test_a_node_that_is_not_live_takes_no_call_by_it(tmp_path: Path, taken
     async with serving(tmp_path / "log", Fast) as node:
         await give(node, [call(1, 1)])
         taken.clear()
-        node.life.alone = False  # and nothing was proved
+        node.life.live_until = 0.0
         giving = asyncio.ensure_future(give(node, [call(2, 2)]))
         await asyncio.sleep(0.05)
         assert taken == [False]
         assert not giving.done()
-        node.life.alone = True
+        node.life.live_until = math.inf
         await give(node, [call(3, 2)])
         assert await giving == [(0, 2)]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tests.agents.kinds import Counter, Fault, serving, until
 
 from holdfast import Agent, BadMessage, BadState, Closed, HandlerFailed, State, TooLarge, handler, limits, reader
+from holdfast.agents import fast_path
 
 
 @pytest.fixture
@@ -457,6 +458,7 @@ async def test_a_large_state_lives_in_a_blob_and_the_old_one_goes(path: Path) ->
 
 async def test_a_state_over_its_bound_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STATE_BYTES_MAX", 1000)
+    monkeypatch.setattr(fast_path, "SMALL_BYTES", 1000)
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.note, "x")

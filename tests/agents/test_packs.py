@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from holdfast import limits
 from holdfast.agents.batch import Batch
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
+from holdfast.agents.shard import Shard
 from holdfast.cluster import chain, packs
 from holdfast.cluster.epochs import EpochRecord, Epochs
 from holdfast.cluster.sweep import Sweep
@@ -62,24 +63,38 @@ def test_a_damaged_pack_is_not_believed(damage: Callable[[bytes], bytes]) -> Non
     st.lists(st.tuples(st.sampled_from(["pack", "alone", "wait"]), st.lists(st.integers(0, 9), min_size=1, max_size=6)))
 )
 def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, list[int]]]) -> None:
-    journal, now = Journal(), 0.0
-    shard: Any = Mock(active=True, index={}, packed={}, activations={}, settling=False, unsettled=False)
+    shards: dict[int, Any] = {}
+    journal, now = Journal(shards), 0.0
+    shard: Any = SimpleNamespace(active=True, number=0, index={}, foreign={}, packed=0, digest=0)
+    shard.activations, shard.settling, shard.unsettled = {}, False, False
+    shard.committer = SimpleNamespace(journal=journal)
+    shards[0] = shard
     slots: dict[int, int] = {}
     for sequence, (what, agents) in enumerate(steps, 1):
+        pack = None
+        names = [str(agent) for agent in dict.fromkeys(agents)]
         if what == "wait":
             now += limits.PACKED_SECONDS
             journal.next_at(now)
-            for _, token in dict.fromkeys(journal.due(now)):
-                shard.index[token] = sequence
-            assert not [token for _, token in journal.due(now) if shard.index[token] != sequence]
+            names = list(dict.fromkeys(token for _, token in journal.due(now)))
+            assert set(names) == {token for token, at in shard.index.items() if at in journal.packs}
         elif what == "pack" and (slot := journal.slot()) is not None:
             needed = {at for at in slots.values() if at in shard.index.values()}
             assert slots.get(slot) not in needed, "a pack that is needed is overwritten"
             slots[slot] = sequence
-            journal.written(slot, sequence, now, [(shard, str(agent)) for agent in agents])
-            shard.index.update((str(agent), sequence) for agent in agents)
-        else:
-            shard.index.update((str(agent), sequence) for agent in agents)
+            payload = packs.record(
+                "c", "x-0", slot, [(0, name, f"{name} {sequence}".encode()) for name in names]
+            ).payload
+            pack = journal.written(slot, sequence, now, payload)
+        for name in names:
+            Shard.committed(shard, name, sequence, pack)
+        if what == "wait":
+            assert not list(journal.due(now)) and shard.packed == 0
+        in_packs = {name for name, at in shard.index.items() if at in slots.values()}
+        assert shard.packed == len(in_packs)
+        for name, at in shard.index.items():
+            kept = Shard.packed_record(shard, name)
+            assert kept == (f"{name} {at}".encode() if name in in_packs else None)
         assert len(slots) <= limits.PACKS_MAX
     assert len(slots) <= 11, "ten agents are in ten packs at most, and their slots are used again"
 

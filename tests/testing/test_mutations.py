@@ -7,6 +7,7 @@ table in ``docs/simulation.md`` is held to this file. Run with ``-s`` to see how
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,7 +202,7 @@ def callers_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("life", "one_actor", "no_ghost_read")
 def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Life, "live", lambda _: True)
+    patch.setattr(Life, "live_until", property(lambda _: math.inf, lambda *_: None), raising=False)
     patch.setattr(Life, "look", lambda _: None)
 
 

@@ -295,7 +295,8 @@ class Activation:
         self.in_batch, self.pending = self.pending, []
         if self.outgoing_records:
             self.outgoing_records = self.outgoing_bytes = 0
-        seen.expire(now)
+        if now > seen.stale_at:
+            seen.expire(now)
         state = self.state_bytes
         if self.blob:
             self.held = False

@@ -37,10 +37,8 @@ class Batch:
         self.hot_from = hot_from
         self.records: list[Record] = [] if link is None else [link]
         self.bytes = 0
-        self.agents: list[tuple[Activation, int, bytes, bytes | None]] = []
-        """Each with the place of its record, the state that the record holds, and the record, if it is in the pack."""
-        self.packed: list[tuple[Shard, str]] = []
-        """The agents whose records are in its pack."""
+        self.agents: list[tuple[Activation, int, bytes]] = []
+        """Each with the place of its record, -1 if it is in the pack, and the state that the record holds."""
         self.moves: list[tuple[Shard, str, int]] = []
         """Agents whose records leave their packs, with the places of the new ones."""
         self.settled: list[Shard] = []
@@ -73,11 +71,11 @@ class Batch:
         ):
             return False
         fence, digest, count = None, 0, 0
-        first = self._count(shard)
-        if first:
+        if first := shard not in self.shards:
+            self._begin(shard)
             digest, count = shard.digest, len(shard.index)
             fence = None if self.chain else shard.fence
-        payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
+        payload = codec.seal(codec.encode_raw(activation.snapshot(self._form, self._now, shard.commit, digest, count)))
         size = len(payload)
         if size + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
             if first:
@@ -91,13 +89,12 @@ class Batch:
             and not activation.blob
             and not shard.settling
         ):
-            self.agents.append((activation, -1, state, payload))  # the pack is the last record
-            self.packed.append((shard, token))
+            self.agents.append((activation, -1, state))
             self._pack.append((shard.number, token, payload))
             self._pack_bytes += size
             self.bytes += size
         else:
-            self.agents.append((activation, len(self.records), state, None))
+            self.agents.append((activation, len(self.records), state))
             self._append(Record(f"{shard.prefix}.st.{token}", payload, fence))
         for message in activation.in_batch:
             if message.outgoing:
@@ -111,13 +108,10 @@ class Batch:
         self.records.append(record)
         self.bytes += len(record.payload) + _RECORD_OVERHEAD
 
-    def _count(self, shard: Shard) -> bool:
-        """Note a shard; return whether it is the first time."""
-        if shard in self.shards:
-            return False
+    def _begin(self, shard: Shard) -> None:
+        """Note a shard that is in this batch."""
         shard.commit += 1
         self.shards[shard] = None
-        return True
 
     def _add_outgoing(self, shard: Shard, message: Delivery) -> None:
         for sent in message.outgoing or ():
@@ -139,8 +133,9 @@ class Batch:
 
     def add_move(self, shard: Shard, token: str) -> None:
         """Add a record of its own for an agent that is packed: the same but for its place."""
-        record = unpack(shard.packed[token], f"the packed record of {token}")
-        first = self._count(shard)
+        record = unpack(shard.packed_record(token) or b"", f"the packed record of {token}")
+        if first := shard not in self.shards:
+            self._begin(shard)
         record.commit, record.previous, record.version = shard.commit, shard.index[token], record.version + 1
         record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
         self.moves.append((shard, token, len(self.records)))
@@ -152,7 +147,11 @@ class Batch:
         self._append(epochs.settled(self._cell, shard.number, shard.epoch))
 
     def finish(self) -> None:
-        """Add the pack."""
+        """Add the pack, as the last record."""
         if self._pack:
             assert self.slot is not None
             self.records.append(packs.record(self._cell, self.chain, self.slot, self._pack))
+
+    def pack(self) -> bytes:
+        """The payload of the pack, empty where it has none."""
+        return self.records[-1].payload if self._pack else b""

@@ -53,16 +53,18 @@ class Committer:
         self._runtime = runtime
         self._cell = cell
         self._chain = runtime.life.chains[cell]
-        self._journal = Journal()
+        self.journal = Journal(runtime.shards)
         self._writes: deque[tuple[list[Record], asyncio.Future[range]]] = deque()
-        self._dirty: dict[Activation, None] = {}
+        self.dirty: dict[Activation, None] = {}
+        """The agents that have finished turns to commit, oldest first."""
         self._one_by_one: dict[Activation, None] = {}
         self._large = False
         """Whether a state among them may need a blob."""
         self._wake = asyncio.Event()
+        self.wake: Final = self._wake.set
         self.waiting = 0
         """Turns that wait to be written."""
-        self._enough = 1
+        self.enough = 1
         """… and how many of them are worth a batch."""
         self._append_seconds = 0.0
         self._random = chance.random()
@@ -76,29 +78,29 @@ class Committer:
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
-        self._dirty[activation] = None
+        self.dirty[activation] = None  # the fast path does all this but for a large state, which it leaves to others
         if len(activation.state_bytes) + activation.seen.bytes_kept >= limits.BLOB_THRESHOLD_BYTES:
             self._large = True
         self.waiting += 1
-        if self.waiting >= self._enough:
+        if self.waiting >= self.enough:
             self._wake.set()
 
     def began(self, shard: Shard) -> None:
         """A shard is served from now on."""
         if shard.unsettled and self._may_write(shard):
-            self._journal.leave(shard)
+            self.journal.leave(shard)
             self._wake.set()
 
     def settle(self, shard: Shard) -> None:
         """Have nothing of a shard in packs, as it is about to be let go of."""
         shard.settling = True
         if self._may_write(shard):
-            self._journal.leave(shard)
+            self.journal.leave(shard)
             self._wake.set()
 
     def ended(self) -> None:
         """The chain has ended: its packs are those of an owner before."""
-        self._journal = Journal()
+        self.journal = Journal(self._runtime.shards)
 
     async def write(self, records: list[Record]) -> range:
         """Append these between two batches, with a link of their own. Raises what `Log.append` does.
@@ -126,7 +128,7 @@ class Committer:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._writes or self._dirty or self._one_by_one or self._moves_due():
+            while self._writes or self.dirty or self._one_by_one or self._moves_due():
                 self._switch()
                 if self._writes:
                     await self._write(*self._writes[0])
@@ -151,10 +153,10 @@ class Committer:
             self._moves_at.cancel()
             self._moves_at = None
         loop = self._runtime.loop
-        at = self._journal.next_at(now := loop.time())
+        at = self.journal.next_at(now := loop.time())
         if at is None or not self._chain.link or not self._chained():
             return False
-        if at <= now and (next(self._journal.due(now), None) is not None or self._journal.settled()):
+        if at <= now and (next(self.journal.due(now), None) is not None or self.journal.settled()):
             return True
         self._moves_at = loop.call_later(max(at - now, 0.05), self._wake.set)
         return False
@@ -169,14 +171,14 @@ class Committer:
         """
         expected = written + self.waiting
         share = min(expected / limits.LINGER_TURNS, 2)
-        self._enough = expected - expected * (2 if share > 1 else 1) // 5
-        if self.waiting < self._enough and (self.waiting or share > 0.25):
+        self.enough = expected - expected * (2 if share > 1 else 1) // 5
+        if self.waiting < self.enough and (self.waiting or share > 0.25):
             self._wake.clear()
             seconds = self._append_seconds * (max(share, 1) if self.waiting else share)
             late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self._wake.set)
             await self._wake.wait()
             late.cancel()
-        self._enough = 1
+        self.enough = 1
 
     # Building ------------------------------------------------------------------------------------------------------
 
@@ -184,15 +186,16 @@ class Committer:
         if self._one_by_one:
             source, most = self._one_by_one, 1
         else:
-            source, most = self._dirty, limits.BATCH_RECORDS_MAX
+            source, most = self.dirty, limits.BATCH_RECORDS_MAX
         waiting = list(islice(source, most))
         large = [one for one in waiting if one.pending and state_blobs.needed(one)] if self._large else []
         for activation in large:
             if activation.pending and state_blobs.needed(activation):
                 await state_blobs.put(activation)
-        batch = self._begin(len(waiting))
+        batch, chain = self._begin(len(waiting)), self._chain.name
         for activation in waiting:
-            if not activation.pending or not self._may_write(activation.shard):
+            shard = activation.shard
+            if not activation.pending or not shard.active or shard.chain != chain:
                 source.pop(activation, None)
                 continue
             if large and state_blobs.needed(activation):
@@ -203,9 +206,9 @@ class Committer:
             except TooLarge as error:
                 self._refused(activation, error)
             source.pop(activation, None)
-        self.waiting = sum(len(activation.pending) for activation in self._dirty)
-        self._large = self._large and bool(self._dirty or self._one_by_one)
-        if batch.chain and source is self._dirty:
+        self.waiting = sum(len(activation.pending) for activation in self.dirty)
+        self._large = self._large and bool(self.dirty or self._one_by_one)
+        if batch.chain and source is self.dirty:
             self._add_moves(batch)
         batch.finish()
         return batch
@@ -226,10 +229,10 @@ class Committer:
     def _begin(self, agents: int) -> Batch:
         chained = self._chained()
         worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
-        slot = self._journal.slot() if worth else None
+        slot = self.journal.slot() if worth else None
         chain = self._chain.name if chained else ""
         form, now = self._runtime.router.placement.manifest.record_version, self._runtime.clock.now()
-        return Batch(self._cell, self._next_link(), chain, slot, self._journal.hot_from(), form, now)
+        return Batch(self._cell, self._next_link(), chain, slot, self.journal.hot_from(), form, now)
 
     def _next_link(self) -> Record | None:
         return None if self._runtime.life.alone else self._chain.next_link(b"%d" % self.batches)
@@ -238,13 +241,13 @@ class Committer:
         """Add records that leave their packs, and what says that shards need those of others no more."""
         most = max(limits.PACK_AGENTS_MIN * 4, len(batch.agents) * 2) if batch.agents else limits.MOVES_MAX
         moving: set[tuple[Shard, str]] = set()
-        for one in self._journal.due(self._runtime.loop.time()):
+        for one in self.journal.due(self._runtime.loop.time()):
             if len(moving) >= most or not batch.has_room():
                 break
             if one not in moving:
                 moving.add(one)
                 batch.add_move(*one)
-        for shard in self._journal.settled():
+        for shard in self.journal.settled():
             if batch.has_room():
                 batch.add_settled(shard)
 
@@ -326,18 +329,21 @@ class Committer:
         for shard, cell, place in batch.outbox:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
-        if batch.slot is not None and self._goes_on(batch.link) and batch.packed:
-            self._journal.written(batch.slot, last, now, batch.packed)
+        pack = None
+        if batch.slot is not None and self._goes_on(batch.link) and (payload := batch.pack()):
+            pack = self.journal.written(batch.slot, last, now, payload)
         for shard, token, place in batch.moves:
             if shard.active:
                 self._moved(shard, token, sequences[place])
         for shard in batch.settled:
             shard.unsettled = False
-        for activation, place, state, record in batch.agents:
+        for activation, place, state in batch.agents:
             shard = activation.shard
             if shard.active and activation.loaded:
-                sequence = last if record is not None else sequences[place]
-                activation.digest_part = shard.committed(activation.token, sequence, record, activation.digest_part)
+                sequence = last if place < 0 else sequences[place]
+                activation.digest_part = shard.committed(
+                    activation.token, sequence, pack if place < 0 else None, activation.digest_part
+                )
                 turns += len(activation.in_batch)
                 activation.last_used = now
                 activation.committed(sequence, state)

@@ -10,7 +10,7 @@ cost a node 7 % more instructions an ask.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import astuple
 
@@ -20,6 +20,9 @@ from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery, Sink
 from holdfast.agents.messages import Call
 from holdfast.codec import encode_raw
+
+SMALL_BYTES: Final = limits.BLOB_THRESHOLD_BYTES // 4
+"""A larger state or reply is left to others, and so are more answers that are kept: together they may need a blob."""
 
 
 def take(activation: Activation, call: Call, sink: Sink) -> bool:
@@ -43,7 +46,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         or not shard.active
         or shard.draining
         or committer.waiting >= limits.UNWRITTEN_TURNS_MAX
-        or seen.bytes_kept > limits.ANSWERS_BYTES_MAX
+        or seen.bytes_kept > SMALL_BYTES
     ):
         return False
     if caller is None:
@@ -51,8 +54,8 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
             return False
     elif number < caller.low or number in caller.answers:
         return False
-    runtime = shard.runtime
-    if call.deadline < runtime.clock.now() or not runtime.life.live():
+    clock = shard.runtime.clock
+    if call.deadline < clock.now() or clock.monotonic() >= shard.runtime.life.live_until:
         return False
     pending, in_batch = activation.pending, activation.in_batch
     if (pending or in_batch) and len(pending) + len(in_batch) >= activation.kind.mailbox_max:
@@ -87,8 +90,8 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
             reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
             state = agent.state
             state_bytes = encode_raw(state)
-            view = activation.kind.decode_view(state_bytes)
-            fits = len(reply) <= limits.REPLY_BYTES_MAX and len(state_bytes) <= limits.STATE_BYTES_MAX
+            activation.kind.decode_view(state_bytes)  # for certain; a reader does it again
+            fits = len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
         except Exception:
             fits = False
     if not fits:
@@ -99,7 +102,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     activation.state = state
     if state_bytes != activation.state_bytes:
         activation.state_bytes = state_bytes
-        activation.next_view = view
+        activation.next_view = None
     if caller is None:
         seen.note_caller(call.caller, number, low, call.deadline, reply)
     else:
@@ -110,7 +113,10 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     message.reply = reply
     message.fast = True
     activation.pending.append(message)
-    committer.mark(activation)
+    committer.dirty[activation] = None
+    committer.waiting += 1
+    if committer.waiting >= committer.enough:
+        committer.wake()
     if activation.mailbox or activation.inbox:  # what the handler told its own agent
         activation.pump()
     return True

@@ -53,7 +53,6 @@ class _Shapes(NamedTuple):
     named: Any
     """… and as a map, which is rare."""
     decode_reply: Callable[[bytes], Any]
-    returns: Any
 
 
 class _Method(Generic[A_contra, P, R_co]):
@@ -131,7 +130,7 @@ class _Method(Generic[A_contra, P, R_co]):
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
         self.plain_reply = returns if isinstance(returns, type) and returns in _PLAIN else ()
         self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
-        self._shapes = shapes = _Shapes(ordered, named, decode_reply, returns)
+        self._shapes = shapes = _Shapes(ordered, named, decode_reply)
         return shapes
 
     def _shape(self) -> _Shapes:
@@ -142,10 +141,9 @@ class _Method(Generic[A_contra, P, R_co]):
         if not args and not kwargs and not self.parameters:
             return b"\x90"
         try:
-            message = (self._shapes or self._shape()).ordered(*args, **kwargs)
-        except TypeError as error:
+            data = codec.encode_raw((self._shapes or self._shape()).ordered(*args, **kwargs))
+        except codec.UNSENDABLE as error:
             raise BadMessage(f"{self._title}: {error}") from None
-        data = codec.encode(message, self._title)
         if check:
             self.decode_arguments(data)
         return data
@@ -193,9 +191,10 @@ class _Method(Generic[A_contra, P, R_co]):
     def decode_reply(self, data: bytes) -> Any:
         """The reply in the annotated type. Raises `BadMessage`."""
         shapes = self._shapes or self._shape()
-        if data == b"\xc0" and shapes.returns in (None, type(None)):
-            return None
-        return codec.decode_by(shapes.decode_reply, data, self._reply_title)
+        try:
+            return shapes.decode_reply(data)
+        except codec.ERRORS as error:
+            raise BadMessage(f"{self._reply_title}: {error}") from None
 
 
 class Handler(_Method[A_contra, P, R_co]):

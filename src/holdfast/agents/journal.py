@@ -1,35 +1,52 @@
 """The packs that a committer wrote and that are still needed, and the records that have to leave packs.
 
-An agent whose newest record is in a pack is *packed*; its shard keeps that record in memory. Most agents that are packed
+An agent whose newest record is in a pack is *packed*: the sequence of its newest record is the pack's, so that nothing else
+has to be kept of it, and the pack itself stays in memory. Most agents that are packed
 are written again soon, in a newer pack, and cost the log no record of their own. What is left of a pack when it gets old,
 or when slots run short, is written as records of their own, and the slot is free again. So is what a shard has in the
-packs of owners before, and all that a shard has when it is about to be let go of.
+packs of owners before (*foreign* to it), and all that a shard has when it is about to be let go of.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from holdfast import limits
+from holdfast.cluster import packs
 
 if TYPE_CHECKING:
     from holdfast.agents.shard import Shard
 
 
-class _Pack(NamedTuple):
-    slot: int
-    sequence: int
-    at: float
-    agents: list[tuple[Shard, str]]
+class Pack:
+    """A pack in the log. ``needed``: how many agents have their newest record in it, or more."""
+
+    __slots__ = ("_payload", "_records", "at", "needed", "sequence", "slot")
+
+    def __init__(self, slot: int, sequence: int, at: float, payload: bytes) -> None:
+        self.slot = slot
+        self.sequence = sequence
+        self.at = at
+        self.needed = 0
+        self._payload = payload
+        self._records: dict[tuple[int, str], bytes] = {}
+
+    def records(self) -> dict[tuple[int, str], bytes]:
+        """The records in it, by shard and agent."""
+        if self._payload:
+            self._records = {(number, token): record for number, token, record in packs.decode(self._payload, "a pack")}
+            self._payload = b""
+        return self._records
 
 
 class Journal:
-    """One committer's packs, oldest first. Times are the loop's, in seconds."""
+    """One committer's packs. ``shards``: those served here, by number. Times are the loop's, in seconds."""
 
-    def __init__(self) -> None:
-        self._packs: deque[_Pack] = deque()
+    def __init__(self, shards: Mapping[int, Shard]) -> None:
+        self.packs: dict[int, Pack] = {}
+        """By their sequences, oldest first."""
+        self._shards = shards
         self._free: list[int] = []
         self._slots = 0
         self._leaving: dict[Shard, None] = {}
@@ -44,15 +61,16 @@ class Journal:
     def hot_from(self) -> int:
         """Agents whose newest record has a lower sequence are not worth a place in a pack: slots run short, and they would
         leave it before they are written again."""
-        return self._packs[0].sequence if len(self._packs) >= _short() else 0
+        return next(iter(self.packs)) if len(self.packs) >= _short() else 0
 
-    def written(self, slot: int, sequence: int, at: float, agents: list[tuple[Shard, str]]) -> None:
+    def written(self, slot: int, sequence: int, at: float, payload: bytes) -> Pack:
         """A pack was acknowledged."""
         if self._free and self._free[-1] == slot:
             self._free.pop()
         else:
             self._slots = slot + 1
-        self._packs.append(_Pack(slot, sequence, at, agents))
+        pack = self.packs[sequence] = Pack(slot, sequence, at, payload)
+        return pack
 
     def leave(self, shard: Shard) -> None:
         """Have all records of a shard leave the packs, or those in the packs of owners before."""
@@ -63,7 +81,7 @@ class Journal:
         if self._leaving:
             return now
         self._tidy()
-        return self._packs[0].at + limits.PACKED_SECONDS if self._packs else None
+        return next(iter(self.packs.values())).at + limits.PACKED_SECONDS if self.packs else None
 
     def due(self, now: float) -> Iterator[tuple[Shard, str]]:
         """The agents whose records are to leave their packs, the most urgent first."""
@@ -71,33 +89,44 @@ class Journal:
             if not shard.active or not (shard.settling or shard.unsettled):
                 del self._leaving[shard]
                 continue
-            for token in list(shard.packed if shard.settling else shard.foreign()):
+            for token in [*shard.foreign, *(self._of(shard) if shard.settling else ())]:
                 if _rests(shard, token):
                     yield shard, token
         self._tidy()
-        short = len(self._packs) - _short()
-        for place, pack in enumerate(self._packs):
+        short = len(self.packs) - _short()
+        for place, pack in enumerate(list(self.packs.values())):
             if place >= short and pack.at + limits.PACKED_SECONDS > now:
                 return
-            for shard, token in pack.agents:
-                if shard.active and shard.index.get(token) == pack.sequence and _rests(shard, token):
+            needed = [(owner, token) for owner, token in self._owned(pack) if owner.index.get(token) == pack.sequence]
+            pack.needed = len(needed)  # what was lost with its shard needs it no more
+            for shard, token in needed:
+                if _rests(shard, token):
                     yield shard, token
+
+    def _owned(self, pack: Pack) -> Iterator[tuple[Shard, str]]:
+        """The agents in a pack whose shards are served here."""
+        for number, token in pack.records():
+            if (shard := self._shards.get(number)) is not None and shard.active:
+                yield shard, token
 
     def settled(self) -> list[Shard]:
         """The shards of which nothing is in the packs of owners before any more, and of which that is not known yet."""
-        return [one for one in self._leaving if one.active and one.unsettled and not one.settling and not one.foreign()]
+        return [one for one in self._leaving if one.active and one.unsettled and not one.settling and not one.foreign]
+
+    def _of(self, shard: Shard) -> list[str]:
+        """The agents of a shard that are in these packs."""
+        if shard.packed <= len(shard.foreign):
+            return []
+        return [token for token, sequence in shard.index.items() if sequence in self.packs]
 
     def _tidy(self) -> None:
         """Free the slots of the oldest packs, as far as nothing in them is needed."""
-        while self._packs:
-            pack = self._packs[0]
-            while pack.agents:
-                shard, token = pack.agents[-1]
-                if shard.active and shard.index.get(token) == pack.sequence:
-                    return
-                pack.agents.pop()
-            self._free.insert(0, pack.slot)
-            self._packs.popleft()
+        while self.packs:
+            oldest = next(iter(self.packs.values()))
+            if oldest.needed:
+                return
+            self._free.insert(0, oldest.slot)
+            del self.packs[oldest.sequence]
 
 
 def _short() -> int:

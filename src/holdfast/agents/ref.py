@@ -6,13 +6,15 @@ its type: a reader can be asked, and nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from holdfast import codec, ids, limits
 from holdfast.agents.context import Outcome
 from holdfast.agents.handler import Handler, Reader, _Method
+from holdfast.agents.messages import OK
 from holdfast.errors import BadMessage, TooLarge
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Options(msgspec.Struct, frozen=True):
 
 
 _DEFAULT = Options()
+_AT_ONCE_MAX: Final = 8
+"""After so many asks that were answered at once, by this very process, the loop gets its turn."""
 
 
 class AgentRef(Generic[AgentT_co]):
@@ -119,9 +123,8 @@ class AgentRef(Generic[AgentT_co]):
         It is answered behind everything that the agent had in its hands. Raises what `ask` of a reader raises.
         """
         payload = codec.encode_raw([message_id])
-        reply = await self._router.ask(
-            self._token, "outcome", payload, self._options.timeout_seconds, reads_only=True, fresh=True
-        )
+        options = Options(self._options.timeout_seconds, fresh=True)
+        reply = await self._router.ask(self._token, "outcome", payload, options, reads_only=True)
         outcome: Outcome = codec.decode(reply, Outcome, "an outcome")
         return outcome
 
@@ -144,21 +147,22 @@ class AgentRef(Generic[AgentT_co]):
             BadState: the agent's stored state cannot be read by this code.
             UnknownKind: the node that owns the agent does not serve its kind.
         """
-        options = self._options
+        router, token, context = self._router, self._token, self._context
         data = self._encode(method, args, kwargs, False)
-        reads_only = method.reads_only
-        message_id = "" if reads_only else options.message_id
-        reply = await self._router.ask(
-            self._token,
-            method.name,
-            data,
-            options.timeout_seconds,
-            reads_only,
-            message_id,
-            options.fresh,
-            self._context,
-        )
-        return method.decode_reply(reply)
+        if (shard := router.space.find(token)) < 0:
+            shard = await router.locate(token)
+        opened = router.begin(shard, token, method.name, data, self._options, method.reads_only, context)
+        future = opened.future
+        try:
+            if future.done() and opened.number % _AT_ONCE_MAX == 0:
+                await asyncio.sleep(0)  # who asks what is here, and nothing else, would keep the loop for itself
+            outcome, payload = await future
+        except asyncio.CancelledError:
+            router.give_up(opened, context)
+            raise
+        if outcome == OK:
+            return method.decode_reply(payload)
+        raise router.error(opened, payload)
 
     async def send(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """Put a message into the agent's durable inbox; it is handled once, in order, whenever the agent can.

@@ -22,7 +22,7 @@ import msgspec
 from holdfast import chance, limits, loops
 from holdfast.agents.frames import Frames
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
-from holdfast.agents.ref import AgentRef
+from holdfast.agents.ref import AgentRef, Options
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
 from holdfast.core import backoff
@@ -51,15 +51,13 @@ if TYPE_CHECKING:
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
 _SWEEP_SECONDS = 0.25
-_AT_ONCE_MAX = 8
-"""After so many asks that were answered at once, by this very process, the loop gets its turn."""
 _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
 _ISOLATED = "this process reaches no majority of the servers"
 _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
 
-class _Open(msgspec.Struct, eq=False):
+class Open(msgspec.Struct, eq=False):
     """A call without its answer yet."""
 
     number: int
@@ -88,10 +86,10 @@ class Router:
         self._bus = bus
         self._clock = clock
         self.placement = placement
-        self._space = placement.space
+        self.space = placement.space
         self._loop = asyncio.get_running_loop()
         self._number = 0
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Open] = {}
         self._open_to: dict[str, int | dict[int, None]] = {}
         """Per receiver the number still open, or all of them, lowest first."""
         self._owners: dict[int, str] = {}
@@ -128,27 +126,46 @@ class Router:
 
     # Asking --------------------------------------------------------------------------------------------------------
 
-    async def ask(
-        self,
-        token: str,
-        handler: str,
-        arguments: bytes,
-        timeout_seconds: float,
-        reads_only: bool = False,
-        message_id: str = "",
-        fresh: bool = False,
-        context: Context | None = None,
-    ) -> bytes:
-        """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises."""
+    async def ask(self, token: str, handler: str, arguments: bytes, options: Options, reads_only: bool) -> bytes:
+        """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises: it does the same for what has a type."""
+        if (shard := self.space.find(token)) < 0:
+            shard = await self.locate(token)
+        opened = self.begin(shard, token, handler, arguments, options, reads_only)
+        try:
+            outcome, payload = await opened.future
+        except asyncio.CancelledError:
+            self.give_up(opened, None)
+            raise
+        if outcome == OK:
+            return payload
+        raise self.error(opened, payload)
+
+    async def locate(self, token: str) -> int:
+        """The shard of an agent of a kind that is not known here yet. Raises `Closed`, `NoQuorum`, `Overloaded`."""
+        self._check(token)
+        await self.placement.knows(token[: token.find("/")])
+        return self.space.shard_of(token)
+
+    def _check(self, what: str) -> None:
         if self._closed:
             raise Closed("the node was closed")
         if self.life is not None and self.life.isolated():
-            raise NoQuorum(f"{token} {handler}: {_ISOLATED}, and nothing was done")
+            raise NoQuorum(f"{what}: {_ISOLATED}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
-        if (shard := self._space.find(token)) < 0:
-            await self.placement.knows(token[: token.find("/")])
-            shard = self._space.shard_of(token)
+
+    def begin(
+        self, shard: int, token: str, handler: str, arguments: bytes,
+        options: Options, reads_only: bool, context: Context | None = None,
+    ) -> Open:  # fmt: skip
+        """Send a call on its way. Whoever awaits its future finds the `error` there, or may `give_up`.
+
+        As a coroutine of its own, within that of whoever asks, it would cost each ask a twentieth more.
+        """
+        self._check(token)
+        timeout_seconds, message_id, fresh = options.timeout_seconds, options.message_id, options.fresh
+        if reads_only:
+            message_id = ""
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
         chain: tuple[str, ...] = ()
         if context is not None:
@@ -170,28 +187,19 @@ class Router:
             token, handler, arguments, 0, self.caller, numbered, low, deadline, message_id, keep_until, chain, fresh
         )
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
-        self._open[number] = opened = _Open(number, call, shard, deadline, future)
+        self._open[number] = opened = Open(number, call, shard, deadline, future)
         self._send(opened)
-        try:
-            if future.done() and number % _AT_ONCE_MAX == 0:
-                await asyncio.sleep(0)  # who asks what is here, and nothing else, would keep the loop for itself
-            outcome, payload = await future
-        except asyncio.CancelledError:
-            self._cancel(opened, context is None or context.is_live)
-            raise
-        if outcome == OK:
-            return payload
-        raise self._error(opened, payload)
+        return opened
 
     async def place(self, token: str, pool: Pool | str | None) -> None:
         """See that the log knows where an agent's inbox is. Raises `UnknownKind`, `NoQuorum`, `OutcomeUnknown`."""
         kind = token[: token.find("/")]
-        if kind in self._space.table.kinds and not self._placing:
+        if kind in self.space.table.kinds and not self._placing:
             return
         self._placing += 1
         try:
             async with self._in_turn:  # what was sent first is placed first
-                known = kind in self._space.table.kinds or await self.placement.knows(kind, pool)
+                known = kind in self.space.table.kinds or await self.placement.knows(kind, pool)
         finally:
             self._placing -= 1
         if not known:
@@ -207,13 +215,14 @@ class Router:
         """Hand over a message that may be lost."""
         call = Call(token, handler, arguments, 0, self.caller)
         runtime = self.runtime
-        shard = self._space.shard_of(token)
+        shard = self.space.shard_of(token)
         if runtime is not None and shard in runtime.shards:
             runtime.take(call, None)
         else:
             self._frames.add(self._owners.get(shard) or shard, call)
 
-    def _error(self, opened: _Open, payload: bytes) -> HoldfastError:
+    def error(self, opened: Open, payload: bytes) -> HoldfastError:
+        """What an answer says that is none."""
         try:
             error = from_wire(*_decode_error(payload))
         except msgspec.MsgspecError:
@@ -224,7 +233,7 @@ class Router:
 
     # Sending -------------------------------------------------------------------------------------------------------
 
-    def _send(self, opened: _Open) -> None:
+    def _send(self, opened: Open) -> None:
         opened.attempts = attempts = opened.attempts + 1
         opened.unanswered |= 1 << attempts
         opened.sent_at = self._loop.time()
@@ -280,7 +289,7 @@ class Router:
         if opened is not None:
             self._answered(opened, reference, outcome, payload)
 
-    def _answered(self, opened: _Open, reference: int, outcome: int, payload: bytes) -> None:
+    def _answered(self, opened: Open, reference: int, outcome: int, payload: bytes) -> None:
         if outcome <= ERROR:
             opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
             self._close(opened)
@@ -293,7 +302,7 @@ class Router:
         elif outcome == BUSY:
             self._turned_away(opened, reference, "its owner has all that it can take", keep_owner=True)
 
-    def _close(self, opened: _Open) -> None:
+    def _close(self, opened: Open) -> None:
         call, number = opened.call, opened.number
         del self._open[number]
         if call.number:
@@ -305,9 +314,7 @@ class Router:
                 if not open_to:
                     del self._open_to[call.token]
 
-    def _turned_away(
-        self, opened: _Open, reference: int, why: str, heir: bytes = b"", keep_owner: bool = False
-    ) -> None:
+    def _turned_away(self, opened: Open, reference: int, why: str, heir: bytes = b"", keep_owner: bool = False) -> None:
         # An attempt is known by its number: the bus may deliver what it was told twice.
         opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
         opened.refused = why
@@ -328,7 +335,7 @@ class Router:
             self.retries += 1
             self._send(opened)
 
-    def _fail(self, opened: _Open, why: str, error: Callable[[str], HoldfastError]) -> None:
+    def _fail(self, opened: Open, why: str, error: Callable[[str], HoldfastError]) -> None:
         self._close(opened)
         if opened.future.done():
             return
@@ -339,13 +346,14 @@ class Router:
         else:
             opened.future.set_exception(error(f"{title}: {why}, and nothing was done: {opened.refused}"))
 
-    def _cancel(self, opened: _Open, tell: bool) -> None:
-        """The call is given up. ``tell``: unless the same turn makes it again, under the same id, on another node."""
+    def give_up(self, opened: Open, context: Context | None) -> None:
+        """Nobody waits for the answer any more. Its agent hears of it, unless it was asked in a turn that was stopped here,
+        and makes the call again, under the same id, on another node."""
         call = opened.call
         if opened.number not in self._open:
             return
         self._close(opened)
-        if not tell:
+        if context is not None and not context.is_live:
             return
         if self.runtime is not None and opened.shard in self.runtime.shards:
             self.runtime.cancel(call)

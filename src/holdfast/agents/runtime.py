@@ -291,8 +291,11 @@ class Runtime:
                         self.loop.call_soon(self._flush)
             outlet.append(Reply(reference, outcome, payload))
 
+        resident, fast = self.resident, fast_path.take
         for call in frame.calls:
-            self.take(call, sink if call.reference else None)
+            found = resident.get(call.token)
+            if found is None or not call.reference or not fast(found, call, sink):
+                self._take(call, sink if call.reference else None)
         for call in frame.cancelled:
             self.cancel(call)
 
@@ -306,8 +309,11 @@ class Runtime:
     def take(self, call: Call, sink: mailbox.Sink | None) -> None:
         """Give a call to its agent; where the shard is not served here the caller is told at once."""
         found = self.resident.get(call.token)
-        if found is not None and sink is not None and fast_path.take(found, call, sink):
-            return
+        if found is None or sink is None or not fast_path.take(found, call, sink):
+            self._take(call, sink)
+
+    def _take(self, call: Call, sink: mailbox.Sink | None) -> None:
+        """Do so the general way."""
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
             if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:

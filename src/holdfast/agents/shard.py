@@ -26,6 +26,7 @@ from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
 
 if TYPE_CHECKING:
+    from holdfast.agents.journal import Pack
     from holdfast.agents.runtime import Runtime
 
 _READS_MAX = 40
@@ -52,13 +53,14 @@ class Shard:
         self.digest = 0
         self.index: dict[str, int] = {}
         self.warm: dict[str, bytes] = {}
-        self.packed: dict[str, bytes] = {}
-        """The agents whose newest record is in a pack, with that record."""
+        self.packed = 0
+        """How many agents have their newest record in a pack."""
+        self.foreign: dict[str, bytes] = {}
+        """Those of them that have it in the pack of an owner before, with that record."""
         self.settling = False
         """It is about to be let go of: whatever is packed gets a record of its own."""
         self.unsettled = not claim.settled
         """The packs of other chains may be needed for it."""
-        self._foreign: dict[str, int] = {}
         self.activations: dict[str, Activation] = {}
         self.unique = 0
         self._held: dict[str, list[Delivery | int]] = {}
@@ -100,10 +102,9 @@ class Shard:
                 if record.blob:
                     self.blobs.add(record.blob)
                 self.runtime.warm_bytes -= len(self.warm.pop(rest, b""))
-                self.packed.pop(rest, None)
+                self.foreign.pop(rest, None)
                 if isinstance(stored, Packed):
-                    self.packed[rest] = stored.payload
-                    self._foreign[rest] = stored.sequence
+                    self.foreign[rest] = stored.payload
                 elif self.runtime.warm_bytes < limits.WARM_BYTES_MAX:
                     self.warm[rest] = stored.payload
                     self.runtime.warm_bytes += len(stored.payload)
@@ -112,6 +113,7 @@ class Shard:
                     newest = []
                 if not newest or record.commit == newest[0][2].commit:
                     newest.append((stored.sequence, rest, record))
+        self.packed = len(self.foreign)
         self._verify(newest)
         # Of the inbox more may have been read than is left: see `cluster.recovery`.
         return timers, [one for one in inbox if one.sequence > consumed.get(one.subject.split(".", 4)[3], 0)]
@@ -154,7 +156,7 @@ class Shard:
         activation = Activation(self, token, kind)
         self.activations[token] = self.runtime.resident[token] = activation
         sequence = self.index.get(token, 0)
-        payload = self.packed.get(token)
+        payload = self.packed_record(token)
         if payload is None and (payload := self.warm.pop(token, None)) is not None:
             self.runtime.warm_bytes -= len(payload)
         try:
@@ -279,23 +281,27 @@ class Shard:
         if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
 
-    def foreign(self) -> dict[str, int]:
-        """The agents whose newest record is in a pack of an owner before."""
-        self._foreign = {token: at for token, at in self._foreign.items() if self.index.get(token) == at}
-        return self._foreign
+    def packed_record(self, token: str) -> bytes | None:
+        """An agent's newest record, if it is in a pack."""
+        pack = self.committer.journal.packs.get(self.index.get(token, 0))
+        return self.foreign.get(token) if pack is None else pack.records()[self.number, token]
 
-    def committed(self, token: str, sequence: int, packed: bytes | None, known: int = 0) -> int:
+    def committed(self, token: str, sequence: int, pack: Pack | None, known: int = 0) -> int:
         """An agent's newest record is there now; in a pack, where it is given.
 
         Returns its part of the digest; ``known``: that of its record before, where it was kept.
         """
-        part = entry(token, sequence)
-        self.digest ^= part ^ (known or entry(token, self.index.get(token, 0)))
+        part, before = entry(token, sequence), self.index.get(token, 0)
+        self.digest ^= part ^ (known or entry(token, before))
         self.index[token] = sequence
-        if packed is not None:
-            self.packed[token] = packed
-        elif self.packed:
-            self.packed.pop(token, None)
+        if pack is not None:
+            pack.needed += 1
+            self.packed += 1
+        if (old := self.committer.journal.packs.get(before)) is not None:
+            old.needed -= 1
+            self.packed -= 1
+        if self.foreign and self.foreign.pop(token, None) is not None and old is None:
+            self.packed -= 1
         return part
 
     def _cool(self) -> None:
@@ -384,7 +390,7 @@ class Shard:
         """Stop serving at once: handlers that wait are cancelled, callers are told to ask the next owner."""
         self.active = False
         self._cool()
-        self.packed = {}
+        self.packed, self.foreign = 0, {}
         for token, activation in list(self.activations.items()):
             self._leave(token)
             for message in activation.abandon():

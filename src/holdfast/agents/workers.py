@@ -208,6 +208,10 @@ class _Host:
     async def place(self, _token: str, _pool: Any) -> None:
         """Its node does that, when the turn comes back."""
 
+    @property
+    def space(self) -> NoReturn:
+        raise RuntimeError(_NO_LOOP)
+
     async def ask(self, *_args: Any, **_options: Any) -> NoReturn:
         raise RuntimeError(_NO_LOOP)
 

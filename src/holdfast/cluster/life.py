@@ -11,6 +11,7 @@ Process-wide and clock-bound this is a lease; but it is held with every cell, so
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +27,7 @@ _PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
 _READS_MAX: Final = 6
 """How often it is read what came before a sentence, with pauses of some 0.3 s together."""
 
-_NEVER: Final = float("-inf")
+_NEVER: Final = -math.inf
 
 
 def base(incarnation: str) -> str:
@@ -67,7 +68,8 @@ class Life:
         self._proven_at = dict.fromkeys(cells, _NEVER)
         self._last = dict.fromkeys(cells, 0)
         """Per cell the sequence of the newest proof."""
-        self._live_until = _NEVER
+        self.live_until = math.inf if self.alone else _NEVER
+        """What `live` asks, on the monotonic clock (s)."""
         self._was_live = False
         self._asked_since = _NEVER
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,7 +90,7 @@ class Life:
 
     def live(self) -> bool:
         """Whether nobody else can own this node's shards, so that it may start turns and answer from memory."""
-        return self.alone or self._clock.monotonic() < self._live_until
+        return self._clock.monotonic() < self.live_until
 
     def isolated(self) -> bool:
         """Whether nothing can be done from here: no cell took a write of this process for a while, nor will one soon."""
@@ -145,7 +147,7 @@ class Life:
     def _proved(self, cell: str, began_at: float) -> None:
         self.look()  # a lapse that ends with this very proof was one
         self._proven_at[cell] = began_at
-        self._live_until = sorted(self._proven_at.values())[-self._majority] + limits.ISOLATE_SECONDS
+        self.live_until = sorted(self._proven_at.values())[-self._majority] + limits.ISOLATE_SECONDS
         self._was_live = self.live()
 
     async def _refused(self, cell: str, incarnation: str) -> None:
@@ -166,7 +168,7 @@ class Life:
         self.incarnation = f"{base(self.incarnation)}~{number(self.incarnation) + 1}"
         self._proven_at = dict.fromkeys(self._cells, _NEVER)
         self._last = dict.fromkeys(self._cells, 0)
-        self._live_until = _NEVER
+        self.live_until = _NEVER
         self._was_live = False
         self.lapses += 1
         self.on_condemned()

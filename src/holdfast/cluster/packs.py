@@ -52,10 +52,15 @@ def record(cell: str, chain: str, slot: int, entries: list[tuple[int, str, bytes
 
 def entries(stored: Stored) -> list[tuple[int, str, bytes]]:
     """What is in a pack. Raises `DataLoss` where it is damaged."""
+    return decode(stored.payload, f"{stored.subject} {stored.sequence}")
+
+
+def decode(payload: bytes, what: str) -> list[tuple[int, str, bytes]]:
+    """What is in a pack's payload. ``what`` names it in the error. Raises `DataLoss` where it is damaged."""
     try:
-        return _decode(codec.unseal(stored.payload, stored.subject))
+        return _decode(codec.unseal(payload, what))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataLoss(f"{stored.subject} {stored.sequence}: not a pack of records: {error}") from None
+        raise DataLoss(f"{what}: not a pack of records: {error}") from None
 
 
 def unfold(records: Iterable[Stored], on_damage: Callable[[Stored, DataLoss], None] | None = None) -> Iterator[Stored]:

@@ -14,6 +14,7 @@ All is plain data in, decision out; the tables are part of the agent's record an
 from __future__ import annotations
 
 import math
+import sys
 from enum import Enum
 from typing import Final
 
@@ -82,6 +83,13 @@ class Seen:
         """Forget the answers to asks that their caller closed."""
         caller.low = low
         answers = caller.answers
+        if len(answers) == 1:  # as it mostly is, of a caller that waits for one answer before it asks again
+            known, answer = answers.popitem()
+            if known < low:
+                self.bytes_kept -= len(answer)
+            else:
+                answers[known] = answer
+            return
         for known in [*answers]:
             if known < low:
                 self.bytes_kept -= len(answers.pop(known))
@@ -98,7 +106,7 @@ class Seen:
         self.bytes_kept += len(answer)
         caller = self.callers.get(name)
         if caller is None:
-            self.callers[name] = Caller(low, deadline, {number: answer})
+            self.callers[sys.intern(name)] = Caller(low, deadline, {number: answer})  # one copy for all agents
             self.stale_at = min(self.stale_at, deadline + _KEPT_SECONDS)
             return
         caller.answers[number] = answer

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from holdfast import codec, ids, limits
 from holdfast.agents.agent import Agent
-from holdfast.agents.ref import AgentRef
+from holdfast.agents.ref import AgentRef, Options
 from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
@@ -302,7 +302,8 @@ class Node:
         Readers and handlers alike. Raises what `AgentRef.ask` raises.
         """
         token, data = by_name.encode(agent_id, handler, arguments)
-        reply = await self._router.ask(token, handler, data, timeout_seconds, message_id=ids.new_id("call"))
+        options = Options(timeout_seconds, ids.new_id("call"))
+        reply = await self._router.ask(token, handler, data, options, reads_only=False)
         return codec.to_builtins(reply)
 
     async def send(
