@@ -58,17 +58,25 @@ def test_a_damaged_pack_is_not_believed(damage: Callable[[bytes], bytes]) -> Non
 # Slots ---------------------------------------------------------------------------------------------------------------
 
 
+def shard_of(journal: Journal, shards: dict[int, Any]) -> Any:
+    """A shard as far as packs have to do with it, served under the number 0."""
+    shards[0] = shard = SimpleNamespace(active=True, number=0, index={}, foreign={}, packed=0, digest=0)
+    shard.activations, shard.settling, shard.unsettled = {}, False, False
+    shard.committer = SimpleNamespace(journal=journal)
+    return shard
+
+
+def payload(slot: int, *records: tuple[int, str, bytes]) -> bytes:
+    return packs.record("c", "x-0", slot, list(records)).payload
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.tuples(st.sampled_from(["pack", "alone", "wait"]), st.lists(st.integers(0, 9), min_size=1, max_size=6)))
 )
 def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, list[int]]]) -> None:
-    shards: dict[int, Any] = {}
-    journal, now = Journal(shards), 0.0
-    shard: Any = SimpleNamespace(active=True, number=0, index={}, foreign={}, packed=0, digest=0)
-    shard.activations, shard.settling, shard.unsettled = {}, False, False
-    shard.committer = SimpleNamespace(journal=journal)
-    shards[0] = shard
+    journal, now = Journal(shards := {}), 0.0
+    shard = shard_of(journal, shards)
     slots: dict[int, int] = {}
     for sequence, (what, agents) in enumerate(steps, 1):
         pack = None
@@ -97,6 +105,30 @@ def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, l
             assert kept == (f"{name} {at}".encode() if name in in_packs else None)
         assert len(slots) <= limits.PACKS_MAX
     assert len(slots) <= 11, "ten agents are in ten packs at most, and their slots are used again"
+
+
+def test_what_is_claimed_again_from_a_pack_of_ones_own_leaves_it_once() -> None:
+    journal = Journal(shards := {})
+    pack = journal.written(0, 5, 0.0, payload(0, (0, "a", b"a 5"), (0, "b", b"b 5")))
+    old = shard_of(journal, shards)
+    for name in "ab":
+        Shard.committed(old, name, 5, pack)
+    again = shard_of(journal, shards)  # it read the log anew, and takes the pack for one of an owner before
+    again.index, again.foreign, again.packed = {"a": 5, "b": 5}, {"a": b"a 5", "b": b"b 5"}, 2
+    Shard.committed(again, "a", 6, None)
+    assert Shard.packed_record(again, "a") is None and Shard.packed_record(again, "b") == b"b 5"
+    assert (again.foreign, again.packed, pack.needed) == ({"b": b"b 5"}, 1, 1)
+    assert list(journal.due(limits.PACKED_SECONDS)) == [(again, "b")]
+
+
+def test_what_was_lost_with_its_shard_needs_its_slot_no_more() -> None:
+    journal = Journal(shards := {})
+    shard = shard_of(journal, shards)
+    Shard.committed(shard, "a", 5, journal.written(0, 5, 0.0, payload(0, (0, "a", b"a 5"))))
+    assert journal.slot() == 1
+    del shards[0]
+    assert not list(journal.due(limits.PACKED_SECONDS))
+    assert journal.next_at(limits.PACKED_SECONDS) is None and journal.slot() == 0
 
 
 # A cluster -----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """The packs that a committer wrote and that are still needed, and the records that have to leave packs.
 
-An agent whose newest record is in a pack is *packed*: the sequence of its newest record is the pack's, so that nothing else
-has to be kept of it, and the pack itself stays in memory. Most agents that are packed
-are written again soon, in a newer pack, and cost the log no record of their own. What is left of a pack when it gets old,
-or when slots run short, is written as records of their own, and the slot is free again. So is what a shard has in the
-packs of owners before (*foreign* to it), and all that a shard has when it is about to be let go of.
+An agent whose newest record is in a pack is *packed*: the sequence of its newest record is the pack's. So nothing more is
+kept of it in memory than of others, and the pack as it was written. Most agents that are packed are written again soon, in
+a newer pack, and cost the log no record of their own. What is left of a pack when it gets old, or when slots run short, is
+written as records of their own, and the slot is free again. So is what a shard has in the packs of owners before (*foreign*
+to it), and all that a shard has when it is about to be let go of.
 """
 
 from __future__ import annotations
