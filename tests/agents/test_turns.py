@@ -151,6 +151,10 @@ async def test_who_asks_readers_of_this_process_in_a_row_leaves_the_loop_to_othe
         running = asyncio.create_task(others())
         for _ in range(800):
             assert await agent.ask(Counter.value) == 1
+        assert rounds >= 90
+        rounds = 0
+        for _ in range(100):
+            assert await node.call("Counter/a", "value") == 1
         running.cancel()
         assert rounds >= 90
 

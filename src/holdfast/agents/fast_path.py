@@ -23,6 +23,7 @@ from holdfast.codec import encode_raw
 
 SMALL_BYTES: Final = limits.BLOB_THRESHOLD_BYTES // 4
 """A larger state or reply is left to others, and so are more answers that are kept: together they may need a blob."""
+assert min(limits.STATE_BYTES_MAX, limits.REPLY_BYTES_MAX, limits.ANSWERS_BYTES_MAX) > SMALL_BYTES, "or it is refused"
 
 
 def take(activation: Activation, call: Call, sink: Sink) -> bool:
@@ -47,6 +48,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         or shard.draining
         or committer.waiting >= limits.UNWRITTEN_TURNS_MAX
         or seen.bytes_kept > SMALL_BYTES
+        or len(activation.state_bytes) > SMALL_BYTES
     ):
         return False
     if caller is None:

@@ -85,39 +85,41 @@ class Journal:
 
     def due(self, now: float) -> Iterator[tuple[Shard, str]]:
         """The agents whose records are to leave their packs, the most urgent first."""
+        settling: set[Shard] = set()
         for shard in list(self._leaving):
             if not shard.active or not (shard.settling or shard.unsettled):
                 del self._leaving[shard]
                 continue
-            for token in [*shard.foreign, *(self._of(shard) if shard.settling else ())]:
+            for token in list(shard.foreign):
                 if _rests(shard, token):
+                    yield shard, token
+            if shard.settling and shard.packed > len(shard.foreign):
+                settling.add(shard)
+        for pack in [pack for pack in self.packs.values() if settling and pack.needed]:
+            for shard, token in self._of(pack):
+                if shard in settling and _rests(shard, token):
                     yield shard, token
         self._tidy()
         short = len(self.packs) - _short()
         for place, pack in enumerate(list(self.packs.values())):
             if place >= short and pack.at + limits.PACKED_SECONDS > now:
                 return
-            needed = [(owner, token) for owner, token in self._owned(pack) if owner.index.get(token) == pack.sequence]
+            needed = list(self._of(pack))
             pack.needed = len(needed)  # what was lost with its shard needs it no more
             for shard, token in needed:
                 if _rests(shard, token):
                     yield shard, token
 
-    def _owned(self, pack: Pack) -> Iterator[tuple[Shard, str]]:
-        """The agents in a pack whose shards are served here."""
-        for number, token in pack.records():
-            if (shard := self._shards.get(number)) is not None and shard.active:
-                yield shard, token
-
     def settled(self) -> list[Shard]:
         """The shards of which nothing is in the packs of owners before any more, and of which that is not known yet."""
         return [one for one in self._leaving if one.active and one.unsettled and not one.settling and not one.foreign]
 
-    def _of(self, shard: Shard) -> list[str]:
-        """The agents of a shard that are in these packs."""
-        if shard.packed <= len(shard.foreign):
-            return []
-        return [token for token, sequence in shard.index.items() if sequence in self.packs]
+    def _of(self, pack: Pack) -> Iterator[tuple[Shard, str]]:
+        """The agents that are served here and have their newest record in a pack."""
+        for number, token in pack.records():
+            shard = self._shards.get(number)
+            if shard is not None and shard.active and shard.index.get(token) == pack.sequence:
+                yield shard, token
 
     def _tidy(self) -> None:
         """Free the slots of the oldest packs, as far as nothing in them is needed."""

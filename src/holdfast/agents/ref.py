@@ -155,7 +155,7 @@ class AgentRef(Generic[AgentT_co]):
         future = opened.future
         try:
             if future.done() and opened.number % _AT_ONCE_MAX == 0:
-                await asyncio.sleep(0)  # who asks what is here, and nothing else, would keep the loop for itself
+                await asyncio.sleep(0)  # as in `Router.ask`
             outcome, payload = await future
         except asyncio.CancelledError:
             router.give_up(opened, context)

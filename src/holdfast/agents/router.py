@@ -132,6 +132,8 @@ class Router:
             shard = await self.locate(token)
         opened = self.begin(shard, token, handler, arguments, options, reads_only)
         try:
+            if opened.future.done():
+                await asyncio.sleep(0)  # who asks what is here, and nothing else, would keep the loop for itself
             outcome, payload = await opened.future
         except asyncio.CancelledError:
             self.give_up(opened, None)

@@ -14,8 +14,8 @@ All is plain data in, decision out; the tables are part of the agent's record an
 from __future__ import annotations
 
 import math
-import sys
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -24,6 +24,12 @@ from holdfast import limits
 
 _KEPT_SECONDS: Final = limits.CLOCK_SKEW_SECONDS - 0.001
 """For so long a caller is kept behind its newest deadline for certain: rounding errors are less."""
+
+
+@lru_cache(maxsize=1024)
+def _shared(name: str) -> str:
+    """One copy of a caller's name for all agents."""
+    return name
 
 
 class Caller(msgspec.Struct, array_like=True, gc=False):
@@ -106,7 +112,7 @@ class Seen:
         self.bytes_kept += len(answer)
         caller = self.callers.get(name)
         if caller is None:
-            self.callers[sys.intern(name)] = Caller(low, deadline, {number: answer})  # one copy for all agents
+            self.callers[_shared(name)] = Caller(low, deadline, {number: answer})
             self.stale_at = min(self.stale_at, deadline + _KEPT_SECONDS)
             return
         caller.answers[number] = answer
