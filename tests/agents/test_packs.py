@@ -90,10 +90,8 @@ def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, l
             needed = {at for at in slots.values() if at in shard.index.values()}
             assert slots.get(slot) not in needed, "a pack that is needed is overwritten"
             slots[slot] = sequence
-            payload = packs.record(
-                "c", "x-0", slot, [(0, name, f"{name} {sequence}".encode()) for name in names]
-            ).payload
-            pack = journal.written(slot, sequence, now, payload)
+            records = [(0, name, f"{name} {sequence}".encode()) for name in names]
+            pack = journal.written(slot, sequence, now, payload(slot, *records))
         for name in names:
             Shard.committed(shard, name, sequence, pack)
         if what == "wait":

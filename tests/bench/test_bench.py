@@ -6,14 +6,19 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.cluster.app import Account
 
 from holdfast import LocalCluster, Node
+from holdfast.bench import processes, session
+from holdfast.bench.measure import Load
 from holdfast.bench.workloads import NAMES
+from holdfast.errors import NoQuorum
 
 APP = str(Path(__file__).parents[1] / "cluster" / "app.py")
 HOLDFAST = str(Path(sys.executable).parent / "holdfast")
@@ -34,6 +39,36 @@ def look(found: Any) -> None:
         assert one["p50"] <= one["p99"] <= one["longest"], one
         assert one["resident_mb"]["client"] > 10, one
     assert sum(one["cores"]["client"] for one in found["figures"]) > 0  # each counts in hundredths of a second
+
+
+def test_what_is_done_in_a_pause_counts_neither_as_time_nor_as_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    busy = 7.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(processes, "_processes", lambda: [(SimpleNamespace(pid=1), "client", busy, 10**7)])
+    load = Load()
+    now, busy = 102.0, 8.0
+    load.note(100.0, 102.0)
+    with load.paused():
+        now, busy = 150.0, 40.0
+    now, busy = 152.0, 41.0
+    figure = load.figure("some")
+    assert (figure.seconds, figure.per_second, figure.cores) == (4.0, 0.25, {"client": 0.5})
+
+
+async def test_what_the_figures_wait_for_is_said_where_it_does_not_come(caplog: pytest.LogCaptureFixture) -> None:
+    looks: list[bool] = []
+
+    async def look() -> bool:
+        looks.append(True)
+        if len(looks) == 1:
+            raise NoQuorum("no leader")
+        return len(looks) == 3
+
+    await session._until(look, 10.0, "nothing is so")
+    assert len(looks) == 3 and not caplog.records
+    await session._until(look, 0.01, "nothing is so")
+    assert "nothing is so" in caplog.text
 
 
 @pytest.mark.capability("E7")

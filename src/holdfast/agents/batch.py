@@ -75,7 +75,7 @@ class Batch:
             self._begin(shard)
             digest, count = shard.digest, len(shard.index)
             fence = None if self.chain else shard.fence
-        payload = codec.seal(codec.encode_raw(activation.snapshot(self._form, self._now, shard.commit, digest, count)))
+        payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
         size = len(payload)
         if size + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
             if first:
@@ -133,7 +133,9 @@ class Batch:
 
     def add_move(self, shard: Shard, token: str) -> None:
         """Add a record of its own for an agent that is packed: the same but for its place."""
-        record = unpack(shard.packed_record(token) or b"", f"the packed record of {token}")
+        packed = shard.packed_record(token)
+        assert packed is not None, f"{token} is in no pack"
+        record = unpack(packed, f"the packed record of {token}")
         if first := shard not in self.shards:
             self._begin(shard)
         record.commit, record.previous, record.version = shard.commit, shard.index[token], record.version + 1
@@ -152,6 +154,6 @@ class Batch:
             assert self.slot is not None
             self.records.append(packs.record(self._cell, self.chain, self.slot, self._pack))
 
-    def pack(self) -> bytes:
+    def pack_payload(self) -> bytes:
         """The payload of the pack, empty where it has none."""
         return self.records[-1].payload if self._pack else b""

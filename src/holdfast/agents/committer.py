@@ -192,10 +192,9 @@ class Committer:
         for activation in large:
             if activation.pending and state_blobs.needed(activation):
                 await state_blobs.put(activation)
-        batch, chain = self._begin(len(waiting)), self._chain.name
+        batch = self._begin(len(waiting))
         for activation in waiting:
-            shard = activation.shard
-            if not activation.pending or not shard.active or shard.chain != chain:
+            if not activation.pending or not self._may_write(activation.shard):
                 source.pop(activation, None)
                 continue
             if large and state_blobs.needed(activation):
@@ -330,7 +329,7 @@ class Committer:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
         pack = None
-        if batch.slot is not None and self._goes_on(batch.link) and (payload := batch.pack()):
+        if batch.slot is not None and self._goes_on(batch.link) and (payload := batch.pack_payload()):
             pack = self.journal.written(batch.slot, last, now, payload)
         for shard, token, place in batch.moves:
             if shard.active:

@@ -92,7 +92,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
             reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
             state = agent.state
             state_bytes = encode_raw(state)
-            activation.kind.decode_view(state_bytes)  # for certain; a reader does it again
+            activation.kind.decode_view(state_bytes)  # it has to; who reads does so again
             fits = len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
         except Exception:
             fits = False

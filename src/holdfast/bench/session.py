@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ from holdfast.host.supervisor import HostSettings
 from holdfast.ids import new_id
 from holdfast.node.node import Node
 
+_logger = logging.getLogger(__name__)
 _LABELS: Final = sorted(kinds.POOL.labels)
 _PARTS: Final = ("st", "in", "out", "dl")
 _NODES: Final = 3
@@ -133,29 +135,42 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
 
 async def _leaders_are_spread(engine: NatsEngine, cells: Sequence[str]) -> None:
     """Wait until a new cluster has spread the leaders of its cells, which holds the writes to one for a moment."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout((UNEVEN_SECONDS + 2.0) * len(cells)):
-            while True:
-                with suppress(NoQuorum, Unknown):
-                    found = [await streams.info(engine.connection, cell) for cell in cells]
-                    leaders = {facts.config["name"]: facts.cluster.leader for facts in found}
-                    if one_move(leaders, found[0].servers("")) is None:
-                        return
-                await asyncio.sleep(0.5)
+
+    async def spread() -> bool:
+        found = [await streams.info(engine.connection, cell) for cell in cells]
+        leaders = {facts.config["name"]: facts.cluster.leader for facts in found}
+        return one_move(leaders, found[0].servers("")) is None
+
+    await _until(
+        spread, (UNEVEN_SECONDS + 2.0) * len(cells), "the leaders of the cells are not spread over the servers"
+    )
 
 
 async def _led_alike(engine: NatsEngine, cells: Sequence[str], others: Sequence[str]) -> None:
     """Have each of these cells led by the server that leads its like: where the leaders are decides a fifth of the rate."""
     for cell, other in zip(cells, others, strict=True):
-        with suppress(TimeoutError):
-            async with asyncio.timeout(UNEVEN_SECONDS + 2.0):
-                while True:
-                    with suppress(NoQuorum, Unknown):  # there is no leader for a moment while it changes
-                        leader = (await streams.info(engine.connection, other)).cluster.leader
-                        if (await streams.info(engine.connection, cell)).cluster.leader == leader:
-                            break
-                        await streams.move_leader(engine.connection, cell, leader)
-                    await asyncio.sleep(0.1)
+
+        async def alike(cell: str = cell, other: str = other) -> bool:
+            leader = (await streams.info(engine.connection, other)).cluster.leader
+            if (await streams.info(engine.connection, cell)).cluster.leader == leader:
+                return True
+            await streams.move_leader(engine.connection, cell, leader)
+            return False
+
+        await _until(alike, UNEVEN_SECONDS + 2.0, f"{cell} is not led by the server that leads {other}")
+
+
+async def _until(look: Callable[[], Awaitable[bool]], seconds: float, otherwise: str) -> None:
+    """Wait until it is so; where it is not in time, say so: the figures may suffer from it."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                with suppress(NoQuorum, Unknown):  # there is no leader for a moment while it changes
+                    if await look():
+                        return
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        _logger.warning("after %.0f s %s: the figures may suffer from it", seconds, otherwise)
 
 
 async def _sweep(node: Node) -> None:
