@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 from msgspec import field
 from tests.agents.kinds import Counter
@@ -94,6 +95,23 @@ class Heavy(Agent[Notes]):
     async def who(self) -> tuple[str, str, str, int]:
         context: Context = self.context
         return self.name, context.agent_id, context.idempotency_key, context.fence
+
+    @handler(runs_in="process")
+    async def is_live_in_process(self) -> bool:
+        return self.context.is_live
+
+    @handler(runs_in="thread")
+    async def is_live_in_thread(self) -> bool:
+        return self.context.is_live
+
+    @handler(runs_in="thread")
+    async def until_lost(self, path: str) -> None:
+        """Write down when the agent is this activation's no more."""
+        end = time.monotonic() + 60
+        Path(path).write_text("begun")
+        while self.context.is_live and time.monotonic() < end:
+            time.sleep(0.01)
+        Path(path).write_text("lost" if not self.context.is_live else "late")
 
     @reader
     async def total(self) -> int:

@@ -111,6 +111,23 @@ async def test_a_worker_knows_what_a_turn_knows(path: Path) -> None:
         assert await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who) == (name, agent_id, key, fence)
 
 
+async def test_a_worker_knows_whether_its_agent_is_its_own(path: Path, tmp_path: Path) -> None:
+    async with serving(path, Heavy) as node:
+        agent, seen = node.agent(Heavy, "a"), tmp_path / "seen"
+        assert await agent.ask(Heavy.is_live_in_process) and await agent.ask(Heavy.is_live_in_thread)
+        asked = asyncio.create_task(agent.ask(Heavy.until_lost, str(seen)))
+
+        async def says(text: str) -> bool:
+            return seen.exists() and seen.read_text() == text
+
+        await until(lambda: says("begun"))
+        shard = next(shard for shard in node._runtime.shards.values() if shard.activations)
+        shard.drop(shard.activations["Heavy/a"], NoQuorum("dropped by the test"))
+        await until(lambda: says("lost"))
+        with pytest.raises(NoQuorum):
+            await asked
+
+
 async def test_a_cancelled_call_ends_its_worker_process(path: Path) -> None:
     async with serving(path, Heavy) as node:
         agent = node.agent(Heavy, "a")

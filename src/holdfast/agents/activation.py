@@ -99,6 +99,10 @@ class Activation:
     def router(self) -> Router:
         return self.shard.runtime.router
 
+    def is_live(self) -> bool:
+        """Whether the agent is still this activation's, also as a thread of a handler asks it."""
+        return self.loaded and self.shard.live()
+
     def now(self) -> float:
         return self.shard.runtime.clock.now()
 

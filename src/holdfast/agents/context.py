@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
     from holdfast.agents.ref import AgentRef
     from holdfast.agents.router import Router
-    from holdfast.agents.shard import Shard
 
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 
@@ -45,8 +44,6 @@ class TurnHost(Protocol):
     """What a turn needs of the activation that runs it."""
 
     token: str
-    shard: Shard
-    loaded: bool
     timers: dict[str, Timer] | None
     seen: Seen
     in_hand: dict[str, Delivery] | None
@@ -57,6 +54,7 @@ class TurnHost(Protocol):
     def epoch(self) -> int: ...
     @property
     def router(self) -> Router: ...
+    def is_live(self) -> bool: ...
     def now(self) -> float: ...
     def next_generation(self) -> int: ...
 
@@ -98,7 +96,7 @@ class Context(msgspec.Struct, eq=False):
     @property
     def is_live(self) -> bool:
         """Whether the agent is still this activation's. Where it is not, the turn is cancelled, and runs again elsewhere."""
-        return self._host.loaded and self._host.shard.live()
+        return self._host.is_live()
 
     @property
     def message_id(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
@@ -103,7 +104,7 @@ class Workers:
         agent.__dict__ = activation.agent.__dict__
         if self._threads is None:
             self._threads = ThreadPoolExecutor(limits.HANDLER_THREADS_MAX, "holdfast-handler")
-        running = asyncio.wrap_future(self._threads.submit(_perform, activation.kind, agent, job))
+        running = asyncio.wrap_future(self._threads.submit(_perform, activation.kind, agent, job, activation.is_live))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -157,10 +158,10 @@ def _find(job: Job) -> Kind:
     return kind
 
 
-def _perform(kind: Kind, agent: Any, job: Job) -> Done:
-    """Do a job here and now, on an instance that nobody else has."""
+def _perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lambda: True) -> Done:
+    """Do a job here and now, on an instance that nobody else has. A process whose agent is lost is ended, so it is live."""
     method = kind.methods[job.handler]
-    host = _Host(job)
+    host = _Host(job, is_live)
     agent._holdfast_context = context = Context(
         cast(Any, host), job.message_key, job.deadline, job.keep_until, job.chain, job.reads_only
     )
@@ -182,7 +183,8 @@ def _perform(kind: Kind, agent: Any, job: Job) -> Done:
 class _Host:
     """What a turn's context needs of an activation, where there is none."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, is_live: Callable[[], bool]) -> None:
+        self.is_live = is_live
         self.token = job.token
         self.epoch = job.epoch
         self.timers = job.timers
