@@ -14,9 +14,10 @@ from urllib.parse import quote, unquote
 from zlib import crc32
 
 from holdfast import chance, limits
-from holdfast.errors import InvalidName
+from holdfast.errors import ConfigError, InvalidName
 
 _KIND: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_MACHINE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 _CAPABILITY: Final = re.compile(r"[A-Za-z0-9_:./-]{1,128}")
 
 
@@ -45,6 +46,16 @@ def check_capability(capability: str) -> str:
     if not isinstance(capability, str) or not _CAPABILITY.fullmatch(capability):
         raise InvalidName(f"{capability!r} is no capability: use 1 to 128 of the characters A-Z a-z 0-9 _ : . / -")
     return capability
+
+
+def check_machine(name: str, what: str) -> str:
+    """The name of a host or node (``what``), if it can stand in a subject and in a path. Raises `ConfigError`."""
+    if not isinstance(name, str) or not _MACHINE.fullmatch(name):
+        raise ConfigError(
+            f"{str(name)[:40]!r} is not a {what}'s name: use 1 to 128 of the characters A-Z a-z 0-9 _ . : -, "
+            "with a letter or digit at the front"
+        )
+    return name
 
 
 @lru_cache(maxsize=65536)

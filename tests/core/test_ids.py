@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from holdfast import ids, limits
 from holdfast.engines.base import matches
-from holdfast.errors import InvalidName
+from holdfast.errors import ConfigError, InvalidName
 
 utf8 = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
 kinds = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,63}", fullmatch=True)
@@ -120,3 +120,16 @@ def test_new_ids_differ() -> None:
     made = {ids.new_id("n") for _ in range(1000)}
     assert len(made) == 1000
     assert all(re.fullmatch(r"n-[0-9a-f]{12}", one) for one in made)
+
+
+@pytest.mark.parametrize(
+    "name", ["x*", "../x", "a/b", "a b", ">", "", "x" * 300, ".x", "-x", "a\nb", "\x1b[2J", "é", 7]
+)
+def test_a_host_or_node_has_a_name_that_harms_nothing(name: str) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        ids.check_machine(name, "host")
+
+
+@pytest.mark.parametrize("name", ["a", "web-1", "10.0.0.7", "n-5f3a9c21b0e4", "host_1.example.org", "0"])
+def test_usual_names_of_hosts_are_taken(name: str) -> None:
+    assert ids.check_machine(name, "host") == name

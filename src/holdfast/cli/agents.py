@@ -9,7 +9,8 @@ import msgspec
 import typer
 
 from holdfast import ids
-from holdfast.cli.common import AgentId, At, Json, ago, execute, joined, out, print_json, shown, table
+from holdfast.cli.common import AgentId, At, Json, ago, execute, joined
+from holdfast.cli.printing import Table, out, shown
 from holdfast.cluster.registry import Entry
 from holdfast.errors import BadMessage, NotFound
 from holdfast.node.node import Node
@@ -31,10 +32,10 @@ def _print(node: Node, entries: list[Entry], total: int, as_json: bool) -> None:
         for entry in entries
     ]
     if as_json:
-        print_json({"total": total, "agents": rows})
+        out.json({"total": total, "agents": rows})
         return
     names = {member.incarnation: member.name for member in node.members()}
-    made = table("AGENT", "CAPABILITIES", "METADATA", "NODE")
+    made = Table("AGENT", "~CAPABILITIES", "~METADATA", "NODE")
     for row in rows:
         owner = str(row["owner"])
         made.add_row(
@@ -114,10 +115,10 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
                     raise NotFound(f"{agent} is not registered, and never finished a message") from None
                 stored = None
             if as_json:
-                print_json({"agent": info, "stored": stored})
+                out.json({"agent": info, "stored": stored})
                 return
             names = {member.incarnation: member.name for member in node.members()}
-            made = table("", "")
+            made = Table("", "")
             made.show_header = False
             made.add_row("agent", agent)
             made.add_row(
@@ -129,14 +130,14 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
             made.add_row("registered", "yes" if info.registered else "no: an address needs no registration")
             if info.registered:
                 made.add_row("capabilities", " ".join(info.capabilities) or "-")
-                made.add_row("metadata", shown(info.metadata))
+                made.add_row("metadata", out.cut_value(shown(info.metadata)))
             if stored is None:
                 made.add_row("state", "none yet: it never finished a message")
             else:
                 made.add_row("version", f"{stored.version}, schema {stored.state_version}, {stored.state_bytes} bytes")
                 if stored.written_at:
                     made.add_row("written", f"{ago(time.time() - stored.written_at)} ago")
-                made.add_row("state", shown(stored.state)[:4000])
+                made.add_row("state", out.cut_value(shown(stored.state)))
                 for timer in stored.timers:
                     made.add_row("timer", f"{timer.name}: {timer.handler} in {timer.due - time.time():.1f} s")
             out.print(made)

@@ -13,7 +13,8 @@ from holdfast.admin.backup import create
 from holdfast.admin.cut import Report
 from holdfast.admin.restore import restore
 from holdfast.admin.verify import BackupFacts, verify
-from holdfast.cli.common import At, Json, execute, joined, out, print_json, security_from_environment, where
+from holdfast.cli.common import At, Json, execute, joined, security_from_environment, where
+from holdfast.cli.printing import bold, out
 from holdfast.node import settings
 
 app = typer.Typer(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
@@ -85,21 +86,20 @@ def _reporter(as_json: bool) -> Report:
 
     def report(event: str, facts: dict[str, Any]) -> None:
         if not as_json and event in texts:
-            out.print(texts[event].format_map(facts), style="dim", markup=False, highlight=False)
+            out.print(texts[event].format_map(facts), style="dim")
 
     return report
 
 
 def _show(facts: BackupFacts, as_json: bool) -> None:
     if as_json:
-        print_json(facts)
+        out.json(facts)
         return
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.created_at))
     size = f"{facts.size / 1e6:,.1f} MB"
-    out.print(f"[bold]{facts.path}[/]  {size}, of {when}, by Holdfast {facts.version}", highlight=False)
-    out.print(f"cluster {facts.cluster}, generation {facts.generation}, cells {' '.join(facts.cuts)}", highlight=False)
+    out.print(bold(str(facts.path)), f"  {size}, of {when}, by Holdfast {facts.version}")
+    out.print(f"cluster {facts.cluster}, generation {facts.generation}, cells {' '.join(facts.cuts)}")
     out.print(
         f"{facts.agents} agents, {facts.messages} messages that wait, {facts.dead_letters} dead letters, "
         f"{facts.registered} registered agents, {facts.blobs} large states",
-        highlight=False,
     )

@@ -7,14 +7,13 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from holdfast.bench.measure import Figure
 from holdfast.bench.processes import ROLES
 from holdfast.bench.session import Outcome, Settings, measure
 from holdfast.bench.workloads import NAMES, Moments
-from holdfast.cli.common import Json, execute, out, print_json, security_from_environment, table
+from holdfast.cli.common import Json, execute, security_from_environment
+from holdfast.cli.printing import Table, out
 from holdfast.errors import ConfigError
 
 _BUCKET_SECONDS: Final = 0.1
@@ -50,7 +49,7 @@ def bench(
     )  # fmt: skip
     outcome = execute(_run(settings, as_json), as_json)
     if as_json:
-        print_json(msgspec.to_builtins(outcome))
+        out.json(msgspec.to_builtins(outcome))
         return
     out.print()
     out.print(_rates(outcome.figures))
@@ -58,13 +57,13 @@ def bench(
     out.print(_costs(outcome.figures))
     if outcome.failover.killed_at:
         out.print()
-        out.print(Text.from_ansi(_picture(outcome.failover)))
+        out.block(_picture(outcome.failover), indent="")
 
 
 async def _run(settings: Settings, as_json: bool) -> Outcome:
     def report(figure: Figure) -> None:
         if not as_json:
-            out.print(f"  {figure.name}: {_number(figure.per_second)}/s", style="dim", highlight=False)
+            out.print(f"  {figure.name}: {_number(figure.per_second)}/s", style="dim")
 
     for name in ("plotext", "psutil"):
         if find_spec(name) is None:
@@ -73,8 +72,7 @@ async def _run(settings: Settings, as_json: bool) -> Outcome:
 
 
 def _rates(figures: list[Figure]) -> Table:
-    made = table("WORKLOAD", "#PER S", "#P50 MS", "#P99", "#MAX", "#ENGINE", "#RATIO")
-    made.columns[0].no_wrap = True
+    made = Table("WORKLOAD", "#PER S", "#P50 MS", "#P99", "#MAX", "#ENGINE", "#RATIO")
     for figure in figures:
         shown = [_number(value) if value else "" for value in (figure.p50, figure.p99, figure.longest, figure.engine)]
         ratio = f"{figure.ratio:.0%}" if figure.engine else ""
@@ -84,8 +82,7 @@ def _rates(figures: list[Figure]) -> Table:
 
 def _costs(figures: list[Figure]) -> Table:
     roles = [role for role in ROLES if any(one.cores.get(role, 0) >= 0.005 for one in figures)]
-    made = table("CORES OF", *(f"#{role.upper()}" for role in roles), "NOTE")
-    made.columns[0].no_wrap = True
+    made = Table("CORES OF", *(f"#{role.upper()}" for role in roles), "NOTE")
     for figure in figures:
         cores = [f"{figure.cores.get(role, 0):.2f}" for role in roles]
         failed = [f"{count} {name}" for name, count in figure.failed.items()]
@@ -112,12 +109,12 @@ def _picture(seen: Moments) -> str:
     found = [sorted(buckets[bucket]) for bucket in sorted(buckets)]
     plotext.clear_figure()
     plotext.theme("clear")
-    plotext.plot_size(min(out.width, 100), 16)
+    plotext.plot_size(min(out.room or 100, 100), 16)
     plotext.plot(times, [one[len(one) // 2] for one in found], label="median")
     plotext.plot(times, [one[-1] for one in found], label="longest")
     for at in seen.killed_at:
         plotext.vline(at)
     plotext.yscale("log")
     plotext.title("ms of an ask that ended in each tenth of a second; the line: kill -9 of a node")
-    built: str = plotext.build()
+    built: str = plotext.uncolorize(plotext.build())
     return built

@@ -11,10 +11,9 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.live import Live
-from rich.text import Text
 
-from holdfast.cli.common import EXIT_NEVER, Json, execute, out, print_json, table
+from holdfast.cli.common import EXIT_NEVER, Json, execute
+from holdfast.cli.printing import Styled, Table, out
 from holdfast.errors import ConfigError
 from holdfast.testing.chaos import WORK, Chaos, Outcome, Settings
 from holdfast.testing.chaos_harms import KINDS
@@ -64,7 +63,7 @@ def chaos(
         line = _Line()
         made = Chaos(settings, line.say)
         line.chaos = made
-        with nullcontext() if as_json else Live(line, console=out, refresh_per_second=4, transient=True):
+        with nullcontext() if as_json else out.live(line.text):
             return await made.run()
 
     outcome = execute(run(), as_json)
@@ -72,7 +71,7 @@ def chaos(
     if not kept:
         shutil.rmtree(outcome.directory, ignore_errors=True)
     if as_json:
-        print_json({**msgspec.to_builtins(outcome), "directory": outcome.directory if kept else None})
+        out.json({**msgspec.to_builtins(outcome), "directory": outcome.directory if kept else None})
     else:
         _show(outcome, kept)
     if outcome.violations:
@@ -95,15 +94,16 @@ class _Line:
 
     def __init__(self) -> None:
         self.chaos: Chaos | None = None
-        self._text = "building a network"
+        self._doing = "building a network"
         self._began = time.monotonic()
         self._seen: list[tuple[float, int]] = []
 
     def say(self, text: str) -> None:
         """The next thing is done."""
-        self._text = text
+        self._doing = text
 
-    def __rich__(self) -> Text:
+    def text(self) -> str:
+        """The line as it is now."""
         now = time.monotonic()
         operations = [] if self.chaos is None else self.chaos.history.operations
         counts = Counter(operation.fate for operation in operations)
@@ -111,17 +111,18 @@ class _Line:
         span = now - self._seen[0][0]
         rate = (counts["done"] - self._seen[0][1]) / span if span > 0.5 else 0.0
         fates = ", ".join(f"{count} {fate}" for fate, count in counts.items())
-        return Text(f"{now - self._began:6.1f} s  {self._text:<28} {rate:6.0f} done/s  {fates}", overflow="ellipsis")
+        return f"{now - self._began:6.1f} s  {self._doing:<28} {rate:6.0f} done/s  {fates}"
 
 
 def _show(outcome: Outcome, kept: bool) -> None:
-    out.print(f"seed {outcome.seed}, {outcome.network}, {outcome.seconds:.0f} s of harm\n", highlight=False)
-    shown = table("operation", "#done", "#refused", "#not done", "#unknown", "#open", "#longest stall")
+    out.print(f"seed {outcome.seed}, {outcome.network}, {outcome.seconds:.0f} s of harm")
+    out.print()
+    shown = Table("operation", "#done", "#refused", "#not done", "#unknown", "#open", "#longest stall")
     for kind, fates in outcome.operations.items():
         cells = [str(fates.get(fate, 0)) for fate in ("done", "refused", "not done", "unknown", "open")]
         shown.add_row(kind, *cells, _seconds(outcome.stalls[kind]))
     out.print(shown)
-    shown = table(
+    shown = Table(
         "harm", "host", "#at", "#for", "#all answer after", "#refused there after", "#last answer there after"
     )
     for harm in outcome.harms:
@@ -135,18 +136,16 @@ def _show(outcome: Outcome, kept: bool) -> None:
     out.print()
     out.print(shown)
     for kind, why in outcome.not_available.items():
-        out.print(f"[yellow]{kind} was not done[/]: {why}", highlight=False)
+        out.print(Styled(f"{kind} was not done", "yellow"), f": {why}")
     out.print()
     if not outcome.violations:
-        out.print(
-            "[bold green]0 violations[/]" + (f"; all lies in {outcome.directory}" if kept else ""), highlight=False
-        )
+        out.print(Styled("0 violations", "bold green"), f"; all lies in {outcome.directory}" if kept else "")
         return
-    out.print(f"[bold red]{len(outcome.violations)} violations[/]; logs lie in {outcome.directory}", highlight=False)
+    out.print(Styled(f"{len(outcome.violations)} violations", "bold red"), f"; logs lie in {outcome.directory}")
     for violation in outcome.violations[:_SHOWN_MAX]:
-        out.print(f"  {violation}", markup=False, highlight=False)
+        out.print(f"  {violation}")
     if len(outcome.violations) > _SHOWN_MAX:
-        out.print(f"  … and {len(outcome.violations) - _SHOWN_MAX} more: --json shows all", highlight=False)
+        out.print(f"  … and {len(outcome.violations) - _SHOWN_MAX} more: --json shows all")
 
 
 def _seconds(value: float | None) -> str:

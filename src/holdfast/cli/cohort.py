@@ -9,8 +9,9 @@ import typer
 
 from holdfast.admin import cohort
 from holdfast.admin.cohort import Report
-from holdfast.cli.common import At, Json, execute, joined, out, print_json
+from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.hosts import say
+from holdfast.cli.printing import bold, out
 from holdfast.cluster.cohort import Cohort
 from holdfast.node.node import Node
 
@@ -27,14 +28,14 @@ def show(at: At = "", as_json: Json = False) -> None:
         async with joined(at) as node:
             record = await cohort.show(node)
             if as_json:
-                print_json(cohort.plain(record))
+                out.json(cohort.plain(record))
                 return
-            out.print(f"[bold]{', '.join(record.members)}[/] vote", highlight=False)
+            out.print(bold(", ".join(record.members)), " vote")
             if record.target:
-                out.print(f"a change to {', '.join(record.target)} is under way", highlight=False)
+                out.print(f"a change to {', '.join(record.target)} is under way")
             others = sorted(set(record.hosts) - set(record.members))
             if others:
-                out.print(f"{', '.join(others)} joined without a vote", highlight=False)
+                out.print(f"{', '.join(others)} joined without a vote")
 
     execute(work(), as_json)
 
@@ -44,7 +45,7 @@ def _change(at: str, as_json: bool, work: Callable[[Node, Report], Awaitable[Coh
         async with joined(at) as node:
             record = await work(node, (lambda _line: None) if as_json else say)
             if as_json:
-                print_json(cohort.plain(record))
+                out.json(cohort.plain(record))
 
     execute(run(), as_json)
 

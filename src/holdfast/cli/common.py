@@ -1,10 +1,8 @@
-"""What all commands share: where to connect, how to print, and which exit code an error has."""
+"""What all commands share: where to connect, and which exit code an error has."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +11,9 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 import typer
 from msgspec.structs import asdict
-from rich.console import Console
-from rich.table import Table
 
 from holdfast.agents.agent import Agent
+from holdfast.cli.printing import Styled, out, problems
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, HandlerFailed, HoldfastError, NotDone, Unknown
 from holdfast.host.nats_config import Security
@@ -51,9 +48,6 @@ Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.00
 App = Annotated[
     str, typer.Option("--app", metavar="APP", help="Serve these agents meanwhile: needed for an embedded log.")
 ]
-
-out = Console(soft_wrap=False)
-problems = Console(stderr=True)
 
 
 def security_from_environment() -> Security:
@@ -147,43 +141,16 @@ def fail(error: HoldfastError, as_json: bool) -> None:
     """Say what went wrong, and exit with 1 never, 2 settings, 3 nothing was done, 4 outcome unknown."""
     name = type(error).__name__
     if as_json:
-        print_json({"error": name, "text": str(error)})
+        out.json({"error": name, "text": str(error)})
     else:
-        problems.print(f"[bold red]{name}[/]: ", end="")
-        problems.print(str(error), markup=False, highlight=False)
+        problems.block(str(error), Styled(name, "bold red"), ": ")
         if isinstance(error, HandlerFailed) and error.details:
-            problems.print(error.details.rstrip(), style="dim", markup=False, highlight=False)
+            problems.block(error.details.rstrip(), style="dim")
     if isinstance(error, ConfigError):
         raise typer.Exit(EXIT_CONFIG)
     if isinstance(error, NotDone):
         raise typer.Exit(EXIT_NOT_DONE)
     raise typer.Exit(EXIT_UNKNOWN if isinstance(error, Unknown) else EXIT_NEVER)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on the standard output."""
-    sys.stdout.write(json.dumps(msgspec.to_builtins(value, enc_hook=_plain), indent=2, ensure_ascii=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if hasattr(value, "keys") else str(value)
-
-
-def table(*columns: str) -> Table:
-    """A table as all commands print it. A column whose name begins with ``#`` holds numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(
-            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
-        )
-    return made
-
-
-def shown(value: Any) -> str:
-    """A value in one line."""
-    return (
-        value if isinstance(value, str) else json.dumps(msgspec.to_builtins(value, enc_hook=_plain), ensure_ascii=False)
-    )
 
 
 def ago(seconds: float) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, shown, table
+from holdfast.cli.common import At, Json, ago, execute, joined
+from holdfast.cli.printing import Table, out, shown
 from holdfast.errors import NotFound
 
 app = typer.Typer(no_args_is_help=True, help="Messages that kept failing: list, show, replay, drop.")
@@ -26,11 +27,11 @@ def list_letters(
         async with joined(at) as node:
             letters = await node.dead_letters.all(agent)
         if as_json:
-            print_json(letters)
+            out.json(letters)
             return
-        made = table("ID", "AGENT", "HANDLER", "ERROR", "#AGE")
+        made = Table("ID", "AGENT", "HANDLER", "~ERROR", "#AGE")
         for letter in letters:
-            text = f"{letter.kind_of_error}: {letter.error}"[:100]
+            text = f"{letter.kind_of_error}: {letter.error}"
             made.add_row(letter.id, letter.agent_id, letter.handler, text, ago(time.time() - letter.at))
         out.print(made)
         out.print(f"{len(letters)} dead letters", style="dim")
@@ -48,13 +49,13 @@ def show_letter(letter_id: Id, at: At = "", as_json: Json = False) -> None:
         if found is None:
             raise NotFound(f"there is no dead letter {letter_id}: it may have been replayed or dropped")
         if as_json:
-            print_json(found)
+            out.json(found)
             return
-        out.print(f"{found.agent_id} {found.handler} {shown(found.arguments)}", markup=False, highlight=False)
+        out.print(f"{found.agent_id} {found.handler} ", out.cut_value(shown(found.arguments)))
         out.print(f"{found.attempts} attempts, {ago(time.time() - found.at)} ago", style="dim")
-        out.print(f"{found.kind_of_error}: {found.error}", markup=False, highlight=False)
+        out.block(f"{found.kind_of_error}: {found.error}")
         if found.details:
-            out.print(found.details.rstrip(), style="dim", markup=False, highlight=False)
+            out.block(found.details.rstrip(), style="dim")
 
     execute(work(), as_json)
 
@@ -67,9 +68,9 @@ def replay_letter(letter_id: Id, at: At = "", as_json: Json = False) -> None:
         async with joined(at) as node:
             await node.dead_letters.replay(letter_id)
         if as_json:
-            print_json({"replayed": letter_id})
+            out.json({"replayed": letter_id})
         else:
-            out.print(f"replayed {letter_id}", markup=False, highlight=False)
+            out.print(f"replayed {letter_id}")
 
     execute(work(), as_json)
 
@@ -82,8 +83,8 @@ def drop_letter(letter_id: Id, at: At = "", as_json: Json = False) -> None:
         async with joined(at) as node:
             await node.dead_letters.drop(letter_id)
         if as_json:
-            print_json({"dropped": letter_id})
+            out.json({"dropped": letter_id})
         else:
-            out.print(f"dropped {letter_id}", markup=False, highlight=False)
+            out.print(f"dropped {letter_id}")
 
     execute(work(), as_json)

@@ -7,7 +7,8 @@ import typer
 from holdfast.admin.doctor import Diagnosis, examine
 from holdfast.admin.findings import KINDS, needs_action
 from holdfast.admin.local_doctor import examine_file
-from holdfast.cli.common import EXIT_NEVER, At, Json, cluster_engine, execute, out, print_json, where
+from holdfast.cli.common import EXIT_NEVER, At, Json, cluster_engine, execute, where
+from holdfast.cli.printing import Styled, bold, out
 from holdfast.node.settings import Local, parse
 
 _COLOURS = {"critical": "bold red", "warning": "yellow", "notice": "cyan"}
@@ -26,7 +27,7 @@ def doctor(at: At = "", as_json: Json = False) -> None:
 
     diagnosis = execute(work(), as_json)
     if as_json:
-        print_json({"healthy": not needs_action(diagnosis.findings), **_plain(diagnosis)})
+        out.json({"healthy": not needs_action(diagnosis.findings), **_plain(diagnosis)})
     else:
         _show(diagnosis)
     if needs_action(diagnosis.findings):
@@ -55,13 +56,12 @@ def _plain(diagnosis: Diagnosis) -> dict[str, object]:
 
 def _show(diagnosis: Diagnosis) -> None:
     for one in diagnosis.findings:
-        out.print(f"[{_COLOURS[one.severity]}]{one.severity}[/] [bold]{one.code}[/] ", end="")
-        out.print(f"{one.where}: {one.seen}", markup=False, highlight=False)
-        out.print(f"  {KINDS[one.code].meaning}", style="dim", markup=False, highlight=False)
-        out.print(f"  do: {one.do}", markup=False, highlight=False)
+        lead = (Styled(one.severity, _COLOURS[one.severity]), " ", bold(one.code), " ")
+        out.block(f"{one.where}: {one.seen}", *lead)
+        out.print(f"  {KINDS[one.code].meaning}", style="dim")
+        out.print(f"  do: {one.do}")
     seen = f"{diagnosis.hosts} hosts, {diagnosis.nodes} nodes, {diagnosis.streams} streams looked at"
     if not needs_action(diagnosis.findings):
-        out.print("[bold green]nothing needs to be done[/]", end="")
-        out.print(f"; {seen}" if diagnosis.hosts else "", highlight=False)
+        out.print(Styled("nothing needs to be done", "bold green"), f"; {seen}" if diagnosis.hosts else "")
     elif diagnosis.hosts:
-        out.print(seen, style="dim", highlight=False)
+        out.print(seen, style="dim")

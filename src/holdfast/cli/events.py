@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from typing import Annotated
 
-import msgspec
 import typer
 
-from holdfast.cli.common import At, Json, execute, joined, out, shown
+from holdfast.cli.common import At, Json, execute, joined
+from holdfast.cli.printing import Styled, bold, out, shown
 from holdfast.cluster.events import Event
 
 
@@ -25,11 +24,11 @@ def events(
 
     def show(event: Event) -> None:
         if as_json:
-            print(json.dumps(msgspec.to_builtins(_plain(event)), ensure_ascii=False), flush=True)
+            out.json(_plain(event), indent=None)
             return
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
         facts = " ".join(f"{name}={shown(value)}" for name, value in event.facts.items())
-        out.print(f"[dim]{clock}[/]  {event.what:<18} [bold]{event.who}[/]  {facts}", highlight=False)
+        out.print(Styled(clock, "dim"), f"  {event.what:<18} ", bold(event.who), f"  {facts}")
 
     async def work() -> None:
         async with joined(at) as node:

@@ -8,7 +8,8 @@ import typer
 
 from holdfast.admin import cohort
 from holdfast.admin.hosts import GONE, HostView, list_hosts
-from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+from holdfast.cli.common import At, Json, ago, execute, joined
+from holdfast.cli.printing import Part, Styled, Table, out
 
 
 def hosts(at: At = "", as_json: Json = False) -> None:
@@ -18,9 +19,9 @@ def hosts(at: At = "", as_json: Json = False) -> None:
         async with joined(at) as node:
             found = await list_hosts(node.engine)
             if as_json:
-                print_json(found)
+                out.json(found)
                 return
-            made = table("HOST", "STATE", "SERVER", "#NODES", "#REPLICAS", "#DISK FREE", "SEEN", "")
+            made = Table("HOST", "STATE", "SERVER", "#NODES", "#REPLICAS", "#DISK FREE", "SEEN", "~")
             for host in found:
                 made.add_row(host.name, _state(host), host.server, *_numbers(host), _seen(host), host.trouble)
             out.print(made)
@@ -28,9 +29,9 @@ def hosts(at: At = "", as_json: Json = False) -> None:
     execute(work(), as_json)
 
 
-def _state(host: HostView) -> str:
+def _state(host: HostView) -> Part:
     if host.state == GONE:
-        return f"[red]gone, a {'member' if host.member else 'host without a vote'}[/]"
+        return Styled(f"gone, a {'member' if host.member else 'host without a vote'}", "red")
     return host.state
 
 
@@ -59,16 +60,16 @@ def remove(
         async with joined(at) as node:
             record = await cohort.remove(node, host, _silent if as_json else say)
             if as_json:
-                print_json(cohort.plain(record))
+                out.json(cohort.plain(record))
             elif len(record.members) % 2 == 0:
-                out.print(f"[yellow]{len(record.members)} hosts vote: add one with `holdfast cohort add HOST`[/]")
+                out.print(f"{len(record.members)} hosts vote: add one with `holdfast cohort add HOST`", style="yellow")
 
     execute(work(), as_json)
 
 
 def say(line: str) -> None:
     """One line of what a change does."""
-    out.print(line, highlight=False, markup=False)
+    out.print(line)
 
 
 def _silent(_line: str) -> None:

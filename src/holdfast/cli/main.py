@@ -10,10 +10,11 @@ import typer
 from holdfast.cli import agents, backup, cohort, dead_letters, messages, placement
 from holdfast.cli.bench import bench
 from holdfast.cli.chaos import chaos
-from holdfast.cli.common import At, Json, ago, execute, joined, out, print_json, table
+from holdfast.cli.common import At, Json, ago, execute, joined
 from holdfast.cli.doctor import doctor
 from holdfast.cli.events import events
 from holdfast.cli.hosts import hosts, remove
+from holdfast.cli.printing import Table, bold, out
 from holdfast.cli.run import run_app
 from holdfast.cli.scrub import scrub
 from holdfast.cli.simulate import simulate
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # its boxes fold lines, and take what was typed for markup
     help="Durable Python agents on a cluster of identical machines.",
     epilog="Exit codes: 0 done, 1 no (never retry), 2 settings, 3 nothing was done (retry), 4 outcome unknown.",
 )
@@ -59,14 +61,14 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version, and exit.")] = False,
 ) -> None:
     if version:
-        print(VERSION)
+        out.print(VERSION)
         raise typer.Exit
 
 
 @app.command("version")
 def show_version() -> None:
     """Print the version."""
-    print(VERSION)
+    out.print(VERSION)
 
 
 @app.command("status")
@@ -89,15 +91,15 @@ def status(at: At = "", as_json: Json = False) -> None:
                 "nodes": members,
             }
             if as_json:
-                print_json(facts)
+                out.json(facts)
                 return
             local = node.engine.name == "local"
             state = "an embedded log; nobody has it open" if local else f"{owned} of {total} shards served"
-            out.print(f"cluster [bold]{facts['cluster']}[/], {state}", highlight=False)
-            out.print(f"{facts['registered']} registered agents, {facts['dead_letters']} dead letters", highlight=False)
+            out.print("cluster ", bold(node.manifest.cluster_id), f", {state}")
+            out.print(f"{facts['registered']} registered agents, {facts['dead_letters']} dead letters")
             if members:
                 out.print()
-                made = table("NODE", "HOST", "SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION", "NOTE")
+                made = Table("NODE", "HOST", "~SERVES", "#SHARDS", "#AGENTS", "#UP", "VERSION", "~NOTE")
                 cordoned = node.placement.table.cordoned
                 for member in members:
                     serves = " ".join(member.kinds) or "-"

@@ -9,7 +9,8 @@ import typer
 
 from holdfast import ids, limits
 from holdfast.cli.agents import value_of
-from holdfast.cli.common import AgentId, App, At, Json, Timeout, execute, joined, needs_app, out, print_json, shown
+from holdfast.cli.common import AgentId, App, At, Json, Timeout, execute, joined, needs_app
+from holdfast.cli.printing import out, shown
 from holdfast.errors import BadMessage
 
 Method = Annotated[str, typer.Argument(metavar="HANDLER", help="A handler (or, to call, a reader) of the agent.")]
@@ -52,9 +53,9 @@ def call(
         async with joined(at, app) as node:
             reply = await node.call(agent, handler, given, timeout_seconds=timeout)
             if as_json:
-                print_json({"reply": reply})
+                out.json({"reply": reply})
             elif reply is not None:
-                out.print(shown(reply), markup=False, highlight=False)
+                out.block(out.cut_value(shown(reply)), indent="")
 
     execute(work(), as_json)
 
@@ -76,8 +77,8 @@ def send(
         async with joined(at) as node:
             await node.send(agent, handler, given, timeout_seconds=timeout)
             if as_json:
-                print_json({"sent": agent})
+                out.json({"sent": agent})
             else:
-                out.print(f"sent to {agent}: it is durable", highlight=False)
+                out.print(f"sent to {agent}: it is durable")
 
     execute(work(), as_json)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from holdfast.admin import nodes
-from holdfast.cli.common import At, Json, execute, joined, out, print_json, table
+from holdfast.cli.common import At, Json, execute, joined
+from holdfast.cli.printing import Table, out
 from holdfast.core import pools
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A host (all its nodes) or a node, as `status` shows it.")]
@@ -47,7 +48,7 @@ def drain(
     async def work() -> None:
         def report(left: int) -> None:
             if not as_json and left:
-                out.print(f"{left} shards left", style="dim", highlight=False)
+                out.print(f"{left} shards left", style="dim")
 
         async with joined(at) as node:
             await nodes.drain(node, name, timeout, report)
@@ -74,15 +75,15 @@ def list_pools(at: At = "", as_json: Json = False) -> None:
             for pool in found.pools
         ]
         if as_json:
-            print_json({"pools": rows, "cordoned": found.cordoned})
+            out.json({"pools": rows, "cordoned": found.cordoned})
             return
-        made = table("POOL", "#SHARDS", "#STANDBYS", "LABELS", "KINDS")
+        made = Table("POOL", "#SHARDS", "#STANDBYS", "LABELS", "KINDS")
         for pool in found.pools:
             kinds = " ".join(sorted(found.kinds_of(pool.name))) or "-"
             made.add_row(pool.name, str(pool.shards), str(pool.standbys), " ".join(pool.labels) or "-", kinds)
         out.print(made)
         if found.cordoned:
-            out.print(f"cordoned: {', '.join(found.cordoned)}", highlight=False)
+            out.print(f"cordoned: {', '.join(found.cordoned)}")
 
     execute(work(), as_json)
 
@@ -112,6 +113,6 @@ def set_pool(
 
 def _say(as_json: bool, facts: dict[str, object], text: str) -> None:
     if as_json:
-        print_json(facts)
+        out.json(facts)
     else:
-        out.print(text, highlight=False)
+        out.print(text)

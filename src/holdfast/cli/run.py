@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from msgspec.structs import asdict
 
-from holdfast.cli.common import DIRECTORY, execute, out, security_from_environment
+from holdfast.cli.common import DIRECTORY, execute, security_from_environment
+from holdfast.cli.printing import bold, out
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
@@ -52,6 +53,6 @@ async def _run(app: str, at: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         names = ", ".join(cls.__kind__.name for cls in agents)
-        out.print(f"serving [bold]{names}[/] at {url}; Ctrl-C ends it", highlight=False)
+        out.print("serving ", bold(names), f" at {url}; Ctrl-C ends it")
         await stop.wait()
     out.print("ended", style="dim")

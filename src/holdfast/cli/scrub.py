@@ -8,7 +8,8 @@ import typer
 
 from holdfast.admin.scrub import Damage, ScrubReport, by_hosts
 from holdfast.admin.scrub import scrub as run_scrub
-from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute, out, print_json, problems
+from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute
+from holdfast.cli.printing import Styled, bold, out, problems
 
 _SHOWN_MAX = 10
 
@@ -30,7 +31,7 @@ def scrub(
 
     report = execute(work(), as_json)
     if as_json:
-        print_json({"clean": report.clean, "streams": report.streams})
+        out.json({"clean": report.clean, "streams": report.streams})
     else:
         _show(report, repair)
     if not report.clean:
@@ -45,7 +46,7 @@ def _say(event: str, facts: dict[str, Any]) -> None:
         "rebuilt": "{stream} on {server} is there again, and is compared",
     }
     if event in texts:
-        problems.print(texts[event].format_map(facts), style="dim", markup=False, highlight=False)
+        problems.print(texts[event].format_map(facts), style="dim")
 
 
 def _show(report: ScrubReport, repair: bool) -> None:
@@ -54,20 +55,19 @@ def _show(report: ScrubReport, repair: bool) -> None:
     records = sum(scrubbed.records for scrubbed in report.streams)
     what = f"{len(report.streams)} streams, {records} records"
     if not report.damages:
-        out.print(f"[bold green]all replicas agree[/]: {what}", highlight=False)
+        out.print(Styled("all replicas agree", "bold green"), f": {what}")
     elif report.clean:
-        out.print(f"[bold green]repaired[/]: {what}", highlight=False)
+        out.print(Styled("repaired", "bold green"), f": {what}")
     else:
         advice = "" if repair else "; `holdfast scrub --repair` copies diverged replicas anew"
-        out.print(f"[bold red]not all is well[/]: {what}{advice}", highlight=False)
+        out.print(Styled("not all is well", "bold red"), f": {what}{advice}")
 
 
 def _show_damage(damage: Damage) -> None:
-    state = "[green]repaired[/] " if damage.repaired else "[red]wrong[/] "
+    state = Styled("repaired", "green") if damage.repaired else Styled("wrong", "red")
     where = damage.stream + (f" on {damage.server}" if damage.server else "")
-    out.print(f"{state}[bold]{damage.code}[/] ", end="")
-    out.print(f"{where}: {damage.text}", markup=False, highlight=False)
+    out.block(f"{where}: {damage.text}", state, " ", bold(damage.code), " ")
     for name, values in (("sequences", damage.sequences), ("belongs to", damage.agents)):
         if values:
             more = f", … ({len(values)})" if len(values) > _SHOWN_MAX else ""
-            out.print(f"  {name}: {', '.join(values[:_SHOWN_MAX])}{more}", style="dim", markup=False, highlight=False)
+            out.print(f"  {name}: {', '.join(values[:_SHOWN_MAX])}{more}", style="dim")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.common import Json, fail, out, print_json
+from holdfast.cli.common import Json, fail
+from holdfast.cli.printing import bold, out
 from holdfast.errors import HoldfastError
 from holdfast.testing import simulation
 from holdfast.testing.campaign import run_all
@@ -48,10 +49,10 @@ def simulate(
 def _list(as_json: bool) -> None:
     names = {name: simulation.about(name) for name in simulation.names()}
     if as_json:
-        print_json(names)
+        out.json(names)
         return
     for name, text in names.items():
-        out.print(f"[bold]{name:10}[/] {text}", highlight=False)
+        out.print(bold(f"{name:10}"), f" {text}")
 
 
 def _show(outcomes: Iterable[Outcome], scenario: str, seeds: int, as_json: bool) -> bool:
@@ -65,12 +66,12 @@ def _show(outcomes: Iterable[Outcome], scenario: str, seeds: int, as_json: bool)
         if outcome.violations:
             bad.append(outcome)
             if not as_json:
-                out.print(outcome.report(), markup=False, highlight=False, soft_wrap=True)
+                out.block(outcome.report(), indent="")
         if not as_json and seeds > 1 and number % 25 == 0 and number < seeds:
             out.print(f"{number} of {seeds} seeds, {len(bad)} with violations", style="dim")
     if as_json:
-        print_json({"scenario": scenario, "seeds": seeds, "failed": [one.seed for one in bad], "runs": kept})
+        out.json({"scenario": scenario, "seeds": seeds, "failed": [one.seed for one in bad], "runs": kept})
     else:
         text = f"{scenario}: {seeds} seeds, {operations} operations, {len(bad)} with violations"
-        out.print(text, style="red" if bad else "green", highlight=False)
+        out.print(text, style="red" if bad else "green")
     return not bad

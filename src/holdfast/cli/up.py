@@ -9,11 +9,12 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, out, read_password
+from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, read_password
+from holdfast.cli.printing import Styled, out
 from holdfast.errors import ConfigError
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.nats_config import Security, ServerSettings
@@ -172,6 +173,31 @@ class _Where:
             self._path.unlink()
 
 
+_TEXTS: Final = {
+    "server": "server {server} listens at {url}",
+    "server-ended": "server {server} ended with code {code}; it is started again",
+    "server-failed": "server {server} does not start: {error}",
+    "server-stores-nothing": "server {server} stores nothing any more: is its disk full? It is started again",
+    "node-ready": "node {node} serves {kinds} (pid {node_pid})",
+    "node-ended": "node {node} ended with code {code} {error}; it is started again",
+    "node-said": "{node}: {text}",
+    "up": "up: join it with {urls}; Ctrl-C ends it",
+    "stopping": "finishing what runs",
+    "stopped": "stopped",
+    "failed": "{error}",
+}
+_STYLES: Final = {
+    "server-failed": "red",
+    "server-stores-nothing": "red",
+    "node-ended": "red",
+    "node-said": "dim",
+    "up": "bold green",
+    "stopping": "dim",
+    "stopped": "dim",
+    "failed": "red",
+}
+
+
 class _Speaker:
     """Says what happens: a line for people, or JSON lines for programs."""
 
@@ -181,23 +207,10 @@ class _Speaker:
 
     def __call__(self, event: str, facts: dict[str, Any]) -> None:
         if self._as_json:
-            print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
-            return
-        host = f"{facts['host']:<6}" if "host" in facts else ""
-        texts = {
-            "server": "server {server} listens at {url}",
-            "server-ended": "server {server} ended with code {code}; it is started again",
-            "server-failed": "[red]server {server} does not start: {error}[/]",
-            "server-stores-nothing": "[red]server {server} stores nothing any more[/]: is its disk full? It is started again",
-            "node-ready": "node {node} serves {kinds} (pid {node_pid})",
-            "node-ended": "[red]node {node} ended with code {code} {error}[/]; it is started again",
-            "node-said": "[dim]{node}: {text}[/]",
-            "up": "[bold green]up[/]: join it with {urls}; Ctrl-C ends it",
-            "stopping": "[dim]finishing what runs[/]",
-            "stopped": "[dim]stopped[/]",
-            "failed": "[red]{error}[/]",
-        }
-        if event in texts:
-            plain = {key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
-            text = texts[event].format_map({**plain, "kinds": plain.get("kinds") or "nothing"})
-            out.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {host}{text}", highlight=False)
+            out.json({"event": event, "pid": os.getpid(), **facts}, indent=None)
+        elif event in _TEXTS:
+            values = {key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
+            text = _TEXTS[event].format_map({**values, "kinds": values.get("kinds") or "nothing"})
+            host = f"{facts['host']:<6}" if "host" in facts else ""
+            lead = (Styled(f"{time.monotonic() - self._started:6.1f} s", "dim"), f"  {host}")
+            out.block(text, *lead, style=_STYLES.get(event, ""), indent=" " * 10)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from holdfast.admin import upgrade as admin
-from holdfast.cli.common import At, Json, execute, joined, out, print_json, table
+from holdfast.cli.common import At, Json, execute, joined
+from holdfast.cli.printing import Table, out
 
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=1, help="For each host.")]
 
@@ -24,7 +25,7 @@ def restart(
         async with joined(at) as node:
             done = await admin.restart_hosts(node, hosts or (), _progress(as_json), timeout)
         if as_json:
-            print_json({"restarted": done})
+            out.json({"restarted": done})
 
     execute(work(), as_json)
 
@@ -49,22 +50,22 @@ def upgrade(
             found = admin.versions(node)
             members = [one for one in node.members() if one.kinds]
         if as_json:
-            print_json({**found._asdict(), "versions": {one.name: one.version for one in members}})
+            out.json({**found._asdict(), "versions": {one.name: one.version for one in members}})
             return
-        made = table("NODE", "VERSION", "#READS RECORDS UP TO")
+        made = Table("NODE", "VERSION", "#READS RECORDS UP TO")
         for one in members:
             made.add_row(one.name, one.version, str(one.record_version))
         out.print(made)
         text = f"records are written in version {found.written}"
         if found.written < found.known:
             text += f"; this code knows {found.known}: `holdfast upgrade --finalize` when you are sure"
-        out.print(text, highlight=False)
+        out.print(text)
 
     execute(work(), as_json)
 
 
 def _progress(as_json: bool) -> admin.Report | None:
     def say(host: str, text: str) -> None:
-        out.print(f"{host}: {text}", highlight=False)
+        out.print(f"{host}: {text}")
 
     return None if as_json else say

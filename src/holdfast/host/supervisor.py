@@ -67,6 +67,9 @@ class HostSettings(msgspec.Struct):
     join: str = ""
     """HOST:PORT of any host of a cluster that this one is to join, where its own directory does not know it yet."""
 
+    def __post_init__(self) -> None:
+        ids.check_machine(self.name, "host")
+
 
 class NodeChild:
     """One of its nodes: a process, and the next one after its end."""

@@ -139,6 +139,9 @@ class Node:
         labels = sorted({check_label(label) for label in labels})
         if not 0 < capacity < 1e6:
             raise ConfigError(f"a node's capacity is more than 0, not {capacity}")
+        for given, what in ((name, "node"), (host, "host")):
+            if given:
+                ids.check_machine(given, what)
         manifest = await find_or_found(engine, replicas, shards, clock.now())
         registry, cells = registry_cell(manifest.generation), list(manifest.cells)
         supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
