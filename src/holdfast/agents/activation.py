@@ -3,9 +3,8 @@
 The naive actor commits each turn before it starts the next; a hot agent then does one turn per disk write. Here an
 agent goes on with its next turns on the uncommitted state, and all turns since the last batch become one record. The
 price is that nobody may learn of a turn before its record is acknowledged: every reply, an error's too, waits in
-`pending` for the batch that covers it. Readers see the committed state only.
-
-How one turn runs is in `turn`; this file decides which message is next, and what becomes of the finished ones.
+`pending` for the batch that covers it. Readers see the committed state only. How one turn runs is in `turn`; this file
+decides which message is next, and what becomes of the finished ones.
 """
 
 from __future__ import annotations
