@@ -181,6 +181,11 @@ APPEND_TIMEOUT_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 5.0
 """How long a process looks for a server before it says that none answers."""
 
+RECONNECT_SECONDS_MIN: Final = 0.1
+RECONNECT_SECONDS_MAX: Final = 2.0
+"""How long a server that failed is left alone: longer each time, with jitter. A connection that lasted longer than the
+most of it was a good one."""
+
 QUORUM_WAIT_SECONDS: Final = 15.0
 """How long a refused-for-want-of-quorum append is tried again: an election of the engine takes 4 to 9 s."""
 
@@ -212,5 +217,7 @@ assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batc
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
 assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
 assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"
+assert RECONNECT_SECONDS_MIN < RECONNECT_SECONDS_MAX < TAKEOVER_SECONDS, "who comes back is not taken over for a pause"
+assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried again before nothing is said to answer"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
 assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.admin.hosts import HostProcess
-from tests.cluster.test_security import certificates
+from tests.authority import certificates
 
 from holdfast.admin.doctor import Diagnosis, examine
 from holdfast.engines.nats.engine import NatsEngine

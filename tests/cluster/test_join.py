@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.cluster.test_security import certificates
+from tests.authority import certificates
 from typer.testing import CliRunner
 
 from holdfast import ConfigError, HoldfastError

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from tests.authority import certificates
 
 from holdfast import ConfigError, HoldfastError
 from holdfast.engines.base import Record
@@ -20,41 +15,6 @@ from holdfast.host.nats_config import Security, ServerSettings, check, is_loopba
 from holdfast.host.nats_server import NatsServer, free_ports
 
 pytestmark = pytest.mark.cluster
-
-
-def certificates(directory: Path, lasts: datetime.timedelta = datetime.timedelta(days=1)) -> Security:
-    """A private authority, and a certificate of it for this machine."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def write(name: str, authority: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None):  # type: ignore[no-untyped-def]
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        issuer, signer = authority or (subject, key)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + lasts)
-            .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
-        )
-        if authority is not None:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = builder.sign(signer, hashes.SHA256())
-        (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (directory / f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return subject, key
-
-    write("node", write("authority", None))
-    paths = [str(directory / name) for name in ("authority.pem", "node.pem", "node.key")]
-    return Security(*paths, user="holdfast", password='s3"cret {x}')
 
 
 @pytest.fixture

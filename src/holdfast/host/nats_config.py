@@ -28,6 +28,13 @@ SYSTEM_USER: Final = "holdfast-system"
 _ANYBODY: Final = "anybody"
 """The user that a client is, who gives no password where none is asked for."""
 
+_GREETING_DELAY: Final = "300ms"
+"""How long a server waits for a client's handshake before it speaks first, as clients of older versions expect. What it
+says then is no secret: the client decides whether to go on, and ours do only with TLS."""
+
+_HANDSHAKE_SECONDS: Final = 5
+"""The server's own limit of two seconds is short for a machine that has much to do."""
+
 
 class Security(msgspec.Struct, frozen=True):
     """Certificates (files in PEM) and a password, for clients and servers alike."""
@@ -37,6 +44,9 @@ class Security(msgspec.Struct, frozen=True):
     tls_key: str = ""
     user: str = ""
     password: str = ""
+
+    def __repr__(self) -> str:
+        return f"Security(tls_ca={self.tls_ca!r}, tls_cert={self.tls_cert!r}, user={self.user!r})"
 
     @property
     def complete(self) -> bool:
@@ -124,7 +134,7 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
         ]
     if settings.monitor_port:
         lines.append(f'http: "127.0.0.1:{settings.monitor_port}"')
-    lines += _tls(settings.security, "")
+    lines += _tls(settings.security, "", first=True)
     user, password = (security.user, security.password) if security.user else (_ANYBODY, system_password)
     lines += [
         f"system_account: {SYSTEM_ACCOUNT}",
@@ -159,7 +169,8 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
     return "\n".join(lines) + "\n"
 
 
-def _tls(security: Security, indent: str) -> list[str]:
+def _tls(security: Security, indent: str, *, first: bool = False) -> list[str]:
+    """``first``: whether the handshake comes before a word in clear; routes do that by themselves."""
     if not security.tls_cert:
         return []
     quoted = json.dumps
@@ -170,4 +181,7 @@ def _tls(security: Security, indent: str) -> list[str]:
     ]
     if security.tls_ca:
         lines += [f"{indent}  ca_file: {quoted(security.tls_ca)}", f"{indent}  verify: true"]
+    lines.append(f"{indent}  timeout: {_HANDSHAKE_SECONDS}")
+    if first:
+        lines.append(f"{indent}  handshake_first: {quoted(_GREETING_DELAY)}")
     return [*lines, f"{indent}}}"]

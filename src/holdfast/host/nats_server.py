@@ -163,19 +163,17 @@ class NatsServer:
         """The first line that it says to a client; empty where it takes no connection."""
         host = "127.0.0.1" if self.settings.listen in ("0.0.0.0", "::") else self.settings.listen
         try:
-            reader, writer = await asyncio.open_connection(host, self.settings.port)
+            # Over TLS from the first byte: it takes a connection without a handshake for an error.
+            context = self._own_context() if self.settings.security.tls_cert else None
+            reader, writer = await asyncio.open_connection(host, self.settings.port, ssl=context)
         except OSError:
             return b""
-        line = b""
         try:
-            line = await reader.readline()
-            if self.settings.security.tls_cert:
-                await writer.start_tls(self._own_context())  # it takes a connection without one for an error
+            return await reader.readline()
         except OSError:
-            pass
+            return b""
         finally:
             writer.close()
-        return line
 
     def _own_context(self) -> ssl.SSLContext:
         """For a connection on which nothing is said."""

@@ -138,7 +138,7 @@ class Host:
         self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
         if self.server is not None and self.seat is not None:
-            self.system = System(self.server.url, self.server.system_password, self._engine.tls_context())
+            self.system = System(self.server.url, self.server.system_password, self._engine.certificates)
             await self.system.open()
             self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system)))
             self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))

@@ -16,6 +16,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.engines.nats import api
+from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
 from holdfast.errors import Closed, NoQuorum, NoResponders
 from holdfast.host.nats_config import ACCOUNT, SYSTEM_USER
@@ -146,23 +147,22 @@ class _Answer(msgspec.Struct):
 class _OwnServer(Connection):
     """A connection that hears of other servers, and stays with its own."""
 
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        await super()._process_info({**info, "connect_urls": []}, initial_connection)
+    follows_others = False
 
 
 class System:
     """See the module. Every question raises `NoQuorum` where the server is not reached or nobody leads, and `Unknown`."""
 
-    def __init__(self, url: str, password: str, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, url: str, password: str, certificates: Certificates) -> None:
         self._url = url
         self._password = password
-        self._tls = tls
+        self._certificates = certificates
         self._connection: Connection | None = None
 
     async def open(self) -> None:
         """Connect. Raises `NoQuorum`, `ConfigError`."""
-        connection = _OwnServer()
-        await connection.open([self._url], self._tls, SYSTEM_USER, self._password, limits.CONNECT_SECONDS)
+        connection = _OwnServer("the host's connection to its own server")
+        await connection.open([self._url], self._certificates, SYSTEM_USER, self._password, limits.CONNECT_SECONDS)
         self._connection = connection
 
     async def close(self) -> None:

@@ -47,6 +47,9 @@ class NodeSettings(msgspec.Struct):
     user: str = ""
     password: str = ""
 
+    def __repr__(self) -> str:
+        return f"NodeSettings(name={self.name!r}, host={self.host!r}, incarnation={self.incarnation!r})"
+
 
 def say(event: str, **facts: object) -> None:
     """One line for whoever started this process."""

@@ -12,6 +12,7 @@ import msgspec
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
+from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError
 
 T = TypeVar("T")
@@ -28,6 +29,9 @@ class Nats(msgspec.Struct, frozen=True):
 
     urls: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"Nats({shown(self.urls)})"
+
 
 def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
     """What a URL names. Raises `ConfigError` that says how to write it."""
@@ -38,16 +42,19 @@ def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
     if urls[0].startswith("local:"):
         path = urls[0].removeprefix("local:")
         if len(urls) > 1 or not path or path.startswith("//"):
-            raise ConfigError(f'{url!r}: write "local:FILE", for example "local:dev.db"')
+            raise ConfigError(f'{shown(urls)!r}: write "local:FILE", for example "local:dev.db"')
         return Local(Path(path))
     for one in urls:
-        parts = urlsplit(one)
+        try:
+            parts = urlsplit(one)
+        except ValueError as error:
+            raise ConfigError(f"{shown(one)!r}: {error}") from None
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
-            raise ConfigError(f'{one!r} is no place to join: write "local:FILE" or "nats://HOST:PORT"')
+            raise ConfigError(f'{shown(one)!r} is not a place to join: write "local:FILE" or "nats://HOST:PORT"')
         try:
             _ = parts.port
         except ValueError:
-            raise ConfigError(f"{one!r}: the port is no number from 1 to 65535") from None
+            raise ConfigError(f"{shown(one)!r}: the port is not a number from 1 to 65535") from None
     return Nats(tuple(urls))
 
 

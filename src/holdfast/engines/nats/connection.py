@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from nats import errors as nats_errors
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.protocol.parser import Parser
 
 from holdfast import limits
-from holdfast.errors import Closed, ConfigError, NoQuorum, NoResponders, Unknown
+from holdfast.engines.nats.certificates import Certificates
+from holdfast.engines.nats.link import Link
+from holdfast.errors import Closed, NoQuorum, NoResponders, Unknown
 from holdfast.ids import new_id
 
 Callback = Callable[[str, str, bytes, bytes], None]
@@ -77,110 +77,43 @@ class _Parser(Parser):
         self._rest = buffer[position:]
 
 
-class Connection(Client):
+class Connection(Link):
     """See the module. ``on_disconnect`` is called each time the connection is lost."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, role: str = "the connection", tells: bool = False) -> None:
+        super().__init__(role, tells)
         self._ps: Parser = _Parser(self)
         self.callbacks: dict[int, Callback] = {}
         self.on_disconnect: list[Callable[[], None]] = []
-        self.reconnections = 0
         self.unanswered = 0
         self.sent_bytes = 0
-        self.trouble = ""
-        self._refused = asyncio.Event()
-        """The server wants other credentials."""
         self._inbox = new_id("hf.i")
         self._requests: dict[int, asyncio.Future[tuple[bytes, bytes]]] = {}
         self._request = 0
         self._out: list[bytes] = []
-        self._closing = False
 
     async def open(
-        self, urls: Sequence[str], tls: ssl.SSLContext | None, user: str, password: str, timeout_seconds: float
+        self, urls: Sequence[str], certificates: Certificates, user: str, password: str, timeout_seconds: float
     ) -> None:
-        """Connect to the first server that answers. Raises `NoQuorum`, `ConfigError` for refused credentials."""
-        self._loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {"user": user, "password": password} if user else {}
-        connecting = self._loop.create_task(
-            self.connect(
-                list(urls),
-                name="holdfast",
-                dont_randomize=True,
-                connect_timeout=1,
-                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, as a float as well
-                max_reconnect_attempts=-1,
-                ping_interval=1,
-                max_outstanding_pings=2,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnect,
-                reconnected_cb=self._on_reconnect,
-                tls=tls,
-                skip_subject_validation=True,
-                **options,
-            )
-        )
-        refused = self._loop.create_task(self._refused.wait())
-        try:
-            await asyncio.wait({connecting, refused}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            connecting.cancel()
-            await self.shut()
-            raise
-        finally:
-            refused.cancel()
-        if not connecting.done():
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
-            await self.shut()
-            if self._refused.is_set():
-                raise ConfigError(f"{', '.join(urls)}: {self.trouble}")
-            raise NoQuorum(f"no server answers at {', '.join(urls)}: {self.trouble or 'no connection'}")
-        try:
-            connecting.result()
-        except (nats_errors.Error, OSError, ValueError) as error:
-            raise ConfigError(f"{', '.join(urls)}: {error}") from None
+        """Connect to the first server that answers. Raises `NoQuorum`, `ConfigError` where it is not to be."""
+        await self.establish(urls, certificates, user, password, timeout_seconds)
         await self.listen(f"{self._inbox}.*", self._on_reply)
 
     async def shut(self) -> None:
         """Close, without waiting for what is under way: its outcome is `Unknown`."""
-        if self._closing:
-            return
         self._write_out()
-        self._closing = True
-        self._abandon()
-        await self.close()
+        await super().shut()
 
-    async def _on_error(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
-        if text != self.trouble:
-            _logger.debug("the connection says: %s", text)
-        self.trouble = text
-        if "authorization" in text.lower() or "certificate" in text.lower():
-            self._refused.set()
-
-    async def _on_disconnect(self) -> None:
-        self._abandon()
-        for callback in self.on_disconnect:
-            callback()
-
-    async def _on_reconnect(self) -> None:
-        self.reconnections += 1
-
-    async def _process_err(self, err_msg: str) -> None:
-        # nats-py closes for good at most errors; a process that serves agents comes back.
-        await self._on_error(nats_errors.Error(err_msg))
-        if "permissions violation" not in err_msg:
-            await self._process_op_err(nats_errors.Error(err_msg))
-
-    def _abandon(self) -> None:
+    def _lost(self) -> None:
         """No answer will come on this connection any more."""
         self._out.clear()
         requests, self._requests = self._requests, {}
         for future in requests.values():
             if not future.done():
                 future.set_exception(Unknown("the connection was lost before the answer came"))
+        if not self._closing:
+            for callback in self.on_disconnect:
+                callback()
 
     # Writing -------------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -18,8 +16,10 @@ from holdfast.engines.base import Engine
 from holdfast.engines.nats import api
 from holdfast.engines.nats.blobs import NatsBlobs
 from holdfast.engines.nats.bus import NatsBus
+from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
 from holdfast.engines.nats.log import NatsLog
+from holdfast.engines.nats.urls import check_schemes, split
 from holdfast.errors import Closed, ConfigError, HoldfastError, InvalidName, Never, NoQuorum, Unknown
 
 SERVER_MIN: Final = (2, 15)
@@ -56,20 +56,20 @@ class NatsEngine(Engine):
         user: str = "",
         password: str = "",
     ) -> None:
-        self._urls = list(urls)
-        self._tls = (tls_ca, tls_cert, tls_key)
-        self._user = user
-        self._password = password
+        self._urls, named_user, named_password = split(urls)
+        self.certificates = Certificates(tls_ca, tls_cert, tls_key, wanted=check_schemes(self._urls))
+        """For other connections of this process, too."""
+        self._user = user or named_user
+        self._password = password if user else named_password
         self._connection: Connection | None = None
         self._reading: Connection | None = None
         """What is read in bulk comes by a connection of its own, so that acknowledgements do not wait behind it."""
         self._random = chance.random()
 
     async def open(self) -> None:
-        tls = self.tls_context()
-        connection = await self._connect(tls)
+        connection = await self._connect("the connection", tells=True)
         try:
-            reading = await self._connect(tls)
+            reading = await self._connect("the connection for reading")
         except BaseException:
             await connection.shut()
             raise
@@ -84,28 +84,10 @@ class NatsEngine(Engine):
             await self.close()
             raise
 
-    async def _connect(self, tls: ssl.SSLContext | None) -> Connection:
-        connection = Connection()
-        await connection.open(self._urls, tls, self._user, self._password, limits.CONNECT_SECONDS)
+    async def _connect(self, role: str, tells: bool = False) -> Connection:
+        connection = Connection(role, tells)
+        await connection.open(self._urls, self.certificates, self._user, self._password, limits.CONNECT_SECONDS)
         return connection
-
-    def tls_context(self) -> ssl.SSLContext | None:
-        """What a connection with these certificates needs, None for none. Raises `ConfigError`."""
-        authority, certificate, key = self._tls
-        for path in (authority, certificate, key):
-            if path and not Path(path).is_file():
-                raise ConfigError(f"there is no file {path}: tls_ca, tls_cert and tls_key are files in PEM")
-        if not authority and not certificate:
-            if any(url.startswith("tls:") for url in self._urls):
-                return ssl.create_default_context()
-            return None
-        try:
-            context = ssl.create_default_context(cafile=authority or None)
-            if certificate:
-                context.load_cert_chain(certificate, key or None)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"the certificates cannot be used: {error}") from None
-        return context
 
     def _check_server(self, connection: Connection) -> None:
         facts = connection._server_info

@@ -1,0 +1,248 @@
+"""A connection that was told to use TLS says nothing to a server that does not prove who it is; and one that is lost
+comes back without hurry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.authority import Authority
+from tests.engines.impostors import Impostor
+
+from holdfast import ConfigError, HoldfastError, Node, NoQuorum
+from holdfast.engines.nats.certificates import Certificates
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.host.nats_config import Security, ServerSettings
+from holdfast.host.nats_server import NatsServer, free_ports
+from holdfast.host.system import System
+from holdfast.node.settings import parse
+
+pytestmark = pytest.mark.timeout(120)
+SECRET = "s3cret-Password"
+
+
+@dataclass
+class Keys:
+    """What a client has."""
+
+    tls_ca: str
+    tls_cert: str
+    tls_key: str
+    user: str = "somebody"
+    password: str = SECRET
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    made = Authority(tmp_path_factory.mktemp("authority"))
+    made.security()
+    return made
+
+
+@pytest.fixture
+def keys(authority: Authority) -> Keys:
+    return Keys(*(str(authority.directory / name) for name in ("authority.pem", "node.pem", "node.key")))
+
+
+def context(directory: Path, certificate: bytes, key: bytes) -> ssl.SSLContext:
+    """Of a server that shows this certificate."""
+    (directory / "shown.pem").write_bytes(certificate + key)
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(directory / "shown.pem")
+    return made
+
+
+async def client(url: str, keys: Keys, _: Path) -> str:
+    engine = NatsEngine([url], **asdict(keys))
+    with pytest.raises(ConfigError) as caught:
+        await engine.open()
+    return str(caught.value)
+
+
+async def node(url: str, keys: Keys, _: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        async with Node.join(url, **asdict(keys)):
+            pass
+    return str(caught.value)
+
+
+async def host(url: str, keys: Keys, _: Path) -> str:
+    """The connection of a host to its own server, as its operator."""
+    system = System(url, keys.password, Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key))
+    with pytest.raises(ConfigError) as caught:
+        await system.open()
+    return str(caught.value)
+
+
+async def command(url: str, keys: Keys, directory: Path) -> str:
+    (directory / "password").write_text(keys.password + "\n")
+    (directory / "password").chmod(0o600)
+    names = {f"HOLDFAST_{name.upper()}": value for name, value in asdict(keys).items() if name != "password"}
+    process = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "holdfast"), "status", "--at", url),
+        env={**os.environ, **names, "HOLDFAST_PASSWORD_FILE": str(directory / "password"), "COLUMNS": "500"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 2, out.decode()
+    return out.decode()
+
+
+WHO = [client, node, host, command]
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("kind", ["no-tls", "anothers", "another-name"])
+async def test_nothing_is_said_to_an_impostor(
+    who: Callable[[str, Keys, Path], Awaitable[str]], kind: str, keys: Keys, authority: Authority, tmp_path: Path
+) -> None:
+    if kind == "no-tls":
+        impostor, says = Impostor(first="none"), "does not offer TLS"
+    else:
+        whose = authority if kind == "another-name" else Authority(tmp_path / "other")
+        certificate, key = whose.issue("another.example") if kind == "another-name" else whose.issue()
+        impostor, says = Impostor(first="required", context=context(tmp_path, certificate, key)), "is not trusted"
+    async with impostor.running():
+        text = await who(f"tls://{impostor.where}", keys, tmp_path)
+    assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
+    assert SECRET not in text and says in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("first", ["none", "required", "available"])
+@pytest.mark.parametrize("url", ["tls", "nats"])
+async def test_nothing_is_said_in_clear(first: str, url: str, keys: Keys) -> None:
+    # One that promises TLS and does not speak it gets the beginning of a handshake. Certificates are enough to want TLS.
+    async with Impostor(first=first).running() as impostor:
+        with pytest.raises(ConfigError if first == "none" else NoQuorum):
+            await NatsEngine([f"{url}://{impostor.where}"], **asdict(keys)).open()
+    assert impostor.heard and impostor.connections > 1
+    assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
+
+
+@pytest.fixture
+async def server(authority: Authority, tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """One real server with certificates, as a host runs it."""
+    security = msgspec.structs.replace(authority.security(), user="somebody", password=SECRET)
+    made = NatsServer(ServerSettings("alone", str(tmp_path / "alone"), port=free_ports(1)[0], security=security))
+    await made.start()
+    yield made
+    await made.kill()
+
+
+async def test_a_proxy_that_strips_the_word_on_tls_gets_nothing(server: NatsServer, keys: Keys) -> None:
+    impostor = Impostor(first="none")
+    impostor.forward = server.settings.port
+    async with impostor.running():
+        with pytest.raises(ConfigError, match="does not offer TLS"):
+            await NatsEngine([f"tls://{impostor.where}"], **asdict(keys)).open()
+    assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
+
+
+@pytest.mark.parametrize("first", ['handshake_first: "300ms"', "handshake_first: true", ""])
+async def test_servers_of_all_ways_are_connected_to(server: NatsServer, keys: Keys, first: str, tmp_path: Path) -> None:
+    # As a host runs it, as its owner may have set it, and one that speaks before the handshake.
+    text = server.config_path.read_text()
+    assert 'handshake_first: "300ms"' in text
+    server.config_path.write_text(text.replace('handshake_first: "300ms"', first))
+    server.send_signal(signal.SIGHUP)
+    async with asyncio.timeout(20):
+        while "Reloaded" not in server.log_path.read_text():
+            await asyncio.sleep(0.05)
+    engine = NatsEngine([server.url], **asdict(keys))
+    await engine.open()
+    assert engine.connection._transport.secured  # type: ignore[union-attr]
+    await engine.close()
+
+
+@pytest.mark.parametrize("missing", ["tls_cert", "password"])
+async def test_a_server_that_does_not_take_us_is_told_of_at_once(server: NatsServer, keys: Keys, missing: str) -> None:
+    names = asdict(keys) | ({"tls_cert": "", "tls_key": ""} if missing == "tls_cert" else {"password": "wrong-one"})
+    with pytest.raises(ConfigError) as caught:
+        await NatsEngine([server.url], **names).open()
+    assert "wrong-one" not in str(caught.value)
+    assert ("certificate" if missing == "tls_cert" else "Authorization Violation") in str(caught.value)
+
+
+async def test_one_impostor_among_several_servers_is_passed_over(server: NatsServer, keys: Keys) -> None:
+    async with Impostor(first="none").running() as impostor:
+        engine = NatsEngine([f"tls://{impostor.where}", server.url], **asdict(keys))
+        await engine.open()
+        assert engine.server_name == "alone"
+        await engine.close()
+    assert b"CONNECT" not in impostor.heard
+
+
+async def test_a_password_without_tls_goes_to_no_address_that_was_only_heard_of() -> None:
+    async with Impostor(first="none").running() as heard_of:
+        info = Impostor.info
+
+        class Telling(Impostor):
+            def info(self) -> dict:  # type: ignore[type-arg]
+                return info(self) | {"connect_urls": [heard_of.where]}
+
+        async with Telling(first="none", closes="greeted").running() as named:
+            engine = NatsEngine([f"nats://{named.where}"], user="somebody", password=SECRET)
+            with suppress(HoldfastError):
+                await engine.open()
+            async with asyncio.timeout(60):
+                while named.connections < 8:
+                    await asyncio.sleep(0.05)
+            await engine.close()
+        assert SECRET.encode() in named.heard  # that one was named, and TLS was not asked for
+        assert heard_of.connections == 0
+
+
+@pytest.mark.parametrize("closes", ["at once", "greeted"])
+async def test_a_server_that_closes_is_not_tried_without_a_pause(
+    closes: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    unretrieved: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unretrieved.append(context))
+    caplog.set_level(logging.INFO)
+    began_at = time.monotonic()
+    async with Impostor(first="none", closes=closes).running() as impostor:
+        engine = NatsEngine([f"nats://{impostor.where}"])
+        with suppress(HoldfastError):
+            await engine.open()
+        async with asyncio.timeout(60):
+            while impostor.connections < 8:
+                await asyncio.sleep(0.05)
+        await engine.close()
+    # Two connections, each with a pause of 0.1 s at the least before all but its first attempts.
+    assert time.monotonic() - began_at > (impostor.connections / 2 - 3) * 0.1
+    assert not unretrieved and not recwarn.list
+    assert len(caplog.records) <= 1, caplog.text
+
+
+async def test_urls_with_a_password_are_used_and_never_shown(server: NatsServer, keys: Keys) -> None:
+    url = server.url.replace("tls://", f"tls://somebody:{SECRET}@")
+    engine = NatsEngine([url], tls_ca=keys.tls_ca, tls_cert=keys.tls_cert, tls_key=keys.tls_key)
+    await engine.open()
+    await engine.close()
+    (port,) = free_ports(1)
+    for bad in (
+        f"nats://somebody:{SECRET}@127.0.0.1:{port}",
+        f"nats://somebody:{SECRET}@127.0.0.1:x",
+        f"ftp://somebody:{SECRET}@127.0.0.1",
+        f"nats://somebody:{SECRET}@127.0.0.1,nats://other:{SECRET}@127.0.0.1",
+        f"nats://somebody:{SECRET}@127.0.0.1,tls://somebody:{SECRET}@127.0.0.1",
+        f"nats://{SECRET}@127.0.0.1",
+    ):
+        with pytest.raises(HoldfastError) as caught:
+            async with Node.join(bad):
+                pass
+        assert SECRET not in str(caught.value)
+    assert SECRET not in repr(parse(f"nats://somebody:{SECRET}@127.0.0.1"))
+    assert SECRET not in repr(Security(user="a", password=SECRET))
