@@ -263,9 +263,9 @@ GAPS: Final[tuple[Gap, ...]] = (
     Gap(
         "local",
         "a majority of the cohort's disks",
-        "there is one disk; a lost disk is a lost log: copy the file",
+        "there is one disk; a lost disk is a lost log: keep a copy with `holdfast backup create`",
     ),
-    Gap("local", "several processes", "a second process that opens the file gets ConfigError naming the first"),
+    Gap("local", "several processes", "a second process that opens the file gets `ConfigError` naming the first"),
     Gap(
         "nats",
         "read: the newest record",
@@ -278,7 +278,7 @@ GAPS: Final[tuple[Gap, ...]] = (
         "so each writer's batches expect something that they change",
     ),
 )
-"""The one table of what an engine cannot do. The conformance suite reads it."""
+"""The one table of what an engine cannot do. `docs/guarantees.md` prints it, and a test holds the two together."""
 
 
 def matches(subject_filter: str, subject: str) -> bool:
