@@ -83,7 +83,8 @@ async def some(writer: Writer) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_who_holds_is_cut_at_once(engines: Any, tmp_path: Path) -> None:
+async def test_who_holds_is_cut_at_once(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HOLD_SECONDS", 40.0)
     ours, backup, cells = engines
     writer = Writer(ours, cells)
     holding = Holding(ours, writer.gate, lambda: "writer")

@@ -348,19 +348,23 @@ async def test_a_deadly_message_ends_three_processes_at_most(path: Path, how: st
 
 
 async def test_a_full_mailbox_refuses(path: Path) -> None:
+    released = asyncio.Event()
+
     class Small(Agent[Sends], mailbox_max=5):
         @handler
-        async def wait(self, seconds: float) -> None:
-            await asyncio.sleep(seconds)
+        async def wait(self) -> None:
+            await released.wait()
 
     async with serving(path, Small) as node:
         agent = node.agent(Small, "s")
-        waiting = [asyncio.create_task(agent.ask(Small.wait, 0.3)) for _ in range(6)]
-        await asyncio.sleep(0.1)
+        waiting = [asyncio.create_task(agent.ask(Small.wait)) for _ in range(6)]
+        for _ in range(6):  # one runs, five wait
+            await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="5 messages"):
-            await agent.ask(Small.wait, 0)
+            await agent.ask(Small.wait)
+        released.set()
         assert await asyncio.gather(*waiting) == [None] * 6
-        await agent.ask(Small.wait, 0)
+        await agent.ask(Small.wait)
 
 
 async def test_a_node_that_cannot_write_takes_so_much_and_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

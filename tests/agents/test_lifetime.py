@@ -76,7 +76,7 @@ async def test_a_timer_fires_once(path: Path) -> None:
 async def test_a_timer_survives_a_restart_and_fires_late_rather_than_never(path: Path) -> None:
     async with serving(path, Bell) as node:
         await node.agent(Bell, "b").ask(Bell.arm, "past", 0.1, "past")
-        await node.agent(Bell, "c").ask(Bell.arm, "future", 1.0, "future")
+        await node.agent(Bell, "c").ask(Bell.arm, "future", 3.0, "future")
         (timer,) = (await node.inspect("Bell/c")).timers
         assert (timer.name, timer.handler) == ("future", "ring")
         Fault(node, ".st.Bell/b", _hang)
@@ -98,23 +98,24 @@ async def _hang(*_: Any) -> range:
 async def test_a_timer_set_anew_replaces_the_old_one(path: Path) -> None:
     async with serving(path, Bell) as node:
         bell = node.agent(Bell, "b")
-        await bell.ask(Bell.arm, "t", 0.1, "old")
-        await bell.ask(Bell.arm, "t", 0.2, "new")
-        await until(lambda: rung(bell, 1))
-        await asyncio.sleep(0.2)
-        assert await bell.ask(Bell.rung) == ["new"]
+        await bell.ask(Bell.arm, "t", 1.5, "old")
+        await bell.ask(Bell.arm, "t", 0.1, "new")
+        await bell.ask(Bell.arm, "last", 1.6, "last")
+        await until(lambda: rung(bell, 2))
+        assert await bell.ask(Bell.rung) == ["new", "last"]
 
 
 async def test_a_cancelled_timer_never_fires(path: Path) -> None:
     async with serving(path, Bell) as node:
         bell = node.agent(Bell, "b")
-        await bell.ask(Bell.arm, "t", 0.1, "never")
+        await bell.ask(Bell.arm, "t", 1.5, "never")
         assert await bell.ask(Bell.disarm, "t") is True
         assert await bell.ask(Bell.disarm, "t") is False
         with pytest.raises(HandlerFailed):
             await bell.ask(Bell.arm, "u", 0.0, "undone", fail=True)
-        await asyncio.sleep(0.3)
-        assert await bell.ask(Bell.rung) == []
+        await bell.ask(Bell.arm, "last", 1.5, "last")  # due behind the one that was cancelled
+        await until(lambda: rung(bell, 1))
+        assert await bell.ask(Bell.rung) == ["last"]
 
 
 async def test_a_timer_that_arms_itself(path: Path) -> None:
@@ -182,13 +183,14 @@ async def test_what_was_kept_since_a_claim_goes_when_nobody_wanted_it(
 async def test_a_cancelled_ask_cancels_its_handler(path: Path) -> None:
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
-        asking = asyncio.create_task(agent.ask(Counter.slow, 30.0))
+        asking = asyncio.create_task(agent.ask(Counter.slow, 90.0))
         queued = asyncio.create_task(agent.ask(Counter.add, 100))
-        await asyncio.sleep(0.05)
+        for _ in range(3):  # one runs, one waits
+            await asyncio.sleep(0)
         queued.cancel()
         asking.cancel()
         await asyncio.gather(asking, queued, return_exceptions=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(45):
             assert await agent.ask(Counter.add, 1) == 1
 
 

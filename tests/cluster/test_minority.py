@@ -31,7 +31,8 @@ async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, mo
             for ask in (agent.ask(Account.value), agent.ask(Account.add, 1), agent.ask(Account.value)):
                 with pytest.raises(NoQuorum):
                     await ask
-            assert asyncio.get_running_loop().time() - began < 1.0  # refused at once, not after a timeout of 30 s
+            took = asyncio.get_running_loop().time() - began
+            assert took < limits.ASK_TIMEOUT_SECONDS / 2, "refused at once, and not when the time of each is over"
             assert node.statistics()["owned"] == 0
             monkeypatch.setattr(limits, "QUORUM_WAIT_SECONDS", 3.0)
             with pytest.raises(NoQuorum):
