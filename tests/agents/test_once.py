@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from holdfast import (
     limits,
 )
 from holdfast.agents.messages import Call
+from holdfast.clock import SystemClock
 from holdfast.engines.base import Expect, Record
 
 
@@ -132,24 +134,27 @@ async def test_the_same_message_id_has_one_effect(path: Path) -> None:
 
 
 async def test_a_message_id_is_new_after_its_time(path: Path) -> None:
-    class Short(Agent[State], dedup_seconds=0.2):
-        @handler
-        async def hit(self) -> None: ...
+    class Later(SystemClock):
+        seconds = 0.0
+
+        def now(self) -> float:  # type: ignore[override]
+            return time.time() + self.seconds
 
     class Numbers(State):
         n: int = 0
 
-    class Forgets(Agent[Numbers], dedup_seconds=0.2):
+    class Forgets(Agent[Numbers], dedup_seconds=1000.0):
         @handler
         async def add(self) -> int:
             self.state.n += 1
             return self.state.n
 
-    async with serving(path, Short, Forgets) as node:
+    clock = Later()
+    async with Node.join(f"local:{path}", serve=[Forgets], clock=clock) as node:
         agent = node.agent(Forgets, "a").options(message_id="x")
         assert await agent.ask(Forgets.add) == 1
         assert await agent.ask(Forgets.add) == 1
-        await asyncio.sleep(0.3)
+        clock.seconds = 1001.0
         await node.agent(Forgets, "a").ask(Forgets.add)
         assert await agent.ask(Forgets.add) == 3
 
