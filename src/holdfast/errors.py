@@ -18,7 +18,7 @@
         ├── TooLarge             a message, reply, state or batch is over its bound
         ├── UnknownKind          no node serves that kind, or the kind has no such handler
         ├── AlreadyExists        the name is taken
-        ├── NotFound             there is no such agent, record or dead letter
+        ├── NotFound             there is no such agent, record, dead letter or cluster
         ├── WouldDeadlock        the agent asked is waiting for this very call
         ├── ReplayMismatch       the message id was used before, with another message
         ├── DataLoss             a committed record cannot be read from any replica
@@ -115,7 +115,7 @@ class AlreadyExists(Never):
 
 
 class NotFound(Never):
-    """There is no such agent, record, blob or dead letter."""
+    """There is no such agent, record, blob or dead letter; or no cluster was founded here yet."""
 
 
 class WouldDeadlock(Never):

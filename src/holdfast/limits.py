@@ -186,6 +186,12 @@ RECONNECT_SECONDS_MAX: Final = 2.0
 """How long a server that failed is left alone: longer each time, with jitter. A connection that lasted longer than the
 most of it was a good one."""
 
+JOIN_SECONDS: Final = 30.0
+"""How long a process tries to join before it says that no majority answers: longer than an election of the engine."""
+
+FOUND_SECONDS: Final = 60.0
+"""How long a node of a host tries to join, or to found: the servers of a new cohort have to find each other first."""
+
 QUORUM_WAIT_SECONDS: Final = 15.0
 """How long a refused-for-want-of-quorum append is tried again: an election of the engine takes 4 to 9 s."""
 
@@ -219,5 +225,6 @@ assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
 assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"
 assert RECONNECT_SECONDS_MIN < RECONNECT_SECONDS_MAX < TAKEOVER_SECONDS, "who comes back is not taken over for a pause"
 assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried again before nothing is said to answer"
+assert CONNECT_SECONDS + QUORUM_WAIT_SECONDS < JOIN_SECONDS <= FOUND_SECONDS, "a join outlasts what it waits for"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
 assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

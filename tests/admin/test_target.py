@@ -116,7 +116,7 @@ async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backu
     servers = LocalServers(tmp_path / "servers", 1)
     await servers.start()
     try:
-        async with Node.join(servers.urls) as old:
+        async with Node.join(servers.urls, found=True, replicas=1) as old:
             async with opened(NatsEngine(servers.urls)) as engine:
                 await restore(engine, backup)
                 cells = await engine.cells()

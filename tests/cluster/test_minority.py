@@ -20,7 +20,7 @@ async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, mo
     servers = LocalServers(tmp_path)
     await servers.start()
     try:
-        async with Node.join(servers.urls, serve=[Account]) as node:
+        async with Node.join(servers.urls, serve=[Account], found=True, replicas=3) as node:
             await node.ready()
             agent = node.agent(Account, "a")
             assert await agent.ask(Account.add, 1) == 1

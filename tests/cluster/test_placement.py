@@ -130,7 +130,10 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
 @pytest.mark.cluster
 @pytest.mark.capability("A9")
 async def test_a_node_that_flaps_leaves_no_ghost(tmp_path: Path) -> None:
-    async with LocalCluster(tmp_path, [], hosts=1, nodes=0) as cluster, Node.join(cluster.urls) as watcher:
+    async with (
+        LocalCluster(tmp_path, [], hosts=1, nodes=0) as cluster,
+        Node.join(cluster.urls, found=True, replicas=1) as watcher,
+    ):
         for _ in range(10):
             async with Node.join(cluster.urls, serve=[Account], name="flapper") as node:
                 await until(lambda node=node: node.incarnation in {one.incarnation for one in watcher.members()})  # type: ignore[misc]

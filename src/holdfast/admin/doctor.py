@@ -108,19 +108,26 @@ def _leaders(seen: Survey) -> Iterator[Finding]:
 
 
 def _copies(seen: Survey) -> Iterator[Finding]:
-    size = max((len(host.facts.cohort) for host in seen.hosts), default=0)
     for stream, found in seen.streams.items():
         if not isinstance(found, StreamFacts):
             continue
-        wanted = max(found.copies, size)
         peers = found.cluster.replicas
         behind = [_behind(one.name, one.offline, one.lag) for one in peers if one.offline or not one.current]
-        if found.copies < wanted:
-            yield finding("under-replicated", stream, f"{found.copies} copies, in a cohort of {wanted}")
-        elif len(peers) + 1 < found.copies or behind:
+        if len(peers) + 1 < found.copies or behind:
             count = len(peers) + 1 - len(behind)
             text = f"{count} of {found.copies} copies are current" + (f": {', '.join(behind)}" if behind else "")
             yield finding("under-replicated", stream, text)
+
+
+def _too_few(seen: Survey) -> Iterator[Finding]:
+    """Streams that are to have fewer copies than hosts vote, as a whole: it has one cause."""
+    voters = sorted({host.facts.host for host in seen.hosts if host.facts.votes})
+    size = max(len(voters), max((len(host.facts.cohort) for host in seen.hosts), default=0))
+    few = {name: one.copies for name, one in seen.streams.items() if isinstance(one, StreamFacts) and one.copies < size}
+    if few:
+        count = min(few.values())
+        text = f"{count} cop{'y' if count == 1 else 'ies'} of {', '.join(sorted(few))}, though {size} hosts vote"
+        yield finding("too-few-copies", "the cluster", f"{text}: `holdfast cohort set {','.join(voters)}`")
 
 
 def _behind(name: str, offline: bool, lag: int) -> str:
@@ -281,6 +288,6 @@ def _unseen(seen: Survey) -> Iterator[Finding]:
 
 
 QUESTIONS: Final[tuple[Callable[[Survey], Iterator[Finding]], ...]] = (
-    _members, _silent, _same_names, _clocks, _leaders, _copies, _diverged, _settings, _servers, _disks,
+    _members, _silent, _same_names, _clocks, _leaders, _too_few, _copies, _diverged, _settings, _servers, _disks,
     _permissions, _certificates, _versions, _nodes, _kinds, _shards, _unseen,
 )  # fmt: skip

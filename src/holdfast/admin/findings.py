@@ -63,6 +63,11 @@ KINDS: Final[dict[str, Kind]] = {
         "a stream has no leader: what is in it can be neither written nor read",
         "wait 10 s, an election takes so long; else start the members that are down, and look at nats-server.log",
     ),
+    "too-few-copies": Kind(
+        "critical",
+        "everything is kept in fewer copies than hosts vote: what was acknowledged may be lost with one disk",
+        "`holdfast cohort set` with the hosts that vote raises the copies, while the cluster works",
+    ),
     "under-replicated": Kind(
         "warning",
         "a stream has fewer copies than it should, or one of them is not up to date",

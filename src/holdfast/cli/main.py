@@ -13,6 +13,7 @@ from holdfast.cli.chaos import chaos
 from holdfast.cli.common import At, Json, ago, execute, joined
 from holdfast.cli.doctor import doctor
 from holdfast.cli.events import events
+from holdfast.cli.found import found
 from holdfast.cli.hosts import hosts, remove
 from holdfast.cli.printing import Table, bold, out
 from holdfast.cli.run import run_app
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command("run")(run_app)
 app.command("up")(up)
+app.command("found")(found)
 app.command("chaos")(chaos)
 app.add_typer(agents.app, name="agents")
 app.command("call")(messages.call)

@@ -1,4 +1,4 @@
-"""The manifest: the cluster's facts, written once by whoever comes first. Everybody else reads them.
+"""The manifest: the cluster's facts, written once by whoever founds it. Everybody else reads them.
 
 The cells' names begin with the cluster's **generation** (``g1reg``, ``g1c0``), which a restore raises. So a process of the
 time before finds no cell to write to, and a process that starts finds the newest generation by its registry cell, where
@@ -8,6 +8,7 @@ the manifest is. While a restore runs, that manifest says so, and nobody else ca
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -72,20 +73,26 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         return cls(ids.new_id("c"), generation, cells, shards, RECORD_VERSION, now)
 
 
-async def find_or_found(engine: Engine, replicas: int | None, shards: int, now: float) -> Manifest:
-    """The manifest of the newest generation, with all its cells there; the first to come founds a cluster.
-
-    ``replicas``: of its cells, by default as many as there are servers. Raises what `ensure` and `Engine.cells` raise.
+async def read(engine: Engine, cell: str) -> Manifest | None:
+    """The cluster's manifest, None where none was written. Raises `ConfigError` for one that this code cannot read, and
+    while a restore runs; `NoQuorum`, `Unknown`, `InvalidName` without such a cell.
     """
-    if replicas is None:
-        replicas = max(size for size in (1, 3, 5) if size <= max(engine.servers(), 1))
-    generation = newest_generation(await engine.cells())
-    registry = registry_cell(generation)
-    await engine.ensure_cells([registry], replicas)
-    cells = data_cells(generation, replicas)
-    manifest = await ensure(engine, registry, Manifest.new(cells=cells, shards=shards, now=now, generation=generation))
-    await engine.ensure_cells(manifest.cells, replicas)
-    return manifest
+    started = asyncio.get_running_loop().time()
+    random = chance.random()
+    for attempt in itertools.count(1):
+        stored = await engine.log.read(cell, f"{cell}.manifest")
+        if stored is None:
+            return None
+        manifest = decode(stored.payload)
+        if not manifest.restoring:
+            return manifest
+        # What was read may be older than the end of the restore.
+        if asyncio.get_running_loop().time() > started + _PATIENCE_SECONDS:
+            raise ConfigError(
+                f"a restore of {manifest.restoring} runs here, or did not come to its end: wait for it, or run it again"
+            )
+        await asyncio.sleep(backoff.delay_seconds(attempt, random))
+    raise AssertionError("not reached")
 
 
 async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
@@ -93,26 +100,16 @@ async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
 
     Raises `ConfigError` for one that this code cannot read, and while a restore runs; `NoQuorum`, `Unknown`.
     """
-    subject = f"{cell}.manifest"
     random = chance.random()
     attempt = 0
-    started = asyncio.get_running_loop().time()
-    end = started + limits.QUORUM_WAIT_SECONDS
+    end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
     while True:
         attempt += 1
         try:
-            stored = await engine.log.read(cell, subject)
-            if stored is None:
-                await write(engine, cell, wanted, 0)
-                return wanted
-            manifest = decode(stored.payload)
-            if not manifest.restoring:
+            if (manifest := await read(engine, cell)) is not None:
                 return manifest
-            # What was read may be older than the end of the restore.
-            if asyncio.get_running_loop().time() > started + _PATIENCE_SECONDS:
-                raise ConfigError(
-                    f"a restore of {manifest.restoring} runs here, or did not come to its end: wait for it, or run it again"
-                )
+            await write(engine, cell, wanted, 0)
+            return wanted
         except (Conflict, Unknown, NoQuorum):
             # Another was first, or this very one arrived: the next read tells.
             if asyncio.get_running_loop().time() > end:

@@ -124,7 +124,7 @@ class Membership:
     def beat(self, leaving: bool = False) -> None:
         """Publish this node's snapshot now."""
         beat = self._note_self()
-        if not self.alone:
+        if self._task is not None:
             beat.leaving = leaving
             self._engine.bus.publish(BEAT_SUBJECT, codec.encode_raw(beat))
 

@@ -227,6 +227,13 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    async def check_cells(self, cells: Sequence[str]) -> int:
+        """Check the settings of cells, and make nothing: how many copies the one with the fewest has.
+
+        Raises `NotFound` where one is not there, `ConfigError` where one has other settings, `InvalidName`, `NoQuorum`.
+        """
+
+    @abstractmethod
     async def cells(self) -> list[str]:
         """The names of all cells that are there, sorted. Raises `NoQuorum`."""
 

@@ -116,8 +116,9 @@ class LocalCluster:
         )
         join = "" if place.routes or len(self.urls) == 1 else self.urls[0].partition("://")[2]
         settings = HostSettings(
-            name, server, list(place.others), self._nodes, self._apps, replicas, security=place.security, join=join
-        )
+            name, server, list(place.others), self._nodes, self._apps, None if join else replicas,
+            security=place.security, join=join,
+        )  # fmt: skip
         settings.labels = list(self._labels.get(name, ()))
         self._hosts[name] = HostChild(settings, place.command, self._report)
 

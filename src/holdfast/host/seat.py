@@ -62,6 +62,8 @@ class State(msgspec.Struct):
     founders: list[str] = []
     """The hosts that the command line's routes lead to."""
     sequence: int = 0
+    record: Cohort | None = None
+    """The newest record seen: what this host knows of the others while no majority answers."""
 
 
 class Seat:
@@ -69,7 +71,6 @@ class Seat:
 
     def __init__(self, host: str, server: NatsServer, join: str, restart: Restart) -> None:
         self.host = host
-        self.record: Cohort | None = None
         self.trouble = ""
         """Why it is not as the record says, empty where it is."""
         self._server = server
@@ -190,9 +191,25 @@ class Seat:
             kept.rename(left)
 
     @property
+    def record(self) -> Cohort | None:
+        """The newest record of the cohort that this host ever saw."""
+        return self._state.record
+
+    @property
+    def sequence(self) -> int:
+        """Of that record."""
+        return self._state.sequence
+
+    @property
     def voters(self) -> int:
         """How many hosts vote, by the record; 0 before it was read."""
         return 0 if self.record is None else max(len(self.record.members), len(self.record.target))
+
+    @property
+    def copies(self) -> int:
+        """How many copies of everything there are to be at least, by the newest record that this host ever saw; 0 for none."""
+        record = self.record
+        return 0 if record is None else min(len(names) for names in (record.members, record.target) if names)
 
     @property
     def votes(self) -> bool:
@@ -258,7 +275,6 @@ class Seat:
         return record.with_host(self.host, self.entry)
 
     def _remember(self, record: Cohort, sequence: int) -> None:
-        self.record = record
         if self._server.settings.routes and not self._state.founders:
             self._state.founders = sorted(record.members)
         others = [
@@ -267,8 +283,9 @@ class Seat:
             if entry.route and name != self.host and name not in self._state.founders
         ]
         urls = [entry.url for name, entry in sorted(record.hosts.items()) if name != self.host]
-        if (sequence, others, urls) != (self._state.sequence, self._state.others, self._state.urls):
-            self._state = msgspec.structs.replace(self._state, sequence=sequence, others=others, urls=urls)
+        seen = msgspec.structs.replace(self._state, sequence=sequence, others=others, urls=urls, record=record)
+        if seen != self._state:
+            self._state = seen
             self._save()
 
     async def _found(self, engine: NatsEngine) -> bool:

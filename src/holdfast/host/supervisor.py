@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import codec, ids, limits
+from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
@@ -60,6 +61,7 @@ class HostSettings(msgspec.Struct):
     nodes: int = 1
     apps: list[str] = []
     replicas: int | None = None
+    """How many copies a cluster keeps that this host may found; None where it founds none."""
     labels: list[str] = []
     capacity: float = 1.0
     """Of each of its nodes."""
@@ -250,6 +252,11 @@ class Host:
             delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
             await asyncio.sleep(delay)
 
+    def _copies(self) -> int | None:
+        """How many copies of everything there are to be: what the cohort's record says comes before the command line."""
+        known = 0 if self.seat is None else self.seat.copies
+        return max((size for size in SIZES if size <= known), default=self.settings.replicas)
+
     async def _run_node(self, child: NodeChild) -> int:
         # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
         child.incarnation = ids.new_id("n")
@@ -264,7 +271,8 @@ class Host:
             name=child.name,
             host=self.settings.name,
             incarnation=child.incarnation,
-            replicas=self.settings.replicas,
+            found=self.settings.replicas is not None,
+            replicas=self._copies(),
             labels=self.settings.labels,
             capacity=self.settings.capacity,
             tls_ca=security.tls_ca,

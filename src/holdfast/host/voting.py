@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from holdfast.cluster.cohort import HostEntry
-from holdfast.engines.nats import api
+from holdfast.engines.nats import streams
 from holdfast.errors import ConfigError
 from holdfast.host.seat import Seat
 from holdfast.host.service import Nothing, Operation
@@ -20,8 +20,6 @@ from holdfast.host.system import System, Voters
 
 if TYPE_CHECKING:
     from holdfast.host.supervisor import Host
-
-_API_SECONDS = 5.0
 
 
 class Since(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,10 +39,6 @@ class Copies(msgspec.Struct, forbid_unknown_fields=True):
 
     stream: str
     copies: int
-
-
-class _Config(msgspec.Struct):
-    config: dict[str, object]
 
 
 def operations(host: Host) -> dict[str, Operation]:
@@ -79,11 +73,7 @@ def operations(host: Host) -> dict[str, Operation]:
         await system().lead_elsewhere(which.server)
 
     async def copies(wanted: Copies) -> None:
-        found = await api.call(host.engine.connection, f"STREAM.INFO.{wanted.stream}", None, _API_SECONDS)
-        config = msgspec.json.decode(found, type=_Config).config
-        if config["num_replicas"] != wanted.copies:
-            config["num_replicas"] = wanted.copies
-            await api.call(host.engine.connection, f"STREAM.UPDATE.{wanted.stream}", config, _API_SECONDS)
+        await streams.set_copies(host.engine.connection, wanted.stream, wanted.copies)
 
     async def heard(_: Nothing) -> dict[str, float]:
         now = time.monotonic()

@@ -19,10 +19,11 @@ from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.cluster import founding
 from holdfast.cluster.events import Events
 from holdfast.cluster.hold import Holding
 from holdfast.cluster.life import Life
-from holdfast.cluster.manifest import RECORD_VERSION, Manifest, find_or_found, registry_cell
+from holdfast.cluster.manifest import RECORD_VERSION, Manifest, registry_cell
 from holdfast.cluster.membership import Beat, Membership
 from holdfast.cluster.ownership import Ownership
 from holdfast.cluster.placement import Placement
@@ -81,7 +82,10 @@ class Node:
         name: str = "",
         host: str = "",
         incarnation: str = "",
+        found: bool = False,
         replicas: int | None = None,
+        wait: bool = False,
+        timeout_seconds: float | None = None,
         labels: Iterable[str] = (),
         capacity: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
@@ -94,24 +98,26 @@ class Node:
         """Join: ``"local:FILE"`` on one machine, ``"nats://HOST:PORT"`` (several with commas) on a cluster.
 
         ``serve``: the agent classes that may live here; none for a mere client. ``name``: for people. ``host`` and
-        ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``replicas``: of the log, when this node
-        is the first to find the servers empty (default: as many as there are servers, 1, 3 or 5). ``labels``: words such as
-        ``gpu`` that pools may ask for. ``capacity``: how much this node can carry, beside the others. The rest is for
-        servers that ask for certificates or a password.
+        ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``found``: found a cluster where there is none
+        yet; an embedded log needs no word for it. ``replicas``: how many copies of everything there are to be (1, 3 or 5); a
+        node refuses to serve where there are fewer. ``wait``: wait for a cluster that somebody else is to found.
+        ``timeout_seconds``: of all that together, on a cluster by default 30. ``labels``: words such as ``gpu`` that pools ask
+        for. ``capacity``: how much it can carry, compared with others. The rest is for servers that ask for secrets.
 
         On leaving, turns that run are finished and committed, and the shards are let go of.
 
-        Raises `ConfigError` for what cannot work, `NoQuorum` where no majority of the servers answers.
+        Raises `ConfigError` for what cannot work, `NotFound` where no cluster was founded, and then nothing is made there;
+        `NoQuorum` where no majority of the servers answers in time.
         """
-        engine = settings.engine(settings.parse(list(url) if not isinstance(url, str) else url), {
-            "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password,
-        })  # fmt: skip
-        await engine.open()
+        secrets = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password}
+        engine = settings.engine(place := settings.parse(list(url) if not isinstance(url, str) else url), secrets)
         try:
-            node = await cls.on(
-                engine, list(serve), name=name, host=host, incarnation=incarnation,
-                replicas=replicas, labels=labels, capacity=capacity, clock=clock,
-            )  # fmt: skip
+            async with settings.within(settings.timeout(place, timeout_seconds)):
+                await engine.open()
+                node = await cls.on(
+                    engine, list(serve), name=name, host=host, incarnation=incarnation, found=found,
+                    replicas=replicas, wait=wait, labels=labels, capacity=capacity, clock=clock,
+                )  # fmt: skip
         except BaseException:
             await engine.close()
             raise
@@ -129,7 +135,9 @@ class Node:
         name: str = "",
         host: str = "",
         incarnation: str = "",
+        found: bool = False,
         replicas: int | None = None,
+        wait: bool = False,
         labels: Iterable[str] = (),
         capacity: float = 1.0,
         shards: int = SHARDS,
@@ -139,10 +147,9 @@ class Node:
         labels = sorted({check_label(label) for label in labels})
         if not 0 < capacity < 1e6:
             raise ConfigError(f"a node's capacity is more than 0, not {capacity}")
-        for given, what in ((name, "node"), (host, "host")):
-            if given:
-                ids.check_machine(given, what)
-        manifest = await find_or_found(engine, replicas, shards, clock.now())
+        settings.check_names(name, host)
+        mandate = founding.Mandate(found, replicas, wait, bool(serve))
+        manifest = await founding.settle(engine, shards, clock.now(), mandate)
         registry, cells = registry_cell(manifest.generation), list(manifest.cells)
         supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
@@ -161,26 +168,33 @@ class Node:
         node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
         if serve:
             node._membership.on_event = node._ownership.planner.on_event = node._ownership.on_event = node.events.say
-        await placement.open()
-        await placement.declare({kind.name: kind.pool for kind in runtime.kinds.values()})
-        node._runtime.on_lost = node._ownership.lost
-        node._runtime.on_reclaim = node._ownership.reclaim
-        node._membership.on_death = node._router.node_died
-        await node.registry.open()
-        await node._router.start()
-        await node._runtime.start()
-        if serve and clock is SYSTEM_CLOCK:
-            runtime.stalls.start(runtime.loop, node.name)
-        await node._holding.start()
-        life.on_lapse = node._runtime.suspend
-        life.on_condemned = node._begin_again
-        node._router.life = life
-        await life.start()
-        await node.events.start(node._is_oldest)
-        await node._membership.start()
-        await node._ownership.start()
-        await checkup.answer(node)
+        try:
+            await node._start()
+        except BaseException:
+            await node.close()
+            raise
         return node
+
+    async def _start(self) -> None:
+        await self.placement.open()
+        await self.placement.declare({kind.name: kind.pool for kind in self._runtime.kinds.values()})
+        self._runtime.on_lost = self._ownership.lost
+        self._runtime.on_reclaim = self._ownership.reclaim
+        self._membership.on_death = self._router.node_died
+        await self.registry.open()
+        await self._router.start()
+        await self._runtime.start()
+        if self._runtime.kinds and self._clock is SYSTEM_CLOCK:
+            self._runtime.stalls.start(self._runtime.loop, self.name)
+        await self._holding.start()
+        self.life.on_lapse = self._runtime.suspend
+        self.life.on_condemned = self._begin_again
+        self._router.life = self.life
+        await self.life.start()
+        await self.events.start(self._is_oldest)
+        await self._membership.start()
+        await self._ownership.start()
+        await checkup.answer(self)
 
     def _is_oldest(self) -> bool:
         return bool(self._membership.serving()) and self._membership.live()[0].incarnation == self.incarnation
@@ -254,10 +268,8 @@ class Node:
         `BadMessage` for metadata that cannot be stored, `TooLarge`, `NoQuorum`, `OutcomeUnknown`.
         """
         ref = self.agent(kind, name)
-        own = kind.__kind__.capabilities
-        await self.registry.create(
-            kind.__kind__.name, name, capabilities={*own, *capabilities}, metadata=metadata or {}
-        )
+        wanted = {*kind.__kind__.capabilities, *capabilities}
+        await self.registry.create(kind.__kind__.name, name, capabilities=wanted, metadata=metadata or {})
         return ref
 
     def lookup(self, kind: type[Agent[Any]] | str, name: str) -> Entry | None:
@@ -273,7 +285,7 @@ class Node:
         limit: int | None = None,
     ) -> Found:
         """Registered agents with all these capabilities, of this kind, whose metadata match. A memory read."""
-        wanted = [capability] if isinstance(capability, str) else list(capability)
+        wanted = [capability] if isinstance(capability, str) else capability
         name = None if kind is None else by_name.kind_name(kind)
         entries = self.registry.find(capability=wanted, kind=name, where=where, limit=limit)
         return Found(AgentRef(self._router, self._runtime.known(e.kind), e.name, kind_name=e.kind) for e in entries)
@@ -339,22 +351,10 @@ class Node:
 
     def describe(self, agent_id: str) -> AgentInfo:
         """Where an agent lives, and what is registered of it. A memory read. Raises `InvalidName`."""
-        kind, name = ids.parse_agent_id(agent_id)
-        shard = self._runtime.shard_of(ids.agent_token(kind, name))
-        epoch = self._ownership.epochs.newest.get(shard)
-        entry = self.registry.lookup(kind, name)
-        return AgentInfo(
-            agent_id,
-            shard,
-            self._runtime.cell_of(shard),
-            epoch.sequence if epoch else 0,
-            epoch.record.owner if epoch else "",
-            next((b.host for b in self._membership.live() if epoch and b.incarnation == epoch.record.owner), ""),
-            entry is not None,
-            sorted(entry.capabilities) if entry else [],
-            dict(entry.metadata) if entry else {},
-            self._membership.warm().get(shard, []),
-        )
+        shard = self._runtime.shard_of(ids.agent_token(*ids.parse_agent_id(agent_id)))
+        epoch, entry = self._ownership.epochs.newest.get(shard), self.registry.lookup(*ids.parse_agent_id(agent_id))
+        number, owner = (epoch.sequence, epoch.record.owner) if epoch else (0, "")
+        return AgentInfo.of(agent_id, (shard, self._runtime.cell_of(shard), number, owner), entry, self._membership)
 
     async def inspect(self, agent_id: str) -> StoredAgent:
         """What the log has of an agent: its state as plain data, its timers. It may be a moment old.

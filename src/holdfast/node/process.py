@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from holdfast import limits
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
 from holdfast.loops import run
@@ -38,7 +39,10 @@ class NodeSettings(msgspec.Struct):
     name: str = ""
     host: str = ""
     incarnation: str = ""
+    found: bool = False
+    """Whether it may found a cluster, of ``replicas`` copies."""
     replicas: int | None = None
+    """How many copies of everything there are to be, at least."""
     labels: list[str] = []
     capacity: float = 1.0
     tls_ca: str = ""
@@ -83,7 +87,10 @@ async def serve(settings: NodeSettings) -> None:
         name=settings.name,
         host=settings.host,
         incarnation=settings.incarnation,
+        found=settings.found,
         replicas=settings.replicas,
+        wait=True,
+        timeout_seconds=limits.FOUND_SECONDS,
         labels=settings.labels,
         capacity=settings.capacity,
         tls_ca=settings.tls_ca,

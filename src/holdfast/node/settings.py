@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
+from holdfast import ids, limits
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.urls import shown
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, NoQuorum
 
 T = TypeVar("T")
 
@@ -56,6 +59,37 @@ def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
         except ValueError:
             raise ConfigError(f"{shown(one)!r}: the port is not a number from 1 to 65535") from None
     return Nats(tuple(urls))
+
+
+def check_names(name: str, host: str) -> None:
+    """Raises `InvalidName` for a node's or a host's name that cannot be one; an empty one is made later."""
+    for given, what in ((name, "node"), (host, "host")):
+        if given:
+            ids.check_machine(given, what)
+
+
+def timeout(where: Local | Nats, seconds: float | None) -> float | None:
+    """How long joining may take: what was given, else a bound for a cluster and none for a file. Raises `ConfigError`."""
+    if seconds is None:
+        return limits.JOIN_SECONDS if isinstance(where, Nats) else None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise ConfigError(f"timeout_seconds is a number of seconds above 0, not {seconds!r}")
+    return float(seconds)
+
+
+@asynccontextmanager
+async def within(seconds: float | None) -> AsyncIterator[None]:
+    """A bound for joining. Raises `NoQuorum` where it is over: what did not come by then was a majority's answer."""
+    try:
+        async with asyncio.timeout(seconds) as bound:
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise NoQuorum(
+            f"no cluster could be joined within {seconds:g} s: no majority of its servers answers, or it is not founded yet "
+            "(`holdfast doctor` says which); a large one may need more timeout_seconds"
+        ) from None
 
 
 def engine(where: Local | Nats, secrets: Mapping[str, str]) -> Engine:

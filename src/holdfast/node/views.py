@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.ref import AgentRef
-from holdfast.cluster.membership import Beat
+from holdfast.cluster.membership import Beat, Membership
+from holdfast.cluster.registry import Entry
 
 
 class MemberInfo(msgspec.Struct, frozen=True):
@@ -65,6 +66,15 @@ class AgentInfo(msgspec.Struct, frozen=True):
     metadata: dict[str, Any]
     standbys: list[str] = []
     """Nodes that keep the records of its shard in memory."""
+
+    @classmethod
+    def of(cls, agent_id: str, place: tuple[int, str, int, str], entry: Entry | None, members: Membership) -> AgentInfo:
+        """``place``: shard, cell, epoch, owner. ``entry``: what is registered of it."""
+        host = next((beat.host for beat in members.live() if place[3] and beat.incarnation == place[3]), "")
+        capabilities = sorted(entry.capabilities) if entry else []
+        metadata = dict(entry.metadata) if entry else {}
+        standbys = members.warm().get(place[0], [])
+        return cls(agent_id, *place, host, entry is not None, capabilities, metadata, standbys)
 
 
 class Found(list[AgentRef[Any]]):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from holdfast import codec, limits
 from holdfast.agents.agent import Agent
+from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.node.node import Node
 from holdfast.testing.engine import SimEngine
@@ -42,6 +43,9 @@ class Process:
             name=self.name,
             host=self.host,
             incarnation=incarnation,
+            found=bool(serve),
+            replicas=max(size for size in SIZES if size <= len(self._cluster.hosts)),
+            wait=True,
             shards=self._cluster.shards,
             clock=self.clock,
         )

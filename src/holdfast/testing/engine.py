@@ -71,6 +71,12 @@ class SimEngine(Engine):
         for cell in cells:
             self.cluster.make(checks.check_cell(cell), first_sequence)
 
+    async def check_cells(self, cells: Sequence[str]) -> int:
+        for cell in cells:
+            if checks.check_cell(cell) not in self.cluster.cells:
+                raise NotFound(f"there is no cell {cell}")
+        return len(self.cluster.hosts)
+
     async def cells(self) -> list[str]:
         return sorted(self.cluster.cells)
 

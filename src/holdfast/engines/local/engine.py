@@ -17,7 +17,7 @@ from holdfast.engines.local.blobs import LocalBlobs
 from holdfast.engines.local.bus import LocalBus
 from holdfast.engines.local.log import LocalLog
 from holdfast.engines.local.writer import Writer
-from holdfast.errors import Closed, ConfigError
+from holdfast.errors import Closed, ConfigError, NotFound
 
 FORMAT: Final = 1
 _APPLICATION: Final = 0x48464C47  # "HFLG", in the file's header, so that `file` and we know it
@@ -122,6 +122,13 @@ class LocalEngine(Engine):
         writer = self._open()
         await asyncio.shield(writer.call(lambda connection: writer.add_cells(connection, cells, first_sequence)))
         self.log.note_cells()
+
+    async def check_cells(self, cells: Sequence[str]) -> int:
+        there = await self.cells()
+        for cell in cells:
+            if checks.check_cell(cell) not in there:
+                raise NotFound(f"there is no cell {cell}")
+        return 1
 
     async def cells(self) -> list[str]:
         self._open()

@@ -7,7 +7,17 @@ from typing import Any, Final
 import msgspec
 
 from holdfast.engines.nats.connection import Connection, status
-from holdfast.errors import Closed, HoldfastError, InvalidName, Never, NoQuorum, NoResponders, TooLarge, Unknown
+from holdfast.errors import (
+    Closed,
+    ConfigError,
+    HoldfastError,
+    InvalidName,
+    Never,
+    NoQuorum,
+    NoResponders,
+    TooLarge,
+    Unknown,
+)
 
 WRONG_LAST_SEQUENCE: Final = 10071
 IN_PROCESS: Final = 10164
@@ -16,6 +26,9 @@ IN_PROCESS: Final = 10164
 STREAM_NOT_FOUND: Final = 10059
 STREAM_EXISTS: Final = 10058
 CONSUMER_NOT_FOUND: Final = 10014
+_NO_REPLICAS: Final = 10074
+"""A server that belongs to no cluster was asked for more than one copy."""
+
 _TOO_LARGE: Final = frozenset({10054, 10199, 10097})
 _STORE_FAILED: Final = 10077
 """The leader could not store it (its disk is full, for example); its followers may have."""
@@ -43,6 +56,8 @@ def error_of(found: ApiError, what: str) -> HoldfastError:
     text = f"{what}: {found.description} ({found.err_code})"
     if found.err_code == STREAM_NOT_FOUND:
         return InvalidName(text)
+    if found.err_code == _NO_REPLICAS:
+        return ConfigError(f"{text}: the server is not part of a cluster of servers, so it keeps one copy")
     if found.err_code in _TOO_LARGE:
         return TooLarge(text)
     if found.err_code == _STORE_FAILED:

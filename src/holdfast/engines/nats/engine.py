@@ -20,7 +20,7 @@ from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
 from holdfast.engines.nats.log import NatsLog
 from holdfast.engines.nats.urls import check_schemes, split
-from holdfast.errors import Closed, ConfigError, HoldfastError, InvalidName, Never, NoQuorum, Unknown
+from holdfast.errors import Closed, ConfigError, HoldfastError, InvalidName, Never, NoQuorum, NotFound, Unknown
 
 SERVER_MIN: Final = (2, 15)
 BLOB_CELL: Final = "g1blobs"
@@ -128,6 +128,27 @@ class NatsEngine(Engine):
             await self._ensure(cell, replicas, first_sequence)
         await self._ensure(BLOB_CELL, replicas)
 
+    async def check_cells(self, cells: Sequence[str]) -> int:
+        for cell in cells:
+            checks.check_cell(cell)
+        return min(await asyncio.gather(*(self._check(cell) for cell in (*cells, BLOB_CELL))))
+
+    async def _check(self, cell: str) -> int:
+        """How many copies a cell has. Raises what `check_cells` raises."""
+        connection = self._open()
+        end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
+        attempt = 0
+        while True:
+            try:
+                return _checked(cell, await api.call(connection, f"STREAM.INFO.{cell}", None, 2.0))
+            except InvalidName:
+                raise NotFound(f"there is no stream {cell}: was it removed?") from None
+            except (NoQuorum, Unknown) as error:
+                if asyncio.get_running_loop().time() > end:
+                    raise NoQuorum(f"the cell {cell} does not answer: {error}") from None
+            attempt += 1
+            await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
+
     async def cells(self) -> list[str]:
         connection = self._open()
         loop = asyncio.get_running_loop()
@@ -174,15 +195,7 @@ class NatsEngine(Engine):
             if error is not None and loop.time() > end:
                 raise NoQuorum(f"the cell {cell} cannot be made or found: {error}")
             await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
-        config = msgspec.json.decode(found, type=_Stream).config
-        for name, value in stream_settings(cell, replicas).items():
-            if name == "num_replicas":
-                continue  # the first to come decides
-            if config.get(name, type(value)()) != value:
-                raise ConfigError(
-                    f"the stream {cell} has {name} = {config.get(name)!r} and not {value!r}: "
-                    "was it made by something other than Holdfast?"
-                )
+        _checked(cell, found)
 
     async def _create(
         self, connection: Connection, cell: str, replicas: int, first_sequence: int
@@ -192,7 +205,7 @@ class NatsEngine(Engine):
             settings["first_seq"] = first_sequence
         try:
             await api.call(connection, f"STREAM.CREATE.{cell}", settings, 5.0)
-        except Closed:
+        except (Closed, ConfigError):
             raise
         except (NoQuorum, Unknown, Never) as error:
             return error  # somebody else may have been faster: it is looked for again
@@ -231,6 +244,18 @@ class NatsEngine(Engine):
             "reconnections": connection.reconnections + reading.reconnections,
             "server": str(connection._server_info.get("server_name", "")),
         }
+
+
+def _checked(cell: str, found: bytes) -> int:
+    """How many copies a stream has, as its leader describes it. Raises `ConfigError` for other settings than ours."""
+    config = msgspec.json.decode(found, type=_Stream).config
+    for name, value in stream_settings(cell, 1).items():
+        if name != "num_replicas" and config.get(name, type(value)()) != value:
+            raise ConfigError(
+                f"the stream {cell} has {name} = {config.get(name)!r} and not {value!r}: "
+                "was it made by something other than Holdfast?"
+            )
+    return int(config.get("num_replicas", 1))
 
 
 def stream_settings(cell: str, replicas: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)|hfhosts")
 """The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation; and who votes."""
 
 _API_SECONDS: Final = 2.0
+_CHANGE_SECONDS: Final = 5.0
 _WORK_SECONDS: Final = (2.0, 2.0, 4.0, 4.0)
 """How long the attempts wait that ask for a list, which may be long."""
 
@@ -130,3 +131,16 @@ async def move_leader(connection: Connection, stream: str, server: str) -> None:
     """Have a server lead a stream. Raises `NoQuorum`, `Unknown`, `Never`."""
     body = {"placement": {"preferred": server}}
     await api.call(connection, f"STREAM.LEADER.STEPDOWN.{stream}", body, _API_SECONDS)
+
+
+class _Config(msgspec.Struct):
+    config: dict[str, Any]
+
+
+async def set_copies(connection: Connection, stream: str, copies: int) -> None:
+    """Have a stream keep so many replicas; return when that has begun. Raises `InvalidName`, `NoQuorum`, `Unknown`, `Never`."""
+    found = await api.call(connection, f"STREAM.INFO.{stream}", None, _CHANGE_SECONDS)
+    config = msgspec.json.decode(found, type=_Config).config
+    if config["num_replicas"] != copies:
+        config["num_replicas"] = copies
+        await api.call(connection, f"STREAM.UPDATE.{stream}", config, _CHANGE_SECONDS)

@@ -1,0 +1,32 @@
+"""`holdfast found`: a cluster on servers of your own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.admin.found import found as found_cluster
+from holdfast.cli.common import At, Json, connected, execute
+from holdfast.cli.printing import out
+
+
+def found(
+    replicas: Annotated[int, typer.Option("--replicas", help="How many servers keep everything: 1, 3 or 5.")],
+    at: At = "",
+    as_json: Json = False,
+) -> None:
+    """Found a cluster on nats-servers of your own, or raise the copies of one; hosts of `holdfast up` do it by themselves."""
+
+    async def work() -> None:
+        async with connected(at) as engine:
+            done = await found_cluster(engine, replicas)
+        if as_json:
+            out.json(done)
+            return
+        text = "founded" if done.new else "there was one"
+        out.print(f"cluster {done.cluster}, {done.copies} copies of everything: {text}")
+        if done.raised:
+            out.print(f"more copies of {' '.join(done.raised)}")
+
+    execute(work(), as_json)
