@@ -165,6 +165,10 @@ HANDOFF_SHARDS_MAX: Final = 8
 """Shards that a node hands over at once: the fewer, the shorter are their agents away."""
 
 POOL_SHARDS_MAX: Final = 4096
+CAPACITY_MIN: Final = 0.01
+CAPACITY_MAX: Final = 1000.0
+"""How much one node can carry, next to a node of capacity 1."""
+
 STANDBYS_MAX: Final = 2
 PARKED_MAX: Final = 10_000
 """Calls that a node keeps for shards that it is about to own; further ones are turned away."""

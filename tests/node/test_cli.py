@@ -178,6 +178,39 @@ def test_up_call_and_find_it_all_again(directory: Path, cluster: subprocess.Pope
     assert "UnknownKind" in holdfast(directory, "call", "Other/a", "add", code=1)
     assert holdfast(directory, "call", "Adder/a", "value").strip() == "9"
     holdfast(directory, "call", "Adder/a", "value", "--at", "nats://127.0.0.1:1", "--timeout", "1", code=3)
+    for more in ([], ["--hosts", "1"], ["--hosts", "3"], ["--dir", str(linked(directory))]):
+        told = holdfast(directory, "up", "app.py", "--port", str(free_base()), *more, code=2)
+        assert f"process {cluster.pid}" in told and "--dir" in told, told
     cluster.send_signal(signal.SIGINT)
     assert cluster.wait(60) == 0
     assert "--at" in holdfast(directory, "status", code=2)
+    hosts = len(status["nodes"])
+    other = "--hosts", "5" if hosts == 1 else "1"
+    assert f"holdfast up {'--name' if hosts == 1 else '--hosts 3'}" in holdfast(directory, "up", *other, code=2)
+    starts_what_is_there(directory, hosts)
+
+
+def linked(directory: Path) -> Path:
+    """The same directory by another path."""
+    link = directory / "link"
+    if not link.exists():
+        link.symlink_to(directory / ".holdfast")
+    return link
+
+
+def starts_what_is_there(directory: Path, hosts: int) -> None:
+    """A start that says nothing of hosts starts those that the directory has, with their data."""
+    base = str(free_base())
+    command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--json", "--port", base]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ready, said = 0, []
+    while ready < hosts:
+        line = process.stdout.readline()
+        assert line, said
+        said.append(json.loads(line)["event"])
+        ready += said[-1] == "node-ready"
+    assert said.count("again") == (hosts > 1)
+    assert holdfast(directory, "call", "Adder/a", "value").strip() == "9"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0

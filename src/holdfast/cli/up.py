@@ -11,29 +11,41 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, read_password
 from holdfast.cli.printing import Styled, out
 from holdfast.errors import ConfigError
+from holdfast.host import addresses
+from holdfast.host.addresses import CLIENT_PORT, CLUSTER_PORT
+from holdfast.host.directory import DirectoryLock, Started, agree, explain, recall, remember, write_private
 from holdfast.host.local_cluster import LocalCluster
-from holdfast.host.nats_config import Security, ServerSettings
+from holdfast.host.nats_config import Security, ServerSettings, check
 from holdfast.host.process import begin_again, serve
 from holdfast.host.supervisor import HostSettings
+from holdfast.ids import check_machine
+from holdfast.limits import CAPACITY_MAX, CAPACITY_MIN
 from holdfast.node.loading import load_agents
 
 
 def up(
     apps: Annotated[list[str] | None, typer.Argument(metavar="[APP]...", help="What the nodes serve: app.py.")] = None,
     hosts: Annotated[
-        int, typer.Option("--hosts", help="Complete hosts on loopback, for development: 1, or 3 and more.")
-    ] = 1,
-    nodes: Annotated[int, typer.Option("--nodes", min=0, help="Node processes per host.")] = 1,
+        int | None,
+        typer.Option(
+            "--hosts",
+            help="Complete hosts on loopback, for development: 1, or 3 and more. Default: as many as --dir has, or 1.",
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=0, max=256, help="Node processes per host.")] = 1,
     directory: Annotated[Path, typer.Option("--dir", help="Where the data lie.")] = DIRECTORY,
     name: Annotated[str, typer.Option("--name", help="This host's name; it stays the same for its life.")] = "",
     listen: Annotated[str, typer.Option("--listen", help="Address for clients and other hosts.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65000, help="Port for clients.")] = 4222,
-    cluster_port: Annotated[int, typer.Option("--cluster-port", min=1, max=65000, help="Port for other hosts.")] = 6222,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port for clients.")] = CLIENT_PORT,
+    cluster_port: Annotated[
+        int, typer.Option("--cluster-port", min=1, max=65535, help="Port for other hosts.")
+    ] = CLUSTER_PORT,
     cohort: Annotated[
         str,
         typer.Option(
@@ -49,7 +61,7 @@ def up(
     labels: Annotated[
         list[str] | None, typer.Option("--label", help="What its nodes have, for pools that ask for it: gpu, zone=a.")
     ] = None,
-    capacity: Annotated[float, typer.Option("--capacity", min=0.01, help="How much each node can carry.")] = 1.0,
+    capacity: Annotated[float, typer.Option("--capacity", help="How much each node can carry, 0.01 to 1000.")] = 1.0,
     tls_ca: Annotated[str, typer.Option("--tls-ca", envvar="HOLDFAST_TLS_CA", help="PEM file.")] = "",
     tls_cert: Annotated[str, typer.Option("--tls-cert", envvar="HOLDFAST_TLS_CERT", help="PEM file.")] = "",
     tls_key: Annotated[str, typer.Option("--tls-key", envvar="HOLDFAST_TLS_KEY", help="PEM file.")] = "",
@@ -63,52 +75,70 @@ def up(
     """
 
     async def work() -> bool:
+        if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:  # not a number is not between them either
+            raise ConfigError(f"--capacity {capacity}: give a number from {CAPACITY_MIN} to {CAPACITY_MAX:.0f}")
+        if apps and not nodes:
+            raise ConfigError(f"--nodes 0: nobody would serve {', '.join(apps)}; leave it out, or give 1 and more")
         for app in apps or ():
             load_agents(app)  # a mistake in it is said here, once, and not by every node
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
         say = _Speaker(as_json)
-        if hosts != 1:
-            network = cohort or join or servers or security != Security() or listen != "127.0.0.1"
-            if network or labels or capacity != 1.0:
-                raise ConfigError(
-                    "--hosts is for development on loopback: leave --cohort, --join, --servers, --listen, --label, "
-                    "--capacity and TLS out"
-                )
-            await _up_many(hosts, nodes, directory, port, apps or [], say)
-            return False
         _check_ways(cohort, join, servers)
-        server = None
-        urls = [url for url in servers.split(",") if url]
-        routes = tuple(route.strip() for route in cohort.split(",") if route.strip())
-        if not urls:
-            server = ServerSettings(
-                name or socket.gethostname(),
-                str(directory.resolve()),
-                listen,
-                port,
-                cluster_port=cluster_port,
-                routes=routes,
-                security=security,
+        network = bool(cohort or join or servers or security != Security() or listen != "127.0.0.1")
+        if hosts is not None and hosts != 1 and (network or name or labels or capacity != 1.0):
+            raise ConfigError(_ALONE)
+        with DirectoryLock(directory) as lock:
+            known = None if servers else recall(directory)
+            if hosts is None and known is not None and known.below and not (network or name):
+                say("again", {"directory": str(directory), "what": known.text})
+                await _up_many(known.hosts, nodes, directory, port, apps or [], say, lock)
+                return False
+            if hosts is not None and hosts != 1:
+                await _up_many(hosts, nodes, directory, port, apps or [], say, lock)
+                return False
+            urls = [url.strip() for url in servers.split(",") if url.strip()]
+            started = _as_known(known, Started(1, False, name, _cohort(cohort), _with_port(join)), say)
+            server = None
+            if not urls:
+                agree(directory, started)
+                address = addresses.check_listen(listen)
+                server = ServerSettings(
+                    started.name,
+                    str(directory.resolve()),
+                    address,
+                    port,
+                    cluster_port=cluster_port,
+                    routes=started.cohort or (),
+                    security=security,
+                )
+                check(server)
+                addresses.check_free(address, port, "--port")
+                remember(directory, started)
+                scheme = "tls" if security.tls_cert else "nats"
+                urls_here = [f"{scheme}://{addresses.join(addresses.own(address), port)}"]
+            settings = HostSettings(
+                started.name,
+                server,
+                urls,
+                nodes,
+                apps or [],
+                None if urls or started.join else len(started.cohort or ()) or 1,
+                labels or [],
+                capacity,
+                security,
+                started.join or "",
             )
-        replicas = None if urls or join else len(routes) or 1
-        settings = HostSettings(
-            name or socket.gethostname(),
-            server,
-            urls,
-            nodes,
-            apps or [],
-            replicas,
-            labels or [],
-            capacity,
-            security,
-            _with_port(join),
-        )
-        scheme = "tls" if security.tls_cert else "nats"
-        with _Where(directory, urls or [f"{scheme}://{'127.0.0.1' if listen == '0.0.0.0' else listen}:{port}"]):
-            return await serve(settings, say)
+            with _Where(directory, urls or urls_here):
+                return await serve(settings, say, lock)
 
     if execute(work(), as_json):
         begin_again()
+
+
+_ALONE: Final = (
+    "--hosts is for development on loopback: leave --name, --cohort, --join, --servers, --listen, --label, --capacity and "
+    "TLS out"
+)
 
 
 def _check_ways(cohort: str, join: str, servers: str) -> None:
@@ -126,21 +156,54 @@ def _check_ways(cohort: str, join: str, servers: str) -> None:
         )
 
 
+def _cohort(text: str) -> tuple[str, ...]:
+    """The founders, each with its port. Raises `ConfigError`."""
+    found = [addresses.split(one, CLUSTER_PORT, "--cohort") for one in text.split(",") if one.strip()]
+    if found and len(found) not in (3, 5):
+        raise ConfigError(
+            f"--cohort: a cohort has 3 or 5 hosts, not {len(found)}; a single host needs no --cohort, and an even number "
+            "gains no safety"
+        )
+    if len(set(found)) != len(found):
+        raise ConfigError(f"--cohort {text}: a host is named twice")
+    return tuple(addresses.join(*one) for one in found)
+
+
 def _with_port(join: str) -> str:
     """HOST:PORT, with the port that clients use where none is given. Raises `ConfigError`."""
-    if not join:
-        return ""
-    port = "" if join.endswith("]") else join.rpartition(":")[2] if join.count(":") == 1 or "]:" in join else ""
-    if port and not port.isdigit():
-        raise ConfigError(f"--join {join}: the port is a number")
-    return join if port else f"[{join}]:4222" if ":" in join and "]" not in join else f"{join}:4222"
+    return addresses.join(*addresses.split(join, CLIENT_PORT, "--join")) if join else ""
 
 
-async def _up_many(hosts: int, nodes: int, directory: Path, port: int, apps: list[str], say: _Speaker) -> None:
+def _as_known(known: Started | None, given: Started, say: _Speaker) -> Started:
+    """What to start: what was given, and for what was not given, what the directory was started as."""
+    if given.name:
+        check_machine(given.name, "host")
+    if known is None or known.below:
+        return msgspec.structs.replace(given, name=given.name or _machine())
+    wanted = msgspec.structs.replace(given, name=given.name or known.name or _machine())
+    if not given.cohort and not given.join and (known.cohort or known.join):
+        wanted = msgspec.structs.replace(wanted, cohort=known.cohort, join=known.join)
+        say("again", {"directory": "this directory", "what": known.text})
+    elif not given.name and known.name and known.name != _machine():
+        say("again", {"directory": "this directory", "what": known.text})
+    return wanted
+
+
+def _machine() -> str:
+    """This machine's name, as a host's. Raises `ConfigError`."""
+    try:
+        return check_machine(socket.gethostname(), "host")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give another with --name") from None
+
+
+async def _up_many(
+    hosts: int, nodes: int, directory: Path, port: int, apps: list[str], say: _Speaker, lock: DirectoryLock
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    cluster = LocalCluster(directory, apps, hosts=hosts, nodes=nodes, ports=port, report=say)
+    cluster = LocalCluster(directory, apps, hosts=hosts, nodes=nodes, ports=port, report=say, lock=lock)
     starting = asyncio.ensure_future(cluster.start())
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -165,8 +228,10 @@ class _Where:
         self._text = json.dumps(urls)
 
     def __enter__(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(self._text)
+        try:
+            write_private(self._path, self._text)
+        except OSError as error:
+            raise ConfigError(explain(error, self._path.parent)) from None
 
     def __exit__(self, *_: object) -> None:
         if self._path.exists() and self._path.read_text() == self._text:
@@ -181,6 +246,7 @@ _TEXTS: Final = {
     "node-ready": "node {node} serves {kinds} (pid {node_pid})",
     "node-ended": "node {node} ended with code {code} {error}; it is started again",
     "node-said": "{node}: {text}",
+    "again": "{directory} has {what}: that is started again",
     "up": "up: join it with {urls}; Ctrl-C ends it",
     "stopping": "finishing what runs",
     "stopped": "stopped",

@@ -17,9 +17,12 @@ from typing import Any, Self
 
 import msgspec
 
+from holdfast import ids
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
+from holdfast.host import addresses
+from holdfast.host.directory import DirectoryLock, Started, agree, remember
 from holdfast.host.host_child import HostChild
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import free_ports
@@ -46,7 +49,7 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"{'tls' if self.security.tls_cert else 'nats'}://{self.listen}:{self.port}"
+        return f"{'tls' if self.security.tls_cert else 'nats'}://{addresses.join(self.listen, self.port)}"
 
 
 def _on_loopback(hosts: int, founders: int, ports: int) -> list[Place]:
@@ -68,7 +71,7 @@ class LocalCluster:
     ``ports``: the first port to use; 0 takes free ones. ``labels``: of each
     host's nodes. ``report``: hears of each event with the host's name.
     ``places``: where each host runs, instead of all on loopback. ``log``: a file that gets what the processes print on
-    their standard error, instead of this process's own.
+    their standard error, instead of this process's own. ``lock``: on the directory, where it was taken already.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class LocalCluster:
         report: Report | None = None,
         places: Sequence[Place] = (),
         log: str | Path = "",
+        lock: DirectoryLock | None = None,
     ) -> None:
         if hosts < 1 or hosts == 2:
             raise ConfigError(f"a cluster has 1 host, or 3 and more, not {hosts}: two are no safer than one")
@@ -90,6 +94,12 @@ class LocalCluster:
             raise ConfigError(f"a host has 0 or more nodes, not {nodes}")
         directory = self._directory = Path(directory)
         founders = max(size for size in SIZES if size <= hosts)
+        if ports and not 0 < ports <= 65536 - 2 * hosts:
+            raise ConfigError(
+                f"{hosts} hosts need the ports {ports} to {ports + 2 * hosts - 1}: there are none above 65535"
+            )
+        self._lock = lock or DirectoryLock(directory)
+        self._started = Started(hosts, below=True)
         self._labels = labels or {}
         self._apps, self._nodes = [_absolute(app) for app in apps], nodes
         places = places or _on_loopback(hosts, founders, ports)
@@ -129,6 +139,7 @@ class LocalCluster:
         """
         if name in self._hosts:
             raise ConfigError(f"there is a host {name!r}: give the new one another name")
+        ids.check_machine(name, "host")
         port, cluster_port = free_ports(2)
         place = Place(port, cluster_port, (), tuple(self.urls))
         self.urls.append(place.url)
@@ -161,6 +172,9 @@ class LocalCluster:
 
     async def start_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one host, and return once its nodes are ready. Raises `ConfigError`."""
+        await asyncio.to_thread(self._lock.take)
+        agree(self._directory, self._started)
+        remember(self._directory, self._started)
         await self._find(name).start(timeout_seconds, self._log)
 
     def _find(self, name: str) -> HostChild:
@@ -210,10 +224,12 @@ class LocalCluster:
     async def kill(self) -> None:
         """``kill -9`` all hosts."""
         await asyncio.gather(*(self.kill_host(name) for name in self._hosts))
+        self._lock.release()
 
     async def stop(self) -> None:
         """End all hosts in order."""
         await asyncio.gather(*(self.stop_host(name) for name in self._hosts))
+        self._lock.release()
 
     async def stop_host(self, name: str) -> None:
         """End a host in order, as `SIGTERM` does; it keeps its part in the cluster."""

@@ -10,7 +10,6 @@ settings file only, which nobody but its owner can read.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from holdfast.errors import ConfigError
+from holdfast.host import addresses
 
 ACCOUNT: Final = "HF"
 """Has the cells, the blobs and the bus."""
@@ -78,20 +78,10 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """How many processors it uses at once, where it shares the machine with others of its kind; 0: all."""
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an address is only reached from this very machine."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
 def check(settings: ServerSettings) -> None:
     """Raises `ConfigError` for settings that would be dangerous, or cannot work."""
     security = settings.security
-    if not is_loopback(settings.listen) and not security.complete:
+    if not addresses.is_loopback(settings.listen) and not security.complete:
         raise ConfigError(
             f"listening on {settings.listen}, beyond this machine, needs certificates and a password: give --tls-ca, "
             "--tls-cert, --tls-key, --user and --password-file, or listen on 127.0.0.1"
@@ -116,7 +106,7 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
     security = settings.security
     lines = [
         f"server_name: {quoted(server_name)}",
-        f"listen: {quoted(f'{settings.listen}:{settings.port}')}",
+        f"listen: {quoted(addresses.join(settings.listen, settings.port))}",
         'ping_interval: "5s"',
         'write_deadline: "5s"',
         "max_payload: 1MB",
@@ -152,7 +142,7 @@ def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_p
         lines += [
             "cluster {",
             f"  name: {quoted(settings.cluster)}",
-            f"  listen: {quoted(f'{settings.listen}:{settings.cluster_port}')}",
+            f"  listen: {quoted(addresses.join(settings.listen, settings.cluster_port))}",
             '  ping_interval: "1s"',
             "  ping_max: 2",
             '  write_deadline: "2s"',

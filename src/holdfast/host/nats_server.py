@@ -18,6 +18,8 @@ from typing import Final
 from holdfast import chance
 from holdfast.children import die_with_parent, share, wake_late
 from holdfast.errors import ConfigError
+from holdfast.host import addresses
+from holdfast.host.directory import DirectoryLock, explain, write_private
 from holdfast.host.nats_config import ServerSettings, check, render
 
 VERSION_MIN: Final = (2, 15, 0)
@@ -66,15 +68,6 @@ async def check_version(binary: Path) -> tuple[int, ...]:
     return version
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.unlink(missing_ok=True)
-    scratch.touch(0o600)
-    scratch.write_text(text)
-    scratch.replace(path)
-
-
 def _begin(parent: int) -> None:
     """What the child does before it becomes the server."""
     die_with_parent(parent)
@@ -86,9 +79,11 @@ def _begin(parent: int) -> None:
 class NatsServer:
     """See the module. Its data lie in ``settings.directory``; what it prints goes to ``nats-server.log`` there."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, lock: DirectoryLock | None = None) -> None:
         self.settings = settings
         self.name = settings.name
+        self.lock = lock or DirectoryLock(settings.directory)
+        """On its directory: the server has it as well, as long as it runs."""
         self.system_password = f"{chance.bits(128):032x}"
         """Of the system account, for this life of the host."""
         self.starts = 0
@@ -98,8 +93,7 @@ class NatsServer:
     def url(self) -> str:
         """Where clients connect."""
         scheme = "tls" if self.settings.security.tls_cert else "nats"
-        host = "127.0.0.1" if self.settings.listen in ("0.0.0.0", "::") else self.settings.listen
-        return f"{scheme}://{host}:{self.settings.port}"
+        return f"{scheme}://{addresses.join(addresses.own(self.settings.listen), self.settings.port)}"
 
     @property
     def pid(self) -> int:
@@ -123,13 +117,16 @@ class NatsServer:
         binary = find_binary()
         await check_version(binary)
         check(settings)
+        self.lock.take()
+        addresses.check_free(settings.listen, settings.port, "--port")
+        if settings.routes or settings.others:
+            addresses.check_free(settings.listen, settings.cluster_port, "--cluster-port")
         try:
-            Path(settings.directory).mkdir(parents=True, exist_ok=True)
             # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
             config = render(settings, shutil.disk_usage(settings.directory).total, self.name, self.system_password)
             write_private(self.config_path, config)
         except OSError as error:
-            raise ConfigError(f"nats-server {settings.name} cannot be started: {error}") from None
+            raise ConfigError(explain(error, Path(settings.directory))) from None
         self.starts += 1
         # With all processors each server would keep threads awake that look for work which the others are about to do.
         limit = {"GOMAXPROCS": str(settings.processors)} if settings.processors else {}
@@ -142,9 +139,11 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
                 env={**limit, **os.environ},
+                pass_fds=self.lock.descriptors,
                 start_new_session=True,  # Ctrl-C is for the host, which then stops it in order
                 preexec_fn=functools.partial(_begin, os.getpid()),
             )
+        self.lock.note(self._process.pid)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._listens():
@@ -161,11 +160,12 @@ class NatsServer:
 
     async def _greeting(self) -> bytes:
         """The first line that it says to a client; empty where it takes no connection."""
-        host = "127.0.0.1" if self.settings.listen in ("0.0.0.0", "::") else self.settings.listen
         try:
             # Over TLS from the first byte: it takes a connection without a handshake for an error.
             context = self._own_context() if self.settings.security.tls_cert else None
-            reader, writer = await asyncio.open_connection(host, self.settings.port, ssl=context)
+            reader, writer = await asyncio.open_connection(
+                addresses.own(self.settings.listen), self.settings.port, ssl=context
+            )
         except OSError:
             return b""
         try:
@@ -261,3 +261,5 @@ class LocalServers:
         for server in self.servers:
             server.send_signal(signal.SIGCONT)
         await asyncio.gather(*(server.kill() for server in self.servers))
+        for server in self.servers:
+            server.lock.release()

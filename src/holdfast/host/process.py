@@ -17,6 +17,7 @@ import msgspec
 
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
+from holdfast.host.directory import DirectoryLock
 from holdfast.host.supervisor import Host, HostSettings, Report
 from holdfast.loops import run
 
@@ -31,8 +32,8 @@ def encode(settings: HostSettings) -> bytes:
     return msgspec.json.encode(_Told(os.getpid(), settings)) + b"\n"
 
 
-async def serve(settings: HostSettings, report: Report) -> bool:
-    """Run a host until SIGTERM or SIGINT, or until it is to begin again: whether it is.
+async def serve(settings: HostSettings, report: Report, lock: DirectoryLock | None = None) -> bool:
+    """Run a host until SIGTERM or SIGINT, or until it is to begin again: whether it is. ``lock``: on its directory.
 
     Raises `ConfigError`, `NoQuorum` where it cannot start.
     """
@@ -40,7 +41,7 @@ async def serve(settings: HostSettings, report: Report) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    host = Host(settings, report)
+    host = Host(settings, report, lock)
     starting = loop.create_task(host.start())
     stopping = loop.create_task(stop.wait())
     again = loop.create_task(host.wants_restart.wait())

@@ -29,12 +29,13 @@ from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, HoldfastError, InvalidName, NoResponders, NotDone, Unknown
+from holdfast.host import addresses
+from holdfast.host.directory import STATE_FILE, explain, write_private
 from holdfast.host.facts import HostFacts
-from holdfast.host.nats_server import NatsServer, write_private
+from holdfast.host.nats_server import NatsServer
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.system import System, peer_id
 
-FILE: Final = "host.json"
 _LEFT: Final = "jetstream-left"
 """What a server kept when it lost its vote; the next one to be put aside replaces it."""
 
@@ -76,7 +77,7 @@ class Seat:
         self._server = server
         self._join = join
         self._restart = restart
-        self._path = Path(server.settings.directory) / FILE
+        self._path = Path(server.settings.directory) / STATE_FILE
         self._state = State("", True, "")
         self._changing = asyncio.Lock()
 
@@ -84,7 +85,6 @@ class Seat:
 
     async def take(self) -> None:
         """Find out what part this host has, before its server starts. Raises `ConfigError`, `NoQuorum`."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             try:
                 self._state = msgspec.json.decode(self._path.read_bytes(), type=State)
@@ -97,8 +97,11 @@ class Seat:
             await self._learn_from(self._join)
         else:
             self._state = State(_identity(), True, self._address(""))
-        self._save()
-        self._dress()
+        try:
+            self._save()
+            self._dress()
+        except OSError as error:
+            raise ConfigError(explain(error, self._path.parent)) from None
 
     async def _learn_from(self, join: str) -> None:
         security = self._server.settings.security
@@ -161,17 +164,17 @@ class Seat:
     def _address(self, join: str) -> str:
         """Where others reach this host: where it listens, or else the address that faces them."""
         listen = self._server.settings.listen
-        if listen not in ("0.0.0.0", "::"):
+        if listen not in addresses.EVERYWHERE:
             return listen
         for route in self._server.settings.routes:
-            name = route.rpartition(":")[0]
+            name = addresses.bare(route.rpartition(":")[0])
             if route.endswith(f":{self._server.settings.cluster_port}") and _is_here(name):
                 return name
         host, _, port = join.rpartition(":")
         if not host:
             return socket.gethostname()
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host.strip("[]"), int(port)))
+            probe.connect((addresses.bare(host), int(port)))
             return str(probe.getsockname()[0])
 
     def _save(self) -> None:
@@ -220,11 +223,11 @@ class Seat:
     def entry(self) -> HostEntry:
         """This host, as the record has it."""
         own = self._server.settings
-        address = f"[{self._state.address}]" if ":" in self._state.address else self._state.address
+        address = self._state.address
         clustered = own.routes or own.others
         scheme = "tls" if own.security.tls_cert else "nats"
-        route = f"{address}:{own.cluster_port}" if clustered else ""
-        return HostEntry(self._server.name, route, f"{scheme}://{address}:{own.port}")
+        route = addresses.join(address, own.cluster_port) if clustered else ""
+        return HostEntry(self._server.name, route, f"{scheme}://{addresses.join(address, own.port)}")
 
     # Afterwards ----------------------------------------------------------------------------------------------------
 
@@ -377,7 +380,7 @@ def _identity() -> str:
 def _is_here(name: str) -> bool:
     """Whether an address belongs to this machine."""
     try:
-        found = socket.getaddrinfo(name.strip("[]"), 0, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
         for family, kind, _, _, address in found:
             with socket.socket(family, kind) as probe:
                 probe.bind((ipaddress.ip_address(address[0]).compressed, 0))

@@ -27,6 +27,7 @@ from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, HoldfastError
+from holdfast.host.directory import DirectoryLock
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
 from holdfast.host.operations import Operations
@@ -97,13 +98,16 @@ class NodeChild:
 
 
 class Host:
-    """See the module. ``report`` hears of each event: ``server``, ``server-ended``,
+    """See the module. ``lock``: on its directory, where it was taken already.
+
+    ``report`` hears of each event: ``server``, ``server-ended``,
     ``server-failed``, ``server-stores-nothing``, ``node-ready``, ``node-ended``, ``node-said``."""
 
-    def __init__(self, settings: HostSettings, report: Report) -> None:
+    def __init__(self, settings: HostSettings, report: Report, lock: DirectoryLock | None = None) -> None:
+        ids.check_machine(settings.name, "host")
         self.settings = settings
         self.started_at = time.time()
-        self.server = None if settings.server is None else NatsServer(settings.server)
+        self.server = None if settings.server is None else NatsServer(settings.server, lock)
         self.system: System | None = None
         self.seat = None if self.server is None else Seat(settings.name, self.server, settings.join, self._restart)
         self.heard: dict[str, float] = {}
@@ -129,6 +133,7 @@ class Host:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
         loop = asyncio.get_running_loop()
         if self.server is not None and self.seat is not None:
+            await asyncio.to_thread(self.server.lock.take)
             await self.seat.take()
             await self.server.start()
             self._report(
@@ -362,6 +367,7 @@ class Host:
             await self._engine.close()
         if self.server is not None:
             await self.server.stop()
+            self.server.lock.release()
 
 
 def _longer(delay: float) -> float:

@@ -1,0 +1,180 @@
+"""Whose a host's directory is, and what it was started as: without servers, as the kernel's locks decide it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from holdfast.errors import ConfigError
+from holdfast.host import addresses, directory
+from holdfast.host.directory import LOCK_FILE, STATE_FILE, DirectoryLock, Started, agree, recall, remember
+from holdfast.host.nats_server import free_ports
+
+_HOLD = """
+import os, subprocess, sys, time
+from holdfast.host.directory import DirectoryLock
+lock = DirectoryLock(sys.argv[1])
+lock.take()
+if len(sys.argv) > 2:
+    child = subprocess.Popen(["nats-server", "60"], executable="/bin/sleep", pass_fds=lock.descriptors)
+    lock.note(child.pid)
+    print(child.pid, flush=True)
+else:
+    print(0, flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def holder(path: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Another process that has the lock, with a child that has it as well where ``more`` says so."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(path), *more], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        yield process, child
+    finally:
+        process.kill()
+        process.wait()
+        if child:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        DirectoryLock(path).take()
+    return str(refused.value)
+
+
+def test_a_second_host_is_refused_whatever_path_it_takes(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    (tmp_path / "link").symlink_to(real)
+    with holder(real) as (process, _):
+        for path in (real, tmp_path / "link", tmp_path / "x" / ".." / "real"):
+            (tmp_path / "x").mkdir(exist_ok=True)
+            assert f"process {process.pid}" in refusal(path) and "--dir" in refusal(path)
+        (real / LOCK_FILE).unlink()  # as a cleaner of temporary directories does
+        assert f"process {process.pid}" in refusal(real)
+    DirectoryLock(real).take()
+
+
+def test_two_hosts_of_one_process_are_refused_as_well(tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path) as lock:
+        lock.take()
+        assert f"process {os.getpid()}" in refusal(tmp_path)
+    with DirectoryLock(tmp_path):
+        assert (tmp_path / LOCK_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_server_that_outlived_its_host_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 0.2)
+    with holder(tmp_path, "with a server") as (process, server):
+        assert f"nats-server in process {server}" in refusal(tmp_path)
+        process.kill()
+        process.wait()
+        told = refusal(tmp_path)
+        assert f"`kill {server}`" in told and f"process {process.pid} is gone" in told
+        monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 60.0)
+        ending = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({server}, 9)"])
+        DirectoryLock(tmp_path).take()  # it is waited for: the kernel ends a server soon after its host
+        assert ending.wait() == 0
+
+
+def test_links_files_and_directories_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a" / LOCK_FILE).symlink_to(tmp_path / "victim")
+    assert "symbolic link" in refusal(tmp_path / "a")
+    assert (tmp_path / "victim").read_text() == "precious"
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "--dir" in refusal(path) and "\n" not in refusal(path)
+
+
+def test_what_a_directory_was_started_as_is_compared(tmp_path: Path) -> None:
+    def had(started: Started | None, *hosts: str) -> Path:
+        made = tmp_path / msgspec.json.encode([str(started), *hosts]).hex()[-40:]
+        for host in hosts:
+            (made / host).mkdir(parents=True, exist_ok=True)
+            (made / host / STATE_FILE).write_text("{}")
+        made.mkdir(exist_ok=True)
+        if started is not None:
+            remember(made, started)
+        return made
+
+    three = Started(3, below=True)
+    single = Started(1, name="a", cohort=(), join="")
+    founder = Started(1, name="a", cohort=("a:1", "b:1", "c:1"), join="")
+    joined = Started(1, name="a", cohort=(), join="b:4222")
+    assert recall(tmp_path / "none") is None and recall(had(single)) is None, "nobody has data there"
+    assert recall(had(three, "h1", "h2", "h3")) == three
+    assert recall(had(None, "h1", "h2", "h3", "unrelated")) == three, "nothing was noted: the hosts are counted"
+    assert recall(had(None, ".")) == Started(1)
+    renamed = msgspec.structs.replace(single, name="b")
+    moved = msgspec.structs.replace(founder, cohort=("a:1", "b:1", "d:9"))
+    stranger = msgspec.structs.replace(founder, cohort=("x:1", "y:1", "z:1"))
+    for kept, hosts, same, others in (
+        (three, ("h1", "h2"), [three], [single, founder, Started(5, below=True), Started(1, below=True)]),
+        (single, (".",), [single], [three, founder, joined, renamed]),
+        (founder, (".",), [founder, moved], [single, joined, stranger, renamed, three]),
+        (joined, (".",), [joined, msgspec.structs.replace(joined, join="c:4222")], [founder, three, renamed]),
+    ):
+        where = had(kept, *hosts)
+        for wanted in same:
+            agree(where, wanted)
+        for wanted in others:
+            with pytest.raises(ConfigError, match="holdfast up"):
+                agree(where, wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a", ("a", 1)),
+        ("a:7", ("a", 7)),
+        ("::1", ("::1", 1)),
+        ("[::1]", ("::1", 1)),
+        ("[fe80::1%lo]:7", ("fe80::1%lo", 7)),
+    ],
+)  # fmt: skip
+def test_addresses_are_taken_apart_and_joined(text: str, found: tuple[str, int]) -> None:
+    assert addresses.split(text, 1, "--join") == found
+    assert addresses.split(addresses.join(*found), 2, "--join") == found
+
+
+@pytest.mark.parametrize("text", ["", ":1", "a:0", "a:65536", "a:x", "a:٣", "[::1]x", "[]:1", "a b:1", "u@a:1", "a/b"])
+def test_what_is_not_an_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--join"):
+        addresses.split(text, 1, "--join")
+
+
+def test_a_port_in_use_is_said_with_its_process() -> None:
+    (port,) = free_ports(1)
+    addresses.check_free("127.0.0.1", port, "--port")
+    held = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert held.stdout is not None
+    held.stdout.readline()
+    try:
+        with pytest.raises(ConfigError, match=f"{port} of 127.0.0.1 is in use by process {held.pid} "):
+            addresses.check_free("127.0.0.1", port, "--port")
+    finally:
+        held.kill()
+        held.wait()
+    with pytest.raises(ConfigError, match="does not have that address"):
+        addresses.check_free("192.0.2.1", port, "--port")
