@@ -62,7 +62,7 @@ def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
 
 
 def check_names(name: str, host: str) -> None:
-    """Raises `InvalidName` for a node's or a host's name that cannot be one; an empty one is made later."""
+    """Raises `ConfigError` for a node's or a host's name that cannot be one; an empty one is made later."""
     for given, what in ((name, "node"), (host, "host")):
         if given:
             ids.check_machine(given, what)

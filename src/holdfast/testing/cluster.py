@@ -115,7 +115,7 @@ class SimCluster:
 
     def client(self, host: str) -> Process:
         """A process that serves nothing."""
-        found = Process(self, f"client {len(self.clients) + 1}", host, [], "")
+        found = Process(self, f"client-{len(self.clients) + 1}", host, [], "")
         self.clients.append(found)
         return found
 
