@@ -3,6 +3,7 @@
     HoldfastError
     ├── NotDone                  nothing happened: safe to try again
     │   ├── NoQuorum             a majority of the cohort cannot be reached
+    │   │   └── StorageFailed    … as the one disk of an embedded log takes no writes
     │   ├── NoResponders         nobody serves that subject at this moment
     │   ├── Overloaded           a bound was reached (a mailbox, a table of message ids)
     │   ├── DeadlineExceeded     the deadline passed before the message was started
@@ -41,6 +42,13 @@ class NotDone(HoldfastError):
 
 class NoQuorum(NotDone):
     """A majority of the cohort cannot be reached, so nothing was written."""
+
+
+class StorageFailed(NoQuorum):
+    """The embedded log takes no writes: its disk is full, fails or cannot be written, or its files are gone.
+
+    The text names the file, and says what to do.
+    """
 
 
 class NoResponders(NotDone):

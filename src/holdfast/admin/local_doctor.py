@@ -6,7 +6,6 @@ It holds the log's own lock meanwhile, so that no process opens it, and changes 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -22,6 +21,7 @@ from holdfast.admin.doctor import Diagnosis, disk
 from holdfast.admin.findings import Finding, finding, ordered
 from holdfast.core.replicas import spans
 from holdfast.engines.base import Stored
+from holdfast.engines.local.lock import InUse, Lock
 from holdfast.errors import ConfigError, DataLoss
 
 _SPANS_MAX: Final = 20
@@ -62,16 +62,16 @@ def _locked(path: Path) -> Iterator[str]:
     """Keep every log out; yields the process that has it open, empty where none has."""
     if not os.access(path, os.R_OK | os.W_OK):
         raise PermissionError(f"{path} may not be read and written by this user")
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = Lock(path)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        else:
-            yield ""
+        lock.take()
+    except InUse as error:
+        yield error.owner
+        return
+    try:
+        yield ""
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _look(path: Path, connection: sqlite3.Connection) -> Iterator[Finding]:

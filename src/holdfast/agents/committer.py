@@ -34,7 +34,7 @@ from holdfast.agents.batch import Batch
 from holdfast.agents.journal import Journal
 from holdfast.core import backoff
 from holdfast.engines.base import Record
-from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, TooLarge, Unknown
+from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, StorageFailed, TooLarge, Unknown
 
 if TYPE_CHECKING:
     from holdfast.agents.runtime import Runtime
@@ -265,7 +265,9 @@ class Committer:
                 raise
             except NoQuorum as error:
                 attempt += 1
-                if self._runtime.loop.time() > give_up_at:
+                if self._runtime.loop.time() > give_up_at or isinstance(
+                    error, StorageFailed
+                ):  # no election heals a disk
                     for activation, *_ in batch.agents:
                         if activation.shard.active:
                             activation.shard.drop(activation, error)

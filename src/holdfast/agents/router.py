@@ -32,7 +32,6 @@ from holdfast.errors import (
     Closed,
     DeadlineExceeded,
     HoldfastError,
-    NoQuorum,
     NotDone,
     OutcomeUnknown,
     Overloaded,
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 _SWEEP_SECONDS = 0.25
 _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
-_ISOLATED = "this process reaches no majority of the servers"
 _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
@@ -152,7 +150,8 @@ class Router:
         if self._closed:
             raise Closed("the node was closed")
         if self.life is not None and self.life.isolated():
-            raise NoQuorum(f"{what}: {_ISOLATED}, and nothing was done")
+            why, kind = self.life.refusal()
+            raise kind(f"{what}: {why}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
 
@@ -375,7 +374,7 @@ class Router:
                 life.want(any(one.attempts > 1 or one.sent_at < waits for one in self._open.values()))
                 if life.isolated():
                     for opened in list(self._open.values()):
-                        self._fail(opened, _ISOLATED, NoQuorum)
+                        self._fail(opened, *life.refusal())
             for opened in list(self._open.values()):
                 if opened.deadline <= now:
                     self._fail(opened, "the deadline passed", DeadlineExceeded)

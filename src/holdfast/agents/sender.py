@@ -22,7 +22,7 @@ from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Expect, Record
-from holdfast.errors import Closed, Conflict, HoldfastError, NotDone, OutcomeUnknown, Overloaded, Unknown
+from holdfast.errors import Closed, Conflict, HoldfastError, NotDone, OutcomeUnknown, Overloaded, StorageFailed, Unknown
 
 _AT_ONCE_MAX = 64
 _AT_ONCE_BYTES_MAX = 512 * 1024
@@ -106,7 +106,7 @@ class Sender:
                 break
             except Conflict:
                 break  # only these very letters can be in the way: an attempt before happened
-            except Closed as found:
+            except (Closed, StorageFailed) as found:
                 _fail(letters, OutcomeUnknown(f"not known to be written: {found}") if unknown else found)
                 return
             except Unknown as found:

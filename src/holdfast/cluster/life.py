@@ -20,7 +20,7 @@ from holdfast.clock import Clock
 from holdfast.cluster.chain import Chain
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record, Stored
-from holdfast.errors import Closed, Conflict, NoQuorum, Unknown
+from holdfast.errors import Closed, Conflict, NoQuorum, StorageFailed, Unknown
 
 _CONDEMNED: Final = b"condemned"
 _PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
@@ -28,6 +28,7 @@ _READS_MAX: Final = 6
 """How often it is read what came before a sentence, with pauses of some 0.3 s together."""
 
 _NEVER: Final = -math.inf
+_ISOLATED: Final = "this process reaches no majority of the servers"
 
 
 def base(incarnation: str) -> str:
@@ -51,6 +52,10 @@ class Life:
     def __init__(self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool) -> None:
         self.incarnation = incarnation
         self.alone = engine.name == "local"
+        self.failed = ""
+        """Why nothing can be done in this process any more: its engine writes nothing more."""
+        self.over = asyncio.Event()
+        """Whether that is so."""
         self.chains = {cell: Chain(cell, base(incarnation)) for cell in cells}
         self.serves = serves
         self.wanted = serves
@@ -94,10 +99,24 @@ class Life:
 
     def isolated(self) -> bool:
         """Whether nothing can be done from here: no cell took a write of this process for a while, nor will one soon."""
+        if self.failed:
+            return True
         if self.alone or not self.wanted:
             return False
         newest = max(self._asked_since, *self._proven_at.values())
         return self._clock.monotonic() - newest > limits.ISOLATE_SECONDS and not self.hears_majority(len(self._cells))
+
+    def refusal(self) -> tuple[str, type[NoQuorum]]:
+        """Why nothing can be done from here, and the error that says it."""
+        return (self.failed, StorageFailed) if self.failed else (_ISOLATED, NoQuorum)
+
+    def fail(self, why: str) -> None:
+        """Its engine writes nothing more: this node is not live, and never will be."""
+        self.failed = why
+        self.live_until = _NEVER
+        self.lapses += 1
+        self.over.set()
+        self.on_lapse()
 
     def want(self, wanted: bool) -> None:
         """Say whether a process that serves nothing should find out whether a majority answers."""

@@ -32,6 +32,7 @@ from holdfast.errors import (
     NoQuorum,
     NotFound,
     OutcomeUnknown,
+    StorageFailed,
     TooLarge,
     Unknown,
 )
@@ -316,7 +317,7 @@ class Registry:
                 fresh = False
             except (Unknown, NoQuorum) as error:
                 unknown = unknown or isinstance(error, Unknown)
-                if self._clock.monotonic() > end:
+                if self._clock.monotonic() > end or isinstance(error, StorageFailed):
                     if unknown:
                         raise OutcomeUnknown(f"{token} may have been written to the registry: {error}") from None
                     raise

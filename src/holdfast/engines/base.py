@@ -253,6 +253,10 @@ class Engine(ABC):
     def servers(self) -> int:
         """How many servers of the cluster this process knows, itself not counted; 1 where there is none."""
 
+    def when_failed(self, tell: Callable[[str], None]) -> None:  # noqa: B027  (most have nothing to tell)
+        """Have ``tell`` called with the reason when this engine finds that it can write nothing more until it is opened
+        again. One whose servers may come back never does."""
+
     @abstractmethod
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since `open`: appends, records, bytes, unknown outcomes, reconnections and the like."""

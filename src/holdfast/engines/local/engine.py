@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
+import errno
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from holdfast import limits
+from holdfast import files, limits
 from holdfast.engines import checks
 from holdfast.engines.base import Engine
 from holdfast.engines.local.blobs import LocalBlobs
 from holdfast.engines.local.bus import LocalBus
+from holdfast.engines.local.lock import InUse, Lock
 from holdfast.engines.local.log import LocalLog
-from holdfast.engines.local.writer import Writer
+from holdfast.engines.local.writer import Place, Writer
 from holdfast.errors import Closed, ConfigError, NotFound
 
 FORMAT: Final = 1
@@ -38,44 +38,44 @@ class LocalEngine(Engine):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock = -1
+        self._lock = Lock(self.path)
         self._connections: list[sqlite3.Connection] = []
         self._writer: Writer | None = None
 
     async def open(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            files.make_directory(self.path.parent)
+            self._lock.take()
             connection = self._prepare()
+            reader = self._connect()
+            reader.execute("PRAGMA query_only = ON")
+            # The loop hears of a commit from the writer, and the log's tails from the loop.
+            writer = Writer(
+                connection, Place(self.path, self._lock.identity), lambda cell, records: self.log.applied(cell, records)
+            )
+            writer.read()
+        except InUse as error:
+            await self.close()
+            raise ConfigError(
+                f"{self.path} is open in process {error.owner}: one process at a time has a local log; "
+                "stop that one, or run a cluster"
+            ) from None
         except (OSError, sqlite3.Error) as error:
             await self.close()
-            raise ConfigError(f"{self.path} cannot be opened: {error}") from None
+            raise ConfigError(f"{self.path} cannot be opened: {error}{_advice(error)}") from None
         except ConfigError:
             await self.close()
             raise
-        reader = self._connect()
-        reader.execute("PRAGMA query_only = ON")
-        # The loop hears of a commit from the writer, and the log's tails from the loop.
-        self._writer = Writer(connection, lambda cell, records: self.log.applied(cell, records))
+        self._writer = writer
         self.log: LocalLog = LocalLog(self._writer, reader)
         self.blobs: LocalBlobs = LocalBlobs(self._writer, reader)
         self.bus: LocalBus = LocalBus()
         self.log.note_cells()
         self._writer.start()
 
-    def _take_lock(self) -> None:
-        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(lock)
-            raise ConfigError(
-                f"{self.path} is open in process {owner}: one process at a time has a local log; stop that one, or run a cluster"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        self._lock = lock
+    def when_failed(self, tell: Callable[[str], None]) -> None:
+        if self._writer is not None:
+            self._writer.on_failed = tell
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=32)
@@ -110,9 +110,7 @@ class LocalEngine(Engine):
         connections, self._connections = self._connections, []
         for connection in reversed(connections):
             connection.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
 
     async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
         for cell in cells:
@@ -157,3 +155,15 @@ class LocalEngine(Engine):
         if writer is None:
             return {}
         return {"commits": writer.commits, "records": writer.records, "published": self.bus.published}
+
+
+def _advice(error: Exception) -> str:
+    """What to do about it, where that is known."""
+    name, number = getattr(error, "sqlite_errorname", ""), getattr(error, "errno", None)
+    if name.startswith("SQLITE_FULL") or number in (errno.ENOSPC, errno.EDQUOT):
+        return "; its disk is full: free some space"
+    if number == errno.EROFS:
+        return "; its disk is read-only: give a path on another one, or have it mounted for writing"
+    if isinstance(error, PermissionError) or name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return "; this user must be able to write the file and its directory: change their rights, or give another path"
+    return ""

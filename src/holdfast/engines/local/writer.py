@@ -6,23 +6,67 @@ transaction and tells the loop once. Each append is still all or nothing: its ex
 of it is written, against an index of the newest sequence per subject that this thread alone keeps.
 
 After a commit whose fsync failed nothing is known about the file, so the writer dies: what waited is `Unknown`, and all
-later appends are refused (PostgreSQL learnt this in 2018: "fsyncgate").
+later appends are refused (PostgreSQL learnt this in 2018: "fsyncgate"). It dies as well when the files that it writes are
+not the ones at their path any more: a cleaner of temporary directories removed them, a disk was unmounted. A file without
+a name takes writes and fsyncs as any other, and is gone with this process. So between each commit and its
+acknowledgement the path is compared with what is open.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from holdfast.engines.base import Record, Stored
-from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName, NoQuorum, Unknown
+from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName, StorageFailed, Unknown
 
 Applied = Callable[[str, list[Stored]], None]
 Work = Callable[[sqlite3.Connection], Any]
+
+
+_IDLE_SECONDS: Final = 1.0
+"""How often an idle writer looks whether its files are there."""
+
+_FULL: Final = ("SQLITE_FULL", "SQLITE_BUSY")
+_WHY: Final = {
+    "SQLITE_FULL": "its disk is full; free some space, and it goes on by itself",
+    "SQLITE_READONLY": "the disk, or the file, cannot be written",
+    "SQLITE_IOERR": "the disk gives errors, or the file may not grow",
+    "SQLITE_BUSY": "another program has it locked",
+}
+_logger = logging.getLogger(__name__)
+
+
+class Place:
+    """Where the log's files are, and which files they were when they were opened."""
+
+    def __init__(self, path: Path, identity: tuple[int, int]) -> None:
+        self.path = path
+        self._files = {str(path): identity}
+
+    def opened(self) -> None:
+        """The file of changes beside it is there now. Raises `OSError`."""
+        path = os.path.realpath(self.path) + "-wal"  # SQLite follows a link to the log, and writes beside its end
+        found = os.stat(path)  # noqa: PTH116  (a Path costs more than the call)
+        self._files[path] = found.st_dev, found.st_ino
+
+    def gone(self) -> str:
+        """What is wrong with the paths, empty where they lead to what is open."""
+        for path, identity in self._files.items():
+            try:
+                found = os.stat(path)  # noqa: PTH116
+            except OSError as error:
+                return f"{path} is gone ({error.strerror}): it was removed or renamed, or its disk was unmounted"
+            if (found.st_dev, found.st_ino) != identity:
+                return f"{path} is another file than the one that this process has open: it was replaced"
+        return ""
 
 
 class _Append:
@@ -56,8 +100,9 @@ class Cell:
 class Writer:
     """See the module. ``applied`` is called on the loop after each commit, per cell, with the records in order."""
 
-    def __init__(self, connection: sqlite3.Connection, applied: Applied) -> None:
+    def __init__(self, connection: sqlite3.Connection, place: Place, applied: Applied) -> None:
         self._connection = connection
+        self._place = place
         self._applied = applied
         self._loop = asyncio.get_running_loop()
         self._gathered: list[_Append | _Task] = []
@@ -65,6 +110,8 @@ class Writer:
         self._wake = threading.Semaphore(0)
         self._closing = False
         self._dead: str = ""
+        self.on_failed: Callable[[str], None] = _nobody
+        """Called on the loop when it dies."""
         self._undo: list[tuple[Cell, int, dict[str, int]]] = []
         self._made: list[str] = []
         self._dropped: dict[str, Cell] = {}
@@ -75,12 +122,16 @@ class Writer:
         self.commits = 0
         self.records = 0
 
-    def start(self) -> None:
-        """Read the index and begin to write."""
+    def read(self) -> None:
+        """Read the index. Raises `sqlite3.Error`, `OSError`."""
         for name, number, last in self._connection.execute("SELECT name, number, last FROM cells"):
             rows = self._connection.execute("SELECT subject, sequence FROM records WHERE cell = ?", (number,))
             self.cells[name] = Cell(number, last, dict(rows))
             self.last = max(self.last, last)
+        self._place.opened()
+
+    def start(self) -> None:
+        """Begin to write."""
         self._thread.start()
 
     def append(self, cell: str, records: Sequence[Record]) -> asyncio.Future[range]:
@@ -99,7 +150,7 @@ class Writer:
         if self._closing:
             raise Closed("the log was closed")
         if self._dead:
-            raise Closed(self._dead)
+            raise StorageFailed(self._dead)
         if not self._gathered:
             self._loop.call_soon(self._hand_over)
         self._gathered.append(item)
@@ -123,7 +174,10 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            self._wake.acquire()
+            if not self._wake.acquire(timeout=_IDLE_SECONDS):
+                if not self._dead and (gone := self._place.gone()):
+                    self._die(gone)
+                continue
             waiting: list[_Append | _Task] = []
             while self._handed:
                 waiting += self._handed.popleft()
@@ -136,7 +190,7 @@ class Writer:
     def _write(self, waiting: list[_Append | _Task]) -> dict[str, list[Stored]]:
         if self._dead:
             for item in waiting:
-                item.result = Closed(self._dead)
+                item.result = StorageFailed(self._dead)
             return {}
         changed: dict[str, list[Stored]] = {}
         self._undo = []
@@ -176,6 +230,10 @@ class Writer:
             for name in self._made:
                 self.cells.pop(name, None)
             self.cells.update(self._dropped)
+            return {}
+        if gone := self._place.gone():
+            self._die(gone)
+            _all_fail(waiting, Unknown(self._dead))
             return {}
         self.commits += 1
         return changed
@@ -252,20 +310,23 @@ class Writer:
             replaced.clear()
 
     def _failed(self, error: sqlite3.Error, committing: bool, waiting: list[_Append | _Task]) -> None:
-        full = getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_BUSY"))
+        name = getattr(error, "sqlite_errorname", "")
+        full = name.startswith(_FULL)
         try:
             self._connection.execute("ROLLBACK")
         except sqlite3.Error:
             full = full and not self._connection.in_transaction
-        outcome: HoldfastError
+        why = next((text for code, text in _WHY.items() if name.startswith(code)), "it cannot be written")
         if full or not committing:
-            outcome = NoQuorum(f"nothing was written: {error}")
+            _all_fail(waiting, StorageFailed(f"nothing was written to {self._place.path}: {why} ({error})"))
         else:
-            self._dead = f"the log could not be made durable ({error}); what is on the disk is read by a new start"
-            outcome = Unknown(self._dead)
-        for item in waiting:
-            if not isinstance(item.result, HoldfastError):
-                item.result = outcome
+            self._die(f"{self._place.path} could not be made durable: {why} ({error})")
+            _all_fail(waiting, Unknown(self._dead))
+
+    def _die(self, why: str) -> None:
+        self._dead = f"{why}; this log takes nothing more, and a new start reads what is on the disk"
+        _logger.critical("%s", self._dead)
+        self._loop.call_soon_threadsafe(lambda: self.on_failed(self._dead))
 
     def _tell(self, waiting: list[_Append | _Task], changed: dict[str, list[Stored]]) -> None:
         for item in waiting:
@@ -278,3 +339,13 @@ class Writer:
                 future.set_result(result)
         for cell, stored in changed.items():
             self._applied(cell, stored)
+
+
+def _all_fail(waiting: list[_Append | _Task], error: HoldfastError) -> None:
+    for item in waiting:
+        if not isinstance(item.result, HoldfastError):
+            item.result = error
+
+
+def _nobody(_why: str) -> None:
+    pass
