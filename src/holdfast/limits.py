@@ -39,6 +39,29 @@ CAPABILITIES_MAX: Final = 64
 FRAME_BYTES_MAX: Final = 256 * 1024
 """Messages to one node are joined into one frame up to this size."""
 
+# Processes -------------------------------------------------------------------------------------------------------
+EVENT_BYTES_MAX: Final = 256 * 1024
+"""One event that a process tells its parent; a longer one is dropped."""
+
+EVENTS_WAITING_BYTES_MAX: Final = 1024 * 1024
+"""Events that a process keeps while its parent does not read them; further ones are dropped."""
+
+SAID_LINE_BYTES_MAX: Final = 8 * 1024
+"""One printed line; what is longer is cut."""
+
+SAID_LINES_PER_SECOND: Final = 200.0
+"""Printed lines of one process that are carried, after the burst; further ones are dropped, and counted."""
+
+SAID_LINES_BURST: Final = 2000
+SAID_PART_SECONDS: Final = 1.0
+"""Printed text without an end of the line is taken for a line after this."""
+
+WRITER_LINES_MAX: Final = 4000
+"""Lines of a host that wait until its output is read; further ones are dropped, and counted."""
+
+ORPHANED_PIPES_MAX: Final = 16
+"""Outputs that a host still reads though the node ended: of programs that its handlers started, and that go on."""
+
 # Batches ---------------------------------------------------------------------------------------------------------
 BATCH_RECORDS_MAX: Final = 900
 """Records in one atomic batch (NATS refuses more than 1,000)."""
@@ -215,6 +238,8 @@ KEEP_BLOBS_SECONDS: Final = 10.0
 BACKOFF_SECONDS_MIN: Final = 0.01
 BACKOFF_SECONDS_MAX: Final = 1.0
 
+assert SAID_LINE_BYTES_MAX * 8 < EVENT_BYTES_MAX < EVENTS_WAITING_BYTES_MAX, "a printed line fits an event, escaped"
+assert SAID_LINES_BURST < WRITER_LINES_MAX, "what one process may print at once can wait"
 assert BLOB_THRESHOLD_BYTES + ANSWERS_BYTES_MAX < RECORD_BYTES_MAX, "a state, its answers: one record"
 assert ANSWERS_BYTES_MAX + REPLY_BYTES_MAX + TIMERS_BYTES_MAX < RECORD_BYTES_MAX * 3 // 4, "the rest fits beside a blob"
 assert MESSAGE_BYTES_MAX < RECORD_BYTES_MAX, "a message fits a record"

@@ -187,15 +187,19 @@ def test_findings_events_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.out.count(SEEN) >= 5 and said.err.count(SEEN) == 1
 
 
-def test_what_up_shows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_up_shows(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is written by a thread, past Python's own streams."""
     say = up._Speaker(as_json=False)
     names = ("server", "url", "code", "error", "node", "kinds", "node_pid", "text", "urls", "host")
     for event in up._TEXTS:
         say(event, dict.fromkeys(names, NASTY))
         say(event, {**dict.fromkeys(names, NASTY), "kinds": [NASTY], "urls": [NASTY]})
-    clean(capsys.readouterr().out)
-    up._Speaker(as_json=True)("node-said", {"text": NASTY, "number": float("nan")})
-    line = capsys.readouterr().out
+    say.close()
+    clean(capfd.readouterr().out)
+    say = up._Speaker(as_json=True)
+    say("node-said", {"text": NASTY, "number": float("nan")})
+    say.close()
+    line = capfd.readouterr().out
     assert line.count("\n") == 1 and json.loads(line)["text"] == NASTY
     clean(line)
     assert main.app is app

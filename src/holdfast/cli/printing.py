@@ -28,6 +28,8 @@ from typing import Any, Final, NamedTuple, TextIO
 
 import msgspec
 
+from holdfast.said import visible
+
 FREE_TEXT_MAX: Final = 200
 """Characters of a cell of free text in a table; on a terminal fewer, as many as there is room for."""
 
@@ -54,13 +56,6 @@ Part = str | Styled
 def bold(text: str) -> Styled:
     """The text in bold."""
     return Styled(text, "bold")
-
-
-def visible(text: str) -> str:
-    """The text in one line, each character that cannot be seen (controls, line ends, overrides) written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def width_of(text: str) -> int:

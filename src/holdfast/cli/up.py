@@ -14,8 +14,9 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
+from holdfast import said
 from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, read_password
-from holdfast.cli.printing import Styled, out
+from holdfast.cli.printing import Printer, Styled
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
 from holdfast.host.addresses import CLIENT_PORT, CLUSTER_PORT
@@ -27,6 +28,7 @@ from holdfast.host.supervisor import HostSettings
 from holdfast.ids import check_machine
 from holdfast.limits import CAPACITY_MAX, CAPACITY_MIN
 from holdfast.node.loading import load_agents
+from holdfast.pipes import Writer, write_all
 
 
 def up(
@@ -74,6 +76,8 @@ def up(
     What is stored is found again by the next start in the same directory.
     """
 
+    say = _Speaker(as_json)
+
     async def work() -> bool:
         if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:  # not a number is not between them either
             raise ConfigError(f"--capacity {capacity}: give a number from {CAPACITY_MIN} to {CAPACITY_MAX:.0f}")
@@ -81,8 +85,8 @@ def up(
             raise ConfigError(f"--nodes 0: nobody would serve {', '.join(apps)}; leave it out, or give 1 and more")
         for app in apps or ():
             load_agents(app)  # a mistake in it is said here, once, and not by every node
+        said.log_to(say.errors)
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
-        say = _Speaker(as_json)
         _check_ways(cohort, join, servers)
         network = bool(cohort or join or servers or security != Security() or listen != "127.0.0.1")
         if hosts is not None and hosts != 1 and (network or name or labels or capacity != 1.0):
@@ -131,7 +135,11 @@ def up(
             with _Where(directory, urls or urls_here):
                 return await serve(settings, say, lock)
 
-    if execute(work(), as_json):
+    try:
+        again = execute(work(), as_json)
+    finally:
+        say.close()
+    if again:
         begin_again()
 
 
@@ -245,7 +253,8 @@ _TEXTS: Final = {
     "server-stores-nothing": "server {server} stores nothing any more: is its disk full? It is started again",
     "node-ready": "node {node} serves {kinds} (pid {node_pid})",
     "node-ended": "node {node} ended with code {code} {error}; it is started again",
-    "node-said": "{node}: {text}",
+    "node-said": "{who}: {text}",
+    "host-said": "{who}: {text}",
     "again": "{directory} has {what}: that is started again",
     "up": "up: join it with {urls}; Ctrl-C ends it",
     "stopping": "finishing what runs",
@@ -257,6 +266,7 @@ _STYLES: Final = {
     "server-stores-nothing": "red",
     "node-ended": "red",
     "node-said": "dim",
+    "host-said": "dim",
     "up": "bold green",
     "stopping": "dim",
     "stopped": "dim",
@@ -270,13 +280,32 @@ class _Speaker:
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._started = time.monotonic()
+        self._out = _Out()
+        self.errors = Writer(lambda text: write_all(2, f"{text}\n".encode(errors="backslashreplace")))
 
     def __call__(self, event: str, facts: dict[str, Any]) -> None:
         if self._as_json:
-            out.json({"event": event, "pid": os.getpid(), **facts}, indent=None)
+            self._out.json({"event": event, "pid": os.getpid(), **facts}, indent=None)
         elif event in _TEXTS:
             values = {key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
+            values["who"] = said.who(facts)
             text = _TEXTS[event].format_map({**values, "kinds": values.get("kinds") or "nothing"})
             host = f"{facts['host']:<6}" if "host" in facts else ""
             lead = (Styled(f"{time.monotonic() - self._started:6.1f} s", "dim"), f"  {host}")
-            out.block(text, *lead, style=_STYLES.get(event, ""), indent=" " * 10)
+            self._out.block(text, *lead, style=_STYLES.get(event, ""), indent=" " * 10)
+
+    def close(self) -> None:
+        """Write what waits, if somebody reads it."""
+        self._out.writer.close()
+        self.errors.close()
+
+
+class _Out(Printer):
+    """A terminal that is stopped, or a pipe that nobody reads, stops no host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer = Writer(lambda text: write_all(1, text.encode(errors="backslashreplace")))
+
+    def _write(self, text: str) -> None:
+        self.writer.put(text)

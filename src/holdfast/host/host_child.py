@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from holdfast.errors import ConfigError
+from holdfast.host import spawn
 from holdfast.host.process import encode
 from holdfast.host.supervisor import HostSettings, Report
 
@@ -26,34 +23,26 @@ class HostChild:
         self.nodes: dict[str, int] = {}
         """The processes of its nodes that are ready, by their names."""
         self.server_pid = 0
+        self._child: spawn.Child | None = None
         self._command = command
         self._report = report
         self._error = ""
         self._changed = asyncio.Event()
 
-    async def start(self, timeout_seconds: float, log: Path | None = None) -> None:
-        """Return once its server and its nodes are ready; nothing is done where it runs. Raises `ConfigError`.
-
-        ``log``: a file that gets what it prints on its standard error, instead of this process's own.
-        """
+    async def start(self, timeout_seconds: float) -> None:
+        """Return once its server and its nodes are ready; nothing is done where it runs. Raises `ConfigError`."""
         if self.process is not None and self.process.returncode is None:
             return
         name = self.settings.name
         self.nodes, self.server_pid, self._error = {}, 0, ""
-        with (log or Path(os.devnull)).open("ab") as file:
-            self.process = await asyncio.create_subprocess_exec(
-                *self._command,
-                sys.executable,
-                "-m",
-                "holdfast.host",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=file if log else None,
-                start_new_session=True,
-            )
-        assert self.process.stdin is not None
-        self.process.stdin.write(encode(self.settings))
-        self.reader = asyncio.get_running_loop().create_task(self._read())
+        self._child = await spawn.start(
+            [*self._command, sys.executable, "-m", "holdfast.host"],
+            lambda events: encode(self.settings, events),
+            self._heard,
+            lambda text: self._report("host-said", {"host": name, "text": text}),
+        )
+        self.process = self._child.process
+        self.reader = asyncio.get_running_loop().create_task(self._wait(self._child))
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not self._ready():
@@ -68,25 +57,21 @@ class HostChild:
         has_server = self.settings.server is None or self.server_pid != 0
         return has_server and len(self.nodes) >= self.settings.nodes
 
-    async def _read(self) -> None:
-        assert self.process is not None and self.process.stdout is not None
-        while line := await self.process.stdout.readline():
-            try:
-                facts: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.MsgspecError:
-                facts = {"event": "said", "text": line.decode(errors="replace").rstrip()}
-            event = str(facts.pop("event", ""))
-            if event == "node-ready":
-                self.nodes[facts["node"]] = facts["node_pid"]
-            elif event == "node-ended":
-                self.nodes.pop(facts["node"], None)
-                self._error = str(facts.get("error", ""))
-            elif event == "server":
-                self.server_pid = facts["server_pid"]
-            elif event == "failed":
-                self._error = str(facts.get("error", ""))
-            self._changed.set()
-            self._report(event, {"host": self.settings.name, **facts})
+    def _heard(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "node-ready":
+            self.nodes[facts["node"]] = facts["node_pid"]
+        elif event == "node-ended":
+            self.nodes.pop(facts["node"], None)
+            self._error = str(facts.get("error", ""))
+        elif event == "server":
+            self.server_pid = facts["server_pid"]
+        elif event == "failed":
+            self._error = str(facts.get("error", ""))
+        self._changed.set()
+        self._report(event, {"host": self.settings.name, **facts})
+
+    async def _wait(self, child: spawn.Child) -> None:
+        await child.wait()
         self._changed.set()
 
     async def stop(self) -> None:

@@ -27,6 +27,8 @@ from holdfast.host.host_child import HostChild
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import free_ports
 from holdfast.host.supervisor import HostSettings, Report
+from holdfast.pipes import Writer, write_all
+from holdfast.said import SAID_EVENTS, said_line
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -69,9 +71,9 @@ class LocalCluster:
     ``hosts``: 1, 3 or 5 vote; those beyond have joined without a vote.
     ``directory``: where the hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it.
     ``ports``: the first port to use; 0 takes free ones. ``labels``: of each
-    host's nodes. ``report``: hears of each event with the host's name.
-    ``places``: where each host runs, instead of all on loopback. ``log``: a file that gets what the processes print on
-    their standard error, instead of this process's own. ``lock``: on the directory, where it was taken already.
+    host's nodes. ``report``: hears of each event with the host's name, also of each line that a node or host prints.
+    ``places``: where each host runs, instead of all on loopback. ``log``: a file that gets what they print; without it
+    and without ``report``, this process's standard error does. ``lock``: on the directory, where it was taken already.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class LocalCluster:
         if len(places) != hosts:
             raise ConfigError(f"{hosts} hosts need as many places, not {len(places)}")
         self.urls = [place.url for place in places]
+        self._report = report or (_ignore if log else self._print)
         self._log = Path(log) if log else None
-        self._report = report or _ignore
+        self._writer = Writer(self._write)
         self._hosts: dict[str, HostChild] = {}
         for index, place in enumerate(places):
             self._add(f"h{index + 1}", place, founders)
@@ -130,7 +133,24 @@ class LocalCluster:
             security=place.security, join=join,
         )  # fmt: skip
         settings.labels = list(self._labels.get(name, ()))
-        self._hosts[name] = HostChild(settings, place.command, self._report)
+        self._hosts[name] = HostChild(settings, place.command, self._heard)
+
+    def _heard(self, event: str, facts: dict[str, Any]) -> None:
+        if self._log is not None and event in SAID_EVENTS:
+            self._print(event, facts)
+        self._report(event, facts)
+
+    def _print(self, event: str, facts: dict[str, Any]) -> None:
+        if event in SAID_EVENTS:
+            self._writer.put(said_line(facts))
+
+    def _write(self, line: str) -> None:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        if self._log is None:
+            write_all(2, data)
+        else:
+            with self._log.open("ab") as file:
+                file.write(data)
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one more host on loopback, which joins without a vote; return once its nodes are ready.
@@ -175,7 +195,7 @@ class LocalCluster:
         await asyncio.to_thread(self._lock.take)
         agree(self._directory, self._started)
         remember(self._directory, self._started)
-        await self._find(name).start(timeout_seconds, self._log)
+        await self._find(name).start(timeout_seconds)
 
     def _find(self, name: str) -> HostChild:
         try:
@@ -225,11 +245,13 @@ class LocalCluster:
         """``kill -9`` all hosts."""
         await asyncio.gather(*(self.kill_host(name) for name in self._hosts))
         self._lock.release()
+        await asyncio.to_thread(self._writer.close)
 
     async def stop(self) -> None:
         """End all hosts in order."""
         await asyncio.gather(*(self.stop_host(name) for name in self._hosts))
         self._lock.release()
+        await asyncio.to_thread(self._writer.close)
 
     async def stop_host(self, name: str) -> None:
         """End a host in order, as `SIGTERM` does; it keeps its part in the cluster."""

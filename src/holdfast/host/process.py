@@ -1,7 +1,7 @@
 """A host as a process of its own: what `holdfast up` and `LocalCluster` start.
 
-It is told its `HostSettings` as JSON on the standard input, and says what happens on its standard output, one JSON object
-a line. SIGTERM and SIGINT make it end in order. Its children die with it, whatever way it dies.
+It is told its `HostSettings` as JSON on the standard input, and says what happens through the pipe that it was given, one JSON
+object a line. SIGTERM and SIGINT make it end in order. Its children die with it, whatever way it dies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from holdfast import pipes, said
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
 from holdfast.host.directory import DirectoryLock
@@ -25,11 +26,12 @@ from holdfast.loops import run
 class _Told(msgspec.Struct):
     parent: int
     settings: HostSettings
+    events: int = 1
 
 
-def encode(settings: HostSettings) -> bytes:
-    """What to write to the standard input of a host's process started by this one."""
-    return msgspec.json.encode(_Told(os.getpid(), settings)) + b"\n"
+def encode(settings: HostSettings, events: int = 1) -> bytes:
+    """What to write to the standard input of a host's process started by this one. ``events``: the pipe for what it says."""
+    return msgspec.json.encode(_Told(os.getpid(), settings, events)) + b"\n"
 
 
 async def serve(settings: HostSettings, report: Report, lock: DirectoryLock | None = None) -> bool:
@@ -64,29 +66,43 @@ async def serve(settings: HostSettings, report: Report, lock: DirectoryLock | No
     return host.wants_restart.is_set() and not stop.is_set()
 
 
-def begin_again(told: bytes = b"") -> NoReturn:
-    """Become a new process with the same number and the same command; ``told``: what it is to read on its standard input."""
+def begin_again(told: bytes = b"", events: int = 1) -> NoReturn:
+    """Become a new process with the same number and the same command; ``told``: what it is to read on its standard input.
+
+    ``events``: the pipe for what it says, which it is to inherit.
+    """
     if told:
         reading, writing = os.pipe()
         os.write(writing, told)
         os.close(writing)
         os.dup2(reading, 0)
+    os.set_inheritable(events, True)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> int:
     """``python -m holdfast.host``."""
-
-    def report(event: str, facts: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
-
     line = sys.stdin.buffer.readline()
     told = msgspec.json.decode(line, type=_Told)
     die_with_parent(told.parent)
+    writer = pipes.Writer(lambda text: pipes.write_all(2, f"{text}\n".encode(errors="backslashreplace")))
+    events = pipes.Writer(lambda text: pipes.write_all(1, f"{text}\n".encode(errors="backslashreplace")))
+    teller = pipes.Teller(told.events) if told.events != 1 else None
+
+    def report(event: str, facts: dict[str, Any]) -> None:
+        if teller is not None:
+            teller.tell(event, facts, may_drop=event == "node-said")
+        else:
+            events.put(json.dumps({"event": event, "pid": os.getpid(), **facts}))
+
     try:
+        said.log_to(writer)
         if run(serve(told.settings, report)):
-            begin_again(line)
+            begin_again(line, told.events)
     except HoldfastError as error:
         report("failed", {"error": f"{type(error).__name__}: {error}"})
         return 2
+    finally:
+        writer.close()
+        events.close()
     return 0

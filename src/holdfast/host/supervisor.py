@@ -21,12 +21,13 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, ids, limits, pipes, said
 from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, HoldfastError
+from holdfast.host import spawn
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
@@ -81,6 +82,7 @@ class NodeChild:
         self.name = name
         self.incarnation = ""
         self.process: asyncio.subprocess.Process | None = None
+        """Until its end is known: what it started may live longer."""
         self.ready = False
         self.error = ""
         self.starts = 0
@@ -286,48 +288,43 @@ class Host:
             user=security.user,
             password=security.password,
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "holdfast.node",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
+        started = await spawn.start(
+            [sys.executable, "-m", "holdfast.node"],
+            lambda events: msgspec.json.encode(msgspec.structs.replace(settings, events=events)) + b"\n",
+            lambda event, facts: self._heard(child, event, facts),
+            lambda text: self._said(child, text),
         )
-        child.process = process
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(msgspec.json.encode(settings) + b"\n")
+        child.process = started.process
         try:
-            while line := await process.stdout.readline():
-                self._heard(child, process.pid, line)
-            return await process.wait()
+            return await started.wait()
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await started.kill()
             self._ended.append(child.incarnation)
             child.incarnation = ""
             child.process = None
             self._say_who_lives()
 
-    def _heard(self, child: NodeChild, pid: int, line: bytes) -> None:
-        try:
-            event = msgspec.json.decode(line)
-        except msgspec.DecodeError:
-            event = None
-        if not isinstance(event, dict) or "event" not in event:
-            self._report("node-said", {"node": child.name, "text": line.decode(errors="replace").rstrip()})
-        elif event["event"] == "ready":
+    def _heard(self, child: NodeChild, event: str, facts: dict[str, Any]) -> None:
+        """A node told this host something; what is not known here comes from a newer version."""
+        if event == "ready" and child.process is not None:
             child.ready = True
-            facts = {
+            told = {
                 "node": child.name,
-                "node_pid": pid,
+                "node_pid": child.process.pid,
                 "incarnation": child.incarnation,
-                "kinds": event.get("kinds", []),
+                "kinds": facts.get("kinds", []),
             }
-            self._report("node-ready", facts)
-        elif event["event"] == "failed":
-            child.error = str(event.get("error", ""))
+            self._report("node-ready", told)
+        elif event == "failed":
+            child.error = str(facts.get("error", ""))
+        elif event == said.SAID:
+            agent, at = str(facts.get("agent", "")), facts.get("at", 0.0)
+            text = str(facts["text"]) if "text" in facts else pipes.dropped_text(facts.get("dropped", 0))
+            self._said(child, text, agent, at)
+
+    def _said(self, child: NodeChild, text: str, agent: str = "", at: float = 0.0) -> None:
+        """A line that a node printed: data, whatever it looks like."""
+        self._report("node-said", {"node": child.name, "agent": agent, "at": at or time.time(), "text": text})
 
     @property
     def engine(self) -> NatsEngine:

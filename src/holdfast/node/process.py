@@ -1,27 +1,27 @@
 """A node as a process of its own: what `holdfast up` starts, once per core or so.
 
-It says on its standard output, one JSON object a line, when it is ready; SIGTERM and SIGINT make it let go of its shards
-and end. It dies with the host that started it.
+It tells the host through a pipe of its own when it is ready, and what its agents print. SIGTERM and SIGINT make it let
+go of its shards and end. It dies with the host that started it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
 import signal
 import sys
 from typing import Any, Final
 
 import msgspec
 
-from holdfast import limits
+from holdfast import limits, said
+from holdfast.agents import running
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
 from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node
+from holdfast.pipes import Teller
 
 _GC_THRESHOLDS: Final = (20_000, 10, 10)
 """Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them it stood still for
@@ -50,21 +50,18 @@ class NodeSettings(msgspec.Struct):
     tls_key: str = ""
     user: str = ""
     password: str = ""
+    events: int = 1
+    """The pipe for what the host is to know. A host of an older version reads the standard output instead."""
 
     def __repr__(self) -> str:
         return f"NodeSettings(name={self.name!r}, host={self.host!r}, incarnation={self.incarnation!r})"
-
-
-def say(event: str, **facts: object) -> None:
-    """One line for whoever started this process."""
-    print(json.dumps({"event": event, "pid": os.getpid(), **facts}), flush=True)
 
 
 class NodeFailed(Exception):
     """A task of the node ended with an error of ours."""
 
 
-async def serve(settings: NodeSettings) -> None:
+async def serve(settings: NodeSettings, teller: Teller) -> None:
     """Serve until told to end. Raises `NodeFailed`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -81,6 +78,7 @@ async def serve(settings: NodeSettings) -> None:
 
     loop.set_exception_handler(failed)
     kinds = [cls for app in settings.apps for cls in load_agents(app)]
+    said.set_up_logging()
     async with Node.join(
         settings.urls,
         serve=kinds,
@@ -99,21 +97,24 @@ async def serve(settings: NodeSettings) -> None:
         user=settings.user,
         password=settings.password,
     ) as node:
-        say("ready", incarnation=node.incarnation, kinds=[cls.__kind__.name for cls in kinds])
+        teller.tell("ready", {"incarnation": node.incarnation, "kinds": [cls.__kind__.name for cls in kinds]})
         await stop.wait()
     if failures:
         raise NodeFailed(failures[0])
-    say("ended")
+    teller.tell("ended", {})
 
 
 def main() -> int:
     """``python -m holdfast.node``, with `NodeSettings` as JSON on the standard input."""
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=NodeSettings)
     die_with_parent(settings.parent)
+    teller = Teller(settings.events)
+    if settings.events != sys.stdout.fileno():
+        said.take_over(teller, running.agent_id)
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
-        run(serve(settings))
+        run(serve(settings, teller))
     except (HoldfastError, NodeFailed) as error:
-        say("failed", error=f"{type(error).__name__}: {error}")
+        teller.tell("failed", {"error": f"{type(error).__name__}: {error}"})
         return 2
     return 0
