@@ -81,6 +81,7 @@ class Life:
 
     async def start(self) -> None:
         """Begin to prove."""
+        self._engine.when_failed(self.fail)
         if not self.alone:
             self._tasks = [loops.start(self._keep_proving(cell), "the proof of life") for cell in self._cells]
             self._tasks.append(loops.start(self._watch(), "the watch on life"))
