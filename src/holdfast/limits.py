@@ -29,6 +29,12 @@ TIMERS_BYTES_MAX: Final = 64 * 1024
 """The arguments of all timers of one agent."""
 
 STATE_BYTES_MAX: Final = 128 * 1024 * 1024
+TEXT_ARRAY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""An array that is made of a list of texts: each item takes as much as the longest."""
+
+EMPTY_ARRAY_ROWS_MAX: Final = 65_536
+"""Rows of an array without items: they take no bytes, but each is an object where the array is shown."""
+
 NAME_BYTES_MAX: Final = 256
 """An agent's name, in UTF-8. Quoted in a subject it is at most three times as long."""
 
@@ -249,6 +255,7 @@ assert PACKED_BYTES_MAX <= PACK_BYTES_MAX < RECORD_BYTES_MAX, "a packed record f
 assert MOVES_MAX < BATCH_RECORDS_MAX, "what leaves packs fits a batch"
 assert TURN_RECORDS_MAX * 2 < BATCH_RECORDS_MAX, "an agent's turns until their commit fit a batch"
 assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
+assert MESSAGE_BYTES_MAX * 4 < TEXT_ARRAY_BYTES_MAX <= STATE_BYTES_MAX, "a message of one text fits an array"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
 assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
 assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"

@@ -247,7 +247,7 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("unchanged", "no_ghost_read")
 def a_reader_sees_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(turn, "committed_view", lambda activation: activation.kind.decode_view(activation.state_bytes))
+    patch.setattr(turn, "committed_view", lambda activation: activation.kind.view(activation.state_bytes))
 
 
 @pytest.mark.timeout(900)

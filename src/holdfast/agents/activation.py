@@ -33,7 +33,7 @@ class Activation:
 
     __slots__ = (
         "agent", "at_rest", "attempts", "blob", "committed_bytes", "consumed", "digest_part", "generation", "held", "in_batch",
-        "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "next_view", "old_blobs", "outgoing_bytes",
+        "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs", "outgoing_bytes",
         "outgoing_records", "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders",
         "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token",
         "turn_from_inbox", "version", "view", "waiting_readers"
@@ -51,8 +51,6 @@ class Activation:
         self.committed_bytes = b""
         self.view: Any = None
         """The committed state as readers see it; None where it is not decoded now."""
-        self.next_view: Any = None
-        """The view of ``state_bytes``, to become the view when they are committed."""
         self.sequence = 0
         self.digest_part = 0
         """What its newest record adds to the shard's digest; 0 where that is not kept."""
@@ -116,13 +114,14 @@ class Activation:
         """Take over what the log has of the agent; None: it is new. Raises `BadState`."""
         kind = self.kind
         if record is None:
-            self.state = kind.new_state()
-            self.state_bytes, self.view = kind.encode_state(self.state)
+            self.state_bytes, self.state = kind.keep(kind.new_state())
         else:
             self.state = kind.load_state(state, record.state_version)
             self.state_bytes = state
             if record.state_version != kind.state_version:
-                self.state_bytes, self.view = kind.encode_state(self.state)
+                self.state_bytes, self.state = kind.keep(self.state)
+            else:
+                kind.note_unknown(self.token, state, self.state)
             self.version = record.version
             self.consumed = record.consumed
             self.seen = Seen(record.callers, record.ids or NO_IDS)
@@ -329,8 +328,7 @@ class Activation:
         self.version += 1
         if self.committed_bytes is not state_bytes:
             self.committed_bytes = state_bytes
-            self.view = self.next_view if self.state_bytes is state_bytes else None
-            self.next_view = None
+            self.view = None
         done, self.in_batch = self.in_batch, ()
         for message in done:
             if message.fast:

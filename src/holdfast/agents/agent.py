@@ -6,6 +6,7 @@ not a coroutine, an unknown option) is refused there, not at the first message.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
@@ -15,11 +16,14 @@ import msgspec
 from holdfast import codec, ids, limits
 from holdfast.agents.context import Context, Outcome, TurnHost, context_of
 from holdfast.agents.handler import Handler, P, _Method, reader
+from holdfast.codec.kept import Losses, unknown_fields, unsendable
 from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadState
 
 if TYPE_CHECKING:
     from holdfast.agents.ref import AgentRef
+
+_logger = logging.getLogger(__name__)
 
 S = TypeVar("S")
 AgentT = TypeVar("AgentT", bound="Agent[Any]")
@@ -51,14 +55,19 @@ class Kind:
             raise TypeError(f"the state of {name} must be constructible without arguments: {error}") from None
         try:
             self.decode_state = codec.decoder(state).decode
-            self.decode_state(codec.encode_raw(first))
+            self.encode_bytes = codec.encoder(state)
+            self.losses = Losses(state)
+            self.decode_state(self.encode_bytes(first))
         except codec.ERRORS as error:
             raise TypeError(f"the state of {name} cannot be stored: {error}") from None
+        self.exact = self.losses.exact if not self.losses.always else None
+        """The type of a state that loses nothing once it decodes, None where each has to be looked at: see `keep`."""
         self.frozen = isinstance(state, type) and issubclass(state, msgspec.Struct)
         self.view_type = _frozen(state) if self.frozen else state
-        self.decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode
+        self._decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode
         self.shares_view = self.frozen and codec.is_immutable(self.view_type)
         """Whether readers may share one view; else each gets its own, so that what one does to it stays with it."""
+        self._said: set[str] = set()
 
     def _construct(self) -> Any:
         origin = get_origin(self.state_type) or self.state_type
@@ -67,7 +76,7 @@ class Kind:
     def new_state(self) -> Any:
         """The state of an agent that never had a message; it shares nothing with another's. Raises `BadState`."""
         try:
-            return self.decode_state(codec.encode_raw(self._construct()))
+            return self.keep(self._construct())[1]
         except Exception as error:
             raise BadState(f"a new state of {self.name} cannot be made: {type(error).__name__}: {error}") from error
 
@@ -78,16 +87,49 @@ class Kind:
         except Exception as error:
             raise BadState(f"{self.name}.__init__ failed: {type(error).__name__}: {error}") from error
 
-    def encode_state(self, state: Any) -> tuple[bytes, Any]:
-        """The state as bytes, and as the view that readers see. Raises `BadState`, naming the field that does not fit."""
+    def keep(self, state: Any) -> tuple[bytes, Any]:
+        """The state as bytes, and as these give it back: with that the agent goes on, so that a reload changes nothing.
+
+        Raises `BadState`, naming the field that does not fit, or that would be lost.
+        """
         try:
-            data = codec.encode_raw(state)
-            view = self.decode_view(data)
-        except codec.ERRORS as error:
-            raise BadState(f"the state of {self.name} does not fit its type: {error}") from None
+            data = self.encode_bytes(state)
+        except Exception as error:  # also a state's own code
+            where = unsendable(state)
+            raise BadState(f"the state of {self.name} cannot be stored: {where}: {_said(error)}") from None
+        try:
+            kept = self.decode_state(data)
+            lost = "" if type(state) is self.exact else self.losses.find(state, data, kept)
+        except Exception as error:  # also a state's own code
+            raise BadState(f"the state of {self.name} does not fit its type: {_said(error)}") from None
+        if lost:
+            raise BadState(f"the state of {self.name} would lose {lost}")
         if len(data) > limits.STATE_BYTES_MAX:
             raise BadState(f"the state of {self.name} has {len(data)} bytes; {limits.STATE_BYTES_MAX} are allowed")
-        return data, view
+        return data, kept
+
+    def view(self, data: bytes) -> Any:
+        """The state as readers see it, frozen where its type can be. Raises `BadState`."""
+        try:
+            return self._decode_view(data)
+        except Exception as error:  # also a state's own code
+            raise BadState(f"the state of {self.name} cannot be shown: {type(error).__name__}: {error}") from error
+
+    def note_unknown(self, token: str, data: bytes, state: Any) -> None:
+        """Say once, when an agent was loaded, which stored values this code's state type has no field for."""
+        try:
+            if self.encode_bytes(state) == data:
+                return
+            fields = [field for field in unknown_fields(self.state_type, data) if field not in self._said]
+        except Exception:  # a state's own code: its next turn says more
+            return
+        self._said.update(fields)
+        for field in fields:
+            _logger.warning(
+                "%s holds a value of %s, which the state of %s does not have: it stays in the log until the agent's next "
+                "turn that writes, and is gone then. Renamed? Give the field its old name with msgspec.field(name=...), "
+                "or raise state_version and define upgrade_state", token, field, self.name,
+            )  # fmt: skip
 
     def load_state(self, data: bytes, version: int) -> Any:
         """The state from a record, upgraded where its schema is older. Raises `BadState`."""
@@ -99,15 +141,14 @@ class Kind:
         if version == self.state_version:
             try:
                 return self.decode_state(data)
-            except codec.ERRORS as error:
+            except Exception as error:  # also a state's own code
                 raise BadState(
                     f"the stored state of {self.name} does not fit its type: {error}. If the type changed, raise "
                     "state_version and define upgrade_state"
                 ) from None
         try:
-            old = msgspec.msgpack.decode(data, ext_hook=codec.owned_array)
-            new = self.cls.upgrade_state(version, old)
-            return self.decode_state(codec.encode_raw(new))
+            old = msgspec.msgpack.decode(data, ext_hook=codec.own_extension)
+            return self.decode_state(self.encode_bytes(self.cls.upgrade_state(version, old)))
         except Exception as error:
             raise BadState(
                 f"{self.name}.upgrade_state from version {version} to {self.state_version} failed: "
@@ -115,11 +156,25 @@ class Kind:
             ) from error
 
 
+def _said(error: Exception) -> str:
+    """What an error says; of one that no codec raises also its class."""
+    return str(error) if isinstance(error, codec.ERRORS) and str(error) else f"{type(error).__name__}: {error}"
+
+
 def _frozen(state: Any) -> Any:
-    config = state.__struct_config__
-    if config.frozen:
+    if state.__struct_config__.frozen:
         return state
-    return type(state.__name__, (state,), {"__module__": state.__module__}, frozen=True)
+    names: dict[str, Any] = {"__module__": state.__module__}
+    if hasattr(state, "__post_init__"):
+
+        def derive(self: Any) -> None:
+            """Let the author's ``__post_init__`` assign, which it cannot here, to an instance that is not frozen."""
+            open_one = state(**{name: getattr(self, name) for name in state.__struct_fields__})
+            for name in state.__struct_fields__:
+                msgspec.structs.force_setattr(self, name, getattr(open_one, name))
+
+        names["__post_init__"] = derive
+    return type(state.__name__, (state,), names, frozen=True)
 
 
 class _Options(msgspec.Struct, frozen=True):

@@ -200,11 +200,10 @@ def finished(
             message.reply, state_bytes, activation.generation = value.reply, value.state, value.generation
             assert context is not None
             context.outgoing, context.timers = value.outgoing, value.timers
-            state, view = kind.load_state(state_bytes, kind.state_version), kind.decode_view(state_bytes)
+            state = kind.load_state(state_bytes, kind.state_version)
         else:
             message.reply = method.encode_reply(value)
-            state = activation.agent.state
-            state_bytes, view = kind.encode_state(state)
+            state_bytes, state = kind.keep(activation.agent.state)
     except HoldfastError as error:
         raised(activation, message, error)
         return
@@ -214,7 +213,6 @@ def finished(
     activation.state = state
     if state_bytes != activation.state_bytes:
         activation.state_bytes = state_bytes
-        activation.next_view = view
     if context is not None:
         if context.timers:
             _keep_timers(activation, context)
@@ -317,11 +315,11 @@ def bury(activation: Activation, message: Delivery, error: HoldfastError) -> Non
 
 
 def committed_view(activation: Activation) -> Any:
-    """The committed state, frozen where its type can be."""
+    """The committed state, frozen where its type can be. Raises `BadState`."""
     if not activation.kind.shares_view:
-        return activation.kind.decode_view(activation.committed_bytes)
+        return activation.kind.view(activation.committed_bytes)
     if activation.view is None:
-        activation.view = activation.kind.decode_view(activation.committed_bytes)
+        activation.view = activation.kind.view(activation.committed_bytes)
     return activation.view
 
 
@@ -345,7 +343,11 @@ def read(activation: Activation, message: Delivery) -> None:
         return
     agent = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
-    agent.state = committed_view(activation)
+    try:
+        agent.state = committed_view(activation)
+    except HoldfastError as error:
+        refuse(message, error)
+        return
     agent._holdfast_context = context
     run = method.bind(agent, args)
     if method.waits:

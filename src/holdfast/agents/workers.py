@@ -165,7 +165,7 @@ def _perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lam
     agent._holdfast_context = context = Context(
         cast(Any, host), job.message_key, job.deadline, job.keep_until, job.chain, job.reads_only
     )
-    agent.state = kind.decode_view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)
+    agent.state = kind.view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)
     work = method.bind(agent, method.decode_arguments(job.arguments))
     try:
         work.send(None)
@@ -176,7 +176,7 @@ def _perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lam
         raise RuntimeError(_NO_LOOP)
     if job.reads_only:
         return Done(reply)
-    state, _ = kind.encode_state(agent.state)
+    state, _ = kind.keep(agent.state)
     return Done(reply, state, context.outgoing or [], context.timers or {}, host.generation)
 
 

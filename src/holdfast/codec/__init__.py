@@ -1,105 +1,80 @@
-"""How values become bytes: msgpack through msgspec, numpy arrays as one extension type, and a checksum on every record.
+"""How values become bytes: msgpack through msgspec, numpy arrays as an extension type, and a checksum on every record.
 
-Never pickle: bytes from another process are decoded into declared types only. An array travels as its dtype, its shape
-and its raw data in C order; arrays of objects are refused. Decoded *state* owns its arrays and may change them; decoded
-*views* borrow the bytes and are read-only.
+Never pickle: bytes from another process are decoded into declared types only. Decoded *state* owns its arrays and may
+change them; decoded *views* borrow the bytes and are read-only. What a value cannot be, it is refused for: `arrays`,
+`models` and `moments` see to that what comes back is what was given.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-import sys
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, get_origin
 from zlib import crc32
 
 import msgspec
 import msgspec.inspect
 
+from holdfast.codec import arrays, models, moments, types
 from holdfast.errors import BadMessage, DataLoss
 
 _ARRAY: Final = 1
-_DTYPE: Final = re.compile(r"[<>|][?biufcmMSUV][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?", re.ASCII)
-"""What ``dtype.str`` is for plain numbers, dates, bytes and text: numpy's parser is given nothing else."""
-
 _SUM: Final = struct.Struct("<I")
 
 
 def _encode_hook(value: Any) -> Any:
-    numpy = sys.modules.get("numpy")
+    numpy = arrays.numpy_or_none()
     if numpy is not None:
-        if isinstance(value, numpy.ndarray):
-            kind = value.dtype
-            if kind.names is not None or not kind.itemsize or not _DTYPE.fullmatch(kind.str):
-                raise TypeError(f"an array of dtype {kind} cannot be stored: only plain numbers, bool, dates and text")
-            head = msgspec.msgpack.encode((value.dtype.str, value.shape))
-            return msgspec.msgpack.Ext(_ARRAY, _SUM.pack(len(head)) + head + value.tobytes())
         if isinstance(value, numpy.generic):
-            return value.item()
-    raise TypeError(f"values of type {type(value).__qualname__} cannot be stored or sent")
+            if (plain := arrays.plain_scalar(value)) is not None:
+                return plain
+            value = numpy.asarray(value)
+        if isinstance(value, numpy.ndarray):
+            return msgspec.msgpack.Ext(_ARRAY, arrays.to_bytes(value))
+    if models.is_model_type(type(value)):
+        return moments.spelled_out(models.plain(value, _through), moments.ANY)
+    raise TypeError(types.unsupported(type(value)))
 
 
-def _array(data: memoryview, own: bool) -> Any:
-    try:
-        import numpy
-    except ModuleNotFoundError:
-        raise ValueError("this value holds a numpy array: install it with `pip install holdfast[numpy]`") from None
-    (size,) = _SUM.unpack_from(data)
-    dtype, shape = msgspec.msgpack.decode(data[4 : 4 + size], type=tuple[str, tuple[int, ...]])
-    if not _DTYPE.fullmatch(dtype) or min(shape, default=0) < 0:
-        raise ValueError(f"an array of dtype {dtype[:40]!r} and shape {shape[:40]} is not accepted")
-    array = numpy.frombuffer(data[4 + size :], dtype=dtype).reshape(shape)
-    if own:
-        return array.copy()
-    array.flags.writeable = False
-    return array
+def _through(value: Any) -> Any:
+    """Plain data as it arrives."""
+    return msgspec.msgpack.decode(encode_raw(moments.spelled_out(value, moments.ANY)), ext_hook=own_extension)
 
 
-def owned_array(code: int, data: memoryview) -> Any:
-    """An array of its own from an extension value: the hook of decoders. Raises `ValueError`."""
-    if code != _ARRAY:
-        raise ValueError(f"unknown extension type {code}")
-    return _array(data, own=True)
+def _outline_hook(value: Any) -> Any:
+    numpy = arrays.numpy_or_none()
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return arrays.head_of(value)
+    return _encode_hook(value)
 
 
-def _borrowed(code: int, data: memoryview) -> Any:
-    if code != _ARRAY:
-        raise ValueError(f"unknown extension type {code}")
-    return _array(data, own=False)
+def own_extension(code: int, data: memoryview) -> Any:
+    """An extension value, an array as one of its own: the hook of decoders. Raises `ValueError`."""
+    if code == _ARRAY:
+        return arrays.from_bytes(data, own=True)
+    if code == moments.MOMENT:
+        return moments.from_bytes(data)
+    raise ValueError(f"unknown extension type {code}")
+
+
+def _borrowed_extension(code: int, data: memoryview) -> Any:
+    return arrays.from_bytes(data, own=False) if code == _ARRAY else own_extension(code, data)
 
 
 def _decode_hook(wanted: Any, value: Any) -> Any:
-    numpy = sys.modules.get("numpy")
+    numpy = arrays.numpy_or_none()
     base = get_origin(wanted) or wanted
-    if numpy is not None and isinstance(base, type) and issubclass(base, numpy.ndarray):
-        if isinstance(value, list):
-            value = numpy.array(value)
-        if not isinstance(value, numpy.ndarray):
-            raise TypeError(f"Expected an array, got `{type(value).__name__}`")
-        if value.dtype.hasobject:
-            raise TypeError("Expected an array of numbers or text, got a list of other values")
-        scalar = _scalar_type(wanted)
-        if scalar is not None and not numpy.issubdtype(value.dtype, scalar):
-            if not numpy.can_cast(value.dtype, scalar, casting="safe"):
-                raise TypeError(f"Expected an array of {scalar.__name__}, got {value.dtype}")
-            value = value.astype(scalar)
-        return value
-    if numpy is not None and isinstance(base, type) and issubclass(base, numpy.generic):
-        return base(value)
+    if numpy is not None and isinstance(base, type):
+        if issubclass(base, numpy.ndarray):
+            return arrays.typed(wanted, value)
+        if issubclass(base, numpy.generic):
+            return arrays.scalar(base, value)
+    if models.is_model_type(base):
+        return models.from_plain(base, value)
     if isinstance(base, type) and isinstance(value, base):
         return value
     raise TypeError(f"Expected `{getattr(base, '__qualname__', base)}`, got `{type(value).__qualname__}`")
-
-
-@lru_cache(maxsize=256)
-def _scalar_type(wanted: Any) -> Any:
-    for argument in get_args(wanted):
-        inner = get_args(argument)
-        if len(inner) == 1 and isinstance(inner[0], type):
-            return inner[0]
-    return None
 
 
 def is_immutable(kind: Any) -> bool:
@@ -120,8 +95,7 @@ def _immutable(found: Any, seen: set[type]) -> bool:
     if isinstance(found, (msgspec.inspect.VarTupleType, msgspec.inspect.FrozenSetType)):
         return _immutable(found.item_type, seen)
     if isinstance(found, msgspec.inspect.CustomType):
-        numpy = sys.modules.get("numpy")
-        return numpy is not None and isinstance(found.cls, type) and issubclass(found.cls, numpy.ndarray)
+        return arrays.is_array_type(found.cls)
     return isinstance(found, _IMMUTABLE)
 
 
@@ -146,6 +120,18 @@ _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
 encode_raw: Final[Callable[[Any], bytes]] = _ENCODER.encode
 """Encode without translating errors: for our own structs, on the hot path."""
 
+encode_outline: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder(enc_hook=_outline_hook).encode
+"""Encode of arrays the dtype and the shape alone: to compare values whose arrays are known to be the same."""
+
+
+def encoder(kind: Any) -> Callable[[Any], bytes]:
+    """What encodes values of a type; it raises one of `UNSENDABLE`. Raises `TypeError` for a type that cannot be sent."""
+    if not types.of(kind).moments:
+        return encode_raw
+    return moments.encoder_of(msgspec.inspect.type_info(kind), encode_raw)
+
+
+encode_any: Final = encoder(Any)
 
 UNSENDABLE: Final = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 """What an encoder may raise on a value that cannot be sent."""
@@ -154,7 +140,7 @@ UNSENDABLE: Final = (TypeError, ValueError, OverflowError, RecursionError, msgsp
 def encode(value: Any, what: str) -> bytes:
     """The value as bytes. ``what`` names it in the error. Raises `BadMessage` for a value that cannot be sent."""
     try:
-        return _ENCODER.encode(value)
+        return encode_any(value)
     except UNSENDABLE as error:
         raise BadMessage(f"{what}: {error}") from None
 
@@ -162,7 +148,9 @@ def encode(value: Any, what: str) -> bytes:
 @lru_cache(maxsize=4096)
 def decoder(kind: Any, borrowed: bool = False) -> msgspec.msgpack.Decoder[Any]:
     """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises one of `ERRORS`."""
-    return msgspec.msgpack.Decoder(kind, dec_hook=_decode_hook, ext_hook=_borrowed if borrowed else owned_array)
+    return msgspec.msgpack.Decoder(
+        kind, dec_hook=_decode_hook, ext_hook=_borrowed_extension if borrowed else own_extension
+    )
 
 
 ERRORS: Final = (
@@ -200,10 +188,7 @@ def to_builtins(data: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        return value.tolist()
-    return str(value)
+    return value.tolist() if arrays.is_array_type(type(value)) else str(value)
 
 
 def seal(body: bytes) -> bytes:

@@ -1,0 +1,645 @@
+"""What an agent has in memory after a turn is what a reload gives, for every kind of value; else the turn is refused.
+
+Each row of the table is a type, a value that a handler assigns, and whether it is kept. A kept one must be the same in
+the next turn and after a restart, types and offsets included; of a refused one nothing may be left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import logging
+import uuid
+import zoneinfo
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import pytest
+from tests.agents.kinds import serving
+
+from holdfast import Agent, BadState, HandlerFailed, State, handler, reader
+
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+EAST = dt.timezone(dt.timedelta(hours=5, minutes=30))
+AT = dt.datetime(2026, 7, 1, 10, 30, 1, 5, EAST)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Word(str, enum.Enum):  # noqa: UP042
+    HI = "hi"
+
+
+class Base(msgspec.Struct):
+    a: int = 0
+
+
+class Derived(Base):
+    b: int = 0
+
+
+class SameFields(Base):
+    pass
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    some_thing: int = 0
+
+
+class Row(msgspec.Struct, array_like=True):
+    a: int = 0
+
+
+class LongRow(Row):
+    b: int = 0
+
+
+class Cat(msgspec.Struct, tag="cat"):
+    lives: int = 9
+
+
+class Dog(msgspec.Struct, tag="dog"):
+    bones: list[Base] = msgspec.field(default_factory=list)
+
+
+class Key(msgspec.Struct, frozen=True):
+    a: int = 0
+
+
+class LongKey(Key, frozen=True):
+    b: int = 0
+
+
+class Loose(msgspec.Struct, dict=True):
+    a: int = 0
+
+
+class Sums(msgspec.Struct):
+    items: list[int] = msgspec.field(default_factory=list)
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.items = self.items[-2:]
+        self.total = sum(self.items)
+
+
+class Tree(msgspec.Struct):
+    below: list[Tree] = msgspec.field(default_factory=list)
+    at: dt.datetime | None = None
+
+
+class Limbs(Tree):
+    extra: int = 0
+
+
+@dataclasses.dataclass
+class Point:
+    x: float = 0.0
+
+
+@dataclasses.dataclass
+class Point3(Point):
+    z: float = 0.0
+
+
+@dataclasses.dataclass
+class Derivation:
+    x: int = 1
+    double: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.double = self.x * 2
+
+
+class Pair(NamedTuple):
+    a: int
+    b: Base
+
+
+class Typed(TypedDict):
+    a: int
+
+
+class Inner(pydantic.BaseModel):
+    when: dt.datetime | None = None
+    tags: set[str] = set()
+    key: uuid.UUID | None = None
+    price: decimal.Decimal = decimal.Decimal(0)
+    raw: bytes = b""
+
+
+class InnerMore(Inner):
+    more: int = 0
+
+
+class Model(pydantic.BaseModel):
+    inner: Inner = Inner()
+    many: list[Inner] = []
+    named: int = pydantic.Field(default=0, alias="Named")
+    path: Path = Path("/")
+    _secret: int = 0
+
+
+class Hidden(pydantic.BaseModel):
+    shown: int = 0
+    hidden: int = pydantic.Field(default=0, exclude=True)
+
+
+def extra_on(value: Any) -> Any:
+    value.beside = 1
+    return value
+
+
+def nested(value: Any) -> Any:
+    return {"deep": [{"er": value}]}
+
+
+IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+Case = tuple[str, Any, Callable[[], Any], bool]
+KEPT, REFUSED = True, False
+CASES: list[Case] = [
+    ("int", int, lambda: 2**63, KEPT),
+    ("int too large", int, lambda: 2**64, REFUSED),
+    ("int as float", float, lambda: 5, KEPT),
+    ("float as int", int, lambda: 5.0, REFUSED),
+    ("bool as int", int, lambda: True, REFUSED),
+    ("nan", float, lambda: float("nan"), KEPT),
+    ("minus zero", float, lambda: -0.0, KEPT),
+    ("infinity", float, lambda: float("inf"), KEPT),
+    ("text", str, lambda: "ä\x00\U0001f600", KEPT),
+    ("half a character", str, lambda: "\ud800", REFUSED),
+    ("int subclass", int, lambda: type("I", (int,), {})(5), REFUSED),
+    ("str subclass", str, lambda: type("S", (str,), {})("x"), REFUSED),
+    ("bytes", bytes, lambda: b"ab", KEPT),
+    ("bytearray as bytes", bytes, lambda: bytearray(b"ab"), KEPT),
+    ("bytearray", bytearray, lambda: bytearray(b"ab"), KEPT),
+    ("memoryview as bytes", bytes, lambda: memoryview(b"ab"), KEPT),
+    ("enum", Colour, lambda: Colour.RED, KEPT),
+    ("enum as str", str, lambda: Word.HI, KEPT),
+    ("enum as int", int, lambda: Level.LOW, KEPT),
+    ("value as enum", Colour, lambda: "red", KEPT),
+    ("literal", Literal["a", "b"], lambda: "b", KEPT),
+    ("bounded", Annotated[int, msgspec.Meta(le=3)], lambda: 3, KEPT),
+    ("over its bound", Annotated[int, msgspec.Meta(le=3)], lambda: 4, REFUSED),
+    ("decimal", decimal.Decimal, lambda: decimal.Decimal("1.10"), KEPT),
+    ("decimal nan", decimal.Decimal, lambda: decimal.Decimal("NaN"), KEPT),
+    ("float as decimal", decimal.Decimal, lambda: 1.1, KEPT),
+    ("uuid", uuid.UUID, lambda: uuid.UUID(int=7), KEPT),
+    ("text as uuid", uuid.UUID, lambda: str(uuid.UUID(int=7)), KEPT),
+    ("date", dt.date, lambda: dt.date(2026, 2, 3), KEPT),
+    ("time with an offset", dt.time, lambda: dt.time(10, 0, tzinfo=EAST), KEPT),
+    ("timedelta", dt.timedelta, lambda: dt.timedelta(days=-3, microseconds=1), KEPT),
+    ("naive moment", dt.datetime, lambda: dt.datetime(2026, 1, 1), KEPT),
+    ("moment in UTC", dt.datetime, lambda: dt.datetime(2026, 1, 1, tzinfo=dt.UTC), KEPT),
+    ("moment with an offset", dt.datetime, lambda: AT, KEPT),
+    ("moment in a zone", dt.datetime, lambda: dt.datetime(2026, 7, 1, tzinfo=BERLIN), KEPT),
+    ("offset of seconds", dt.datetime, lambda: dt.datetime(1880, 1, 1, tzinfo=BERLIN), REFUSED),
+    ("moment or none", dt.datetime | None, lambda: AT, KEPT),
+    ("moment under Any", Any, lambda: AT, KEPT),
+    ("moment deep under Any", Any, lambda: nested(AT), KEPT),
+    ("moments in a list", list[dt.datetime], lambda: [AT, AT.astimezone(dt.UTC)], KEPT),
+    ("moments in a set", set[dt.datetime], lambda: {AT}, KEPT),
+    ("moments in a tuple", tuple[int, dt.datetime], lambda: (1, AT), KEPT),
+    ("moments as keys", dict[dt.datetime, int], lambda: {AT: 1}, KEPT),
+    ("moments as values", dict[str, dt.datetime | int], lambda: {"a": AT, "b": 3}, KEPT),
+    ("moment in a tree", Tree, lambda: Tree([Tree([], AT)], AT), KEPT),
+    ("moment in a frozen struct", list[Key], lambda: [Key(3)], KEPT),
+    ("list", list[int], lambda: [1, 2], KEPT),
+    ("tuple as list", list[int], lambda: (1, 2), KEPT),
+    ("set as list", list[int], lambda: {1, 2}, KEPT),
+    ("list subclass", list[int], lambda: type("L", (list,), {})([1]), KEPT),
+    ("deque", list[int], lambda: collections.deque([1]), REFUSED),
+    ("range", list[int], lambda: range(3), REFUSED),
+    ("generator", list[int], lambda: (n for n in range(3)), REFUSED),
+    ("wrong items", list[int], lambda: [1, "a"], REFUSED),
+    ("set", set[str], lambda: {"a", "b"}, KEPT),
+    ("frozenset as set", set[str], lambda: frozenset("ab"), KEPT),
+    ("list as set", set[str], lambda: ["a", "b"], KEPT),
+    ("list as set, twice the same", set[str], lambda: ["a", "a"], REFUSED),
+    ("set of keys", set[Key], lambda: {Key(1), Key(2)}, KEPT),
+    ("set of longer keys", set[Key], lambda: {LongKey(1, 2)}, REFUSED),
+    ("frozenset", frozenset[int], lambda: frozenset({1}), KEPT),
+    ("set under Any", Any, lambda: {1, 2}, KEPT),
+    ("tuple", tuple[int, str], lambda: (1, "a"), KEPT),
+    ("list as tuple", tuple[int, ...], lambda: [1], KEPT),
+    ("tuple under Any", Any, lambda: nested((1, (2,))), KEPT),
+    ("dict", dict[str, int], lambda: {"a": 1}, KEPT),
+    ("defaultdict", dict[str, list[int]], lambda: collections.defaultdict(list, {"a": [1]}), KEPT),
+    ("OrderedDict", dict[str, int], lambda: collections.OrderedDict(b=1, a=2), KEPT),
+    ("Counter", dict[str, int], lambda: collections.Counter("aab"), KEPT),
+    ("dict under Any", Any, lambda: {1: {"a": None}, "b": [True]}, KEPT),
+    ("dict with tuples as keys", dict[tuple[int, int], str], lambda: {(1, 2): "a"}, KEPT),
+    ("tuples as keys under Any", Any, lambda: {(1, 2): "a"}, KEPT),
+    ("two keys in one", dict[str, int], lambda: {Colour.RED: 1, "red": 2}, REFUSED),
+    ("two keys in one under Any", Any, lambda: nested({Colour.RED: 1, "red": 2}), REFUSED),
+    ("enum keys under Any", Any, lambda: {Colour.RED: 1}, KEPT),
+    ("struct", Base, lambda: Base(3), KEPT),
+    ("derived struct", Base, lambda: Derived(3, 4), REFUSED),
+    ("derived struct or none", Base | None, lambda: Derived(3, 4), REFUSED),
+    ("derived structs in a list", list[Base], lambda: [Base(1), Derived(3)], REFUSED),
+    ("derived structs in a dict", dict[str, Base], lambda: {"a": Derived(3)}, REFUSED),
+    ("derived structs in a tuple", tuple[Base, ...], lambda: (Derived(3),), REFUSED),
+    ("derived struct deep", list[dict[str, list[Base]]], lambda: [{"a": [Derived()]}], REFUSED),
+    ("derived without new fields", list[Base], lambda: [SameFields(3)], KEPT),
+    ("derived node of a tree", Tree, lambda: Tree([Tree([Limbs()])]), REFUSED),
+    ("dict as struct", Base, lambda: {"a": 4}, KEPT),
+    ("dict with more as struct", Base, lambda: {"a": 4, "z": 1}, REFUSED),
+    ("another struct", Base, lambda: Loose(4), KEPT),
+    ("struct under Any", Any, lambda: Derived(3, 4), KEPT),
+    ("renamed fields", Renamed, lambda: Renamed(3), KEPT),
+    ("renamed fields in a list", list[Renamed], lambda: [Renamed(3)], KEPT),
+    ("rows", list[Row], lambda: [Row(1), Row(2)], KEPT),
+    ("longer rows", list[Row], lambda: [LongRow(1, 2)], REFUSED),
+    ("tagged", Cat | Dog, lambda: Dog([Base(1)]), KEPT),
+    ("tagged with a derived one", Cat | Dog, lambda: Dog([Derived(1)]), REFUSED),
+    ("attribute on a struct", Loose, lambda: extra_on(Loose()), KEPT),  # msgspec stores what it says: its fields
+    ("post init", Sums, lambda: Sums([1, 2]), KEPT),
+    ("post init that changes", list[Sums], lambda: [_with(Sums(), items=[1, 2, 3, 4])], KEPT),
+    ("dataclass", Point, lambda: Point(3.0), KEPT),
+    ("derived dataclass", Point, lambda: Point3(3.0, 1.0), REFUSED),
+    ("derived dataclasses in a list", list[Point], lambda: [Point3(3.0, 1.0)], REFUSED),
+    ("dataclass with a derived field", Derivation, lambda: Derivation(4), KEPT),
+    ("named tuple", Pair, lambda: Pair(1, Base(2)), KEPT),
+    ("named tuple with a derived one", Pair, lambda: Pair(1, Derived(2)), REFUSED),
+    ("typed dict", Typed, lambda: {"a": 1}, KEPT),
+    ("typed dict with more", Typed, lambda: {"a": 1, "b": 2}, REFUSED),
+    ("model", Model, lambda: Model(Named=3), KEPT),
+    ("model with everything", Model, lambda: Model(inner=Inner(when=AT, tags={"a"}, key=uuid.UUID(int=3))), KEPT),
+    ("models in a list", list[Inner], lambda: [Inner(price=decimal.Decimal("1.10"), raw=b"\xff")], KEPT),
+    ("derived model in a model", Model, lambda: Model(many=[InnerMore(more=3)]), REFUSED),
+    ("derived model", list[Inner], lambda: [InnerMore(more=3)], REFUSED),
+    ("excluded field", Hidden, lambda: Hidden(hidden=3), REFUSED),
+    ("excluded field at its default", Hidden, lambda: Hidden(shown=3), KEPT),
+    ("model under Any", Any, lambda: Inner(raw=b"a"), KEPT),
+    ("array", np.ndarray, lambda: np.arange(3), KEPT),
+    ("array of a kind", npt.NDArray[np.float64], lambda: np.ones((2, 2)), KEPT),
+    ("narrow array", npt.NDArray[np.float64], lambda: np.arange(3, dtype=np.int16), KEPT),
+    ("wide array", npt.NDArray[np.float32], lambda: np.ones(3), REFUSED),
+    ("large numbers as floats", npt.NDArray[np.float64], lambda: np.array([2**53 + 1]), REFUSED),
+    ("array in one dimension", IntArray, lambda: np.arange(3), KEPT),
+    ("array in two dimensions", IntArray, lambda: np.ones((2, 2), np.int64), REFUSED),
+    ("array in one dimension of another kind", IntArray, lambda: np.ones(2), REFUSED),
+    ("arrays in a dict", dict[str, np.ndarray], lambda: {"a": np.ones(2)}, KEPT),
+    ("array under Any", Any, lambda: nested(np.eye(2)[::-1].T), KEPT),
+    ("big-endian array", np.ndarray, lambda: np.arange(3, dtype=">i4"), KEPT),
+    ("array of dates", np.ndarray, lambda: np.array(["2026-01-01"], "M8[ns]"), KEPT),
+    ("array of text", np.ndarray, lambda: np.array(["ä", "bc"]), KEPT),
+    ("masked array", np.ndarray, lambda: np.ma.array([1, 2], mask=[True, False]), REFUSED),
+    ("masked array under Any", Any, lambda: nested(np.ma.array([1, 2])), REFUSED),
+    ("matrix", np.ndarray, lambda: np.matrix([[1]]), REFUSED),
+    ("recarray", np.ndarray, lambda: np.rec.array([(1, 2.0)]), REFUSED),
+    ("chararray", np.ndarray, lambda: np.char.array(["a"]), REFUSED),
+    ("array subclass", np.ndarray, lambda: np.arange(3).view(type("A", (np.ndarray,), {})), REFUSED),
+    ("structured array", np.ndarray, lambda: np.zeros(1, [("a", "i4")]), REFUSED),
+    ("array of objects", np.ndarray, lambda: np.array([None]), REFUSED),
+    ("array of long text", np.ndarray, lambda: np.array(["a"], np.dtypes.StringDType()), REFUSED),
+    ("dtype with metadata", np.ndarray, lambda: np.zeros(1, np.dtype("f8", metadata={"a": 1})), REFUSED),
+    ("bfloat16", np.ndarray, lambda: np.array([1.5], ml_dtypes.bfloat16), KEPT),
+    ("declared bfloat16", npt.NDArray[ml_dtypes.bfloat16], lambda: np.array([1.5], ml_dtypes.bfloat16), KEPT),
+    ("int4", Any, lambda: np.array([1, -2], ml_dtypes.int4), KEPT),
+    ("float8", Any, lambda: np.array([1, -2], ml_dtypes.float8_e4m3fn), KEPT),
+    ("rows without items", np.ndarray, lambda: np.zeros((2**24, 0)), REFUSED),
+    ("no rows", np.ndarray, lambda: np.zeros((0, 3)), KEPT),
+    ("numpy float", float, lambda: np.float64(1.5), KEPT),
+    ("numpy int", int, lambda: np.int64(5), KEPT),
+    ("numpy int under Any", Any, lambda: nested(np.uint8(5)), KEPT),
+    ("declared numpy float", np.float32, lambda: np.float32(0.1), KEPT),
+    ("declared numpy text", np.str_, lambda: np.str_("a"), KEPT),
+    ("numpy date under Any", Any, lambda: np.datetime64("2026-01-01", "ns"), KEPT),
+    ("declared numpy date", np.datetime64, lambda: np.datetime64("2026-01-01", "ns"), KEPT),
+    ("declared numpy span", np.timedelta64, lambda: np.timedelta64(5, "s"), KEPT),
+    ("declared complex", np.complex128, lambda: np.complex128(1 + 2j), KEPT),
+    ("numpy complex under Any", Any, lambda: np.complex64(1), KEPT),
+    ("long double under Any", Any, lambda: np.longdouble(1) / 3, KEPT),
+    ("complex", Any, lambda: 1j, REFUSED),
+    ("object", Any, object, REFUSED),
+    ("function", Any, lambda: len, REFUSED),
+    ("module", Any, lambda: enum, REFUSED),
+    ("none", int, lambda: None, KEPT),
+]
+
+
+def _with(value: Any, **fields: Any) -> Any:
+    for name, one in fields.items():
+        setattr(value, name, one)
+    return value
+
+
+def form(value: Any) -> Any:
+    """A value with all types, offsets and bytes in it, as something that can be compared."""
+    cls = type(value).__name__
+    if isinstance(value, (np.ndarray, np.generic)):
+        return cls, str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return cls, [(form(key), form(one)) for key, one in value.items()]
+    if isinstance(value, (set, frozenset)):
+        return cls, sorted((form(one) for one in value), key=repr)
+    if isinstance(value, (list, tuple)):
+        return cls, [form(one) for one in value]
+    if isinstance(value, msgspec.Struct):
+        return cls, form(msgspec.structs.asdict(value)), sorted(getattr(value, "__dict__", ()))
+    if isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value):
+        return cls, form(dict(vars(value)))
+    return cls, repr(value)
+
+
+def kinds_of_agents() -> dict[str, type[Agent[Any]]]:
+    found = {}
+    for place, (name, declared, make, _) in enumerate(CASES):
+        holds = msgspec.defstruct(f"Holds{place}", [("value", declared | None, None)], bases=(State,))
+
+        class Holder(Agent[holds], kind=f"Holder{place}"):  # type: ignore[valid-type]
+            made = staticmethod(make)
+
+            @handler
+            async def assign(self) -> None:
+                self.state.value = self.made()
+
+            @handler
+            async def look(self) -> Any:
+                return repr(form(self.state.value))
+
+        found[name] = Holder
+    return found
+
+
+async def test_what_is_in_memory_after_a_turn_is_what_a_reload_gives(tmp_path: Path) -> None:
+    classes = kinds_of_agents()
+    assert len(CASES) > 100
+    seen: dict[str, str] = {}
+    wrong: list[str] = []
+    async with serving(tmp_path / "log.db", *classes.values()) as node:
+        empty = repr(form(None))
+        for name, _, _, kept in CASES:
+            agent, cls = node.agent(classes[name], "a"), classes[name]
+            try:
+                await agent.ask(cls.assign)
+            except BadState as error:
+                if kept or "$.value" not in str(error):
+                    wrong.append(f"{name}: refused: {error}")
+            else:
+                if not kept:
+                    wrong.append(f"{name}: kept as {await agent.ask(cls.look)}")
+            seen[name] = await agent.ask(cls.look)
+            if not kept and seen[name] != empty:
+                wrong.append(f"{name}: refused, but {seen[name]} is there")
+    async with serving(tmp_path / "log.db", *classes.values()) as node:
+        for name, cls in classes.items():
+            again = await node.agent(cls, "a").ask(cls.look)
+            if again != seen[name]:
+                wrong.append(f"{name}: {seen[name]} became {again}")
+    assert wrong == []
+
+
+class Ways(Agent[Base]):
+    """Every way in which a turn may run."""
+
+    @handler
+    async def at_once(self, derived: bool) -> None:
+        self.state = Derived(1, 2) if derived else SameFields(1)
+
+    @handler
+    async def waits(self, derived: bool) -> None:
+        await asyncio.sleep(0)
+        self.state = Derived(1, 2) if derived else SameFields(1)
+
+    @handler(runs_in="thread")
+    async def in_a_thread(self, derived: bool) -> None:
+        self.state = Derived(1, 2) if derived else SameFields(1)
+
+    @handler(runs_in="process")
+    async def in_a_process(self, derived: bool) -> None:
+        self.state = Derived(1, 2) if derived else SameFields(1)
+
+    @handler
+    async def kind(self) -> str:
+        return type(self.state).__name__
+
+
+async def test_it_is_so_wherever_a_turn_runs(tmp_path: Path) -> None:
+    async with serving(tmp_path / "log.db", Ways) as node:
+        for method in (Ways.at_once, Ways.waits, Ways.in_a_thread, Ways.in_a_process):
+            agent = node.agent(Ways, method.name)
+            await agent.ask(method, False)
+            assert await agent.ask(Ways.kind) == "Base"
+            with pytest.raises(BadState, match=r"\$\.b"):
+                await agent.ask(method, True)
+            assert await agent.ask(Ways.kind) == "Base"
+
+
+@dataclasses.dataclass
+class Bag:
+    items: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+
+ROOTS: list[Case] = [
+    ("dict", dict[str, int], lambda: collections.Counter("aab"), KEPT),
+    ("set", set[str], lambda: ["a", "b"], KEPT),
+    ("set, twice the same", set[str], lambda: ["a", "a"], REFUSED),
+    ("list", list[Base], lambda: [Derived()], REFUSED),
+    ("number", int, lambda: 4, KEPT),
+    ("text", str, lambda: Word.HI, KEPT),
+    ("dataclass", Bag, lambda: Bag(collections.defaultdict(list, {"a": [1]})), KEPT),
+    ("attribute on a dataclass", Bag, lambda: extra_on(Bag()), REFUSED),
+    ("attribute on a struct", Loose, lambda: extra_on(Loose()), REFUSED),
+    ("model", Model, lambda: Model(Named=4), KEPT),
+    ("derived model", Inner, lambda: InnerMore(more=4), REFUSED),
+    ("another type", Base, lambda: {"a": 4}, KEPT),
+    ("another type with more", Base, lambda: {"a": 4, "b": 1}, REFUSED),
+    ("none", Base, lambda: None, REFUSED),
+    ("moment", list[dt.datetime], lambda: [AT], KEPT),
+]
+
+
+async def test_a_state_itself_may_be_anything(tmp_path: Path) -> None:
+    classes = []
+    for place, (_, declared, make, _) in enumerate(ROOTS):
+
+        class Root(Agent[declared], kind=f"Root{place}"):  # type: ignore[valid-type]
+            made = staticmethod(make)
+
+            @handler
+            async def assign(self) -> None:
+                self.state = self.made()
+
+            @handler
+            async def look(self) -> str:
+                return repr(form(self.state))
+
+        classes.append(Root)
+    seen, wrong = [], []
+    async with serving(tmp_path / "log.db", *classes) as node:
+        for (name, _, _, kept), cls in zip(ROOTS, classes, strict=True):
+            try:
+                await node.agent(cls, "a").ask(cls.assign)
+            except BadState as error:
+                if kept:
+                    wrong.append(f"{name}: refused: {error}")
+            else:
+                if not kept:
+                    wrong.append(f"{name}: kept")
+            seen.append(await node.agent(cls, "a").ask(cls.look))
+    async with serving(tmp_path / "log.db", *classes) as node:
+        for (name, *_), cls, before in zip(ROOTS, classes, seen, strict=True):
+            if (again := await node.agent(cls, "a").ask(cls.look)) != before:
+                wrong.append(f"{name}: {before} became {again}")
+    assert wrong == []
+
+
+class Old(State):
+    total: int = 0
+    names: list[str] = msgspec.field(default_factory=list)
+    nothing: str = ""
+    inner: list[Derived] = msgspec.field(default_factory=list)
+
+
+class New(State):
+    sum: int = 0
+    inner: list[Base] = msgspec.field(default_factory=list)
+
+
+def renaming(state: type[Any], version: int = 1) -> type[Agent[Any]]:
+    class Renaming(Agent[state], kind="Renaming", state_version=version):  # type: ignore[valid-type]
+        @handler
+        async def fill(self) -> None:
+            self.state.total, self.state.names = 5, ["a"]
+            self.state.inner = [Derived(1, 2)]
+
+        @handler
+        async def write(self) -> None:
+            self.state.inner.append(Base(7))
+
+        @reader
+        async def show(self) -> Any:
+            return self.state
+
+        @classmethod
+        def upgrade_state(cls, version: int, old: Any) -> Any:
+            return {**old, "sum": old["total"]}
+
+    return Renaming
+
+
+async def test_a_field_that_is_no_more_is_said_once_and_kept_until_a_turn_writes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, old, new = tmp_path / "log.db", renaming(Old), renaming(New)
+    async with serving(path, old) as node:
+        for name in ("a", "b"):
+            await node.agent(old, name).ask(old.fill)
+    assert caplog.records == []
+    async with serving(path, new) as node:
+        for name in ("a", "b"):
+            assert await node.agent(new, name).ask(new.show) == {"sum": 0, "inner": [{"a": 1}]}
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == 3
+    for field, text in zip(("$.total", "$.names", "$.inner[...].b"), said, strict=True):
+        assert f"holds a value of {field}" in text
+        assert "Renaming" in text and "upgrade_state" in text and "msgspec.field(name=" in text
+    async with serving(path, old) as node:  # nothing was written
+        assert (await node.agent(old, "a").ask(old.show))["total"] == 5
+    async with serving(path, new) as node:
+        await node.agent(new, "b").ask(new.write)
+    async with serving(path, old) as node:
+        assert (await node.agent(old, "a").ask(old.show))["total"] == 5
+        assert (await node.agent(old, "b").ask(old.show))["total"] == 0
+    caplog.clear()
+    upgraded = renaming(New, 2)
+    async with serving(path, upgraded) as node:
+        assert (await node.agent(upgraded, "a").ask(upgraded.show))["sum"] == 5
+    assert caplog.records == []
+
+
+class Derives(State):
+    items: list[int] = msgspec.field(default_factory=list)
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.items)
+
+
+class Deriving(Agent[Derives]):
+    @handler
+    async def add(self, number: int) -> int:
+        self.state.items.append(number)
+        return self.state.total
+
+    @reader
+    async def total(self) -> int:
+        return self.state.total
+
+    @reader
+    async def spoil(self) -> None:
+        self.state.total = 7
+
+
+async def test_a_state_may_derive_a_field_when_it_is_made(tmp_path: Path) -> None:
+    async with serving(tmp_path / "log.db", Deriving) as node:
+        agent = node.agent(Deriving, "a")
+        assert [await agent.ask(Deriving.add, 5) for _ in range(3)] == [0, 5, 10]
+        assert await agent.ask(Deriving.total) == 15
+        with pytest.raises(HandlerFailed, match="immutable"):
+            await agent.ask(Deriving.spoil)
+
+
+class Fussy(State):
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n > 2:
+            raise KeyError("more than two")
+
+
+class Fussing(Agent[Fussy]):
+    @handler
+    async def add(self) -> int:
+        self.state.n += 1
+        return self.state.n
+
+
+async def test_a_state_that_would_not_load_is_not_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path / "log.db", Fussing) as node:
+        agent = node.agent(Fussing, "a")
+        assert [await agent.ask(Fussing.add) for _ in range(2)] == [1, 2]
+        with pytest.raises(BadState, match="more than two"):
+            await agent.ask(Fussing.add)
+        with pytest.raises(BadState, match="more than two"):
+            await agent.ask(Fussing.add)
+
+
+async def test_parts_of_a_past_state_are_nobodys(tmp_path: Path) -> None:
+    """A reference that was kept to a part of the state does not reach the state of a later turn, as after a reload."""
+
+    class Holding(Agent[Old]):
+        names: list[str]
+
+        @handler
+        async def hold(self) -> None:
+            self.names = self.state.names
+
+        @handler
+        async def through(self) -> int:
+            self.names.append("a")
+            return len(self.state.names)
+
+    async with serving(tmp_path / "log.db", Holding) as node:
+        agent = node.agent(Holding, "a")
+        await agent.ask(Holding.hold)
+        assert await agent.ask(Holding.through) == 0
