@@ -29,6 +29,7 @@ from typing import (
 import msgspec
 
 from holdfast import codec, limits
+from holdfast.codec.kept import unsendable
 from holdfast.errors import BadMessage, TooLarge
 
 A_contra = TypeVar("A_contra", contravariant=True)
@@ -52,6 +53,8 @@ class _Shapes(NamedTuple):
     """The arguments as an array."""
     named: Any
     """… and as a map, which is rare."""
+    encode: Callable[[Any], bytes]
+    encode_reply: Callable[[Any], bytes]
     decode_reply: Callable[[bytes], Any]
 
 
@@ -126,11 +129,12 @@ class _Method(Generic[A_contra, P, R_co]):
             named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
             returns = hints.get("return", Any)
             self.decode_ordered, decode_reply = codec.decoder(ordered).decode, codec.decoder(returns).decode
+            encode, encode_reply = codec.encoder(ordered), codec.encoder(returns)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
         self.plain_reply = returns if isinstance(returns, type) and returns in _PLAIN else ()
         self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
-        self._shapes = shapes = _Shapes(ordered, named, decode_reply)
+        self._shapes = shapes = _Shapes(ordered, named, encode, encode_reply, decode_reply)
         return shapes
 
     def _shape(self) -> _Shapes:
@@ -140,10 +144,15 @@ class _Method(Generic[A_contra, P, R_co]):
         """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`, naming the field."""
         if not args and not kwargs and not self.parameters:
             return b"\x90"
+        shapes = self._shapes or self._shape()
         try:
-            data = codec.encode_raw((self._shapes or self._shape()).ordered(*args, **kwargs))
+            message = shapes.ordered(*args, **kwargs)
+        except TypeError as error:
+            raise BadMessage(f"{self._title}({self._signature()}): {error}") from None
+        try:
+            data = shapes.encode(message)
         except codec.UNSENDABLE as error:
-            raise BadMessage(f"{self._title}: {error}") from None
+            raise BadMessage(f"{self._title}: {unsendable(message)}: {error}") from None
         if check:
             self.decode_arguments(data)
         return data
@@ -161,6 +170,9 @@ class _Method(Generic[A_contra, P, R_co]):
         except BadMessage as error:
             raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
         return msgspec.structs.astuple(message)
+
+    def _signature(self) -> str:
+        return ", ".join(parameter.name for parameter in self.parameters)
 
     def _name_of(self, place: re.Match[str]) -> str:
         """What stands for ``$[0]`` in an error: the parameter's name."""
@@ -180,7 +192,10 @@ class _Method(Generic[A_contra, P, R_co]):
 
     def encode_reply(self, value: Any) -> bytes:
         """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit, and `TooLarge`."""
-        data = codec.encode(value, self._reply_title)
+        try:
+            data = (self._shapes or self._shape()).encode_reply(value)
+        except codec.UNSENDABLE as error:
+            raise BadMessage(f"{self._reply_title}: {unsendable(value)}: {error}") from None
         if type(value) is not self.plain_reply:
             self.decode_reply(data)
         bound = limits.MESSAGE_BYTES_MAX if self.reads_only else limits.REPLY_BYTES_MAX
