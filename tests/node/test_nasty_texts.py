@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from holdfast.admin.doctor import Diagnosis
 from holdfast.admin.findings import KINDS, Finding
 from holdfast.admin.hosts import HostView
-from holdfast.cli import backup, doctor, hosts, main, scrub, up
+from holdfast.cli import backup, doctor, hosts, scrub, up
 from holdfast.cli.main import app
 from holdfast.node.node import Node
 from holdfast.node.views import MemberInfo
@@ -188,18 +189,18 @@ def test_findings_events_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_up_shows(capfd: pytest.CaptureFixture[str]) -> None:
-    """It is written by a thread, past Python's own streams."""
     say = up._Speaker(as_json=False)
-    names = ("server", "url", "code", "error", "node", "kinds", "node_pid", "text", "urls", "host")
+    names = {name for text in up._TEXTS.values() for _, name, _, _ in Formatter().parse(text) if name}
     for event in up._TEXTS:
-        say(event, dict.fromkeys(names, NASTY))
+        say(event, dict.fromkeys({*names, "host"}, NASTY))
         say(event, {**dict.fromkeys(names, NASTY), "kinds": [NASTY], "urls": [NASTY]})
     say.close()
-    clean(capfd.readouterr().out)
+    said = capfd.readouterr().out
+    clean(said)
+    assert said.count(SEEN) > len(up._TEXTS)
     say = up._Speaker(as_json=True)
     say("node-said", {"text": NASTY, "number": float("nan")})
     say.close()
     line = capfd.readouterr().out
     assert line.count("\n") == 1 and json.loads(line)["text"] == NASTY
     clean(line)
-    assert main.app is app
