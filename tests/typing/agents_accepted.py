@@ -74,3 +74,8 @@ async def use(node: Node) -> None:
         assert_type(found, AgentRef[Any])
     async with Node.join("local:dev.db", serve=[Reviewer, Summer]) as joined:
         assert_type(joined, Node)
+
+
+async def open_and_close() -> None:
+    node: Node = await Node.open(["nats://h1:4222", "nats://h2:4222"], serve=[Reviewer], timeout_seconds=5.0, wait=True)
+    await node.close()

@@ -49,3 +49,5 @@ async def use(node: Node) -> None:
     node.agent(Counter, 5)  # type: ignore[arg-type]
     async with Node.join("local:x.db", serve=[Count]):  # type: ignore[list-item]
         pass
+    await Node.open("local:x.db", labels=5)  # type: ignore[arg-type]
+    await Node.open("local:x.db", server=[Counter])  # type: ignore[call-arg]

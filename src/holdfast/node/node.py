@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from holdfast import codec, ids, limits
 from holdfast.agents.agent import Agent
@@ -36,6 +36,7 @@ from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
+from holdfast.node.options import JoinOptions, check
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
 from holdfast.version import VERSION
@@ -46,7 +47,7 @@ SHARDS = 128
 
 
 class Node:
-    """One process's part in the cluster. Make it with `Node.join`."""
+    """One process's part in the cluster. Make it with `Node.join`, or with `Node.open` and `close`."""
 
     def __init__(
         self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, supervised: bool
@@ -74,57 +75,48 @@ class Node:
 
     @classmethod
     @asynccontextmanager
-    async def join(
-        cls,
-        url: str | Sequence[str],
-        *,
-        serve: Iterable[type[Agent[Any]]] = (),
-        name: str = "",
-        host: str = "",
-        incarnation: str = "",
-        found: bool = False,
-        replicas: int | None = None,
-        wait: bool = False,
-        timeout_seconds: float | None = None,
-        labels: Iterable[str] = (),
-        capacity: float = 1.0,
-        clock: Clock = SYSTEM_CLOCK,
-        tls_ca: str = "",
-        tls_cert: str = "",
-        tls_key: str = "",
-        user: str = "",
-        password: str = "",
-    ) -> AsyncIterator[Node]:
-        """Join: ``"local:FILE"`` on one machine, ``"nats://HOST:PORT"`` (several with commas) on a cluster.
-
-        ``serve``: the agent classes that may live here; none for a mere client. ``name``: for people. ``host`` and
-        ``incarnation`` are given by `holdfast up` to the nodes that it starts. ``found``: found a cluster where there is none
-        yet; an embedded log needs no word for it. ``replicas``: how many copies of everything there are to be (1, 3 or 5); a
-        node refuses to serve where there are fewer. ``wait``: wait for a cluster that somebody else is to found.
-        ``timeout_seconds``: of all that together, on a cluster by default 30. ``labels``: words such as ``gpu`` that pools ask
-        for. ``capacity``: how much it can carry, compared with others. The rest is for servers that ask for secrets.
+    async def join(cls, url: str | Sequence[str], **options: Unpack[JoinOptions]) -> AsyncIterator[Node]:
+        """Be part of a cluster while the block runs; see `open` for the arguments and what is raised.
 
         On leaving, turns that run are finished and committed, and the shards are let go of.
-
-        Raises `ConfigError` for what cannot work, `NotFound` where no cluster was founded, and then nothing is made there;
-        `NoQuorum` where no majority of the servers answers in time.
         """
-        secrets = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "user": user, "password": password}
-        engine = settings.engine(place := settings.parse(list(url) if not isinstance(url, str) else url), secrets)
-        try:
-            async with settings.within(settings.timeout(place, timeout_seconds)):
-                await engine.open()
-                node = await cls.on(
-                    engine, list(serve), name=name, host=host, incarnation=incarnation, found=found,
-                    replicas=replicas, wait=wait, labels=labels, capacity=capacity, clock=clock,
-                )  # fmt: skip
-        except BaseException:
-            await engine.close()
-            raise
+        node = await cls.open(url, **options)
         try:
             yield node
         finally:
             await node.close()
+
+    @classmethod
+    async def open(cls, url: str | Sequence[str], **options: Unpack[JoinOptions]) -> Node:
+        """Join: ``"local:FILE"`` on one machine, ``"nats://HOST:PORT"`` (several with commas) on a cluster.
+
+        For a notebook, or where no block spans the node's life: whoever opens a node calls `close`. `JoinOptions` lists the
+        options.
+
+        Raises:
+            ConfigError: something cannot work as it was given.
+            NotFound: no cluster was founded there, and nothing was made there.
+            NoQuorum: no majority of the servers answered in time.
+        """
+        check(options)
+        place = settings.parse(list(url) if not isinstance(url, str) else url)
+        engine = settings.engine(place, {
+            "tls_ca": options.get("tls_ca", ""), "tls_cert": options.get("tls_cert", ""),
+            "tls_key": options.get("tls_key", ""), "user": options.get("user", ""),
+            "password": options.get("password", ""),
+        })  # fmt: skip
+        try:
+            async with settings.within(settings.timeout(place, options.get("timeout_seconds"))):
+                await engine.open()
+                return await cls.on(
+                    engine, list(options.get("serve", ())), name=options.get("name", ""), host=options.get("host", ""),
+                    incarnation=options.get("incarnation", ""), found=options.get("found", False),
+                    replicas=options.get("replicas"), wait=options.get("wait", False), labels=options.get("labels", ()),
+                    capacity=options.get("capacity", 1.0), clock=options.get("clock", SYSTEM_CLOCK),
+                )  # fmt: skip
+        except BaseException:
+            await engine.close()
+            raise
 
     @classmethod
     async def on(
