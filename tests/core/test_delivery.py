@@ -119,14 +119,14 @@ def test_a_caller_goes_only_when_all_its_deadlines_are_over_on_any_clock() -> No
 @given(st.binary(max_size=20), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_an_id_answers_the_same_message_and_refuses_another(answer: bytes, digest: int, other: int) -> None:
     seen = empty()
-    assert seen.check_id("pr-42", digest) is Verdict.NEW
+    assert seen.check_id("pr-42", digest, lambda: digest) is Verdict.NEW
     seen.note_id("pr-42", 10.0, digest, answer)
-    assert seen.check_id("pr-42", digest) == answer
-    assert seen.check_id("pr-42", other) == (answer if other == digest else Verdict.MISMATCH)
+    assert seen.check_id("pr-42", digest, lambda: digest) == answer
+    assert seen.check_id("pr-42", other, lambda: other) == (answer if other == digest else Verdict.MISMATCH)
     seen.expire(10.0)
-    assert seen.check_id("pr-42", digest) == answer
+    assert seen.check_id("pr-42", digest, lambda: digest) == answer
     seen.expire(10.1)
-    assert seen.check_id("pr-42", other) is Verdict.NEW
+    assert seen.check_id("pr-42", other, lambda: other) is Verdict.NEW
     assert seen.bytes_kept == 0
 
 
@@ -136,13 +136,13 @@ def test_full_tables_say_so_and_still_answer_what_they_know() -> None:
         seen.note_id(f"id-{index}", 10.0, index, b"")
     for index in range(limits.CALLERS_MAX):
         seen.note_caller(f"caller-{index}", 1, 1, 10.0, b"")
-    assert seen.check_id("another", 0) is Verdict.FULL
-    assert seen.check_id("id-7", 7) == b""
+    assert seen.check_id("another", 0, lambda: 0) is Verdict.FULL
+    assert seen.check_id("id-7", 7, lambda: 7) == b""
     assert seen.check_caller("another", 1, 1) is Verdict.FULL
     assert seen.check_caller("caller-7", 1, 1) == b""
     assert seen.check_caller("caller-7", 2, 1) is Verdict.NEW
     seen.expire(11.0 + limits.CLOCK_SKEW_SECONDS)
-    assert seen.check_id("another", 0) is Verdict.NEW
+    assert seen.check_id("another", 0, lambda: 0) is Verdict.NEW
     assert seen.check_caller("another", 1, 1) is Verdict.NEW
 
 

@@ -163,7 +163,7 @@ class Activation:
             else:
                 self._read(message)
         elif (call.number or call.message_id) and (known := repeats.in_hand(self, call, message)) is not None:
-            repeats.join(known, call, message)
+            repeats.join(self, known, call, message)
         elif (error := turn.overloaded(self, call)) is not None:
             turn.refuse(message, error)
         else:

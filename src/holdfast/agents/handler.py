@@ -29,6 +29,8 @@ from typing import (
 import msgspec
 
 from holdfast import codec, limits
+from holdfast.codec import types
+from holdfast.codec.canonical import canonical, has_one_form
 from holdfast.codec.kept import unsendable
 from holdfast.errors import BadMessage, TooLarge
 
@@ -56,6 +58,10 @@ class _Shapes(NamedTuple):
     encode: Callable[[Any], bytes]
     encode_reply: Callable[[Any], bytes]
     decode_reply: Callable[[bytes], Any]
+    one_form: bool
+    """Whether the arguments mean the same only if they are the same bytes."""
+    holds_any: bool
+    """Whether some of them have no type."""
 
 
 class _Method(Generic[A_contra, P, R_co]):
@@ -134,7 +140,10 @@ class _Method(Generic[A_contra, P, R_co]):
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
         self.plain_reply = returns if isinstance(returns, type) and returns in _PLAIN else ()
         self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
-        self._shapes = shapes = _Shapes(ordered, named, encode, encode_reply, decode_reply)
+        one_form = len(fields) < 16 and all(has_one_form(kind) for _, kind, *_ in fields)
+        self._shapes = shapes = _Shapes(
+            ordered, named, encode, encode_reply, decode_reply, one_form, types.of(ordered).anything
+        )
         return shapes
 
     def _shape(self) -> _Shapes:
@@ -170,6 +179,16 @@ class _Method(Generic[A_contra, P, R_co]):
         except BadMessage as error:
             raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
         return msgspec.structs.astuple(message)
+
+    def canonical(self, data: bytes) -> bytes:
+        """What arguments mean, as bytes: the same for all that mean the same. Those that do not fit mean themselves."""
+        shapes = self._shapes or self._shape()
+        if shapes.one_form and data[:1] == bytes([0x90 + len(self.parameters)]):
+            return data
+        try:
+            return canonical(self.decode_arguments(data), shapes.holds_any)
+        except (BadMessage, *codec.UNSENDABLE):
+            return data
 
     def _signature(self) -> str:
         return ", ".join(parameter.name for parameter in self.parameters)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import traceback
 from asyncio import Future
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from holdfast import codec, errors, ids
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
 from holdfast.errors import HandlerFailed, HoldfastError, NotDone
+
+if TYPE_CHECKING:
+    from holdfast.agents.handler import _Method
 
 Sink = Callable[[int, int, bytes], None]
 """Takes (reference, outcome, payload) of a reply."""
@@ -138,3 +142,11 @@ def error_bytes(error: BaseException) -> bytes:
 def digest(handler: str, arguments: bytes) -> int:
     """64 bits that tell one message from another under the same id."""
     return ids.digest64(handler.encode() + b"\n" + arguments)
+
+
+def canonical_digest(method: _Method[Any, Any, Any] | None, handler: str, arguments: bytes) -> int:
+    """The digest of what a message means: the same for a set in any order, and for a whole number as a float.
+
+    ``method``: its handler's; a message without one means its bytes.
+    """
+    return digest(handler, arguments if method is None else method.canonical(arguments))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from holdfast import limits
 from holdfast.agents import mailbox, turn
 from holdfast.agents.mailbox import Delivery, is_same_ask
-from holdfast.agents.messages import Call
+from holdfast.agents.messages import Call, InboxMessage
 from holdfast.core.delivery import Verdict
 from holdfast.errors import OutcomeUnknown, Overloaded, ReplayMismatch
 
@@ -34,13 +34,30 @@ def in_hand(activation: Activation, call: Call, message: Delivery) -> Delivery |
     return known
 
 
-def join(known: Delivery, call: Call, message: Delivery) -> None:
+def join(activation: Activation, known: Delivery, call: Call, message: Delivery) -> None:
     """Another attempt of what is in the agent's hands, or another caller under the same id: it gets the answer."""
-    if call.message_id and (known.handler, known.arguments) != (call.handler, call.arguments):
+    if call.message_id and not _means_the_same(activation, known, call):
         turn.refuse(message, mismatch(call.message_id))
     else:
         known.shared = known.shared or not is_same_ask(known.call, call)
         known.call, known.sink = call, message.sink
+
+
+def _means_the_same(activation: Activation, known: Delivery, call: Call) -> bool:
+    if known.handler != call.handler or known.arguments == call.arguments:
+        return known.handler == call.handler
+    method = activation.kind.methods.get(call.handler)
+    return method is not None and method.canonical(known.arguments) == method.canonical(call.arguments)
+
+
+def _check_id(activation: Activation, message: Call | InboxMessage) -> Verdict | bytes:
+    handler, arguments = message.handler, message.arguments
+    method = activation.kind.methods.get(handler)
+    return activation.seen.check_id(
+        message.message_id,
+        mailbox.digest(handler, arguments),
+        lambda: mailbox.canonical_digest(method, handler, arguments),
+    )
 
 
 def already_seen(activation: Activation, message: Delivery) -> bool:
@@ -50,7 +67,7 @@ def already_seen(activation: Activation, message: Delivery) -> bool:
         return _inbox_seen(activation, message)
     verdict: Verdict | bytes = Verdict.NEW
     if call.message_id:
-        verdict = activation.seen.check_id(call.message_id, mailbox.digest(call.handler, call.arguments))
+        verdict = _check_id(activation, call)
     elif call.number:
         verdict = activation.seen.check_caller(call.caller, call.number, call.low)
     if verdict is Verdict.NEW:
@@ -90,7 +107,7 @@ def _inbox_seen(activation: Activation, message: Delivery) -> bool:
         return True
     again = bool(letter.sender) and letter.number <= (activation.senders or {}).get(letter.sender, (0, 0.0))[0]
     if letter.message_id and not again:
-        verdict = activation.seen.check_id(letter.message_id, mailbox.digest(letter.handler, letter.arguments))
+        verdict = _check_id(activation, letter)
         if verdict is Verdict.MISMATCH:
             turn.bury(activation, message, mismatch(letter.message_id))
             return True

@@ -246,7 +246,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
-            activation.seen.note_id(call.message_id, until, mailbox.digest(call.handler, call.arguments), message.reply)
+            _note_id(activation, call, until, message.reply)
         elif call.number:
             activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, message.reply)
     elif (letter := message.message) is not None:
@@ -258,12 +258,17 @@ def _consume(activation: Activation, message: Delivery) -> None:
             activation.senders[letter.sender] = (letter.number, now)
         if letter.message_id:
             until = now + activation.kind.dedup_seconds
-            activation.seen.note_id(
-                letter.message_id, until, mailbox.digest(letter.handler, letter.arguments), message.reply
-            )
+            _note_id(activation, letter, until, message.reply)
     elif (timer := message.timer) is not None and (activation.timers or {}).get(timer.name) == timer:
         assert activation.timers is not None
         del activation.timers[timer.name]
+
+
+def _note_id(activation: Activation, message: Call | InboxMessage, until: float, reply: bytes) -> None:
+    handler, arguments = message.handler, message.arguments
+    digest = mailbox.digest(handler, arguments)
+    canonical = mailbox.canonical_digest(activation.kind.methods.get(handler), handler, arguments)
+    activation.seen.note_id(message.message_id, until, digest, reply, canonical * (canonical != digest))
 
 
 # Failing -----------------------------------------------------------------------------------------------------------

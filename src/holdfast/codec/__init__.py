@@ -23,7 +23,8 @@ _ARRAY: Final = 1
 _SUM: Final = struct.Struct("<I")
 
 
-def _encode_hook(value: Any) -> Any:
+def encode_hook(value: Any) -> Any:
+    """What stands for a value that msgpack does not know. Raises `TypeError`."""
     numpy = arrays.numpy_or_none()
     if numpy is not None:
         if isinstance(value, numpy.generic):
@@ -46,7 +47,7 @@ def _outline_hook(value: Any) -> Any:
     numpy = arrays.numpy_or_none()
     if numpy is not None and isinstance(value, numpy.ndarray):
         return arrays.head_of(value)
-    return _encode_hook(value)
+    return encode_hook(value)
 
 
 def own_extension(code: int, data: memoryview) -> Any:
@@ -116,7 +117,7 @@ _IMMUTABLE: Final = (
     msgspec.inspect.LiteralType,
 )
 
-_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=encode_hook)
 encode_raw: Final[Callable[[Any], bytes]] = _ENCODER.encode
 """Encode without translating errors: for our own structs, on the hot path."""
 

@@ -79,13 +79,13 @@ def _class_of(found: inspect.Type) -> Any:
 
 def _beyond_fields(live: Any, kept: Any) -> str:
     """An attribute that was set on an object beside its fields."""
-    if not hasattr(live, "__dict__") or _fields(live) is None:
+    if not hasattr(live, "__dict__") or fields_of(live) is None:
         return ""
     there = getattr(kept, "__dict__", {})
     return next((name for name in vars(live) if name not in there), "")
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
+def fields_of(value: Any) -> dict[str, Any] | None:
     """An object's fields as they are encoded; None where it has none."""
     if isinstance(value, msgspec.Struct):
         names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
@@ -100,7 +100,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
 
 
 def _lost(live: Any, kept: Any, path: str) -> str:
-    fields, keeps = _fields(live), _fields(kept)
+    fields, keeps = fields_of(live), fields_of(kept)
     if fields is not None and isinstance(kept, (list, tuple)):
         live, fields = list(fields.values()), None
     if fields is not None or (keeps is not None and isinstance(live, Mapping)):
@@ -128,7 +128,7 @@ def _lost(live: Any, kept: Any, path: str) -> str:
             return f"{path}: {_FEWER}"
         if isinstance(kept, (set, frozenset)):
             there = {type(one) for one in kept}
-            odd = next((one for one in live if _fields(one) is not None and type(one) not in there), None)
+            odd = next((one for one in live if fields_of(one) is not None and type(one) not in there), None)
             return "" if odd is None else f"{path}: a {type(odd).__qualname__} is not of its declared type"
         return _first(_lost(one, other, f"{path}[{i}]") for i, (one, other) in enumerate(zip(live, kept, strict=True)))
     return ""
@@ -164,7 +164,7 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
         return [(f"[{key!r:.40}]", one) for key, one in value.items()]
     if isinstance(value, _MANY):
         return [(f"[{place}]", one) for place, one in enumerate(value)]
-    return [(f".{name}", one) for name, one in (_fields(value) or {}).items()]
+    return [(f".{name}", one) for name, one in (fields_of(value) or {}).items()]
 
 
 # Stored values that a type no longer has ------------------------------------------------------------------------------

@@ -27,10 +27,12 @@ _FIELDS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictTy
 
 
 class Traits(msgspec.Struct, frozen=True):
-    """See the module. ``moments``, ``arrays``: whether a value may hold some. ``loss``: what may be lost, at most."""
+    """See the module. ``moments``, ``arrays``, ``anything``: whether a value may hold some, or what has no type at all.
+    ``loss``: what may be lost, at most."""
 
     moments: bool
     arrays: bool
+    anything: bool
     loss: int
 
 
@@ -40,7 +42,7 @@ def of(kind: Any) -> Traits:
     found = inspect.type_info(kind)
     names = set[str]()
     _collect(found, names, set())
-    return Traits("moments" in names, "arrays" in names, loss_of(found))
+    return Traits("moments" in names, "arrays" in names, "anything" in names, loss_of(found))
 
 
 def fields_of(found: inspect.Type) -> tuple[inspect.Field, ...]:
@@ -70,8 +72,8 @@ def _collect(found: inspect.Type, names: set[str], seen: set[int]) -> None:
     seen.add(id(found))
     if isinstance(found, _MOMENTS):
         names.add("moments")
-    elif isinstance(found, inspect.AnyType):
-        names.update(("moments", "arrays"))
+    elif isinstance(found, inspect.AnyType) or getattr(found, "cls", None) is object:
+        names.update(("moments", "arrays", "anything"))
     elif isinstance(found, inspect.CustomType):
         names.update(("arrays",) if arrays.is_array_type(found.cls) else ("moments", "arrays"))
         _check_custom(found.cls)

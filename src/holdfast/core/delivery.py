@@ -14,6 +14,7 @@ All is plain data in, decision out; the tables are part of the agent's record an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from typing import Final
@@ -41,11 +42,15 @@ class Caller(msgspec.Struct, array_like=True, gc=False):
 
 
 class Remembered(msgspec.Struct, array_like=True, gc=False):
-    """An id given with a message: until when it is kept (s), a digest of the message, and the answer."""
+    """An id given with a message: until when it is kept (s), a digest of the message, and the answer.
+
+    ``canonical``: a digest of what the message means, whatever its bytes are; 0 where only one message means it.
+    """
 
     until: float
     digest: int
     answer: bytes
+    canonical: int = 0
 
 
 NO_IDS: Final[dict[str, Remembered]] = {}
@@ -100,12 +105,14 @@ class Seen:
             if known < low:
                 self.bytes_kept -= len(answers.pop(known))
 
-    def check_id(self, message_id: str, digest: int) -> Verdict | bytes:
-        """Decide on a message with an id: `bytes` is the first answer."""
+    def check_id(self, message_id: str, digest: int, canonical: Callable[[], int]) -> Verdict | bytes:
+        """Decide on a message with an id: `bytes` is the first answer. ``canonical``: asked where the digests differ."""
         kept = self.ids.get(message_id)
-        if kept is not None:
-            return kept.answer if kept.digest == digest else Verdict.MISMATCH
-        return Verdict.NEW if len(self.ids) < limits.MESSAGE_IDS_MAX else Verdict.FULL
+        if kept is None:
+            return Verdict.NEW if len(self.ids) < limits.MESSAGE_IDS_MAX else Verdict.FULL
+        if kept.digest == digest or canonical() in (kept.digest, kept.canonical):
+            return kept.answer
+        return Verdict.MISMATCH
 
     def note_caller(self, name: str, number: int, low: int, deadline: float, answer: bytes) -> None:
         """Remember the answer to a numbered ask, as part of its turn."""
@@ -119,11 +126,11 @@ class Seen:
         if deadline > caller.deadline:
             caller.deadline = deadline
 
-    def note_id(self, message_id: str, until: float, digest: int, answer: bytes) -> None:
+    def note_id(self, message_id: str, until: float, digest: int, answer: bytes, canonical: int = 0) -> None:
         """Remember the answer to a message with an id, as part of its turn."""
         if not self.ids:
             self.ids = {}
-        self.ids[message_id] = Remembered(until, digest, answer)
+        self.ids[message_id] = Remembered(until, digest, answer, canonical)
         self.stale_at = min(self.stale_at, until)
         self.bytes_kept += len(answer)
 
