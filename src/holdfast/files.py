@@ -90,9 +90,13 @@ def read_own(path: Path) -> bytes:
         return file.read()
 
 
-def others_may_read(path: Path) -> bool:
-    """Whether users beside its owner may read a file, as far as its mode says. Raises `OSError`."""
-    return bool(path.stat().st_mode & 0o077)
+def open_to_all(path: Path) -> str:
+    """What any user of this machine may do with a file that is to be secret, as its mode says; empty for nothing.
+
+    A group may have its rights: that is how containers are given secrets. Raises `OSError`.
+    """
+    mode = path.stat().st_mode
+    return "read" if mode & stat.S_IROTH else "write" if mode & stat.S_IWOTH else ""
 
 
 def identity(path: Path) -> tuple[int, int]:

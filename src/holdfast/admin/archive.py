@@ -10,9 +10,11 @@ A file appears under its name when it is whole and on the disk: it is written un
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +22,7 @@ from typing import Final, Self
 
 import msgspec
 
-from holdfast import codec, limits
+from holdfast import codec, files, limits
 from holdfast.errors import AlreadyExists, ConfigError, DataLoss
 
 FORMAT: Final = 1
@@ -90,8 +92,7 @@ class Writer:
         if path.exists():
             raise AlreadyExists(f"{path} is there already: a backup replaces no file")
         try:
-            # What agents remember is nobody else's business.
-            self._file = os.fdopen(os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+            self._file = os.fdopen(_begin(self._partial), "wb")
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error}") from None
 
@@ -131,7 +132,10 @@ class Writer:
             self._file.flush()
             os.fsync(self._file.fileno())
             size = self._file.tell()
-            os.link(self._partial, self.path)  # unlike a rename it replaces nothing
+            os.link(self._partial, self.path, follow_symlinks=False)  # unlike a rename it replaces nothing
+            if not os.path.samestat(self.path.lstat(), os.fstat(self._file.fileno())):
+                self.path.unlink()
+                raise ConfigError(f"{self.path} cannot be written: somebody replaced {self._partial} meanwhile")
             directory = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
@@ -142,6 +146,29 @@ class Writer:
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written: {error}") from None
         return size
+
+
+def _begin(partial: Path) -> int:
+    """Make the file that becomes the backup. One that an interrupted backup left is removed; one that another process
+    writes is not. Raises `ConfigError`, `OSError`."""
+    while True:
+        fresh = True
+        try:
+            opened = files.create(partial)
+        except FileExistsError:
+            fresh = False
+            opened = files.descriptor(partial, os.O_RDWR)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(partial.lstat(), os.fstat(opened)):
+                    if fresh:
+                        return opened
+                    partial.unlink()
+        except BlockingIOError:
+            os.close(opened)
+            raise ConfigError(f"another process writes {partial} at this moment") from None
+        os.close(opened)
 
 
 def read(path: Path) -> Iterator[Frame]:

@@ -5,12 +5,14 @@ A large cluster has more than fits in memory, and a record is replaced while oth
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from holdfast import files
 from holdfast.engines.base import Stored
 from holdfast.errors import ConfigError
 
@@ -22,7 +24,7 @@ class Spool:
         self._path = path
         path.unlink(missing_ok=True)
         try:
-            path.touch(0o600)
+            os.close(files.create(path))
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.executescript(
                 "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;"

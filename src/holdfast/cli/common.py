@@ -12,6 +12,7 @@ import msgspec
 import typer
 from msgspec.structs import asdict
 
+from holdfast import files
 from holdfast.agents.agent import Agent
 from holdfast.cli.printing import Styled, out, problems
 from holdfast.engines.nats.engine import NatsEngine
@@ -53,6 +54,7 @@ App = Annotated[
 def security_from_environment() -> Security:
     """Certificates and password of a client: HOLDFAST_TLS_CA, _TLS_CERT, _TLS_KEY, _USER and _PASSWORD_FILE."""
     get = os.environ.get
+    warn_of_open_secrets(get("HOLDFAST_TLS_KEY", ""), get("HOLDFAST_PASSWORD_FILE", ""))
     return Security(
         get("HOLDFAST_TLS_CA", ""),
         get("HOLDFAST_TLS_CERT", ""),
@@ -60,6 +62,17 @@ def security_from_environment() -> Security:
         get("HOLDFAST_USER", ""),
         read_password(get("HOLDFAST_PASSWORD_FILE", "")),
     )
+
+
+def warn_of_open_secrets(*paths: str) -> None:
+    """Say which of these files, of passwords and keys, every user of this machine may read or write."""
+    for path in filter(None, paths):
+        try:
+            may = files.open_to_all(Path(path))
+        except OSError:
+            continue  # whoever reads it says so
+        if may:
+            problems.print(Styled("warning", "yellow"), f": every user may {may} {path}, a secret: `chmod go= {path}`")
 
 
 def read_password(path: str) -> str:

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from holdfast import said
-from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, read_password
+from holdfast import files, said
+from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, read_password, warn_of_open_secrets
 from holdfast.cli.printing import Printer, Styled
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
 from holdfast.host.addresses import CLIENT_PORT, CLUSTER_PORT
-from holdfast.host.directory import DirectoryLock, Started, agree, explain, recall, remember, write_private
+from holdfast.host.directory import DirectoryLock, Started, agree, explain, recall, remember
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.nats_config import Security, ServerSettings, check
 from holdfast.host.process import begin_again, serve
@@ -86,6 +86,7 @@ def up(
         for app in apps or ():
             load_agents(app)  # a mistake in it is said here, once, and not by every node
         said.log_to(say.errors)
+        warn_of_open_secrets(tls_key, password_file)
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
         _check_ways(cohort, join, servers)
         network = bool(cohort or join or servers or security != Security() or listen != "127.0.0.1")
@@ -237,7 +238,7 @@ class _Where:
 
     def __enter__(self) -> None:
         try:
-            write_private(self._path, self._text)
+            files.write_private(self._path, self._text)
         except OSError as error:
             raise ConfigError(explain(error, self._path.parent)) from None
 

@@ -24,6 +24,7 @@ from typing import Final, Self
 
 import msgspec
 
+from holdfast import files
 from holdfast.errors import ConfigError
 from holdfast.host import processes
 
@@ -38,16 +39,6 @@ _ORPHAN_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.05
 _NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _HOST_DIRECTORY: Final = re.compile(r"h[0-9]+")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    scratch.replace(path)
 
 
 class _Holder(msgspec.Struct):
@@ -285,7 +276,7 @@ def remember(directory: Path, started: Started) -> None:
     path, text = directory / _STARTED_FILE, msgspec.json.encode(started).decode()
     try:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_private(path, text)
+            files.write_private(path, text)
     except OSError as error:
         raise ConfigError(explain(error, directory)) from None
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast import ids
+from holdfast import files, ids
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
@@ -149,7 +149,7 @@ class LocalCluster:
         if self._log is None:
             write_all(2, data)
         else:
-            with self._log.open("ab") as file:
+            with files.appending(self._log) as file:
                 file.write(data)
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:

@@ -15,11 +15,11 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-from holdfast import chance
+from holdfast import chance, files
 from holdfast.children import die_with_parent, share, wake_late
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
-from holdfast.host.directory import DirectoryLock, explain, write_private
+from holdfast.host.directory import DirectoryLock, explain
 from holdfast.host.nats_config import ServerSettings, check, render
 
 VERSION_MIN: Final = (2, 15, 0)
@@ -124,13 +124,14 @@ class NatsServer:
         try:
             # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
             config = render(settings, shutil.disk_usage(settings.directory).total, self.name, self.system_password)
-            write_private(self.config_path, config)
+            files.write_private(self.config_path, config)
+            log = files.appending(self.log_path)
         except OSError as error:
             raise ConfigError(explain(error, Path(settings.directory))) from None
         self.starts += 1
         # With all processors each server would keep threads awake that look for work which the others are about to do.
         limit = {"GOMAXPROCS": str(settings.processors)} if settings.processors else {}
-        with self.log_path.open("ab") as log:
+        with log:
             self._process = await asyncio.create_subprocess_exec(
                 str(binary),
                 "-c",
@@ -198,7 +199,7 @@ class NatsServer:
     def log_end(self, lines: int = 8) -> str:
         """The last lines that it printed."""
         try:
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(files.read_own(self.log_path).decode(errors="replace").splitlines()[-lines:])
         except OSError:
             return "(it printed nothing)"
 

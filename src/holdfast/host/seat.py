@@ -24,13 +24,13 @@ from typing import Final
 
 import msgspec
 
-from holdfast import chance, limits
+from holdfast import chance, files, limits
 from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, HoldfastError, InvalidName, NoResponders, NotDone, Unknown
 from holdfast.host import addresses
-from holdfast.host.directory import STATE_FILE, explain, write_private
+from holdfast.host.directory import STATE_FILE, explain
 from holdfast.host.facts import HostFacts
 from holdfast.host.nats_server import NatsServer
 from holdfast.host.service import ask_host, ask_hosts
@@ -178,7 +178,7 @@ class Seat:
             return str(probe.getsockname()[0])
 
     def _save(self) -> None:
-        write_private(self._path, msgspec.json.encode(self._state).decode())
+        files.write_private(self._path, msgspec.json.encode(self._state).decode())
 
     def _dress(self) -> None:
         """The server as the file says."""
