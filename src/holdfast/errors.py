@@ -45,7 +45,8 @@ class NoQuorum(NotDone):
 
 
 class StorageFailed(NoQuorum):
-    """The embedded log takes no writes: its disk is full, fails or cannot be written, or its files are gone.
+    """The embedded log takes no writes: its disk is full, fails or cannot be written, or its files are gone. Also a host
+    whose server's files are gone.
 
     The text names the file, and says what to do.
     """

@@ -154,7 +154,7 @@ def fail(error: HoldfastError, as_json: bool) -> None:
     """Say what went wrong, and exit with 1 never, 2 settings, 3 nothing was done, 4 outcome unknown."""
     name = type(error).__name__
     if as_json:
-        out.json({"error": name, "text": str(error)})
+        out.json({"error": name, "text": str(error)}, indent=None)
     else:
         problems.block(str(error), Styled(name, "bold red"), ": ")
         if isinstance(error, HandlerFailed) and error.details:

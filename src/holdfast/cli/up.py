@@ -252,6 +252,7 @@ _TEXTS: Final = {
     "server-ended": "server {server} ended with code {code}; it is started again",
     "server-failed": "server {server} does not start: {error}",
     "server-stores-nothing": "server {server} stores nothing any more: is its disk full? It is started again",
+    "store-gone": "server {server} was stopped: {text}",
     "node-ready": "node {node} serves {kinds} (pid {node_pid})",
     "node-ended": "node {node} ended with code {code} {error}; it is started again",
     "node-said": "{who}: {text}",
@@ -265,6 +266,7 @@ _TEXTS: Final = {
 _STYLES: Final = {
     "server-failed": "red",
     "server-stores-nothing": "red",
+    "store-gone": "red",
     "node-ended": "red",
     "node-said": "dim",
     "host-said": "dim",

@@ -107,6 +107,11 @@ class NatsServer:
         return Path(self.settings.directory) / "nats-server.conf"
 
     @property
+    def store_path(self) -> Path:
+        """What it stores."""
+        return Path(self.settings.directory) / "jetstream"
+
+    @property
     def log_path(self) -> Path:
         """What it prints."""
         return Path(self.settings.directory) / "nats-server.log"

@@ -26,8 +26,8 @@ from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import Closed, HoldfastError
-from holdfast.host import spawn
+from holdfast.errors import Closed, HoldfastError, StorageFailed
+from holdfast.host import spawn, store
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
@@ -126,6 +126,7 @@ class Host:
         """Whether its process is to end and begin anew: whoever runs it sees to that."""
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._store_gone = False
         self._incarnation = ids.new_id("h")
         self._rebuilding: asyncio.Task[None] | None = None
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
@@ -144,6 +145,7 @@ class Host:
             )
             self._tasks.append(loop.create_task(self._keep_server(self.server)))
             self._tasks.append(loop.create_task(self._watch_store(self.server)))
+            self._tasks.append(loop.create_task(self._watch_files(self.server)))
         self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
         if self.server is not None and self.seat is not None:
@@ -173,6 +175,8 @@ class Host:
             code = await server.wait()
             if self._stopping:
                 return
+            if self._store_gone:
+                await asyncio.Event().wait()  # it would begin an empty store
             between, self._between = self._between, None
             if between is not None:
                 between()
@@ -199,6 +203,16 @@ class Host:
             if server.pid and self._between is None and not self._stopping and await server.stores_nothing():
                 self._report("server-stores-nothing", {"server": server.settings.name, "log": server.log_end(4)})
                 await server.kill()
+
+    async def _watch_files(self, server: NatsServer) -> None:
+        """Raises `StorageFailed`, with the server killed, when the files that it writes are not at their path any more."""
+        text = await store.gone(server, lambda: self._between is not None or self._stopping)
+        self._store_gone = True
+        await server.kill()
+        self._report("store-gone", {"server": server.settings.name, "text": text})
+        raise StorageFailed(
+            f"{text}. Its server was stopped, as what it would acknowledge is lost; see `docs/cluster.md`"
+        )
 
     async def _restart(self, between: Callable[[], None]) -> None:
         """End the server, do something, and start it again."""
@@ -347,7 +361,7 @@ class Host:
         processes = [child.process for child in self.children if child.process is not None]
         for process in processes:
             if process.returncode is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if self._store_gone else signal.SIGTERM)
         if processes:
             waits = [asyncio.ensure_future(process.wait()) for process in processes]
             _, late = await asyncio.wait(waits, timeout=limits.DRAIN_SECONDS * 2)

@@ -1,0 +1,85 @@
+"""Whether a server's store is still where it was: files without a name take writes like any other, and are lost.
+
+A cleaner of temporary directories, an `rm -rf`, a disk that was unmounted: the server goes on with the files that it has
+open, and acknowledges. It does not look at their paths. So its host does, once a second. A server that was started again
+would begin an empty store, and the data would seem never to have been; so the host ends instead, and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from holdfast.host.nats_server import NatsServer
+
+LOOK_SECONDS: Final = 1.0
+_SIGN: Final = "meta.inf"
+"""A stream's directory has it from its making to its end."""
+
+
+class Store:
+    """The directories of one server, as they were when they were seen first."""
+
+    def __init__(self, directory: Path) -> None:
+        self._root = directory
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._without_sign: set[Path] = set()
+
+    def look(self) -> str:
+        """What is wrong with the store, empty for nothing."""
+        try:
+            streams = self._streams()
+        except OSError as error:
+            return f"{error.filename} is gone ({error.strerror}): it was removed, or its disk was unmounted"
+        for path, identity in self._seen.items():
+            found = path.stat()
+            if (found.st_dev, found.st_ino) != identity:
+                return f"{path} is another directory than the one that the server has open: it was replaced"
+        # A stream that is being deleted may be without it for a moment, so it is looked for twice.
+        without = {path for path in streams if not (path / _SIGN).exists() and path.is_dir()}
+        again = without & self._without_sign
+        self._without_sign = without
+        return f"files of {min(again)} are gone: they were removed" if again else ""
+
+    def _streams(self) -> list[Path]:
+        """The directories of streams; notes those above them. Raises `OSError` where one that was there is not."""
+        above = [self._root, *self._seen]
+        for path in dict.fromkeys(above):
+            self._note(path)
+        streams: list[Path] = []
+        for account in _directories(self._root / "jetstream"):
+            self._note(account.parent)
+            self._note(account)
+            if (account / "streams").is_dir():
+                self._note(account / "streams")
+                streams += _directories(account / "streams")
+        return streams
+
+    def _note(self, path: Path) -> None:
+        found = path.stat()
+        self._seen.setdefault(path, (found.st_dev, found.st_ino))
+
+
+def _directories(path: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+async def gone(server: NatsServer, at_rest: Callable[[], bool]) -> str:
+    """Wait until the server's store is gone while it runs; say how. ``at_rest``: whether somebody changes the store now."""
+    starts, store = -1, Store(server.store_path)
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if not server.pid or at_rest():
+            starts = -1
+            continue
+        if starts != server.starts:
+            starts, store = server.starts, Store(server.store_path)
+        text = await asyncio.to_thread(store.look)
+        if text and server.pid and starts == server.starts and not at_rest():
+            return text
