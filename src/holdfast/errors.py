@@ -21,6 +21,7 @@
         ├── AlreadyExists        the name is taken
         ├── NotFound             there is no such agent, record, dead letter or cluster
         ├── WouldDeadlock        the agent asked is waiting for this very call
+        ├── TurnOver             code that outlived its turn would write with it
         ├── ReplayMismatch       the message id was used before, with another message
         ├── DataLoss             a committed record cannot be read from any replica
         ├── InvalidName          a kind, name, capability or cell that cannot be used
@@ -30,6 +31,10 @@ A few of them travel between processes; `to_wire` and `from_wire` keep the class
 """
 
 from __future__ import annotations
+
+from typing import Any, Final
+
+from holdfast import limits
 
 
 class HoldfastError(Exception):
@@ -101,6 +106,8 @@ class HandlerFailed(Never):
         super().__init__(message)
         self.kind_of_error = kind_of_error
         self.details = details
+        if details:
+            tell_where(self, details)
 
 
 class BadMessage(Never):
@@ -131,6 +138,10 @@ class WouldDeadlock(Never):
     """The agent asked is itself waiting, directly or not, for this call to end."""
 
 
+class TurnOver(Never, RuntimeError):
+    """The code runs on after the end of its turn, and would write with it: nothing was sent, set or changed."""
+
+
 class ReplayMismatch(Never):
     """The message id was used before, with another message."""
 
@@ -157,16 +168,56 @@ def _tree(root: type[HoldfastError]) -> dict[str, type[HoldfastError]]:
 _BY_NAME = _tree(HoldfastError)
 
 
+# What may be said of an error, whoever made it -----------------------------------------------------------------------
+
+_WHERE: Final = "It was raised here:\n"
+
+
+def plain(text: str, most: int = limits.ERROR_DETAILS_MAX) -> str:
+    """Text that can be sent: no longer than ``most`` characters, and without halves of surrogate pairs."""
+    if len(text) > most:
+        text = f"{str.__getitem__(text, slice(0, most - 1))}…"
+    return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, whatever its ``__str__`` does; at most `limits.ERROR_TEXT_MAX` characters."""
+    try:
+        return plain(str(error), limits.ERROR_TEXT_MAX)
+    except BaseException as found:
+        return f"(its text cannot be had: __str__ raised {class_of(found)})"
+
+
+def class_of(error: BaseException) -> str:
+    """The name of an error's class."""
+    name: Any = type.__dict__["__name__"].__get__(type(error))
+    return plain(name, 200)
+
+
+def tell_where(error: HoldfastError, details: str) -> None:
+    """Have the error show, under its own traceback, that of the code that raised it in another place."""
+    error.add_note(f"{_WHERE}{details}")
+
+
+def _where(error: BaseException) -> str:
+    notes = getattr(error, "__notes__", None) or ()
+    found = [note for note in notes if isinstance(note, str) and note.startswith(_WHERE)]
+    return plain(found[0].removeprefix(_WHERE)) if found else ""
+
+
 def to_wire(error: BaseException) -> tuple[str, str, str, str]:
     """``(class name, text, kind_of_error, details)``: what of an error travels to another process."""
-    name = type(error).__name__
+    name = next((base.__name__ for base in type(error).__mro__ if base is _BY_NAME.get(base.__name__)), "HoldfastError")
     if isinstance(error, HandlerFailed):
-        return name, str(error), error.kind_of_error, error.details
-    return (name if name in _BY_NAME else "HoldfastError"), str(error), "", ""
+        return name, text_of(error), plain(error.kind_of_error), plain(error.details)
+    return name, text_of(error), "", _where(error)
 
 
 def from_wire(name: str, text: str, kind_of_error: str = "", details: str = "") -> HoldfastError:
     """The error that `to_wire` was given, or a plain `HoldfastError` where the class is not known here."""
     if name == HandlerFailed.__name__:
         return HandlerFailed(text, kind_of_error, details)
-    return _BY_NAME.get(name, HoldfastError)(text)
+    error = _BY_NAME.get(name, HoldfastError)(text)
+    if details:
+        tell_where(error, details)
+    return error

@@ -151,6 +151,12 @@ OPEN_CALLS_MAX: Final = 100_000
 INBOX_READ_AHEAD: Final = 512
 """Inbox messages of one agent held in memory; further ones wait in the log."""
 
+ERROR_TEXT_MAX: Final = 2048
+"""Characters of an error's text, as it travels."""
+
+ERROR_DETAILS_MAX: Final = 8192
+"""… and of the traceback that goes with it."""
+
 # Times -----------------------------------------------------------------------------------------------------------
 ASK_TIMEOUT_SECONDS: Final = 30.0
 ATTEMPT_SECONDS: Final = 2.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 try:
     import uvloop
@@ -23,17 +25,59 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def start(work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
-    """Run a part of a node that nothing else can do without: if it fails, the loop's exception handler hears of it."""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
+def report(what: str, error: BaseException | None) -> None:
+    """Tell the running loop's exception handler that a part of a node has come to its end. ``what``: in a sentence."""
+    context: dict[str, Any] = {"message": what, PART: True}
+    if error is not None:
+        context["exception"] = error
+    asyncio.get_running_loop().call_exception_handler(context)
+
+
+PART: Final = "holdfast_part"
+"""A key of what an exception handler is given, where a part of a node came to its end."""
+
+hears: Final[ContextVar[Callable[[str, BaseException | None], None]]] = ContextVar("hears", default=report)
+"""Who hears of the end of parts that are started here: their node, which cannot go on."""
+
+_stopped: Final[WeakSet[asyncio.Task[Any]]] = WeakSet()
+
+
+def start(work: Coroutine[Any, Any, T], what: str, may_return: bool = False) -> asyncio.Task[T]:
+    """Run a part of a node that nothing else can do without. If it ends, its node hears of it, unless `stop` ended it.
+
+    A task may end without an error, as when code of a user's cancels all tasks that there are: that is a failure as well.
+    ``may_return``: it is done when it returns.
+    """
+    told = hears.get()
+    task = asyncio.get_running_loop().create_task(work)
 
     def ended(task: asyncio.Task[T]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            loop.call_exception_handler({"message": f"{what} failed", "exception": error, "task": task})
+        if task in _stopped:
+            if not task.cancelled():
+                task.exception()  # it was seen
+        elif (why := end_of(task, may_return)) is not None:
+            told(f"{what} {why[0]}", why[1])
 
     task.add_done_callback(ended)
     return task
+
+
+def end_of(task: asyncio.Task[Any], may_return: bool) -> tuple[str, BaseException | None] | None:
+    """How a task ended, and its error, where it was not to end so."""
+    if task.cancelled():
+        return "was cancelled", None
+    if (error := task.exception()) is not None:
+        return f"failed: {type(error).__name__}: {error}", error
+    return None if may_return else ("ended", None)
+
+
+async def stop(*tasks: asyncio.Task[Any] | None) -> None:
+    """End parts that were begun with `start`, and wait until they have ended."""
+    there = [task for task in tasks if task is not None]
+    _stopped.update(there)
+    for task in there:
+        task.cancel()
+    await asyncio.gather(*there, return_exceptions=True)
 
 
 async def by_and_by(items: Iterable[T]) -> AsyncIterator[T]:

@@ -105,6 +105,15 @@ async def serving(path: Path | str, *kinds: type[Agent[Any]]) -> AsyncIterator[N
         yield node
 
 
+@asynccontextmanager
+async def on(url: list[str], *kinds: type[Agent[Any]]) -> AsyncIterator[Node]:
+    """A node on either engine, ready. On servers it founds the cluster if there is none yet."""
+    founds: dict[str, Any] = {} if url[0].startswith("local:") else {"found": True, "replicas": 3}
+    async with Node.join(url, serve=kinds, **founds) as node:
+        await node.ready()
+        yield node
+
+
 class Gate:
     """Holds back every append of a node until opened."""
 

@@ -64,7 +64,7 @@ async def create(node: Node, target: Path, report: Report | None = None) -> Back
                     raise DataLoss(f"the backup does not come out whole, in {_TRIES} attempts: {error}") from None
                 say("again", {"why": str(error)})
     finally:
-        keeping.cancel()
+        await loops.stop(keeping)
     raise AssertionError("not reached")
 
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
-from holdfast.agents import repeats, suspects, turn
+from holdfast.agents import guard, reading, repeats, reviving, suspects, turn
 from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
-from holdfast.errors import DeadlineExceeded, HoldfastError, UnknownKind
+from holdfast.errors import BadState, DeadlineExceeded, HoldfastError, UnknownKind
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind
@@ -32,11 +32,11 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent", "at_rest", "attempts", "blob", "committed_bytes", "consumed", "digest_part", "generation", "held", "in_batch",
-        "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs", "outgoing_bytes",
-        "outgoing_records", "pending", "probation", "pumping", "reading", "retry_at", "running", "seen", "senders",
-        "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob", "task", "timers", "token",
-        "turn_from_inbox", "version", "view", "waiting_readers"
+        "agent", "at_rest", "attempts", "blob", "broken", "committed_bytes", "consumed", "digest_part",
+        "generation", "held", "in_batch", "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs",
+        "outgoing_bytes", "outgoing_records", "pending", "probation", "pumping", "reading", "retry_at",
+        "running", "seen", "senders", "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob",
+        "state_version", "task", "timers", "token", "turn_from_inbox", "version", "view", "waiting_readers"
     )  # fmt: skip
 
     def __init__(self, shard: Shard, token: str, kind: Kind) -> None:
@@ -48,14 +48,17 @@ class Activation:
         """With all turns that were finished, and the one that runs."""
         self.state_bytes = b""
         """… as of the last finished turn: what a handler that raises goes back to."""
+        self.state_version = kind.state_version
+        """The version of the schema of ``state_bytes``: an older one while the code that upgrades it raises."""
+        self.broken: HoldfastError | None = None
+        """What the code raised that makes the state and the agent of ``state_bytes``; each message tries it again."""
         self.committed_bytes = b""
         self.view: Any = None
         """The committed state as readers see it; None where it is not decoded now."""
         self.sequence = 0
         self.digest_part = 0
         """What its newest record adds to the shard's digest; 0 where that is not kept."""
-        self.version = 0
-        self.consumed = 0
+        self.version = self.consumed = 0
         self.seen = Seen({}, NO_IDS)
         self.senders: dict[str, tuple[int, float]] | None = None
         self.timers: dict[str, Timer] | None = None
@@ -97,7 +100,6 @@ class Activation:
         return self.shard.runtime.router
 
     def is_live(self) -> bool:
-        """Whether the agent is still this activation's, also as a thread of a handler asks it."""
         return self.loaded and self.shard.live()
 
     def now(self) -> float:
@@ -111,17 +113,14 @@ class Activation:
     # Loading -----------------------------------------------------------------------------------------------------
 
     def load(self, record: AgentRecord | None, state: bytes, sequence: int) -> None:
-        """Take over what the log has of the agent; None: it is new. Raises `BadState`."""
-        kind = self.kind
+        """Take over what the log has; None: nothing. Raises `BadState` for a newer schema; see `reviving` for the rest."""
         if record is None:
-            self.state_bytes, self.state = kind.keep(kind.new_state())
+            what = f"a new state of {self.kind.name} cannot be kept"
+            self.state_bytes, self.state = guard.call(BadState, what, self.kind.keep, self.kind.new_state())
         else:
-            self.state = kind.load_state(state, record.state_version)
+            self.kind.check_version(record.state_version)
             self.state_bytes = state
-            if record.state_version != kind.state_version:
-                self.state_bytes, self.state = kind.keep(self.state)
-            else:
-                kind.note_unknown(self.token, state, self.state)
+            self.state_version = record.state_version
             self.version = record.version
             self.consumed = record.consumed
             self.seen = Seen(record.callers, record.ids or NO_IDS)
@@ -139,8 +138,7 @@ class Activation:
                     self.shard.watch(self.token, timer)
         self.sequence = sequence
         self.committed_bytes = self.state_bytes
-        self.agent = kind.new_agent()
-        self.agent._holdfast_host = self
+        reviving.revive(self, known=record is None)
         self.loaded = True
         readers, self.waiting_readers = self.waiting_readers, None
         for reader in readers or ():
@@ -180,7 +178,7 @@ class Activation:
             message.read_after = True
             self.note(message)
         else:
-            turn.read(self, message)
+            reading.read(self, message)
 
     def _put(self, message: Delivery) -> None:
         if self.mailbox is None:
@@ -309,7 +307,7 @@ class Activation:
         senders = repeats.recent_senders(self, now) if self.senders else {}
         timers = list(self.timers.values()) if self.timers else []
         return AgentRecord(
-            form, commit, self.sequence, digest, count, self.version + 1, self.kind.state_version, state, self.blob,
+            form, commit, self.sequence, digest, count, self.version + 1, self.state_version, state, self.blob,
             self.consumed, seen.callers, seen.ids, senders, timers, self.generation, self.attempts or {},
             now if form > 1 else 0.0,
         )  # fmt: skip
@@ -341,12 +339,12 @@ class Activation:
             self.solo = False
         self.pump()
         busy = self.running or self.mailbox or self.inbox or self.held or self.outgoing_records
-        self.at_rest = self.loaded and not (busy or self.solo or self.attempts)
+        self.at_rest = self.loaded and not (busy or self.solo or self.attempts or self.broken)
 
     def _release(self, message: Delivery) -> None:
         if message.call is not None:
             if message.read_after:
-                turn.read(self, message)
+                reading.read(self, message)
                 return
             self._let_go(message)
             message.respond()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 
 import msgspec
 
-from holdfast import codec, ids, limits
+from holdfast import codec, errors, ids, limits
+from holdfast.agents import guard, places
 from holdfast.agents.context import Context, Outcome, TurnHost, context_of
 from holdfast.agents.handler import Handler, P, _Method, reader
 from holdfast.codec.kept import Losses, unknown_fields, unsendable
@@ -75,17 +76,13 @@ class Kind:
 
     def new_state(self) -> Any:
         """The state of an agent that never had a message; it shares nothing with another's. Raises `BadState`."""
-        try:
-            return self.keep(self._construct())[1]
-        except Exception as error:
-            raise BadState(f"a new state of {self.name} cannot be made: {type(error).__name__}: {error}") from error
+        return guard.call(
+            BadState, f"a new state of {self.name} cannot be made", lambda: self.keep(self._construct())[1]
+        )
 
     def new_agent(self) -> Any:
         """An instance for one activation. Raises `BadState` where its ``__init__`` raises."""
-        try:
-            return self.cls()
-        except Exception as error:
-            raise BadState(f"{self.name}.__init__ failed: {type(error).__name__}: {error}") from error
+        return guard.call(BadState, f"{self.name}.__init__ failed", self.cls)
 
     def keep(self, state: Any) -> tuple[bytes, Any]:
         """The state as bytes, and as these give it back: with that the agent goes on, so that a reload changes nothing.
@@ -113,7 +110,7 @@ class Kind:
         try:
             return self._decode_view(data)
         except Exception as error:  # also a state's own code
-            raise BadState(f"the state of {self.name} cannot be shown: {type(error).__name__}: {error}") from error
+            raise BadState(f"the state of {self.name} cannot be shown: {_said(error)}") from error
 
     def note_unknown(self, token: str, data: bytes, state: Any) -> None:
         """Say once, when an agent was loaded, which stored values this code's state type has no field for."""
@@ -133,32 +130,36 @@ class Kind:
 
     def load_state(self, data: bytes, version: int) -> Any:
         """The state from a record, upgraded where its schema is older. Raises `BadState`."""
+        self.check_version(version)
+        if version == self.state_version:
+            try:
+                return self.decode_state(data)
+            except codec.ERRORS as error:
+                raise BadState(
+                    f"the stored state of {self.name} does not fit its type: {error}. If the type changed, raise "
+                    "state_version and define upgrade_state"
+                ) from None
+        what = f"{self.name}.upgrade_state from version {version} to {self.state_version} failed"
+        return guard.call(BadState, what, self._upgrade, data, version)
+
+    def _upgrade(self, data: bytes, version: int) -> Any:
+        old = msgspec.msgpack.decode(data, ext_hook=codec.own_extension)
+        return self.decode_state(self.encode_bytes(self.cls.upgrade_state(version, old)))
+
+    def check_version(self, version: int) -> None:
+        """Raise `BadState` for a state of a schema that this code does not know yet."""
         if version > self.state_version:
             raise BadState(
                 f"the state of {self.name} has schema version {version}, this code knows {self.state_version}: "
                 "upgrade this node's code"
             )
-        if version == self.state_version:
-            try:
-                return self.decode_state(data)
-            except Exception as error:  # also a state's own code
-                raise BadState(
-                    f"the stored state of {self.name} does not fit its type: {error}. If the type changed, raise "
-                    "state_version and define upgrade_state"
-                ) from None
-        try:
-            old = msgspec.msgpack.decode(data, ext_hook=codec.own_extension)
-            return self.decode_state(self.encode_bytes(self.cls.upgrade_state(version, old)))
-        except Exception as error:
-            raise BadState(
-                f"{self.name}.upgrade_state from version {version} to {self.state_version} failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
 
 def _said(error: Exception) -> str:
     """What an error says; of one that no codec raises also its class."""
-    return str(error) if isinstance(error, codec.ERRORS) and str(error) else f"{type(error).__name__}: {error}"
+    if isinstance(error, codec.ERRORS) and str(error):
+        return str(error)
+    return f"{errors.class_of(error)}: {errors.text_of(error)} ({places.of(error)})"
 
 
 def _frozen(state: Any) -> Any:

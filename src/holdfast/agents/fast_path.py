@@ -17,6 +17,7 @@ from msgspec.structs import astuple
 from holdfast import limits
 from holdfast.agents import turn
 from holdfast.agents.activation import Activation
+from holdfast.agents.guard import fresh
 from holdfast.agents.mailbox import Delivery, Sink
 from holdfast.agents.messages import Call
 from holdfast.codec import encode_raw
@@ -64,7 +65,8 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         return False
     try:
         args = astuple(method.decode_ordered(call.arguments))
-    except Exception:  # by name, or not what the handler takes
+    except BaseException as error:  # by name, or not what the handler takes
+        turn.pass_on(activation, error)
         return False
 
     if caller is not None and low > caller.low:
@@ -75,15 +77,14 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     agent.state = activation.state
     agent._holdfast_context = None
     try:
-        method.function(agent, *args).send(None)
+        fresh().run(method.function(agent, *args).send, None)
+        raise RuntimeError(f"{method} waited, although it has no await")
     except StopIteration as end:
         value: Any = end.value
-    except Exception as error:
+    except BaseException as error:
         activation.take_in_hand(message)
         turn.raised(activation, message, error)
         return True
-    else:
-        raise AssertionError(f"{method} waited, although it has no await")
 
     context = agent._holdfast_context
     fits = context is None or (context.outgoing is None and context.timers is None)
@@ -95,7 +96,8 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
             state = kind.decode_state(state_bytes)  # what a reload would give: `Kind.keep`
             fits = type(live) is kind.exact or not kind.losses.find(live, state_bytes, state)
             fits = fits and len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
-        except Exception:
+        except BaseException as error:
+            turn.pass_on(activation, error)
             fits = False
     if not fits:
         activation.take_in_hand(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from asyncio import Future
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ import msgspec
 
 from holdfast import codec, errors, ids
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
-from holdfast.errors import HandlerFailed, HoldfastError, NotDone
 
 if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
@@ -122,16 +120,6 @@ def mark(done: Future[None]) -> Delivery:
 def from_timer(timer: Timer, suspect: bool) -> Delivery:
     """A delivery of a timer that is due. ``suspect``: it may have been in the hands of a process that died."""
     return Delivery(timer.handler, timer.arguments, f"tm:{timer.name}:{timer.generation}", timer=timer, suspect=suspect)
-
-
-def shown(kind: str, handler: str, error: Exception) -> HoldfastError:
-    """An error from inside a handler, as its caller sees it: one of ours as it is, a user's as `HandlerFailed`."""
-    if isinstance(error, HoldfastError) and not isinstance(error, NotDone):
-        return error
-    details = "".join(traceback.format_exception(error))[-8192:]
-    return HandlerFailed(
-        f"{kind}.{handler}: {str(error) or type(error).__name__}"[:2048], type(error).__name__, details
-    )
 
 
 def error_bytes(error: BaseException) -> bytes:

@@ -95,7 +95,7 @@ class Router:
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.retries = 0
-        self._closed = False
+        self._closed = ""  # or why it takes no more calls
         self._in_turn = asyncio.Lock()
         self._placing = 0
         """Sends that wait until it is known where their kind's agents are."""
@@ -107,16 +107,18 @@ class Router:
 
     async def close(self) -> None:
         """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted for."""
-        self._closed = True
-        for opened in list(self._open.values()):
-            self._fail(opened, "the node was closed", Closed)
+        self.fail("the node was closed")
         if self.sender is not None:
             await self.sender.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await loops.stop(self._sweeper)
         if self._subscription is not None:
             await self._subscription.close()
+
+    def fail(self, why: str) -> None:
+        """Take no more calls, and answer those that are open."""
+        self._closed = self._closed or why
+        for opened in list(self._open.values()):
+            self._fail(opened, self._closed, Closed)
 
     def ref(self, kind: type[AgentT], name: str, context: Context | None = None) -> AgentRef[AgentT]:
         """The address of an agent. Raises `InvalidName`."""
@@ -136,9 +138,9 @@ class Router:
         except asyncio.CancelledError:
             self.give_up(opened, None)
             raise
-        if outcome == OK:
-            return payload
-        raise self.error(opened, payload)
+        if outcome != OK:
+            raise self.error(opened, payload)
+        return payload
 
     async def locate(self, token: str) -> int:
         """The shard of an agent of a kind that is not known here yet. Raises `Closed`, `NoQuorum`, `Overloaded`."""
@@ -148,7 +150,7 @@ class Router:
 
     def _check(self, what: str) -> None:
         if self._closed:
-            raise Closed("the node was closed")
+            raise Closed(self._closed)
         if self.life is not None and self.life.isolated():
             why, kind = self.life.refusal()
             raise kind(f"{what}: {why}, and nothing was done")
@@ -208,15 +210,14 @@ class Router:
 
     async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
         """Append to the agent's inbox. See `AgentRef.send` for what it raises."""
-        if self.sender is None:
-            raise Closed("this node has no connection to the log")
+        if self.sender is None or self._closed:
+            raise Closed(self._closed or "this node has no connection to the log")
         await self.sender.send(token, handler, arguments, timeout_seconds, message_id)
 
     def tell(self, token: str, handler: str, arguments: bytes) -> None:
         """Hand over a message that may be lost."""
         call = Call(token, handler, arguments, 0, self.caller)
-        runtime = self.runtime
-        shard = self.space.shard_of(token)
+        runtime, shard = self.runtime, self.space.shard_of(token)
         if runtime is not None and shard in runtime.shards:
             runtime.take(call, None)
         else:
@@ -340,8 +341,7 @@ class Router:
         self._close(opened)
         if opened.future.done():
             return
-        call = opened.call
-        title = f"{call.token} {call.handler}"
+        title = f"{opened.call.token} {opened.call.handler}"
         if opened.unanswered:
             opened.future.set_exception(OutcomeUnknown(f"{title}: {why}, and an attempt was not answered"))
         else:

@@ -11,14 +11,15 @@ from types import CodeType, FrameType
 from typing import Final
 
 from holdfast import ids
-from holdfast.agents import fast_path, turn, workers
+from holdfast.agents import fast_path, reading, reviving, turn, workers
 
 _ENTRIES: Final[dict[CodeType, str]] = {
     fast_path.take.__code__: "activation",
     turn.start.__code__: "activation",
     turn._run.__code__: "activation",
-    turn.read.__code__: "activation",
-    turn._read_later.__code__: "activation",
+    reading.read.__code__: "activation",
+    reading._read_later.__code__: "activation",
+    reviving.revive.__code__: "activation",
     workers._perform.__code__: "job",
 }
 """The functions, and the name of what has the agent's token."""

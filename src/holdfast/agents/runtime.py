@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from holdfast import codec, limits, loops
-from holdfast.agents import fast_path, frames, mailbox, state_blobs
+from holdfast.agents import fast_path, frames, guard, mailbox, state_blobs
 from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
@@ -32,7 +33,7 @@ from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
 from holdfast.engines.gate import Gate
-from holdfast.errors import Closed, ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
+from holdfast.errors import ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
 _is_reply: Final = re.compile(r"hf\.r\.[A-Za-z0-9-]{1,64}\.[0-9]{1,20}", re.ASCII).fullmatch
@@ -88,6 +89,9 @@ class Runtime:
         self._outlets: dict[str, list[Reply]] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self.failures: list[BaseException] = []
+        self.on_failed: Callable[[str, BaseException | None], None] = loops.report
+        self.closing = False
+        self._parts: set[asyncio.Task[Any]] = set()  # those of the tasks that last as long as the node
         router.runtime = self
 
     @property
@@ -108,28 +112,31 @@ class Runtime:
     async def start(self) -> None:
         """Begin to commit, and to take calls for the shards that will be added."""
         for committer in self.committers.values():
-            self.spawn(committer.run())
-        self.spawn(self._passivate())
+            self._parts.add(self.spawn(committer.run()))
+        self._parts.add(self.spawn(self._passivate()))
         await self._subscribe(f"hf.n.{self.incarnation}")
 
     async def _subscribe(self, subject: str) -> None:
         # In a queue, so that one attempt reaches one node, also while a shard moves and two of them listen.
         self._subscriptions[subject] = await self.engine.bus.subscribe(subject, self._on_frame, "owner")
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run beside everything else, until the node closes."""
-        task = self.loop.create_task(work)
+    def spawn(self, work: Coroutine[Any, Any, Any], may_be_cancelled: bool = False) -> asyncio.Task[Any]:
+        """Run beside everything else, until the node closes, in a context of its own.
+
+        ``may_be_cancelled``: it is a turn's; else its end by that is a failure of the node, as is any error.
+        """
+        task = self.loop.create_task(work, context=guard.fresh())
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, may_be_cancelled))
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, may_be_cancelled: bool, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
-            self.failures.append(error)
-            self.loop.call_exception_handler(
-                {"message": "a task of the Holdfast node failed", "exception": error, "task": task}
-            )
+        why = None if may_be_cancelled and task.cancelled() else loops.end_of(task, task not in self._parts)
+        if why is not None and not self.closing:
+            self.failures.append(why[1] or RuntimeError(why[0]))
+            name = getattr(task.get_coro(), "__qualname__", "a task")
+            self.on_failed(f"{name} {why[0]}", why[1])
 
     # Shards ------------------------------------------------------------------------------------------------------
 
@@ -375,6 +382,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop everything at once. Let go of shards first with `drain`."""
+        self.closing = True
         self.drop_shards(list(self.shards))
         for subscription in list(self._subscriptions.values()):
             await subscription.close()

@@ -40,7 +40,7 @@ def start(activation: Activation, message: Delivery) -> None:
         while len(attempts) > limits.ATTEMPT_MARKS_MAX:
             del attempts[next(name for name in attempts if name != turn.ANY_MESSAGE)]
         activation.probation = not alone
-        activation.task = activation.shard.runtime.spawn(_behind_mark(activation, message, name))
+        turn.spawn(activation, message, _behind_mark(activation, message, name))
 
 
 async def _behind_mark(activation: Activation, message: Delivery, name: str) -> None:

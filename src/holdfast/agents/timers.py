@@ -54,10 +54,12 @@ class Timers:
     def _look(self) -> None:
         self._handle = None
         now = self._clock.now()
-        while self._heap and self._heap[0][0] <= now:
-            _, _, shard, token, timer = heapq.heappop(self._heap)
-            shard.fire(token, timer)
-        self._schedule()
+        try:
+            while self._heap and self._heap[0][0] <= now:
+                _, _, shard, token, timer = heapq.heappop(self._heap)
+                shard.fire(token, timer)
+        finally:  # whatever one did, the others are due as well
+            self._schedule()
 
     def close(self) -> None:
         """Fire nothing more."""

@@ -12,20 +12,19 @@ turns up later must not run.
 from __future__ import annotations
 
 import asyncio
-import types
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast import codec, limits
-from holdfast.agents import mailbox, workers
+from holdfast.agents import guard, mailbox, reviving, workers
 from holdfast.agents.context import Context, context_of
+from holdfast.agents.guard import Raised
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
-from holdfast.agents.messages import BUSY, NOT_OWNER, Call, DeadRecord, InboxMessage
+from holdfast.agents.messages import BUSY, Call, DeadRecord, InboxMessage
 from holdfast.agents.workers import Done
 from holdfast.errors import (
     BadMessage,
-    DeadlineExceeded,
     HandlerFailed,
     HoldfastError,
     Overloaded,
@@ -37,7 +36,6 @@ from holdfast.errors import (
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.handler import _Method
-    from holdfast.cluster.life import Life
 
 ANY_MESSAGE: Final = "*"
 """The mark of a suspect for any message of an agent; the others name one."""
@@ -70,11 +68,12 @@ def overloaded(activation: Activation, call: Call) -> Overloaded | None:
     return None
 
 
-def _method(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any, Any], tuple[Any, ...]]:
+def method_of(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any, Any], tuple[Any, ...]]:
     method = activation.kind.methods.get(message.handler)
     if method is None:
         raise UnknownKind(f"{activation.kind.name} has no handler {message.handler!r}")
-    return method, method.decode_arguments(message.arguments)
+    what = f"the arguments of {activation.kind.name}.{method.name}"
+    return method, guard.call(BadMessage, what, method.decode_arguments, message.arguments)
 
 
 # Running -----------------------------------------------------------------------------------------------------------
@@ -87,7 +86,9 @@ def start(activation: Activation, message: Delivery) -> None:
         bury(activation, message, TooLarge(f"what {message.handler} did to {activation.token} cannot be written"))
         return
     try:
-        method, args = _method(activation, message)
+        if activation.broken is not None and (error := reviving.revive(activation)) is not None:
+            raise error
+        method, args = method_of(activation, message)
         if method.reads_only:
             raise BadMessage(f"{activation.kind.name}.{method.name} is a reader: it can be asked, not sent")
     except HoldfastError as error:
@@ -96,19 +97,27 @@ def start(activation: Activation, message: Delivery) -> None:
     activation.running = message
     if method.waits or method.runs_in != "loop":
         context = context_of(activation, message)
-        activation.task = activation.shard.runtime.spawn(_run(activation, message, method, args, context))
+        spawn(activation, message, _run(activation, message, method, args, context))
         return
     agent = activation.agent
     agent.state = activation.state
     agent._holdfast_context = None
-    try:
-        method.bind(agent, args).send(None)
-    except StopIteration as end:
-        finished(activation, message, method, agent._holdfast_context, end.value)
-    except Exception as error:
-        raised(activation, message, error)
+    value = guard.at_once(method.bind, agent, args)
+    if type(value) is Raised:
+        raised(activation, message, value.error)
     else:
-        raise AssertionError(f"{method} waited, although it has no await")
+        finished(activation, message, method, agent._holdfast_context, value)
+
+
+def spawn(activation: Activation, message: Delivery, work: Coroutine[Any, Any, None]) -> None:
+    """Run what has the agent's next turn in its hands. It may be cancelled before its first step; then the turn fails here."""
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if activation.running is message and activation.task is task:
+            cancelled(activation, message)
+
+    activation.task = task = activation.shard.runtime.spawn(work, may_be_cancelled=True)
+    task.add_done_callback(ended)
 
 
 async def _run(
@@ -121,20 +130,21 @@ async def _run(
     runtime = activation.shard.runtime
     activation.agent.state = activation.state
     activation.agent._holdfast_context = context
-    try:
-        if method.runs_in == "loop":
-            value = await _while_live(method.bind(activation.agent, args), runtime.life)
-        else:
-            value = await _off_loop(activation, message, method, context)
-    except asyncio.CancelledError:
-        if not cancelled(activation, message):
-            raise
-    except Exception as error:
-        if activation.running is message:
-            raised(activation, message, error)
+    if method.runs_in == "loop":
+        work: Any = method.bind(activation.agent, args)
     else:
-        if activation.running is message:
+        work = _off_loop(activation, message, method, context)
+    try:
+        value = await guard.until_done(work, runtime.life)
+    except GeneratorExit as error:
+        value = guard.exited(error)
+    if activation.running is message:
+        if type(value) is Raised:
+            raised(activation, message, value.error)
+        else:
             finished(activation, message, method, context, value)
+    elif type(value) is Raised and isinstance(value.error, (asyncio.CancelledError, *guard.INTERRUPTIONS)):
+        raise value.error
 
 
 async def _off_loop(
@@ -152,34 +162,22 @@ async def _off_loop(
     return done
 
 
-@types.coroutine
-def _while_live(work: Coroutine[Any, Any, Any], life: Life) -> Generator[Any, Any, Any]:
-    """Await it, and cancel it where it would go on after a wait in which this node ceased to be live.
-
-    A node that was frozen finds timers and messages that are due before it finds out that it was replaced.
-    """
-    error: BaseException | None = None
-    while True:
-        try:
-            waits_for = work.send(None) if error is None else work.throw(error)
-        except StopIteration as end:
-            return end.value
-        error = None
-        try:
-            yield waits_for
-        except BaseException as found:
-            error = found
-        if error is None and not life.live():
-            life.look()
-            error = asyncio.CancelledError()
-
-
-def raised(activation: Activation, message: Delivery, error: Exception) -> None:
+def raised(activation: Activation, message: Delivery, error: BaseException) -> None:
     """The state goes back; an error of our own keeps its class, a user's becomes `HandlerFailed`."""
-    activation.state = activation.kind.load_state(activation.state_bytes, activation.kind.state_version)
+    pass_on(activation, error)
+    failure = guard.shown(f"{activation.kind.name}.{message.handler}", error)  # its text may take the time of the turn
+    reviving.restore(activation)
     activation.running = None
-    _failed(activation, message, mailbox.shown(activation.kind.name, message.handler, error), ran=True)
+    _failed(activation, message, failure, ran=True)
     activation.pump()
+
+
+def pass_on(activation: Activation, error: BaseException) -> None:
+    """Raise it where it means the whole process: the turn never was, and its message is not answered."""
+    if guard.interrupts(error):
+        reviving.restore(activation)
+        activation.running = None
+        raise error
 
 
 def cancelled(activation: Activation, message: Delivery) -> bool:
@@ -194,21 +192,12 @@ def finished(
     activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context | None, value: Any
 ) -> None:
     """The handler returned: its state, reply, timers and messages wait for the batch. ``context``: if it was asked for."""
-    kind = activation.kind
     try:
-        if isinstance(value, Done):
-            message.reply, state_bytes, activation.generation = value.reply, value.state, value.generation
-            assert context is not None
-            context.outgoing, context.timers = value.outgoing, value.timers
-            state = kind.load_state(state_bytes, kind.state_version)
-        else:
-            message.reply = method.encode_reply(value)
-            state_bytes, state = kind.keep(activation.agent.state)
-    except HoldfastError as error:
+        what = f"what {activation.kind.name}.{method.name} left cannot be kept"
+        left = guard.call(BadMessage, what, _left, activation, method, context, value)
+        message.reply, state_bytes, state = left
+    except BaseException as error:
         raised(activation, message, error)
-        return
-    except Exception as error:  # a user's own codec or property
-        raised(activation, message, BadMessage(f"{type(error).__name__}: {error}"))
         return
     activation.state = state
     if state_bytes != activation.state_bytes:
@@ -221,6 +210,18 @@ def finished(
     _consume(activation, message)
     activation.note(message)
     activation.pump()
+
+
+def _left(
+    activation: Activation, method: _Method[Any, Any, Any], context: Context | None, value: Any
+) -> tuple[bytes, bytes, Any]:
+    """The reply, and the state as bytes and as these give it back."""
+    kind = activation.kind
+    if type(value) is Done:
+        assert context is not None
+        context.outgoing, context.timers, activation.generation = value.outgoing, value.timers, value.generation
+        return value.reply, value.state, kind.load_state(value.state, kind.state_version)
+    return method.encode_reply(value), *kind.keep(activation.agent.state)
 
 
 def _keep_timers(activation: Activation, context: Context) -> None:
@@ -314,77 +315,3 @@ def bury(activation: Activation, message: Delivery, error: HoldfastError) -> Non
     message.reply = ERROR_MARK + error_bytes(error)
     _consume(activation, message)
     activation.note(message)
-
-
-# Reading -----------------------------------------------------------------------------------------------------------
-
-
-def committed_view(activation: Activation) -> Any:
-    """The committed state, frozen where its type can be. Raises `BadState`."""
-    if not activation.kind.shares_view:
-        return activation.kind.view(activation.committed_bytes)
-    if activation.view is None:
-        activation.view = activation.kind.view(activation.committed_bytes)
-    return activation.view
-
-
-def read(activation: Activation, message: Delivery) -> None:
-    """Run a reader on the committed state, beside whatever turn runs."""
-    call = message.call
-    assert call is not None
-    if call.deadline and call.deadline < activation.now():
-        refuse(message, DeadlineExceeded("the deadline passed before the message was started"))
-        return
-    try:
-        method, args = _method(activation, message)
-    except HoldfastError as error:
-        refuse(message, error)
-        return
-    context = context_of(activation, message, reads_only=True)
-    if method.runs_in != "loop":
-        job = workers.job(activation, method, message, context, activation.committed_bytes)
-        work = activation.shard.runtime.workers.run(activation, method, job)
-        activation.shard.runtime.spawn(_read_later(activation, message, method, work))
-        return
-    agent = object.__new__(activation.kind.cls)
-    agent.__dict__ = activation.agent.__dict__
-    try:
-        agent.state = committed_view(activation)
-    except HoldfastError as error:
-        refuse(message, error)
-        return
-    agent._holdfast_context = context
-    run = method.bind(agent, args)
-    if method.waits:
-        activation.shard.runtime.spawn(_read_later(activation, message, method, run))
-        return
-    try:
-        run.send(None)
-    except StopIteration as end:
-        _read_done(activation, message, method, end.value)
-    except Exception as error:
-        refuse(message, mailbox.shown(activation.kind.name, message.handler, error))
-
-
-async def _read_later(
-    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], run: Coroutine[Any, Any, Any]
-) -> None:
-    try:
-        value = await run
-    except Exception as error:
-        refuse(message, mailbox.shown(activation.kind.name, message.handler, error))
-    else:
-        _read_done(activation, message, method, value)
-
-
-def _read_done(activation: Activation, message: Delivery, method: _Method[Any, Any, Any], value: Any) -> None:
-    # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.
-    if not activation.shard.live():
-        message.turn_away(NOT_OWNER)
-        return
-    try:
-        message.reply = value.reply if isinstance(value, Done) else method.encode_reply(value)
-    except HoldfastError as error:
-        refuse(message, error)
-        return
-    message.respond()

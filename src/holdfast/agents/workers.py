@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 import msgspec
 
 from holdfast import codec, limits
+from holdfast.agents import guard
 from holdfast.agents.context import Context
-from holdfast.agents.mailbox import Delivery, shown
+from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import Outgoing, Timer
 from holdfast.agents.ref import AgentRef
 from holdfast.children import PROCESSORS
@@ -104,7 +105,7 @@ class Workers:
         agent.__dict__ = activation.agent.__dict__
         if self._threads is None:
             self._threads = ThreadPoolExecutor(limits.HANDLER_THREADS_MAX, "holdfast-handler")
-        running = asyncio.wrap_future(self._threads.submit(_perform, activation.kind, agent, job, activation.is_live))
+        running = asyncio.wrap_future(self._threads.submit(_guarded, activation.kind, agent, job, activation.is_live))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -145,9 +146,9 @@ def perform_bytes(data: bytes) -> bytes:
     job = _decode_job(data)
     try:
         kind = _find(job)
-        return codec.encode_raw(_perform(kind, kind.new_agent(), job))
+        return codec.encode_raw(_guarded(kind, kind.new_agent(), job))
     except Exception as error:
-        return codec.encode_raw(_Failed(to_wire(shown(job.qualname, job.handler, error))))
+        return codec.encode_raw(_Failed(to_wire(guard.shown(f"{job.qualname}.{job.handler}", error))))
 
 
 def _find(job: Job) -> Kind:
@@ -156,6 +157,11 @@ def _find(job: Job) -> Kind:
         found = getattr(found, name)
     kind: Kind = found.__kind__
     return kind
+
+
+def _guarded(kind: Kind, *args: Any) -> Done:
+    """Do a job in a context of its own. Whatever it raises is one of our errors: a thread's pool takes no others well."""
+    return guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", _perform, kind, *args)
 
 
 def _perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lambda: True) -> Done:

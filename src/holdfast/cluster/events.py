@@ -66,9 +66,7 @@ class Events:
         end = asyncio.get_running_loop().time() + 1.0
         while self._waiting and self._engine.connected() and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await loops.stop(*self._tasks)
 
     def say(self, what: str, who: str, key: str = "", **facts: Any) -> None:
         """Have an event written, without waiting. ``key``: what makes it the same one, when others see it too."""

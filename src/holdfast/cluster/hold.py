@@ -55,7 +55,7 @@ class Holding:
         elif request.hold > 0:
             self._gate.hold(min(request.hold, limits.HOLD_SECONDS), request.cell)
         if message.reply:
-            task = loops.start(self._answer(message.reply), "the answer to a hold")
+            task = loops.start(self._answer(message.reply), "the answer to a hold", may_return=True)
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
 
@@ -68,8 +68,7 @@ class Holding:
         self._gate.release()
         if self._subscription is not None:
             await self._subscription.close()
-        for task in self._answers:
-            task.cancel()
+        await loops.stop(*self._answers)
 
 
 async def hold(engine: Engine, names: Iterable[str], wait_seconds: float) -> set[str]:

@@ -88,9 +88,7 @@ class Life:
 
     async def close(self) -> None:
         """Stop proving."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await loops.stop(*self._tasks)
 
     # Questions -----------------------------------------------------------------------------------------------------
 

@@ -258,8 +258,7 @@ class Membership:
     async def close(self) -> None:
         """Say goodbye, and stop."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await loops.stop(self._task)
             self.beat(leaving=True)
         for subscription in self._subscriptions:
             await subscription.close()

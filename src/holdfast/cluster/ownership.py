@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from holdfast import chance, ids, limits
+from holdfast import chance, ids, limits, loops
 from holdfast.clock import Clock
 from holdfast.cluster import epochs
 from holdfast.cluster.claims import Claims
@@ -111,21 +111,17 @@ class Ownership:
     async def start(self) -> None:
         """Begin to follow the epochs, and to claim."""
         for cell in self._cells:
-            self._spawn(self.epochs.follow(cell, self._wake.set))
-        self._spawn(self._run())
+            self._spawn(self.epochs.follow(cell, self._wake.set), "the tail of the epochs", False)
+        self._spawn(self._run(), "ownership")
         if self._serves and not self._life.alone:
             shards = self._placement.space
-            self._spawn(Sweep(self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned).run())
+            sweep = Sweep(self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned)
+            self._spawn(sweep.run(), "the sweep of packs", False)
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = self._loop.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, Any], what: str, may_return: bool = True) -> None:
+        task = loops.start(work, what, may_return)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Closed):
-            self._loop.call_exception_handler({"message": "ownership failed", "exception": error, "task": task})
+        task.add_done_callback(self._tasks.discard)
 
     def _newer(self, number: int, sequence: int) -> None:
         if self.owned.get(number, sequence) < sequence:
@@ -156,7 +152,7 @@ class Ownership:
                 some = claims[start : start + _CLAIM_MAX]
                 self._busy.update(some)
                 # As they are now: one that somebody else claims before the next turn of the loop is not to be taken.
-                self._spawn(self._claim(cell, {number: self.epochs.get(number) for number in some}))
+                self._spawn(self._claim(cell, {number: self.epochs.get(number) for number in some}), "a claim")
             coming = [
                 n for n in self._of(cell) if n not in self.owned and n not in self._busy and self.planner.is_coming(n)
             ]
@@ -170,7 +166,7 @@ class Ownership:
             some = self.planner.to_release([n for n in self.owned if n not in self._busy])
             if some:
                 self._busy.update(some)
-                self._spawn(self._release(some))
+                self._spawn(self._release(some), "a release")
 
     def _of(self, cell: str) -> range:
         return range(self._cells.index(cell), self._placement.space.shards, len(self._cells))
@@ -275,7 +271,7 @@ class Ownership:
                 self._host.drop_shards([number])
             elif self._host.serves(number):  # else a batch of it was refused meanwhile
                 self.owned[number] = epoch
-        self._spawn(self._follow_inboxes(cell, current))
+        self._spawn(self._follow_inboxes(cell, current), f"the tail of inboxes in {cell}")
         unclean = sum(not claim.clean for claim in claims.values())
         numbers = {"shards": sorted(claims), "unclean": unclean, "warm": len(was_warm)}
         self.on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
@@ -361,7 +357,4 @@ class Ownership:
                 pass
         await self._suspicion.close()
         await self.recovery.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await loops.stop(*self._tasks)

@@ -55,9 +55,7 @@ class Placement:
 
     async def close(self) -> None:
         """Stop following."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        await loops.stop(self._following)
 
     async def _follow(self) -> None:
         subjects = [self._subject, f"{self._cell}.manifest"]

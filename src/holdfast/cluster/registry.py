@@ -95,10 +95,8 @@ class Registry:
 
     async def close(self) -> None:
         """Stop following."""
-        if self._tailing is not None:
-            self._tailing.cancel()
-            await asyncio.gather(self._tailing, return_exceptions=True)
-            self._tailing = None
+        await loops.stop(self._tailing)
+        self._tailing = None
 
     async def _follow(self) -> None:
         skip = len(self._cell) + 4

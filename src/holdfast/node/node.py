@@ -36,6 +36,7 @@ from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
+from holdfast.node.ending import Ending
 from holdfast.node.options import JoinOptions, check
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
@@ -52,13 +53,11 @@ class Node:
     def __init__(
         self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, supervised: bool
     ) -> None:
-        self.engine = engine
-        self.name = name
-        self.host = host
+        self.engine, self.name, self.host = engine, name, host
         self._supervised = supervised
         self._clock = clock
         self._started_at = clock.now()
-        self._closed = False
+        self._ending = Ending(name, self._end, engine.close)
         self._labels: list[str] = []
         self._capacity = 1.0
         self.life: Life
@@ -161,7 +160,7 @@ class Node:
         if serve:
             node._membership.on_event = node._ownership.planner.on_event = node._ownership.on_event = node.events.say
         try:
-            await node._start()
+            await node._ending.begin(runtime, node._start())
         except BaseException:
             await node.close()
             raise
@@ -226,9 +225,9 @@ class Node:
 
     async def close(self) -> None:
         """Finish what runs, let go of the shards, and leave. Closing twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
+        await self._ending.close()
+
+    async def _end(self) -> None:
         await self._holding.close()
         await self._ownership.close()
         await self._runtime.close()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import limits, said
+from holdfast import limits, loops, said
 from holdfast.agents import running
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
@@ -72,8 +72,8 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
     def failed(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # A part of the node ended that nothing else can do without: its host starts it anew.
         loop.default_exception_handler(context)
-        if isinstance(context.get("task"), asyncio.Task):
-            failures.append(f"{context.get('message')}: {context.get('exception')!r}")
+        if loops.PART in context:
+            failures.append(str(context.get("message")))
             stop.set()
 
     loop.set_exception_handler(failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from holdfast import limits
@@ -10,6 +11,8 @@ from holdfast.engines import checks
 from holdfast.engines.base import Bus, Message, Subscription, matches
 from holdfast.errors import Closed, InvalidName, NoResponders, TooLarge, Unknown
 from holdfast.ids import new_id
+
+_logger = logging.getLogger(__name__)
 
 
 class LocalBus(Bus):
@@ -48,7 +51,10 @@ class LocalBus(Bus):
                 self._put(Message(message.reply, "", b"", no_responders=True))
             for subscription in served:
                 if subscription.open:
-                    subscription.callback(message)
+                    try:
+                        subscription.callback(message)
+                    except Exception:
+                        _logger.exception("the callback of %s failed", message.subject)
 
     def _receivers(self, subject: str) -> list[_Local]:
         found = self._exact.get(subject, [])

@@ -1,0 +1,107 @@
+"""Readers: they run on the committed state, beside whatever turn runs, and answer only while this node may.
+
+Nothing that a reader does is kept, so it needs no place in the mailbox and no commit. What it raises is its caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from holdfast.agents import guard, reviving, workers
+from holdfast.agents.context import Context, context_of
+from holdfast.agents.guard import Raised
+from holdfast.agents.mailbox import Delivery
+from holdfast.agents.messages import NOT_OWNER
+from holdfast.agents.turn import method_of, refuse
+from holdfast.agents.workers import Done
+from holdfast.errors import BadMessage, BadState, DeadlineExceeded, HoldfastError
+
+if TYPE_CHECKING:
+    from holdfast.agents.activation import Activation
+    from holdfast.agents.handler import _Method
+
+
+def committed_view(activation: Activation) -> Any:
+    """The committed state, frozen where its type can be."""
+    if not activation.kind.shares_view:
+        return activation.kind.view(activation.committed_bytes)
+    if activation.view is None:
+        activation.view = activation.kind.view(activation.committed_bytes)
+    return activation.view
+
+
+def read(activation: Activation, message: Delivery) -> None:
+    """Run a reader on the committed state, beside whatever turn runs."""
+    call = message.call
+    assert call is not None
+    if call.deadline and call.deadline < activation.now():
+        refuse(message, DeadlineExceeded("the deadline passed before the message was started"))
+        return
+    try:
+        if activation.broken is not None and (error := reviving.revive(activation)) is not None:
+            raise error
+        method, args = method_of(activation, message)
+    except HoldfastError as error:
+        refuse(message, error)
+        return
+    context = context_of(activation, message, reads_only=True)
+    if method.runs_in != "loop":
+        job = workers.job(activation, method, message, context, activation.committed_bytes)
+        work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(activation, method, job)
+        activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+        return
+    try:
+        agent = guard.call(BadState, f"the state of {activation.kind.name} cannot be read", _twin, activation, context)
+    except HoldfastError as error:
+        refuse(message, error)
+        return
+    if method.waits:
+        work = method.bind(agent, args)
+        activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+    else:
+        _done(activation, message, method, guard.at_once(method.bind, agent, args))
+
+
+def _twin(activation: Activation, context: Context) -> Any:
+    """An instance with the committed state, that shares all else with the one that handles messages."""
+    agent: Any = object.__new__(activation.kind.cls)
+    agent.__dict__ = activation.agent.__dict__
+    agent.state = committed_view(activation)
+    agent._holdfast_context = context
+    return agent
+
+
+async def _read_later(
+    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
+) -> None:
+    try:
+        value = await guard.until_done(work, activation.shard.runtime.life)
+    except GeneratorExit as error:
+        value = guard.exited(error)
+    _done(activation, message, method, value)
+
+
+def _done(activation: Activation, message: Delivery, method: _Method[Any, Any, Any], value: Any) -> None:
+    if type(value) is Raised and guard.interrupts(value.error):
+        raise value.error
+    # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.
+    if not activation.shard.live():
+        message.turn_away(NOT_OWNER)
+        if type(value) is Raised and isinstance(value.error, asyncio.CancelledError):
+            raise value.error
+        return
+    title = f"{activation.kind.name}.{message.handler}"
+    if type(value) is Raised:
+        refuse(message, guard.shown(title, value.error))
+        return
+    try:
+        if type(value) is Done:
+            message.reply = value.reply
+        else:
+            message.reply = guard.call(BadMessage, f"the reply of {title}", method.encode_reply, value)
+    except HoldfastError as error:
+        refuse(message, error)
+        return
+    message.respond()

@@ -1,0 +1,181 @@
+"""Whatever the code of one agent raises, its own message fails with a text that says where, and all else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import decimal
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agents.kinds import on, until
+from tests.agents.rogues import NAMES, Broken, Rogue
+
+from holdfast import Agent, BadMessage, BadState, HandlerFailed, HoldfastError, Node, handler, limits, reader
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+WAYS = (
+    Rogue.at_once,
+    Rogue.before_it_waits,
+    Rogue.after_it_waited,
+    Rogue.in_a_group,
+    Rogue.in_a_thread,
+    Rogue.read_at_once,
+    Rogue.read_and_wait,
+)
+
+
+async def test_what_a_handler_or_a_reader_raises_fails_its_own_message(url: list[str]) -> None:
+    async with on(url, Rogue) as node:
+        agent, other = node.agent(Rogue, "a"), node.agent(Rogue, "b")
+        expected = await agent.ask(Rogue.add)
+        for name in NAMES:
+            for way in WAYS:
+                with pytest.raises(HandlerFailed) as caught:
+                    async with asyncio.timeout(10):
+                        await agent.ask(way, name)  # type: ignore[call-overload]
+                text = str(caught.value)
+                assert f"Rogue.{way.name}" in text and "rogues.py:" in text, text
+                assert len(text) < 2 * limits.ERROR_TEXT_MAX
+                assert "rogues.py" in caught.value.details and caught.value.__notes__
+            expected += 1
+            assert await agent.ask(Rogue.add) == expected, "the state is that of the turn before"
+            assert await other.ask(Rogue.value) == 0
+        assert not node._runtime.failures
+
+
+async def test_what_a_durable_message_or_a_timer_raises_stops_no_others(
+    url: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BACKOFF_SECONDS_MIN", 0.001)
+    async with on(url, Rogue) as node:
+        agent, other = node.agent(Rogue, "sent"), node.agent(Rogue, "beside")
+        for name in NAMES:
+            await agent.send(Rogue.at_once, name)
+            await node.send("Rogue/sent", "take", [{"how": name}])
+            await other.send(Rogue.add)
+        await other.ask(Rogue.remind, NAMES)
+
+        async def done() -> bool:
+            return await other.ask(Rogue.value) == len(NAMES) and "" in await other.ask(Rogue.rings)
+
+        await until(done, 30)
+        count = 2 * len(NAMES) + len(NAMES)
+
+        async def buried() -> bool:
+            return len(await node.dead_letters.all()) == count
+
+        await until(buried, 300)
+        assert await agent.ask(Rogue.add) == 1 and await other.ask(Rogue.rings) == [""]
+        letters = [letter for letter in await node.dead_letters.all() if letter.handler != "take"]
+        assert all("rogues.py:" in letter.error for letter in letters)
+        assert not node._runtime.failures
+
+
+async def test_what_values_raise_is_a_bad_message(tmp_path: Path) -> None:
+    async with on([f"local:{tmp_path / 'log.db'}"], Rogue) as node:
+        agent = node.agent(Rogue, "a")
+        for name in NAMES:
+            with pytest.raises(BadMessage):
+                await node.call("Rogue/a", "take", [{"how": name}])
+            with pytest.raises(HoldfastError):
+                await agent.ask(Rogue.give, name)
+            assert await agent.ask(Rogue.value) == 0
+
+
+@pytest.mark.parametrize("attribute", ["how", "how_init"])
+async def test_state_code_that_raises_is_a_bad_state_of_that_agent_alone(
+    url: list[str], attribute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[Any] = [Broken, Rogue]
+    async with on(url, *kinds) as node:
+        assert await node.agent(Broken, attribute).ask(Broken.add, 5) == 5
+    monkeypatch.setattr(limits, "BACKOFF_SECONDS_MIN", 0.001)
+    for name in ("StopIteration", "SystemExit", "CancelledError", "Mute"):
+        monkeypatch.setattr(Broken, attribute, name)
+        async with on(url, *kinds) as node:
+            agent, other = node.agent(Broken, attribute), node.agent(Rogue, "a")
+            before = len(await node.dead_letters.all())
+            await agent.send(Broken.add, 1)
+            for call in (agent.ask(Broken.add, 1), agent.ask(Broken.value)):
+                with pytest.raises(BadState, match=r"rogues\.py:"):
+                    async with asyncio.timeout(10):
+                        await call
+
+            async def buried(node: Node = node, count: int = before + 1) -> bool:
+                return len(await node.dead_letters.all()) == count
+
+            await until(buried)
+            assert await other.ask(Rogue.add) and not node._runtime.failures
+            monkeypatch.setattr(Broken, attribute, "")
+            assert await agent.ask(Broken.value) == 5, "mended, it is served again"
+    async with on(url, *kinds) as node:
+        assert await node.agent(Broken, attribute).ask(Broken.add, 1) == 6
+        stored = await node.inspect(f"Broken/{attribute}")
+        assert stored.state == {"n": 6, "trap": ""}
+
+
+class Tenants(Agent[None]):
+    """Its turns set what reaches whoever runs in the same context."""
+
+    @handler
+    async def at_once(self, name: str) -> tuple[str, int]:
+        seen = tenant.get(), decimal.getcontext().prec
+        tenant.set(name)
+        decimal.getcontext().prec = len(name)
+        return seen
+
+    @handler
+    async def waits(self, name: str) -> tuple[str, int]:
+        seen = tenant.get(), decimal.getcontext().prec
+        tenant.set(name)
+        decimal.getcontext().prec = len(name)
+        await asyncio.sleep(0)
+        assert (tenant.get(), decimal.getcontext().prec) == (name, len(name))
+        return seen
+
+    @handler(runs_in="thread")
+    async def in_a_thread(self, name: str) -> tuple[str, int]:
+        seen = tenant.get(), decimal.getcontext().prec
+        tenant.set(name)
+        decimal.getcontext().prec = len(name)
+        return seen
+
+    @reader
+    async def reads(self, name: str) -> tuple[str, int]:
+        seen = tenant.get(), decimal.getcontext().prec
+        tenant.set(name)
+        decimal.getcontext().prec = len(name)
+        return seen
+
+    @handler
+    async def through(self, name: str) -> list[tuple[str, int]]:
+        seen = await self.waits_too(name)
+        tenant.set(name)
+        other = self.agent(Tenants, "other")
+        seen += [await other.ask(way, name) for way in (Tenants.at_once, Tenants.waits, Tenants.reads)]
+        assert tenant.get() == name
+        return seen
+
+    async def waits_too(self, name: str) -> list[tuple[str, int]]:
+        decimal.getcontext().prec = len(name)
+        await asyncio.sleep(0)
+        return []
+
+
+async def test_what_a_turn_sets_in_its_context_reaches_nobody(url: list[str]) -> None:
+    decimal.getcontext()  # there is one, which a copy of this context would share
+    async with on(url, Tenants) as node:
+        agent = node.agent(Tenants, "a")
+        tenant.set("the program's")
+        for way in (Tenants.at_once, Tenants.waits, Tenants.in_a_thread, Tenants.reads) * 3:
+            assert await agent.ask(way, "somebody") == ("nobody", 28), way
+        assert await agent.ask(Tenants.through, "somebody") == [("nobody", 28)] * 3
+        assert (tenant.get(), decimal.getcontext().prec) == ("the program's", 28)
+        for name in ("x", "y"):
+            await agent.send(Tenants.at_once, name)
+            await agent.send(Tenants.waits, name)
+        assert await agent.options(fresh=True).ask(Tenants.reads, "z") == ("nobody", 28)
