@@ -35,6 +35,9 @@ TEXT_ARRAY_BYTES_MAX: Final = 16 * 1024 * 1024
 EMPTY_ARRAY_ROWS_MAX: Final = 65_536
 """Rows of an array without items: they take no bytes, but each is an object where the array is shown."""
 
+COLLISIONS_MAX: Final = 1000
+"""Items of one set or dict in a message that may have the same hash: each costs as much as there are before it."""
+
 NAME_BYTES_MAX: Final = 256
 """An agent's name, in UTF-8. Quoted in a subject it is at most three times as long."""
 
@@ -262,6 +265,7 @@ assert MOVES_MAX < BATCH_RECORDS_MAX, "what leaves packs fits a batch"
 assert TURN_RECORDS_MAX * 2 < BATCH_RECORDS_MAX, "an agent's turns until their commit fit a batch"
 assert TURN_RECORDS_MAX < BATCH_RECORDS_MAX < 1000, "a turn fits a batch, a batch fits the engine"
 assert MESSAGE_BYTES_MAX * 4 < TEXT_ARRAY_BYTES_MAX <= STATE_BYTES_MAX, "a message of one text fits an array"
+assert COLLISIONS_MAX * 100 < MESSAGE_BYTES_MAX, "small messages are not looked at"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
 assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
 assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"

@@ -31,6 +31,7 @@ import msgspec
 from holdfast import codec, limits
 from holdfast.codec import types
 from holdfast.codec.canonical import canonical, has_one_form
+from holdfast.codec.flooding import guarded
 from holdfast.codec.kept import unsendable
 from holdfast.errors import BadMessage, TooLarge
 
@@ -53,7 +54,7 @@ _MAPS = {bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)}
 class _Shapes(NamedTuple):
     ordered: Any
     """The arguments as an array."""
-    named: Any
+    decode_named: Callable[[bytes], Any]
     """… and as a map, which is rare."""
     encode: Callable[[Any], bytes]
     encode_reply: Callable[[Any], bytes]
@@ -134,7 +135,9 @@ class _Method(Generic[A_contra, P, R_co]):
             ordered = msgspec.defstruct(self._title, fields, array_like=True, forbid_unknown_fields=True)
             named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
             returns = hints.get("return", Any)
-            self.decode_ordered, decode_reply = codec.decoder(ordered).decode, codec.decoder(returns).decode
+            self.decode_ordered = guarded(ordered, codec.decoder(ordered).decode)
+            decode_named = guarded(named, codec.decoder(named).decode)
+            decode_reply = codec.decoder(returns).decode
             encode, encode_reply = codec.encoder(ordered), codec.encoder(returns)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
@@ -142,7 +145,7 @@ class _Method(Generic[A_contra, P, R_co]):
         self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
         one_form = len(fields) < 16 and all(has_one_form(kind) for _, kind, *_ in fields)
         self._shapes = shapes = _Shapes(
-            ordered, named, encode, encode_reply, decode_reply, one_form, types.of(ordered).anything
+            ordered, decode_named, encode, encode_reply, decode_reply, one_form, types.of(ordered).anything
         )
         return shapes
 
@@ -173,7 +176,7 @@ class _Method(Generic[A_contra, P, R_co]):
         shapes = self._shapes or self._shape()
         try:
             if data[:1] in _MAPS:
-                message = codec.decode(data, shapes.named, self._title)
+                message = codec.decode_by(shapes.decode_named, data, self._title)
             else:
                 message = codec.decode_by(self.decode_ordered, data, self._title)
         except BadMessage as error:

@@ -16,7 +16,7 @@ from zlib import crc32
 import msgspec
 import msgspec.inspect
 
-from holdfast.codec import arrays, models, moments, types
+from holdfast.codec import arrays, flooding, models, moments, types
 from holdfast.errors import BadMessage, DataLoss
 
 _ARRAY: Final = 1
@@ -180,10 +180,13 @@ def decode_by(decode: Callable[[bytes], Any], data: bytes, what: str) -> Any:
         raise BadMessage(f"{what}: {error}") from None
 
 
+_decode_any: Final = flooding.guarded(Any, decoder(Any).decode)
+
+
 def to_builtins(data: bytes) -> Any:
     """Decoded without a type, for people to read: structs become dicts, arrays lists. Raises `BadMessage`."""
     try:
-        return msgspec.to_builtins(decode(data, Any, "value"), enc_hook=_plain)
+        return msgspec.to_builtins(_decode_any(data), enc_hook=_plain)
     except ERRORS as error:
         raise BadMessage(f"value: {error}") from None
 
