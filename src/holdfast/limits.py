@@ -220,6 +220,14 @@ DRAIN_SECONDS: Final = 10.0
 APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 
+EXCLUSIVE_SECONDS: Final = 30.0
+"""Work that takes copies or a server away belongs to nobody any more, when its host did not write so again for this long."""
+
+EXCLUSIVE_RENEW_SECONDS: Final = 5.0
+
+REBUILD_SECONDS: Final = 120.0
+"""How long a copy may get no further while it is copied again, before its host says so."""
+
 CONNECT_SECONDS: Final = 5.0
 """How long a process looks for a server before it says that none answers."""
 
@@ -272,5 +280,6 @@ assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated bef
 assert RECONNECT_SECONDS_MIN < RECONNECT_SECONDS_MAX < TAKEOVER_SECONDS, "who comes back is not taken over for a pause"
 assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried again before nothing is said to answer"
 assert CONNECT_SECONDS + QUORUM_WAIT_SECONDS < JOIN_SECONDS <= FOUND_SECONDS, "a join outlasts what it waits for"
+assert EXCLUSIVE_RENEW_SECONDS + QUORUM_WAIT_SECONDS < EXCLUSIVE_SECONDS, "an election does not end what is exclusive"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
 assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

@@ -38,6 +38,9 @@ REBUILD_SECONDS: Final = 120.0
 """How long a replica may get no further while it is copied."""
 
 _TRIES: Final = 4
+_CHECK_SECONDS: Final = 20.0
+"""How long a host may take to find out whether its copy may be thrown away."""
+
 _REPAIRS_MAX: Final = 3
 """Attempts at one stream: a leader may change under a copy."""
 
@@ -268,7 +271,8 @@ def by_hosts(engine: NatsEngine) -> Rebuild:
             )
         # Where the answer is lost with the server, what follows shows whether it was done.
         with suppress(Unknown):
-            await ask_host(engine.bus, hosts[0], "rebuild", type(None), RebuildArguments(stream, raft_group))
+            arguments = RebuildArguments(stream, raft_group)
+            await ask_host(engine.bus, hosts[0], "rebuild", type(None), arguments, _CHECK_SECONDS)
 
     return rebuild
 

@@ -12,15 +12,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from holdfast import limits
 from holdfast.admin import nodes
 from holdfast.cluster import manifest
-from holdfast.errors import ConfigError, DeadlineExceeded, HoldfastError, NoQuorum, NoResponders, NotDone, Unknown
+from holdfast.errors import (
+    ConfigError,
+    Conflict,
+    DeadlineExceeded,
+    HoldfastError,
+    NoQuorum,
+    NoResponders,
+    NotDone,
+    Unknown,
+)
 from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import Nothing, ask_host, ask_hosts
 from holdfast.node.node import Node
+
+_CHECK_SECONDS: Final = 15.0
+"""How long a host may take to find out whether the others can do without it."""
+
+_PATIENCE_SECONDS: Final = 2 * limits.EXCLUSIVE_SECONDS
 
 Report = Callable[[str, str], None]
 """Takes a host and what it does now."""
@@ -86,7 +100,7 @@ async def _restart_host(node: Node, name: str, say: Report, timeout_seconds: flo
         await nodes.drain(node, name, timeout_seconds)
     before = await ask_host(node.engine.bus, name, "facts", HostFacts)
     say(name, "restarts")
-    await ask_host(node.engine.bus, name, "restart", Nothing)
+    await _ask_to_restart(node, name)
     end = asyncio.get_running_loop().time() + timeout_seconds
     while not await _is_back(node, name, before):
         if asyncio.get_running_loop().time() > end:
@@ -96,6 +110,19 @@ async def _restart_host(node: Node, name: str, say: Report, timeout_seconds: flo
         await nodes.uncordon(node, name)
     node.events.say("host-restarted", name)
     say(name, "is back")
+
+
+async def _ask_to_restart(node: Node, name: str) -> None:
+    """Ask until the host finds that the others can do without it: the one before may have to catch up for a moment."""
+    end = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+    while True:
+        try:
+            await ask_host(node.engine.bus, name, "restart", Nothing, timeout_seconds=_CHECK_SECONDS)
+            return
+        except (Conflict, NoQuorum):
+            if asyncio.get_running_loop().time() > end:
+                raise
+        await asyncio.sleep(limits.BEAT_SECONDS)
 
 
 async def _is_back(node: Node, name: str, before: HostFacts) -> bool:

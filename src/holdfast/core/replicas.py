@@ -71,3 +71,46 @@ def spans(sequences: Iterable[int], spans_max: int) -> list[str]:
 
 def _texts(found: list[list[int]]) -> list[str]:
     return [str(first) if first == last else f"{first}-{last}" for first, last in found]
+
+
+class Extent(NamedTuple):
+    """How far a replica goes. ``messages`` counts its records."""
+
+    last: int
+    messages: int
+
+
+def why_keep(
+    server: str, copies: int, kept: Mapping[str, Extent | None], leader: str, before: Extent, after: Extent
+) -> str:
+    """Why a replica may not be thrown away at this moment; empty where it may be.
+
+    ``kept``: what each server of the stream has by its own word, None where it did not say. ``before``, ``after``: what the
+    leader had before and after they were asked; what came in between may be in a replica or not yet.
+    """
+    others = {name: extent for name, extent in kept.items() if name != server}
+    if copies < 2 or len(others) < majority(copies):
+        return f"of {copies} copies {len(others)} are elsewhere: no majority would be left"
+    if len(others) < copies - 1:
+        return f"of {copies} copies only {len(others) + 1} are there"
+    if leader not in others:
+        return f"it is led by {leader or 'nobody'}, and what the leader has is what is copied"
+    own = kept.get(server)
+    if own is not None and own.last > after.last:
+        return f"this copy goes up to {own.last}, and the leader {leader} only to {after.last}"
+    between = after.last - before.last
+    between = after.last - before.last
+    if own is not None and own.messages > max(before.messages, after.messages) + between:
+        return (
+            f"this copy has {own.messages} records, and the leader's {after.messages}: it may have what the others lost"
+        )
+    least = min(before.messages, after.messages) - between
+    most = max(before.messages, after.messages) + between
+    for name, extent in sorted(others.items()):
+        if extent is None:
+            return f"{name} does not say what it has"
+        if extent.last < before.last:
+            return f"the copy on {name} goes up to {extent.last}, and its leader's to {before.last}"
+        if not least <= extent.messages <= most:
+            return f"the copy on {name} has {extent.messages} records, and its leader's {after.messages}"
+    return ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 import shutil
 import ssl
 import time
@@ -13,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from holdfast.engines.nats.streams import OURS
-from holdfast.errors import ConfigError, HoldfastError, InvalidName, NotFound
+from holdfast.errors import ConfigError, HoldfastError
 from holdfast.host import voting
 from holdfast.host.facts import Certificate, HostFacts, NodeFacts, Replicas
 from holdfast.host.service import Nothing, Operation
@@ -111,27 +108,20 @@ class Operations:
         return Replicas(system.server_name(), await system.replicas())
 
     async def restart(self, _: Nothing) -> Nothing:
-        """End all that it runs, in order, and begin again as a new process with the code that is installed by then."""
-        self._host.wants_restart.set()
+        """End all that it runs, in order, and begin again as a new process with the code that is installed by then.
+
+        Raises `NoQuorum` where the others have no majority without this server, `Conflict` while another host is away.
+        """
+        await self._host.changes.restart()
         return Nothing()
 
     async def rebuild(self, what: Rebuild) -> None:
-        """Stop the server, throw its replica of one stream away, and start it; the others then send it a new copy.
+        """Stop the server, throw its copy of one stream away, and start it; the others then send it a new one.
 
-        It answers before it begins. Whoever asks has made sure that the others have everything. Raises `ConfigError`
-        without a server of its own, `InvalidName` for a stream that is not Holdfast's, `NotFound` for no replica.
+        It answers before it begins. Raises `ConfigError` without a server of its own, and what `Changes.rebuild` does.
         """
         self._own_server()
-        server = self._host.server
-        assert server is not None
-        if not OURS.fullmatch(what.stream) or not re.fullmatch(r"[A-Za-z0-9_-]+", what.raft_group):
-            raise InvalidName(f"{what.stream!r} in {what.raft_group!r} is no stream of Holdfast's")
-        root = Path(server.settings.directory) / "jetstream"
-        found = [*root.glob(f"*/*/streams/{what.stream}"), *root.glob(f"*/*/_js_/{what.raft_group}")]
-        if not any(path.parent.name == "streams" for path in found):
-            raise NotFound(f"host {self._host.settings.name} keeps no replica of {what.stream}")
-        # The answer goes through this very server.
-        asyncio.get_running_loop().call_later(0.2, self._host.rebuild, found)
+        await self._host.changes.rebuild(what.stream, what.raft_group)
 
     def _own_server(self) -> System:
         if self._host.system is None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +26,7 @@ from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, HoldfastError, StorageFailed
 from holdfast.host import spawn, store
+from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
@@ -111,11 +110,14 @@ class Host:
         self.started_at = time.time()
         self.server = None if settings.server is None else NatsServer(settings.server, lock)
         self.system: System | None = None
-        self.seat = None if self.server is None else Seat(settings.name, self.server, settings.join, self._restart)
+        self.seat = (
+            None if self.server is None else Seat(settings.name, self.server, settings.join, self.restart_server)
+        )
         self.heard: dict[str, float] = {}
         """When each host was heard last, on the monotonic clock."""
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
-        self._report = report
+        self.say = self._report = report
+        """Says what happens."""
         self._service: HostService | None = None
         own = [] if self.server is None else [self.server.url]
         self._urls = [*own, *(url for url in settings.urls if url not in own)]
@@ -125,10 +127,12 @@ class Host:
         self.wants_restart = asyncio.Event()
         """Whether its process is to end and begin anew: whoever runs it sees to that."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._passing: list[asyncio.Task[None]] = []
+        """Tasks that may end while the host goes on."""
         self._stopping = False
         self._store_gone = False
         self._incarnation = ids.new_id("h")
-        self._rebuilding: asyncio.Task[None] | None = None
+        self.changes = Changes(self, self._incarnation)
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
         """Incarnations whose processes ended."""
 
@@ -152,6 +156,7 @@ class Host:
             self.system = System(self.server.url, self.server.system_password, self._engine.certificates)
             await self.system.open()
             self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system)))
+            self._passing.append(loop.create_task(self.changes.resume()))
             self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
         await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
         self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
@@ -214,31 +219,13 @@ class Host:
             f"{text}. Its server was stopped, as what it would acknowledge is lost; see `docs/cluster.md`"
         )
 
-    async def _restart(self, between: Callable[[], None]) -> None:
+    async def restart_server(self, between: Callable[[], None]) -> None:
         """End the server, do something, and start it again."""
         assert self.server is not None
         self._restarted.clear()
         self._between = between
         await self.server.stop()
         await self._restarted.wait()
-
-    def rebuild(self, paths: list[Path]) -> None:
-        """Have these directories of the server thrown away between its end and its next start."""
-        if not self._stopping:
-            self._rebuilding = asyncio.get_running_loop().create_task(self._rebuild(paths))
-
-    async def _rebuild(self, paths: list[Path]) -> None:
-        assert self.server is not None
-        away = Path(self.server.settings.directory) / ids.new_id("discarded")
-        away.mkdir()
-
-        def move() -> None:
-            for number, path in enumerate(paths):
-                with suppress(OSError):  # what stays is found by the next comparison
-                    path.rename(away / str(number))
-
-        await self._restart(move)
-        await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
 
     # Nodes ---------------------------------------------------------------------------------------------------------
 
@@ -367,9 +354,10 @@ class Host:
             _, late = await asyncio.wait(waits, timeout=limits.DRAIN_SECONDS * 2)
             if late:
                 _logger.warning("%d nodes did not end in time and are killed", len(late))
-        for task in self._tasks:
+        for task in (*self._tasks, *self._passing):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._passing, return_exceptions=True)
+        await self.changes.close()
         if self._service is not None:
             await self._service.close()
         if self.system is not None:

@@ -1,7 +1,7 @@
 """The operations by which a command changes who votes: single steps, each answered when it is done.
 
-A host carries out what it is asked; whether it may be done without losing the quorum is for the command to know, which
-looks at all hosts (`holdfast.admin.cohort`).
+The command decides what comes next (`holdfast.admin.cohort`); the host that carries a step out checks for itself that the
+step fits the cohort's record and costs no majority (`holdfast.host.guards`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Copies(msgspec.Struct, forbid_unknown_fields=True):
 
 def operations(host: Host) -> dict[str, Operation]:
     """All of them, by name."""
+    guards = host.changes.guards
 
     def seat() -> Seat:
         if host.seat is None:
@@ -55,24 +56,30 @@ def operations(host: Host) -> dict[str, Operation]:
         return host.system
 
     async def vote(since: Since) -> HostEntry:
+        await guards.may_vote(True)
         return await seat().vote(since.sequence)
 
     async def stand_down(since: Since) -> HostEntry:
+        await guards.may_vote(False)
         return await seat().stand_down(since.sequence)
 
     async def voters(_: Nothing) -> Voters:
         return await system().voters()
 
     async def evacuate(which: Which) -> None:
+        await guards.may_leave(which.server)
         await system().evacuate(which.server)
 
     async def remove(which: Which) -> None:
+        await guards.may_leave(which.server)
         await system().remove(which.server)
 
     async def lead_elsewhere(which: Which) -> None:
+        await guards.may_lead(which.server)
         await system().lead_elsewhere(which.server)
 
     async def copies(wanted: Copies) -> None:
+        await guards.may_have_copies(wanted.stream, wanted.copies)
         await streams.set_copies(host.engine.connection, wanted.stream, wanted.copies)
 
     async def heard(_: Nothing) -> dict[str, float]:

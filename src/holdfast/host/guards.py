@@ -1,0 +1,202 @@
+"""Whether an operation that costs copies or votes may be done: the host that carries it out finds out itself.
+
+The naive way is to trust whoever asks: a command looks at all hosts first. But anybody with the client password can send
+the same message, to all hosts at once. So each such operation is checked where it is carried out, from what the servers
+themselves say at that moment, and what takes a server away for a while is done by one host at a time (`Exclusive`).
+
+| operation | what it needs |
+|---|---|
+| `rebuild` | every other copy is whole and led elsewhere; the voters have a majority without this server; one at a time |
+| `restart` | the voters have a majority without this server; one at a time |
+| `vote` | the cohort's record gives this host a vote |
+| `stand_down` | the cohort's record gives it none |
+| `remove`, `evacuate` | the record wants it no more, or it is gone; a majority of every stream's copies is whole without it |
+| `copies` | as many as the record has members, or more |
+| `lead_elsewhere` | that server answers |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from holdfast import limits
+from holdfast.cluster import cohort
+from holdfast.cluster.cohort import Cohort
+from holdfast.core.replicas import Extent, majority, why_keep
+from holdfast.engines.nats import streams
+from holdfast.engines.nats.streams import OURS, StreamFacts
+from holdfast.errors import InvalidName, NoQuorum, NotDone, Unknown
+from holdfast.host.facts import Replicas
+from holdfast.host.service import ask_hosts
+
+if TYPE_CHECKING:
+    from holdfast.host.supervisor import Host
+
+_LOOKS: Final = 8
+_LOOK_SECONDS: Final = 0.25
+_ANSWER_SECONDS: Final = 2.0
+
+
+class Guards:
+    """See the module; for one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    # What there is -------------------------------------------------------------------------------------------------
+
+    async def _record(self) -> Cohort | None:
+        try:
+            record, _ = await cohort.read(self._host.engine, cohort.CELL)
+        except InvalidName:
+            return None
+        return record
+
+    async def _kept(self, record: Cohort) -> dict[str, Replicas]:
+        """What each server keeps, by its own word; those that do not answer are not there."""
+        found = await ask_hosts(
+            self._host.engine.bus, "replicas", Replicas, expected=list(record.hosts), wait_seconds=_ANSWER_SECONDS
+        )
+        return {kept.server: kept for kept in found.values() if isinstance(kept, Replicas)}
+
+    @property
+    def _own(self) -> str:
+        return "" if self._host.server is None else self._host.server.name
+
+    def _majority_without(self, record: Cohort, kept: Mapping[str, Replicas], server: str) -> None:
+        """Raises `NoQuorum` where those who vote have no majority without a server."""
+        members = record.target or record.members
+        servers = {record.hosts[name].server for name in members if name in record.hosts}
+        there = servers & kept.keys() - {server}
+        if len(there) < majority(len(members)):
+            gone = sorted(name for name in members if name in record.hosts and record.hosts[name].server not in kept)
+            text = f"; {', '.join(gone)} does not answer: start it first" if gone else ""
+            raise NoQuorum(
+                f"without {server} only {len(there)} of {len(members)} servers that vote would be left, which is no "
+                f"majority{text}"
+            )
+
+    def _is_heard(self, host: str) -> bool:
+        """Whether a host is there: its server may be about to start again."""
+        heard_at = self._host.heard.get(host)
+        return heard_at is not None and time.monotonic() - heard_at < limits.TAKEOVER_SECONDS
+
+    # Each operation ------------------------------------------------------------------------------------------------
+
+    async def may_be_away(self) -> bool:
+        """Raises `NoQuorum` where the others cannot do without this host's server; whether it is missed at all."""
+        record = await self._record()
+        if record is None or not record.votes(self._host.settings.name) or len(record.target or record.members) == 1:
+            return False
+        self._majority_without(record, await self._kept(record), self._own)
+        return True
+
+    async def may_discard(self, stream: str) -> None:
+        """Raises `NoQuorum` where this server's copy of a stream may be needed."""
+        record = await self._record()
+        if record is None:
+            raise NoQuorum("the cohort's record cannot be read")
+        try:
+            await _patiently(lambda: self._why_keep(record, stream))
+        except NotDone as error:
+            raise NoQuorum(f"the copy of {stream} on {self._own} is not thrown away: {error}") from None
+
+    async def _why_keep(self, record: Cohort, stream: str) -> str:
+        connection = self._host.engine.connection
+        before = await streams.info(connection, stream)
+        peers = {before.cluster.leader, *(peer.name for peer in before.cluster.replicas)}
+        if self._own not in peers:
+            return f"{stream} is kept by {', '.join(sorted(peers))}"
+        behind = [peer for peer in before.cluster.replicas if peer.name != self._own]
+        if bad := [peer.name for peer in behind if peer.offline or not peer.current]:
+            return f"{', '.join(bad)} is away or does not follow its leader"
+        if before.cluster.leader == self._own and behind:
+            await streams.move_leader(connection, stream, behind[0].name)
+            return f"it is led by {self._own}, and what the leader has is what is copied"
+        kept = await self._kept(record)
+        after = await streams.info(connection, stream)
+        if after.cluster.leader != before.cluster.leader:
+            return f"{stream} got another leader"
+        self._majority_without(record, kept, self._own)
+        said = {server: _extent(kept.get(server), stream) for server in peers}
+        return why_keep(self._own, before.copies, said, before.cluster.leader, _extent_of(before), _extent_of(after))
+
+    async def may_vote(self, votes: bool) -> None:
+        """Raises `NotDone` where the cohort's record says otherwise of this host."""
+
+        async def why_not() -> str:
+            record, name = await self._record(), self._host.settings.name
+            wanted = record is not None and name in (record.target or record.members)
+            says = "a vote" if wanted else "no vote"
+            return (
+                "" if wanted is votes else f"the cohort's record gives {name} {says}: change it with `holdfast cohort`"
+            )
+
+        await _patiently(why_not)
+
+    async def may_leave(self, server: str) -> None:
+        """Raises `NotDone` where a server is to stay, or the others cannot do without it."""
+        await _patiently(lambda: self._why_stay(server))
+
+    async def _why_stay(self, server: str) -> str:
+        record = await self._record()
+        if record is None:
+            return "this cluster has no record of a cohort"
+        kept = await self._kept(record)
+        host = next((name for name, entry in record.hosts.items() if entry.server == server), "")
+        if host in (record.target or record.members) and server in kept:
+            return (
+                f"host {host} votes, and its server {server} answers: change the cohort with `holdfast cohort replace`"
+            )
+        leading = {copy.stream: copy for one in kept.values() for copy in one.replicas if copy.leads}
+        for stream, copy in sorted(leading.items()):
+            whole = {copy.leader, *(peer.name for peer in copy.peers if peer.current and not peer.offline)} - {server}
+            if copy.copies > 1 and len(whole) < majority(copy.copies):
+                return f"without {server} no majority of the {copy.copies} copies of {stream} is whole"
+        return ""
+
+    async def may_have_copies(self, stream: str, copies: int) -> None:
+        """Raises `InvalidName` for a stream of somebody else, `NotDone` for fewer copies than the cohort has hosts."""
+        if not OURS.fullmatch(stream):
+            raise InvalidName(f"{stream!r} is not a stream of Holdfast's")
+
+        async def why_not() -> str:
+            record = await self._record()
+            wanted = 1 if record is None else len(record.target or record.members)
+            fits = wanted <= copies <= max(cohort.SIZES)
+            return "" if fits else f"{stream} is to have {wanted} copies, as the cohort has hosts, and not {copies}"
+
+        await _patiently(why_not)
+
+    async def may_lead(self, server: str) -> None:
+        """Raises `NoQuorum` where a server does not answer."""
+        record = await self._record()
+        if record is None or server not in await self._kept(record):
+            raise NoQuorum(f"the server {server} does not answer, so it cannot lead")
+
+
+async def _patiently(why_not: Callable[[], Awaitable[str]]) -> None:
+    """Ask some times whether it may be done: a replica that was read may lag. Raises `NotDone` with the last reason."""
+    why = ""
+    for look in range(_LOOKS):
+        if look:
+            await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            why = await why_not()
+        except (NotDone, Unknown) as error:
+            why = str(error)
+        if not why:
+            return
+    raise NotDone(why)
+
+
+def _extent(kept: Replicas | None, stream: str) -> Extent | None:
+    found = next((copy for copy in kept.replicas if copy.stream == stream), None) if kept is not None else None
+    return None if found is None else Extent(found.last_sequence, found.messages)
+
+
+def _extent_of(facts: StreamFacts) -> Extent:
+    return Extent(facts.state.last_seq, facts.state.messages)

@@ -1,0 +1,194 @@
+"""A host guards its own copies and its vote: whoever asks, by a message of their own, and to however many hosts at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cluster.app import Account
+
+from holdfast import HoldfastError, LocalCluster, Node, NoQuorum, NotDone
+from holdfast.cluster import cohort
+from holdfast.core.replicas import Extent, majority, why_keep
+from holdfast.engines.nats import streams
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.errors import Conflict, InvalidName
+from holdfast.host.exclusive import Exclusive
+from holdfast.host.facts import Replicas
+from holdfast.host.service import ask_host
+
+cluster_test = pytest.mark.cluster
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+APP = str(Path(__file__).parent / "app.py")
+AGENTS = 60
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalCluster]:
+    async with LocalCluster(tmp_path_factory.mktemp("guards"), [APP]) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
+    async with Node.join(cluster.urls) as made:
+        await made.ready(60)
+        yield made
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                if await condition():
+                    return
+            except HoldfastError:
+                pass
+            await asyncio.sleep(0.2)
+
+
+async def asked(node: Node, host: str, operation: str, arguments: Any = None) -> Any:
+    """Ask as anybody with the client's password can, without a command in between."""
+    try:
+        return await ask_host(node.engine.bus, host, operation, object, arguments, 30)
+    except HoldfastError as error:
+        return error
+
+
+async def raft_group(node: Node, stream: str) -> str:
+    assert isinstance(node.engine, NatsEngine)
+    return (await streams.info(node.engine.connection, stream)).cluster.raft_group
+
+
+async def copies(node: Node, cluster: LocalCluster, stream: str) -> list[tuple[int, int]]:
+    """How far each copy goes, and how many records it has."""
+    found = []
+    for host in cluster.hosts:
+        kept = await ask_host(node.engine.bus, host, "replicas", Replicas)
+        found += [(copy.last_sequence, copy.messages) for copy in kept.replicas if copy.stream == stream]
+    return found
+
+
+@cluster_test
+async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalCluster, node: Node) -> None:
+    for n in range(AGENTS):
+        await node.agent(Account, f"a{n}").ask(Account.add, n)
+    begun = 0
+    for stream in (node.manifest.cells[0], cohort.CELL):
+        arguments = {"stream": stream, "raft_group": await raft_group(node, stream)}
+        for _ in range(2):
+            answers = await asyncio.gather(*(asked(node, host, "rebuild", arguments) for host in cluster.hosts))
+            assert sum(answer is None for answer in answers) <= 1, answers
+            begun += sum(answer is None for answer in answers)
+            assert all(isinstance(answer, NotDone) for answer in answers if answer is not None), answers
+
+            async def all_whole(name: str = stream) -> bool:
+                found = await copies(node, cluster, name)
+                return len(found) == 3 and len(set(found)) == 1 and found[0][1] > 0
+
+            await until(all_whole)
+    assert begun > 0, "one at a time it is done"
+    for n in range(AGENTS):
+        assert await node.agent(Account, f"a{n}").ask(Account.value) == n
+
+
+@cluster_test
+async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, node: Node) -> None:
+    record, _ = await cohort.read(node.engine, cohort.CELL)
+    assert record is not None
+    for host, entry in record.hosts.items():
+        for operation in ("remove", "evacuate"):
+            other = next(name for name in cluster.hosts if name != host)
+            answer = await asked(node, other, operation, {"server": entry.server})
+            assert isinstance(answer, NotDone) and "holdfast cohort replace" in str(answer), answer
+        answer = await asked(node, host, "stand_down", {"sequence": 0})
+        assert isinstance(answer, NotDone) and "gives" in str(answer)
+    cell = node.manifest.cells[0]
+    for wanted in (0, 1, 2, 7):
+        assert isinstance(await asked(node, "h1", "copies", {"stream": cell, "copies": wanted}), NotDone)
+    assert isinstance(await asked(node, "h1", "copies", {"stream": "somebody-elses", "copies": 3}), InvalidName)
+    assert isinstance(await asked(node, "h1", "lead_elsewhere", {"server": "nobody"}), NoQuorum)
+    after, _ = await cohort.read(node.engine, cohort.CELL)
+    assert after == record and len(await copies(node, cluster, cell)) == 3
+
+
+@cluster_test
+async def test_work_of_a_host_that_died_is_taken_over_and_a_living_one_s_is_not(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, again = (Exclusive(node.engine, host, process) for host, process in ("ax", "by", "az"))
+    await first.take("it works")
+    with pytest.raises(Conflict, match=r"host a is at work since .*: it works"):
+        await second.take("it works as well")
+    assert not await second.adopt()
+    monkeypatch.setattr("holdfast.limits.EXCLUSIVE_SECONDS", 0.0)
+    await first.renew()
+    with pytest.raises(Conflict):
+        await second.take("it is renewed, so it is seen for the first time")
+    await asyncio.sleep(0.01)
+    await second.take("it was not renewed")
+    with pytest.raises(Conflict, match="host b"):
+        await first.renew()
+    await second.release()
+    assert not await again.adopt()
+    await again.take("it works")
+    last = Exclusive(node.engine, "a", "new")
+    assert await last.adopt(), "another life of the same host"
+    await last.release()
+    assert not await last.adopt()
+
+
+@cluster_test
+async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(cluster: LocalCluster, node: Node) -> None:
+    record, _ = await cohort.read(node.engine, cohort.CELL)
+    assert record is not None
+    cell = node.manifest.cells[0]
+    arguments = {"stream": cell, "raft_group": await raft_group(node, cell)}
+    await cluster.kill_host("h3")
+    for operation, what in (("rebuild", arguments), ("restart", None)):
+        answer = await asked(node, "h1", operation, what)
+        assert isinstance(answer, NoQuorum), answer
+    answer = await asked(node, "h1", "evacuate", {"server": record.hosts["h2"].server})
+    assert isinstance(answer, NotDone)
+    for n in range(AGENTS):
+        assert await node.agent(Account, f"a{n}").ask(Account.value) == n
+    await cluster.start_host("h3")
+
+
+EXTENTS = st.builds(Extent, st.integers(0, 50), st.integers(0, 50))
+
+
+@given(
+    st.sampled_from([1, 3, 5]),
+    st.lists(st.none() | EXTENTS, min_size=1, max_size=5),
+    EXTENTS,
+    EXTENTS,
+    st.integers(0, 4),
+)
+def test_a_copy_is_only_thrown_away_where_all_others_are_whole(
+    copies: int, extents: list[Extent | None], before: Extent, after: Extent, leads: int
+) -> None:
+    kept = {f"s{n}": extent for n, extent in enumerate(extents[:copies])}
+    if why_keep("s0", copies, kept, f"s{leads}", before, after):
+        return
+    others = [extent for name, extent in kept.items() if name != "s0"]
+    assert len(others) == copies - 1 >= majority(copies)
+    assert f"s{leads}" in kept and leads != 0
+    assert all(extent is not None and extent.last >= before.last for extent in others)
+    own = kept["s0"]
+    assert own is None or own.last <= after.last
+
+
+def test_a_copy_is_thrown_away_where_the_others_have_all() -> None:
+    whole = Extent(10, 7)
+    for own in (whole, Extent(8, 5), Extent(10, 1), None):
+        assert why_keep("a", 3, {"a": own, "b": whole, "c": whole}, "b", whole, whole) == ""
+    for own in (Extent(11, 7), Extent(10, 8)):
+        assert "this copy" in why_keep("a", 3, {"a": own, "b": whole, "c": whole}, "b", whole, whole)
+    assert "4 records" in why_keep("a", 3, {"a": whole, "b": whole, "c": Extent(10, 4)}, "b", whole, whole)
