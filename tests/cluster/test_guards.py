@@ -23,8 +23,7 @@ from holdfast.host.exclusive import Exclusive
 from holdfast.host.facts import Replicas
 from holdfast.host.service import ask_host
 
-cluster_test = pytest.mark.cluster
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 APP = str(Path(__file__).parent / "app.py")
 AGENTS = 60
 
@@ -75,7 +74,8 @@ async def copies(node: Node, cluster: LocalCluster, stream: str) -> list[tuple[i
     return found
 
 
-@cluster_test
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalCluster, node: Node) -> None:
     for n in range(AGENTS):
         await node.agent(Account, f"a{n}").ask(Account.add, n)
@@ -98,7 +98,8 @@ async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalC
         assert await node.agent(Account, f"a{n}").ask(Account.value) == n
 
 
-@cluster_test
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, node: Node) -> None:
     record, _ = await cohort.read(node.engine, cohort.CELL)
     assert record is not None
@@ -118,7 +119,8 @@ async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, 
     assert after == record and len(await copies(node, cluster, cell)) == 3
 
 
-@cluster_test
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
 async def test_work_of_a_host_that_died_is_taken_over_and_a_living_one_s_is_not(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +146,8 @@ async def test_work_of_a_host_that_died_is_taken_over_and_a_living_one_s_is_not(
     assert not await last.adopt()
 
 
-@cluster_test
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
 async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(cluster: LocalCluster, node: Node) -> None:
     record, _ = await cohort.read(node.engine, cohort.CELL)
     assert record is not None
