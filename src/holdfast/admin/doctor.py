@@ -253,6 +253,8 @@ def _nodes(seen: Survey) -> Iterator[Finding]:
             yield finding("isolated-node", node.name, "it is not live: no proof of life of it was taken for 2 s")
         if node.degraded:
             yield finding("stalled-loop", node.name, node.degraded)
+        for cell, why in node.lost_cells.items():
+            yield finding("cell-lost", node.name, f"{cell}: {why}")
         for cell, why in node.recovery_failures.items():
             yield finding("recovery-failure", node.name, f"{cell}: {why}")
     answered = {(node.host, node.name) for node in seen.nodes}

@@ -158,6 +158,11 @@ KINDS: Final[dict[str, Kind]] = {
         "some agents are served by no node",
         "start nodes where none run; else look for the other findings, and wait 10 s after a failure",
     ),
+    "cell-lost": Kind(
+        "critical",
+        "a cell's log lost acknowledged writes; the nodes that noticed serve that cell no more",
+        "find out what became of the disks; restore a backup, or restart the nodes to go on with what is left",
+    ),
     "isolated-node": Kind(
         "critical",
         "a node cannot show that a majority takes its writes: it serves nothing",

@@ -20,7 +20,7 @@ from holdfast.clock import Clock
 from holdfast.cluster.chain import Chain
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record, Stored
-from holdfast.errors import Closed, Conflict, NoQuorum, StorageFailed, Unknown
+from holdfast.errors import Closed, Conflict, InvalidName, NoQuorum, StorageFailed, Unknown
 
 _CONDEMNED: Final = b"condemned"
 _PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
@@ -63,6 +63,8 @@ class Life:
         self.lapses = 0
         self.on_lapse: Callable[[], None] = _nothing
         self.on_condemned: Callable[[], None] = _nothing
+        self.on_cell_lost: Callable[[str, str], None] = _ignore
+        """Takes a cell whose log lost what it had acknowledged, and how that shows."""
         self.hears_majority: Callable[[int], bool] = lambda _: False
         """Whether most of so many hosts are heard, so that cells without a leader will have one."""
         self._engine = engine
@@ -73,6 +75,8 @@ class Life:
         self._proven_at = dict.fromkeys(cells, _NEVER)
         self._last = dict.fromkeys(cells, 0)
         """Per cell the sequence of the newest proof."""
+        self._highest = dict.fromkeys(cells, 0)
+        """Per cell the highest sequence that was acknowledged here, also to former incarnations: a log never goes back."""
         self.live_until = math.inf if self.alone else _NEVER
         """What `live` asks, on the monotonic clock (s)."""
         self._was_live = False
@@ -157,7 +161,10 @@ class Life:
             await self._refused(cell, incarnation)
         except (NoQuorum, Unknown, Closed, TimeoutError):
             pass  # one that arrives later is found by the next, which is refused
+        except InvalidName:
+            self._went_back(cell, 0)
         else:
+            self._went_back(cell, sequences[0])
             if incarnation == self.incarnation:
                 self._last[cell] = sequences[0]
                 self._proved(cell, began_at)
@@ -172,6 +179,9 @@ class Life:
         """Another proof of ours came first, whose outcome was not heard; or this incarnation is condemned."""
         try:
             stored = await self._engine.log.read(cell, _subject(cell, incarnation))
+            if stored is None or stored.sequence < self._last[cell]:
+                # A replica that lags, or a log that lost this proof: a write tells.
+                self._went_back(cell, (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0])
         except (NoQuorum, Unknown, Closed):
             return
         if incarnation != self.incarnation:
@@ -181,6 +191,15 @@ class Life:
                 self._begin_again()
         elif stored.sequence > self._last[cell]:  # else the replica that was read lags: again in a moment
             self._last[cell] = stored.sequence
+
+    def _went_back(self, cell: str, sequence: int) -> None:
+        """A write was acknowledged with this sequence (0: there is no such cell). One that is not above all before is proof
+        that the cell's log lost what it had."""
+        highest = self._highest[cell]
+        if sequence > highest:
+            self._highest[cell] = sequence
+        elif highest:
+            self.on_cell_lost(cell, f"its log goes up to {sequence}, and {highest} was acknowledged to this node")
 
     def _begin_again(self) -> None:
         self.incarnation = f"{base(self.incarnation)}~{number(self.incarnation) + 1}"
@@ -245,4 +264,8 @@ def _is_condemned(stored: Stored) -> bool:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore(_cell: str, _why: str) -> None:
     pass

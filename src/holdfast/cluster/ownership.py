@@ -14,6 +14,7 @@ that the shard has, up to the own epoch record. No turn starts before.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -34,6 +35,8 @@ from holdfast.cluster.sweep import Sweep
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
+
+_logger = logging.getLogger(__name__)
 
 _CLAIM_MAX = 256
 _TELLING_ATTEMPT = 4
@@ -79,6 +82,8 @@ class Ownership:
         self.takeovers = 0
         self.failures: dict[str, str] = {}
         """Cells whose recovery fails, and why."""
+        self.lost_cells: dict[str, str] = {}
+        """Cells that are served here no more, because their logs lost what they had acknowledged; and how that shows."""
         self._engine = engine
         self._clock = clock
         self._membership = membership
@@ -105,6 +110,7 @@ class Ownership:
         self._releasing = False
         membership.on_change = placement.on_change = self._wake.set
         life.hears_majority = membership.hears_majority
+        life.on_cell_lost = self.lose
 
     # Running -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +153,8 @@ class Ownership:
         wanted = self.planner.plan.owners
         me = self._life.incarnation
         for cell in self._cells:
+            if cell in self.lost_cells:
+                continue
             claims = [n for n in self._of(cell) if n not in self._busy and self._may_claim(n, wanted.get(n))]
             for start in range(0, len(claims), _CLAIM_MAX):
                 some = claims[start : start + _CLAIM_MAX]
@@ -230,7 +238,8 @@ class Ownership:
     def _holds(self, cell: str, claims: Mapping[int, Claim], lapses: int) -> bool:
         """Whether this node has been live since it claimed, and goes on with the chain that it claimed with."""
         name = self._life.chains[cell].name
-        return self._life.lapses == lapses and self._life.live() and all(one.chain == name for one in claims.values())
+        goes_on = self._life.lapses == lapses and self._life.live() and cell not in self.lost_cells
+        return goes_on and all(one.chain == name for one in claims.values())
 
     async def _recover(self, cell: str, claims: dict[int, Claim], lapses: int) -> None:
         attempt, anywhere = 0, False
@@ -296,6 +305,17 @@ class Ownership:
         for number in numbers:
             self.owned.pop(number, None)
         self._wake.set()
+
+    def lose(self, cell: str, why: str) -> None:
+        """Serve a cell no more: what would be written there comes behind a loss that nobody may have noticed."""
+        if cell in self.lost_cells:
+            return
+        self.lost_cells[cell] = why
+        for number in self._of(cell):
+            self.owned.pop(number, None)
+        self._host.drop_shards(self._of(cell))
+        _logger.critical("%s lost acknowledged writes: %s. This node does not serve it any more", cell, why)
+        self.on_event("cell-lost", cell, f"{cell}-{base(self._life.incarnation)}", why=why, severity="critical")
 
     def reclaim(self, cell: str, numbers: list[int]) -> None:
         """A batch's outcome is unknown: claim all shards of the cell anew with another chain. The old batch lies before

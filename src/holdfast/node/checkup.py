@@ -34,6 +34,8 @@ class NodeState(msgspec.Struct):
     """Cells whose recovery fails, and why."""
     degraded: str = ""
     """How its loop stood still a short while ago, and where."""
+    lost_cells: dict[str, str] = {}
+    """Cells that it serves no more, because their logs lost acknowledged writes; and how that shows."""
 
 
 async def answer(node: Node) -> None:
@@ -56,7 +58,8 @@ def state(node: Node) -> NodeState:
         VERSION,
         sorted(node._runtime.kinds),
         node.life.live(),
-        sorted(ownership.owned),
+        sorted(number for number in ownership.owned if node._runtime.serves(number)),
         dict(ownership.failures),
         node._runtime.stalls.text(),
+        dict(ownership.lost_cells),
     )

@@ -1,0 +1,42 @@
+"""A log that goes back is noticed by those to whom it acknowledged more."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.cluster.app import Account
+
+from holdfast import HoldfastError, Node, NotDone
+from holdfast.host.nats_server import LocalServers
+from holdfast.node.checkup import state
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+
+async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -> None:
+    servers = LocalServers(tmp_path, 1)
+    await servers.start()
+    try:
+        async with Node.join(servers.urls, serve=[Account], found=True, replicas=1) as node:
+            await node.ready()
+            (cell,) = node.manifest.cells
+            agent = node.agent(Account, "a")
+            for n in range(1, 30):
+                assert await agent.ask(Account.add, 1) == n
+            # As if all its copies had been thrown away: everything is gone, and the server takes writes.
+            await node.engine.drop_cells([cell])
+            await node.engine.ensure_cells([cell], 1)
+            async with asyncio.timeout(60):
+                while cell not in node._ownership.lost_cells:
+                    await asyncio.sleep(0.1)
+            assert "was acknowledged" in node._ownership.lost_cells[cell]
+            assert state(node).shards == [] and state(node).lost_cells
+            with pytest.raises(HoldfastError) as refused:
+                await agent.options(timeout_seconds=3).ask(Account.add, 1)
+            assert isinstance(refused.value, NotDone) or "Unknown" in type(refused.value).__name__
+            said = [event async for event in node.events.read() if event.what == "cell-lost"]
+            assert [event.who for event in said] == [cell]
+    finally:
+        await servers.stop()
