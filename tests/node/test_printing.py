@@ -211,3 +211,8 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # the other side is closed
         return b""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.8e9, -1.0, math.nan, math.inf, -math.inf, 1e300, 2.0**63])
+def test_a_moment_that_no_calendar_has_is_printed_as_well(seconds: float) -> None:
+    assert printing.moment(seconds).isprintable() and printing.moment(seconds)

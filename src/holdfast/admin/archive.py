@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -177,9 +178,12 @@ def read(path: Path) -> Iterator[Frame]:
     Raises `ConfigError` for what is no backup that this code reads, `DataLoss` naming the byte where it is damaged.
     """
     try:
-        file = path.open("rb")
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ConfigError(f"{path} is not a file: a backup is read twice")
     with file:
         total = sha256()
         magic = file.read(len(_MAGIC))

@@ -21,12 +21,12 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import chance, limits
-from holdfast.admin import archive, rewrite
+from holdfast.admin import rewrite
 from holdfast.admin.archive import Head, Item, Part
 from holdfast.admin.cut import Report
 from holdfast.admin.rewrite import Batches
 from holdfast.admin.subjects import Places, is_passing, kind_of
-from holdfast.admin.verify import BackupFacts, verify
+from holdfast.admin.verify import BackupFacts, checked, verify
 from holdfast.cluster import manifest as manifests
 from holdfast.cluster.manifest import Manifest, data_cells, generations, registry_cell
 from holdfast.cluster.membership import BEAT_SUBJECT, Beat
@@ -214,7 +214,7 @@ class _Copy:
         """Copy. Raises what `Log.append` and `Blobs.put` raise, and `DataLoss`."""
         places: Places | None = None
         try:
-            for frame in archive.read(self._path):
+            for frame in checked(self._path):
                 if isinstance(frame, Head):
                     places = Places(frame.cells, frame.registry, self._cells, self._registry)
                     for cell in (*self._cells, self._registry):

@@ -6,12 +6,14 @@ a shard, and none is older than it should be, whatever replica the backup was re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from holdfast.admin import archive
-from holdfast.admin.archive import Head, Item, Part
+from holdfast.admin.archive import Frame, Head, Item, Part
+from holdfast.admin.sense import Sense
 from holdfast.admin.subjects import kind_of, shard_of
 from holdfast.agents.record import AgentRecord, unpack
 from holdfast.cluster.manifest import RECORD_VERSION
@@ -101,7 +103,7 @@ class Checks:
     """All that is checked of a backup's records beyond their bytes."""
 
     def __init__(self, head: Head) -> None:
-        self._head = head
+        self._sense = Sense(head)
         self._shards: dict[int, ShardCheck] = {}
         self._last = [0] * len(head.cuts)
         self.blobs: dict[str, None] = {}
@@ -110,14 +112,14 @@ class Checks:
 
     def item(self, item: Item) -> None:
         """Check a record. Raises `DataLoss`."""
-        if item.cell >= len(self._last) or item.sequence > self._head.cuts[item.cell]:
-            raise DataLoss(f"{item.subject}: its record {item.sequence} lies behind the cut")
+        self._sense.item(item)
         if kind_of(item.subject) == "st":
             if item.sequence < self._last[item.cell]:  # those of one pack have the same
                 raise DataLoss(f"{item.subject}: its record {item.sequence} is out of order")
             self._last[item.cell] = item.sequence
             token = item.subject.split(".", 3)[3]
             record = unpack(item.payload, f"{item.subject} {item.sequence}")
+            self._sense.record(item.subject, record)
             if record.blob:
                 self.blobs[record.blob] = None
             shard = shard_of(item.subject)
@@ -126,6 +128,7 @@ class Checks:
 
     def part(self, part: Part) -> None:
         """Check a blob's part. Raises `DataLoss`."""
+        self._sense.part(part)
         expected = 0 if self._open is None else self._open.offset + len(self._open.data)
         if part.offset != expected or (self._open is not None and part.key != self._open.key):
             raise DataLoss(f"the blob {part.key}: a part of it is missing")
@@ -137,7 +140,8 @@ class Checks:
             self._open = None
 
     def shards(self) -> None:
-        """Check every shard's digest. Raises `DataLoss`."""
+        """Check every shard's digest, when all records were shown. Raises `DataLoss`."""
+        self._sense.end()
         for shard, check in sorted(self._shards.items()):
             if problem := check.problem():
                 raise DataLoss(f"shard {shard}: {problem}: something of it is missing")
@@ -152,30 +156,42 @@ class Checks:
 def verify(path: Path) -> BackupFacts:
     """Read all of a backup, and check it. Raises `DataLoss` naming the place, `ConfigError` for what cannot be read."""
     facts: BackupFacts | None = None
+    for frame in checked(path):
+        if isinstance(frame, Head):
+            facts = facts_of(path, frame)
+            continue
+        assert facts is not None, "the head comes first"
+        if isinstance(frame, Item):
+            facts.count(frame)
+        elif isinstance(frame, Part):
+            facts.blobs += frame.offset == 0
+    assert facts is not None, "a file that ends well has a head"
+    facts.size = path.stat().st_size
+    return facts
+
+
+def checked(path: Path) -> Iterator[Frame]:
+    """The frames of a backup, each checked before it is given. Raises what `verify` raises."""
     checks: Checks | None = None
     try:
         for frame in archive.read(path):
             if isinstance(frame, Head):
                 if frame.record_version > RECORD_VERSION:
                     raise ConfigError(
-                        f"{path}: its records have version {frame.record_version}, this code reads up to {RECORD_VERSION}: "
+                        f"its records have version {frame.record_version}, this code reads up to {RECORD_VERSION}: "
                         "use a newer Holdfast"
                     )
-                facts, checks = facts_of(path, frame), Checks(frame)
-                continue
-            assert facts is not None and checks is not None, "the head comes first"
-            if isinstance(frame, Item):
-                checks.item(frame)
-                facts.count(frame)
-            elif isinstance(frame, Part):
-                checks.part(frame)
-                facts.blobs += frame.offset == 0
+                checks = Checks(frame)
             else:
-                checks.end()
-    except DataLoss as error:
-        if str(error).startswith(str(path)):
+                assert checks is not None, "the head comes first"
+                if isinstance(frame, Item):
+                    checks.item(frame)
+                elif isinstance(frame, Part):
+                    checks.part(frame)
+                else:
+                    checks.end()
+            yield frame
+    except (DataLoss, ConfigError) as error:
+        if str(path) in str(error):
             raise
-        raise DataLoss(f"{path}: {error}") from None
-    assert facts is not None, "a file that ends well has a head"
-    facts.size = path.stat().st_size
-    return facts
+        raise type(error)(f"{path}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from holdfast.admin.cut import Report
 from holdfast.admin.restore import restore
 from holdfast.admin.verify import BackupFacts, verify
 from holdfast.cli.common import At, Json, execute, joined, security_from_environment, where
-from holdfast.cli.printing import bold, out
+from holdfast.cli.printing import bold, moment, out
 from holdfast.node import settings
 
 app = typer.Typer(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
@@ -95,7 +94,7 @@ def _show(facts: BackupFacts, as_json: bool) -> None:
     if as_json:
         out.json(facts)
         return
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.created_at))
+    when = moment(facts.created_at)
     size = f"{facts.size / 1e6:,.1f} MB"
     out.print(bold(str(facts.path)), f"  {size}, of {when}, by Holdfast {facts.version}")
     out.print(f"cluster {facts.cluster}, generation {facts.generation}, cells {' '.join(facts.cuts)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import Annotated
 
 import typer
 
 from holdfast.cli.common import At, Json, execute, joined
-from holdfast.cli.printing import Styled, bold, out, shown
+from holdfast.cli.printing import Styled, bold, moment, out, shown
 from holdfast.cluster.events import Event
 
 
@@ -26,7 +25,7 @@ def events(
         if as_json:
             out.json(_plain(event), indent=None)
             return
-        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+        clock = moment(event.at)
         facts = " ".join(f"{name}={shown(value)}" for name, value in event.facts.items())
         out.print(Styled(clock, "dim"), f"  {event.what:<18} ", bold(event.who), f"  {facts}")
 

@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 import unicodedata
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
@@ -76,6 +77,14 @@ def cut(text: str, columns: int) -> str:
             break
         kept += 1
     return text[:kept] + "…"
+
+
+def moment(seconds: float) -> str:
+    """A time in seconds since 1970 as people read it here; what is not a time as it is."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"at {seconds}"
 
 
 class Table:

@@ -28,6 +28,9 @@ RECORD_VERSION_MIN: Final = 1
 
 
 _REGISTRY_CELL: Final = re.compile(r"g([0-9]{1,6})reg", re.ASCII)
+_CLUSTER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CELLS_MAX: Final = 100
+_MOMENT_MAX: Final = 253_402_300_800.0  # the year 10000: no calendar shows later ones
 _PATIENCE_SECONDS: Final = 2.0
 
 
@@ -172,4 +175,27 @@ def decode(payload: bytes) -> Manifest:
             f"the cluster's records have version {manifest.record_version}, this code reads from {RECORD_VERSION_MIN} on: "
             "upgrade to a release in between first, and `holdfast upgrade --finalize` there"
         )
+    check(manifest)
     return manifest
+
+
+def check(manifest: Manifest) -> None:
+    """Whether it is the manifest of a cluster that can be. Raises `DataLoss` that names what is wrong.
+
+    The numbers in it are counts of what nodes make at their start, so one that is far too large would never come to an end.
+    """
+    wrong = ""
+    if not _CLUSTER_ID.fullmatch(manifest.cluster_id):
+        wrong = f"the cluster's id {manifest.cluster_id[:40]!r}"
+    elif not 1 <= manifest.generation <= limits.GENERATION_MAX:
+        wrong = f"the generation {manifest.generation}"
+    elif not 1 <= manifest.shards <= limits.POOL_SHARDS_MAX:
+        wrong = f"{manifest.shards} shards"
+    elif not 1 <= len(manifest.cells) <= _CELLS_MAX:
+        wrong = f"{len(manifest.cells)} cells"
+    elif manifest.cells != data_cells(manifest.generation, len(manifest.cells)):
+        wrong = f"the cells {', '.join(map(repr, manifest.cells))[:80]} of generation {manifest.generation}"
+    elif not 0 <= manifest.created_at < _MOMENT_MAX:
+        wrong = f"the moment {manifest.created_at}"
+    if wrong:
+        raise DataLoss(f"it names {wrong}, which no cluster has: it is damaged, or was not written by Holdfast")

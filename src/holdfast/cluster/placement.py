@@ -14,9 +14,19 @@ from holdfast.cluster.manifest import Manifest, decode
 from holdfast.core import backoff, pools
 from holdfast.core.pools import Pool, Space, Table
 from holdfast.engines.base import Engine, Expect, Record, Stored
-from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
+from holdfast.errors import Closed, ConfigError, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
 
 _Change = Callable[[Table], Table]
+
+
+def read_table(stored: Stored) -> Table:
+    """The table of a record. Raises `DataLoss`."""
+    try:
+        table: Table = codec.decoder(Table).decode(codec.unseal(stored.payload, stored.subject))
+        pools.check_table(table)
+    except (*codec.ERRORS, ConfigError) as error:
+        raise DataLoss(f"the table of pools cannot be read: {error}") from None
+    return table
 
 
 class Placement:
@@ -77,10 +87,7 @@ class Placement:
     def _take(self, stored: Stored) -> None:
         if stored.sequence <= self._sequence:
             return
-        try:
-            table: Table = codec.decoder(Table).decode(codec.unseal(stored.payload, self._subject))
-        except codec.ERRORS as error:
-            raise DataLoss(f"the table of pools cannot be read: {error}") from None
+        table = read_table(stored)
         self._sequence = stored.sequence
         self.space.take(table)
         self.on_change()

@@ -90,6 +90,22 @@ class Table(msgspec.Struct, frozen=True, array_like=True):
         return [kind for kind, name in self.kinds.items() if name == pool]
 
 
+def check_table(table: Table) -> None:
+    """Whether it is a table that `declare` and `change_pool` can have made. Raises `ConfigError` that says what is not so."""
+    if not table.pools or table.pools[0].name != MAIN:
+        raise ConfigError(f"the first pool is not {MAIN!r}")
+    first, names = 0, set[str]()
+    for pool in table.pools:
+        Pool(name=pool.name, shards=pool.shards, labels=frozenset(pool.labels), standbys=pool.standbys)
+        if pool.first != first or pool.name in names:
+            raise ConfigError(f"pool {pool.name} begins at shard {pool.first}, not {first}, or is there twice")
+        first += pool.shards
+        names.add(pool.name)
+    for kind, name in table.kinds.items():
+        if name not in names:
+            raise ConfigError(f"kind {kind[:64]!r} lives in pool {name[:64]!r}, which is not there")
+
+
 def empty(shards: int) -> Table:
     """A new cluster's: the main pool alone."""
     return Table([PoolRecord(MAIN, 0, shards)])
