@@ -4,6 +4,7 @@ from holdfast.agents.agent import Agent, State
 from holdfast.agents.context import Context, Outcome
 from holdfast.agents.handler import Handler, Reader, handler, reader
 from holdfast.agents.ref import AgentRef
+from holdfast.agents.soundness import worker_broken
 from holdfast.cluster.events import Event
 from holdfast.cluster.registry import Entry
 from holdfast.core.pools import Pool
@@ -93,4 +94,5 @@ __all__ = [
     "handler",
     "reader",
     "run",
+    "worker_broken",
 ]

@@ -6,7 +6,10 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Final
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
 
 PROCESSORS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """How many this process may run on."""
@@ -15,6 +18,13 @@ PROCESSORS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffini
 def share(processes: int) -> int:
     """The processors of each, where so many are to share them: two at least, so that work which takes long stops no other."""
     return max(2, PROCESSORS // processes)
+
+
+def python(module: str) -> list[str]:
+    """The command line that runs a module of ours. Files of the working directory that are called like modules of the
+    standard library, or like one that we use, do not get in its way."""
+    safe = [] if Path.cwd() == _ROOT else ["-P"]  # else it would not find us
+    return [sys.executable, *safe, "-m", module]
 
 
 _PR_SET_PDEATHSIG = 1

@@ -71,6 +71,33 @@ WRITER_LINES_MAX: Final = 4000
 ORPHANED_PIPES_MAX: Final = 16
 """Outputs that a host still reads though the node ended: of programs that its handlers started, and that go on."""
 
+WORKER_FRAME_BYTES_MAX: Final = 192 * 1024 * 1024
+"""What a node and a worker process say to each other at once: a state with a message."""
+
+WORKER_BEGIN_SECONDS: Final = 120.0
+"""How long a worker process may take to start and to import an application before its job is given to another."""
+
+WORKER_ATTEMPTS_MAX: Final = 2
+"""Worker processes that may fail to begin a job before it fails."""
+
+WORKER_GRACE_SECONDS: Final = 10.0
+"""A job in a worker process whose caller gave up is ended this long after."""
+
+WORKER_CLOSE_SECONDS: Final = 2.0
+"""How long a worker process may take to end before it is killed."""
+
+WORKER_IDLE_SECONDS: Final = 300.0
+"""A worker process without a job ends after this."""
+
+WORKERS_IDLE_MAX: Final = 16
+"""Worker processes of one node that wait for jobs; over it, the one that waits the longest ends."""
+
+WORKER_CAUSES_MAX: Final = 64
+"""Errors of one kind of agents that are remembered, for not to replace processes in vain."""
+
+WORKER_DOUBT_SECONDS: Final = 60.0
+"""A process is replaced for the same error of two agents in a row so often at most."""
+
 # Batches ---------------------------------------------------------------------------------------------------------
 BATCH_RECORDS_MAX: Final = 900
 """Records in one atomic batch (NATS refuses more than 1,000)."""
@@ -263,6 +290,10 @@ BACKOFF_SECONDS_MAX: Final = 1.0
 
 assert SAID_LINE_BYTES_MAX * 8 < EVENT_BYTES_MAX < EVENTS_WAITING_BYTES_MAX, "a printed line fits an event, escaped"
 assert SAID_LINES_BURST < WRITER_LINES_MAX, "what one process may print at once can wait"
+assert STATE_BYTES_MAX + 2 * MESSAGE_BYTES_MAX + TURN_BYTES_MAX < WORKER_FRAME_BYTES_MAX, (
+    "a job, and what comes of it, fit"
+)
+assert CLOCK_SKEW_SECONDS < WORKER_GRACE_SECONDS, "a job is not ended before its caller gave up"
 assert BLOB_THRESHOLD_BYTES + ANSWERS_BYTES_MAX < RECORD_BYTES_MAX, "a state, its answers: one record"
 assert ANSWERS_BYTES_MAX + REPLY_BYTES_MAX + TIMERS_BYTES_MAX < RECORD_BYTES_MAX * 3 // 4, "the rest fits beside a blob"
 assert MESSAGE_BYTES_MAX < RECORD_BYTES_MAX, "a message fits a record"

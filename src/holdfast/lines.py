@@ -143,6 +143,11 @@ class TextReader(LineReader):
         if dropped := self._rate.take_dropped():
             self._on_text(dropped_text(dropped))
 
+    def finish(self) -> None:
+        """Take what is in the pipe now; what was begun is taken for a line."""
+        super().finish()
+        self._end_part()
+
     def close(self) -> None:
         """Read no further; what was begun is taken for a line."""
         if self.closed:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from holdfast import limits
@@ -117,6 +118,14 @@ class _Stream(io.TextIOWrapper):
             self._rate.refused(1)
             self._begun.set()
 
+    def say(self, agent: str, line: str) -> None:
+        """Hand on a line of an agent whose code runs elsewhere."""
+        if self._rate.room():
+            self._say(agent, line, 0, 0.0)
+        else:
+            self._rate.dropped += 1
+            self._begun.set()
+
     def say_dropped(self) -> None:
         """Say how many lines were dropped."""
         dropped = self._rate.take_dropped()
@@ -143,6 +152,17 @@ def _end_parts(streams: list[_Stream], begun: threading.Event) -> None:
             stream.say_dropped()
 
 
+def hand_on(agent: str, text: str, number: int) -> None:
+    """Print a line for an agent whose code ran elsewhere. ``number``: 1 for the standard output, 2 for the standard error."""
+    stream = sys.stdout if number == 1 else sys.stderr
+    if isinstance(stream, _Stream):
+        stream.say(agent, text)
+    else:
+        with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
+            stream.write(f"{agent}: {visible(text)}\n")
+            stream.flush()
+
+
 def level() -> int:
     """What `LEVEL_VARIABLE` says. Raises `ConfigError`."""
     name = os.environ.get(LEVEL_VARIABLE, "") or "info"
@@ -152,9 +172,10 @@ def level() -> int:
     return found
 
 
-def set_up_logging() -> None:
+def set_up_logging(from_level: int | None = None) -> None:
     """Show what is logged, unless the application has said itself how. Raises `ConfigError`."""
-    logging.basicConfig(level=level(), format=_FORMAT)  # does nothing where the root has a handler
+    chosen = level() if from_level is None else from_level
+    logging.basicConfig(level=chosen, format=_FORMAT)  # does nothing where the root has a handler
 
 
 class _Written(logging.Handler):

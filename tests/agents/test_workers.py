@@ -69,7 +69,7 @@ async def test_a_worker_that_ends_fails_its_own_message_alone(path: Path) -> Non
     async with serving(path, Heavy) as node:
         other = asyncio.create_task(node.agent(Heavy, "b").ask(Heavy.compute, 1.0, 7))
         await asyncio.sleep(0.5)
-        with pytest.raises(HandlerFailed, match="worker process of die ended"):
+        with pytest.raises(HandlerFailed, match=r"worker process of Heavy\.die ended with code 3"):
             await node.agent(Heavy, "a").ask(Heavy.die)
         assert await other == 7
         assert (await node.agent(Heavy, "a").ask(Heavy.crunch, 1))[1] == 1

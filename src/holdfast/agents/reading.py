@@ -10,12 +10,12 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from holdfast.agents import guard, reviving, workers
+from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER
 from holdfast.agents.turn import method_of, refuse
-from holdfast.agents.workers import Done
 from holdfast.errors import BadMessage, BadState, DeadlineExceeded, HoldfastError
 
 if TYPE_CHECKING:

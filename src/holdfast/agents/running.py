@@ -20,7 +20,7 @@ _ENTRIES: Final[dict[CodeType, str]] = {
     reading.read.__code__: "activation",
     reading._read_later.__code__: "activation",
     reviving.revive.__code__: "activation",
-    workers._perform.__code__: "job",
+    workers.perform.__code__: "job",
 }
 """The functions, and the name of what has the agent's token."""
 

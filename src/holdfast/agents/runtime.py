@@ -388,12 +388,13 @@ class Runtime:
             await subscription.close()
         self._subscriptions.clear()
         self.timers.close()
-        self.workers.close()
+        self.workers.stop()
         self.stalls.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.workers.close()
 
 
 def _ignore(_cell: str, _numbers: list[int]) -> None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from holdfast import codec, limits
 from holdfast.agents import guard, mailbox, reviving, workers
+from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
 from holdfast.agents.messages import BUSY, Call, DeadRecord, InboxMessage
-from holdfast.agents.workers import Done
 from holdfast.errors import (
     BadMessage,
     HandlerFailed,

@@ -9,23 +9,19 @@ part of the turn's batch; it cannot wait for anything, as no loop runs where it 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-import msgspec
-
-from holdfast import codec, limits
-from holdfast.agents import guard
+from holdfast import limits
+from holdfast.agents import guard, modules
+from holdfast.agents.channel import Done, Failed, Job
 from holdfast.agents.context import Context
 from holdfast.agents.mailbox import Delivery
-from holdfast.agents.messages import Outgoing, Timer
 from holdfast.agents.ref import AgentRef
-from holdfast.children import PROCESSORS
-from holdfast.errors import HandlerFailed, from_wire, to_wire
+from holdfast.agents.worker_pool import Processes
+from holdfast.errors import HandlerFailed, from_wire
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
@@ -38,50 +34,12 @@ _NO_LOOP: Final = (
 )
 
 
-class Job(msgspec.Struct, array_like=True):
-    """A turn, or what a reader does, on its way to where it runs. Its class is found again by its module and its name."""
-
-    module: str
-    qualname: str
-    token: str
-    handler: str
-    arguments: bytes
-    state: bytes
-    message_key: str
-    deadline: float
-    keep_until: float
-    chain: tuple[str, ...]
-    reads_only: bool
-    epoch: int
-    timers: dict[str, Timer]
-    generation: int
-
-
-class Done(msgspec.Struct, array_like=True, tag=True):
-    """What came of it; of a reader the reply alone. ``generation``: the newest of the agent's timers."""
-
-    reply: bytes
-    state: bytes = b""
-    outgoing: list[Outgoing] = []
-    timers: dict[str, Timer | None] = {}
-    generation: int = 0
-
-
-class _Failed(msgspec.Struct, array_like=True, tag=True):
-    error: tuple[str, str, str, str]
-
-
-_decode_job = msgspec.msgpack.Decoder(Job).decode
-_decode_result = msgspec.msgpack.Decoder(Done | _Failed).decode
-
-
 def job(
     activation: Activation, method: _Method[Any, Any, Any], message: Delivery, context: Context, state: bytes
 ) -> Job:
     """What a worker has to know to run a message's handler, or reader, on a state."""
-    cls = activation.kind.cls
     return Job(
-        cls.__module__, cls.__qualname__, activation.token, method.name, message.arguments, state,
+        *modules.place_of(activation.kind.cls), activation.token, method.name, message.arguments, state,
         context.message_key, context.deadline, context.keep_until, context.chain, context.reads_only,
         activation.epoch, activation.timers or {}, activation.generation,
     )  # fmt: skip
@@ -92,7 +50,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
-        self._processes: Any = None
+        self._processes: Processes | None = None
 
     async def run(self, activation: Activation, method: _Method[Any, Any, Any], job: Job) -> Done:
         """Run a job where its method says. Raises what the method raised, and `HandlerFailed` where its process ended.
@@ -100,7 +58,7 @@ class Workers:
         Cancelled, it ends the process; a thread cannot be ended, so it is waited for.
         """
         if method.runs_in == "process":
-            return await self._in_process(job)
+            return await self._in_process(activation.kind.name, job)
         agent = object.__new__(activation.kind.cls)
         agent.__dict__ = activation.agent.__dict__
         if self._threads is None:
@@ -113,58 +71,34 @@ class Workers:
                 await asyncio.gather(running, return_exceptions=True)
             raise
 
-    async def _in_process(self, job: Job) -> Done:
-        from anyio import BrokenWorkerProcess, CapacityLimiter, to_process  # who has no such handler pays nothing
-
+    async def _in_process(self, kind: str, job: Job) -> Done:
         if self._processes is None:
-            self._processes = CapacityLimiter(PROCESSORS)
-        try:
-            result = _decode_result(
-                await to_process.run_sync(
-                    perform_bytes, codec.encode_raw(job), cancellable=True, limiter=self._processes
-                )
-            )
-        except BrokenWorkerProcess as error:
-            why = f": {error.__cause__!r}" if error.__cause__ is not None else ""
-            raise HandlerFailed(f"the worker process of {job.handler} ended{why}", "BrokenWorkerProcess") from None
-        if isinstance(result, _Failed):
+            self._processes = Processes()
+        result = await self._processes.run(kind, job)
+        if isinstance(result, Failed):
             raise from_wire(*result.error)
-        done: Done = result
-        return done
+        return result
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Take no more jobs. A thread that blocks is left to itself."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def close(self) -> None:
+        """End the processes, once nobody waits for what they do."""
+        if self._processes is not None:
+            await self._processes.close()
 
 
 # In the thread or the process ----------------------------------------------------------------------------------------
 
 
-def perform_bytes(data: bytes) -> bytes:
-    """Do a job in this process, which is a worker."""
-    job = _decode_job(data)
-    try:
-        kind = _find(job)
-        return codec.encode_raw(_guarded(kind, kind.new_agent(), job))
-    except Exception as error:
-        return codec.encode_raw(_Failed(to_wire(guard.shown(f"{job.qualname}.{job.handler}", error))))
-
-
-def _find(job: Job) -> Kind:
-    found: Any = sys.modules.get(job.module) or import_module(job.module)
-    for name in job.qualname.split("."):
-        found = getattr(found, name)
-    kind: Kind = found.__kind__
-    return kind
-
-
 def _guarded(kind: Kind, *args: Any) -> Done:
     """Do a job in a context of its own. Whatever it raises is one of our errors: a thread's pool takes no others well."""
-    return guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", _perform, kind, *args)
+    return guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", perform, kind, *args)
 
 
-def _perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lambda: True) -> Done:
+def perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lambda: True) -> Done:
     """Do a job here and now, on an instance that nobody else has. A process whose agent is lost is ended, so it is live."""
     method = kind.methods[job.handler]
     host = _Host(job, is_live)

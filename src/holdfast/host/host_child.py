@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from holdfast.children import python
 from holdfast.errors import ConfigError
 from holdfast.host import spawn
 from holdfast.host.process import encode
@@ -36,7 +36,7 @@ class HostChild:
         name = self.settings.name
         self.nodes, self.server_pid, self._error = {}, 0, ""
         self._child = await spawn.start(
-            [*self._command, sys.executable, "-m", "holdfast.host"],
+            [*self._command, *python("holdfast.host")],
             lambda events: encode(self.settings, events),
             self._heard,
             lambda text: self._report("host-said", {"host": name, "text": text}),

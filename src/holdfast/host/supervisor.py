@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import codec, ids, limits, pipes, said
+from holdfast.children import python
 from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
@@ -290,7 +290,7 @@ class Host:
             password=security.password,
         )
         started = await spawn.start(
-            [sys.executable, "-m", "holdfast.node"],
+            python("holdfast.node"),
             lambda events: msgspec.json.encode(msgspec.structs.replace(settings, events=events)) + b"\n",
             lambda event, facts: self._heard(child, event, facts),
             lambda text: self._said(child, text),
