@@ -179,6 +179,7 @@ class Writer:
         self._write = write
         self._queue: queue.Queue[str | None] = queue.Queue(limits.WRITER_LINES_MAX)
         self._dropped = 0
+        self._closing = False
         self._thread: threading.Thread | None = None
 
     def put(self, text: str) -> None:
@@ -196,7 +197,7 @@ class Writer:
             text = self._queue.get()
             if text is not None:
                 self._try(text)
-            if self._dropped and self._queue.empty():
+            if self._dropped and (text is None or self._queue.empty()):
                 dropped, self._dropped = self._dropped, 0
                 self._try(dropped_text(dropped) + "\n")
             if text is None:
@@ -211,10 +212,12 @@ class Writer:
         if self._thread is None:
             return
         with suppress(queue.Full):
-            self._queue.put(None, timeout=seconds)
+            if not self._closing:
+                self._queue.put(None, timeout=seconds)
+                self._closing = True
             self._thread.join(seconds)
         if not self._thread.is_alive():
-            self._thread = None
+            self._thread, self._closing = None, False
 
 
 def dropped_text(count: int) -> str:

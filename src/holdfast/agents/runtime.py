@@ -388,7 +388,6 @@ class Runtime:
             await subscription.close()
         self._subscriptions.clear()
         self.timers.close()
-        self.workers.stop()
         self.stalls.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:

@@ -79,13 +79,10 @@ class Workers:
             raise from_wire(*result.error)
         return result
 
-    def stop(self) -> None:
-        """Take no more jobs. A thread that blocks is left to itself."""
+    async def close(self) -> None:
+        """End the processes. A thread that blocks is left to itself."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def close(self) -> None:
-        """End the processes, once nobody waits for what they do."""
         if self._processes is not None:
             await self._processes.close()
 
