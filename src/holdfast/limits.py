@@ -290,9 +290,7 @@ BACKOFF_SECONDS_MAX: Final = 1.0
 
 assert SAID_LINE_BYTES_MAX * 8 < EVENT_BYTES_MAX < EVENTS_WAITING_BYTES_MAX, "a printed line fits an event, escaped"
 assert SAID_LINES_BURST < WRITER_LINES_MAX, "what one process may print at once can wait"
-assert STATE_BYTES_MAX + 2 * MESSAGE_BYTES_MAX + TURN_BYTES_MAX < WORKER_FRAME_BYTES_MAX, (
-    "a job, and what comes of it, fit"
-)
+assert STATE_BYTES_MAX + 2 * MESSAGE_BYTES_MAX + TURN_BYTES_MAX < WORKER_FRAME_BYTES_MAX, "a job fits a frame"
 assert CLOCK_SKEW_SECONDS < WORKER_GRACE_SECONDS, "a job is not ended before its caller gave up"
 assert BLOB_THRESHOLD_BYTES + ANSWERS_BYTES_MAX < RECORD_BYTES_MAX, "a state, its answers: one record"
 assert ANSWERS_BYTES_MAX + REPLY_BYTES_MAX + TIMERS_BYTES_MAX < RECORD_BYTES_MAX * 3 // 4, "the rest fits beside a blob"
