@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from holdfast import chance, limits, loops
+from holdfast.agents import skew
 from holdfast.agents.frames import Frames
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
 from holdfast.agents.ref import AgentRef, Options
@@ -231,7 +232,7 @@ class Router:
             return OutcomeUnknown(f"the answer of {opened.call.token} cannot be read")
         if isinstance(error, NotDone) and opened.unanswered:
             return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt was not answered")
-        return error
+        return skew.explained(error, opened.deadline - self._clock.now(), not opened.call.message_id)
 
     # Sending -------------------------------------------------------------------------------------------------------
 

@@ -153,12 +153,13 @@ def execute(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
 def fail(error: HoldfastError, as_json: bool) -> None:
     """Say what went wrong, and exit with 1 never, 2 settings, 3 nothing was done, 4 outcome unknown."""
     name = type(error).__name__
+    details = error.details if isinstance(error, HandlerFailed) else "\n".join(getattr(error, "__notes__", ()))
     if as_json:
-        out.json({"error": name, "text": str(error)}, indent=None)
+        out.json({"error": name, "text": str(error), **({"details": details} if details else {})}, indent=None)
     else:
         problems.block(str(error), Styled(name, "bold red"), ": ")
-        if isinstance(error, HandlerFailed) and error.details:
-            problems.block(error.details.rstrip(), style="dim")
+        if details:
+            problems.block(details.rstrip(), "  ", style="dim")
     if isinstance(error, ConfigError):
         raise typer.Exit(EXIT_CONFIG)
     if isinstance(error, NotDone):

@@ -254,7 +254,7 @@ _TEXTS: Final = {
     "server-stores-nothing": "server {server} stores nothing any more: is its disk full? It is started again",
     "store-gone": "server {server} was stopped: {text}",
     "node-ready": "node {node} serves {kinds} (pid {node_pid})",
-    "node-ended": "node {node} ended with code {code} {error}; it is started again",
+    "node-ended": "node {node} ended with code {code}; it is started again. {error}",
     "node-said": "{who}: {text}",
     "host-said": "{who}: {text}",
     "again": "{directory} has {what}: that is started again",

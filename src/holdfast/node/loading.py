@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from holdfast.agents.agent import Agent
 from holdfast.agents.modules import load_file
 from holdfast.errors import ConfigError
 
+_NOT_OWN: Final = (str(Path(__file__).parents[1]) + os.sep, importlib.__file__, "<frozen importlib")
+_FRAMES_MAX: Final = 20
+_CHAIN_MAX: Final = 20
+
 
 def load_module(app: str) -> ModuleType:
-    """Import an application by path or by name. Raises `ConfigError` where there is none, or its import fails."""
+    """Import an application by path or by name.
+
+    Raises `ConfigError` where there is none, or its import fails; the application's own traceback is a note on it.
+    """
     where, _, _ = _split(app)
     try:
         if where.endswith(".py"):
@@ -22,12 +31,40 @@ def load_module(app: str) -> ModuleType:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(where)
-    except ConfigError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{app!r}: {error}. Name a file (app.py) or a module that can be imported") from error
-    except Exception as error:
-        raise ConfigError(f"importing {app!r} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise _explained(app, where, error) from error
+
+
+def _explained(app: str, where: str, error: BaseException) -> ConfigError:
+    """What became of an import, with the frames of the application's own code."""
+    lines = _own_traceback(error)
+    if isinstance(error, ConfigError):
+        told = ConfigError(str(error))
+    elif isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
+        told = ConfigError(f"{app!r}: {error}. Name a file (app.py) or a module that can be imported")
+    elif isinstance(error, SystemExit):
+        told = ConfigError(
+            f"importing {app!r} ended the program (SystemExit: {error}): put that behind a `__main__` guard"
+        )
+    else:
+        told = ConfigError(f"importing {app!r} failed: {type(error).__name__}: {error}")
+    if lines:
+        told.add_note(lines)
+    return told
+
+
+def _own_traceback(error: BaseException) -> str:
+    """The traceback without our frames and those of imports; empty where no other is left."""
+    found = traceback.TracebackException.from_exception(error)
+    chain, one = [found], found
+    while (following := one.__cause__ or one.__context__) is not None and len(chain) < _CHAIN_MAX:
+        one = following
+        chain.append(one)
+    for one in chain:
+        kept = [frame for frame in one.stack if not frame.filename.startswith(_NOT_OWN)]
+        one.stack = traceback.StackSummary.from_list(kept[-_FRAMES_MAX:])
+    is_own = found.stack or isinstance(error, SyntaxError)
+    return "".join(found.format()).rstrip() if is_own else ""
 
 
 def _load_file(path: Path) -> ModuleType:

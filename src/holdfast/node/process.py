@@ -115,6 +115,7 @@ def main() -> int:
     try:
         run(serve(settings, teller))
     except (HoldfastError, NodeFailed) as error:
-        teller.tell("failed", {"error": f"{type(error).__name__}: {error}"})
+        notes = getattr(error, "__notes__", ())
+        teller.tell("failed", {"error": "\n".join([f"{type(error).__name__}: {error}", *notes])})
         return 2
     return 0
