@@ -144,7 +144,7 @@ def test_files_are_opened_for_writing_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 assert node.func.attr not in ("write_text", "write_bytes", "touch"), f"{name}:{node.lineno}"
-                if node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
-                    assert node.args[0].value == "rb", f"{name}:{node.lineno}"
                 if ast.unparse(node.func) == "os.open":
                     assert "O_CREAT" not in ast.unparse(node), f"{name}:{node.lineno}"
+                elif node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
+                    assert node.args[0].value == "rb", f"{name}:{node.lineno}"
