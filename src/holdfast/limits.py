@@ -247,6 +247,12 @@ DRAIN_SECONDS: Final = 10.0
 APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 
+SERVER_FROZEN_LOOKS: Final = 3
+"""So many looks in a row, a second apart, that find a server frozen: then its host says so."""
+
+SERVER_FROZEN_LOOKS_MAX: Final = 10
+"""So many, and the host kills it and starts it again."""
+
 EXCLUSIVE_SECONDS: Final = 30.0
 """Work that takes copies or a server away belongs to nobody any more, when its host did not write so again for this long."""
 
@@ -310,5 +316,6 @@ assert RECONNECT_SECONDS_MIN < RECONNECT_SECONDS_MAX < TAKEOVER_SECONDS, "who co
 assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried again before nothing is said to answer"
 assert CONNECT_SECONDS + QUORUM_WAIT_SECONDS < JOIN_SECONDS <= FOUND_SECONDS, "a join outlasts what it waits for"
 assert EXCLUSIVE_RENEW_SECONDS + QUORUM_WAIT_SECONDS < EXCLUSIVE_SECONDS, "an election does not end what is exclusive"
+assert 1 < SERVER_FROZEN_LOOKS < SERVER_FROZEN_LOOKS_MAX, "a server is said to be frozen before it is killed for it"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
 assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

@@ -119,7 +119,8 @@ class Changes:
 
         async with self._working():
             self._host.say("copy-discarded", {"stream": stream})
-            await self._host.restart_server(move)
+            assert self._host.keeper is not None
+            await self._host.keeper.restart(move)
             await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
             await self._whole(stream)
             self._host.say("copy-whole", {"stream": stream})

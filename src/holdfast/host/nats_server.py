@@ -190,6 +190,15 @@ class NatsServer:
         context.load_cert_chain(security.tls_cert, security.tls_key)
         return context
 
+    async def answers(self) -> bool:
+        """Whether it reacts to a client that connects, within a moment; a refusal is an answer too."""
+        try:
+            async with asyncio.timeout(_GREETING_SECONDS):
+                await self._greeting()
+        except TimeoutError:
+            return False
+        return True
+
     async def stores_nothing(self) -> bool:
         """Whether it says that it stores nothing any more, as after a write that failed; False where it says nothing."""
         if not self.settings.votes:

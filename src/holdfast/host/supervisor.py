@@ -24,10 +24,11 @@ from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import Closed, HoldfastError, StorageFailed
-from holdfast.host import spawn, store
+from holdfast.errors import Closed
+from holdfast.host import spawn
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
+from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
 from holdfast.host.operations import Operations
@@ -37,12 +38,6 @@ from holdfast.host.spread import Spread
 from holdfast.host.system import System
 from holdfast.node.process import NodeSettings
 
-_RESTART_SECONDS_MIN: Final = 0.2
-_RESTART_SECONDS_MAX: Final = 10.0
-_STABLE_SECONDS: Final = 10.0
-"""A process that lived so long starts again at once."""
-
-_WATCH_SECONDS: Final = 5.0
 _ENDED_MAX: Final = 64
 _RECENT_SECONDS: Final = 600.0
 
@@ -110,9 +105,10 @@ class Host:
         self.started_at = time.time()
         self.server = None if settings.server is None else NatsServer(settings.server, lock)
         self.system: System | None = None
-        self.seat = (
-            None if self.server is None else Seat(settings.name, self.server, settings.join, self.restart_server)
-        )
+        self.keeper = None if self.server is None else Keeper(self.server, report)
+        self.seat: Seat | None = None
+        if self.server is not None and self.keeper is not None:
+            self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart)
         self.heard: dict[str, float] = {}
         """When each host was heard last, on the monotonic clock."""
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
@@ -122,15 +118,12 @@ class Host:
         own = [] if self.server is None else [self.server.url]
         self._urls = [*own, *(url for url in settings.urls if url not in own)]
         self._engine: NatsEngine | None = None
-        self._between: Callable[[], None] | None = None
-        self._restarted = asyncio.Event()
         self.wants_restart = asyncio.Event()
         """Whether its process is to end and begin anew: whoever runs it sees to that."""
         self._tasks: list[asyncio.Task[None]] = []
         self._passing: list[asyncio.Task[None]] = []
         """Tasks that may end while the host goes on."""
         self._stopping = False
-        self._store_gone = False
         self._incarnation = ids.new_id("h")
         self.changes = Changes(self, self._incarnation)
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
@@ -139,17 +132,11 @@ class Host:
     async def start(self) -> None:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
         loop = asyncio.get_running_loop()
-        if self.server is not None and self.seat is not None:
+        if self.server is not None and self.seat is not None and self.keeper is not None:
             await asyncio.to_thread(self.server.lock.take)
             await self.seat.take()
-            await self.server.start()
-            self._report(
-                "server",
-                {"server": self.server.settings.name, "server_pid": self.server.pid, "url": self.server.url},
-            )
-            self._tasks.append(loop.create_task(self._keep_server(self.server)))
-            self._tasks.append(loop.create_task(self._watch_store(self.server)))
-            self._tasks.append(loop.create_task(self._watch_files(self.server)))
+            await self.keeper.start()
+            self._tasks += self.keeper.tasks()
         self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
         if self.server is not None and self.seat is not None:
@@ -169,63 +156,6 @@ class Host:
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-
-    # The server ----------------------------------------------------------------------------------------------------
-
-    async def _keep_server(self, server: NatsServer) -> None:
-        delay = _RESTART_SECONDS_MIN
-        loop = asyncio.get_running_loop()
-        while True:
-            started = loop.time()
-            code = await server.wait()
-            if self._stopping:
-                return
-            if self._store_gone:
-                await asyncio.Event().wait()  # it would begin an empty store
-            between, self._between = self._between, None
-            if between is not None:
-                between()
-                delay = 0.0
-            else:
-                self._report("server-ended", {"server": server.settings.name, "code": code})
-                stable = loop.time() - started > _STABLE_SECONDS
-                delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
-            while True:
-                await asyncio.sleep(delay)
-                try:
-                    await server.start()
-                    break
-                except HoldfastError as error:
-                    self._report("server-failed", {"server": server.settings.name, "error": str(error)})
-                    delay = _longer(delay)
-            self._restarted.set()
-            self._report("server", {"server": server.settings.name, "server_pid": server.pid, "url": server.url})
-
-    async def _watch_store(self, server: NatsServer) -> None:
-        """A server whose disk failed or was full goes on without its store, for good: a start finds out if it can now."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if server.pid and self._between is None and not self._stopping and await server.stores_nothing():
-                self._report("server-stores-nothing", {"server": server.settings.name, "log": server.log_end(4)})
-                await server.kill()
-
-    async def _watch_files(self, server: NatsServer) -> None:
-        """Raises `StorageFailed`, with the server killed, when the files that it writes are not at their path any more."""
-        text = await store.gone(server, lambda: self._between is not None or self._stopping)
-        self._store_gone = True
-        await server.kill()
-        self._report("store-gone", {"server": server.settings.name, "text": text})
-        raise StorageFailed(
-            f"{text}. Its server was stopped, as what it would acknowledge is lost; see `docs/cluster.md`"
-        )
-
-    async def restart_server(self, between: Callable[[], None]) -> None:
-        """End the server, do something, and start it again."""
-        assert self.server is not None
-        self._restarted.clear()
-        self._between = between
-        await self.server.stop()
-        await self._restarted.wait()
 
     # Nodes ---------------------------------------------------------------------------------------------------------
 
@@ -248,7 +178,7 @@ class Host:
 
     async def _keep_node(self, child: NodeChild) -> None:
         loop = asyncio.get_running_loop()
-        delay = _RESTART_SECONDS_MIN
+        delay = RESTART_SECONDS_MIN
         while True:
             started = loop.time()
             code = await self._run_node(child)
@@ -256,8 +186,8 @@ class Host:
                 return
             child.ended(code)
             self._report("node-ended", {"node": child.name, "code": code, "error": child.error})
-            stable = loop.time() - started > _STABLE_SECONDS
-            delay = _RESTART_SECONDS_MIN if stable else _longer(delay)
+            stable = loop.time() - started > STABLE_SECONDS
+            delay = RESTART_SECONDS_MIN if stable else longer(delay)
             await asyncio.sleep(delay)
 
     def _copies(self) -> int | None:
@@ -345,10 +275,14 @@ class Host:
         if self._stopping:
             return
         self._stopping = True
+        store_gone = False
+        if self.keeper is not None:
+            self.keeper.stopping = True
+            store_gone = self.keeper.store_gone
         processes = [child.process for child in self.children if child.process is not None]
         for process in processes:
             if process.returncode is None:
-                process.send_signal(signal.SIGKILL if self._store_gone else signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if store_gone else signal.SIGTERM)
         if processes:
             waits = [asyncio.ensure_future(process.wait()) for process in processes]
             _, late = await asyncio.wait(waits, timeout=limits.DRAIN_SECONDS * 2)
@@ -367,7 +301,3 @@ class Host:
         if self.server is not None:
             await self.server.stop()
             self.server.lock.release()
-
-
-def _longer(delay: float) -> float:
-    return min(max(delay, _RESTART_SECONDS_MIN) * 2, _RESTART_SECONDS_MAX)

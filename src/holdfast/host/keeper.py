@@ -1,0 +1,175 @@
+"""Keeps a host's nats-server alive: starts it again when it ends, and ends it when it is of no use.
+
+A server may be of no use while its process lives: it stores nothing any more after a failed disk, its files were removed,
+or it is frozen, so that callers who are connected to it wait and nobody is told. A frozen server is told from a slow one
+by the kernel: it was stopped, or it answers nobody and used no processor time at all. A machine that is overloaded gives
+every process some. All of it is counted in looks, not in time: a host that was frozen itself learns nothing from a clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from holdfast import limits
+from holdfast.errors import HoldfastError, StorageFailed
+from holdfast.host import processes, store
+from holdfast.host.nats_server import NatsServer
+
+RESTART_SECONDS_MIN: Final = 0.2
+RESTART_SECONDS_MAX: Final = 10.0
+STABLE_SECONDS: Final = 10.0
+"""A process that lived so long starts again at once."""
+
+_WATCH_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 1.0
+_STOPPED: Final = "T"
+
+
+def longer(delay: float) -> float:
+    """The pause before the next start, after one that was no use."""
+    return min(max(delay, RESTART_SECONDS_MIN) * 2, RESTART_SECONDS_MAX)
+
+
+class Keeper:
+    """See the module. ``say``: hears of each event."""
+
+    def __init__(self, server: NatsServer, say: Callable[[str, dict[str, Any]], None]) -> None:
+        self.server = server
+        self.stopping = False
+        """Whether the host ends, so that nothing is started again."""
+        self.store_gone = False
+        self._say = say
+        self._between: Callable[[], None] | None = None
+        self._restarted = asyncio.Event()
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Begin; the tasks go on until they are cancelled, or raise what ends the host."""
+        loop = asyncio.get_running_loop()
+        works = (self._keep(), self._watch_store(), self._watch_files(), self._watch_frozen())
+        return [loop.create_task(work) for work in works]
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {"server": self.server.settings.name}
+
+    @property
+    def _expects_it(self) -> bool:
+        """Whether the server is to run at this moment."""
+        return self.server.pid != 0 and self._between is None and not self.stopping
+
+    async def start(self) -> None:
+        """Start the server for the first time. Raises `ConfigError`."""
+        await self.server.start()
+        self._say("server", {**self._facts, "server_pid": self.server.pid, "url": self.server.url})
+
+    async def restart(self, between: Callable[[], None]) -> None:
+        """End the server, do something, and start it again."""
+        self._restarted.clear()
+        self._between = between
+        await self.server.stop()
+        await self._restarted.wait()
+
+    async def _keep(self) -> None:
+        delay = RESTART_SECONDS_MIN
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            code = await self.server.wait()
+            if self.stopping:
+                return
+            if self.store_gone:
+                await asyncio.Event().wait()  # it would begin an empty store
+            between, self._between = self._between, None
+            if between is not None:
+                between()
+                delay = 0.0
+            else:
+                self._say("server-ended", {**self._facts, "code": code})
+                stable = loop.time() - started > STABLE_SECONDS
+                delay = RESTART_SECONDS_MIN if stable else longer(delay)
+            while True:
+                await asyncio.sleep(delay)
+                try:
+                    await self.start()
+                    break
+                except HoldfastError as error:
+                    self._say("server-failed", {**self._facts, "error": str(error)})
+                    delay = longer(delay)
+            self._restarted.set()
+
+    async def _watch_store(self) -> None:
+        """A server whose disk failed or was full goes on without its store, for good: a start finds out if it can now."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._expects_it and await self.server.stores_nothing():
+                self._say("server-stores-nothing", {**self._facts, "log": self.server.log_end(4)})
+                await self.server.kill()
+
+    async def _watch_files(self) -> None:
+        """Raises `StorageFailed`, with the server killed, when the files that it writes are not at their path any more."""
+        text = await store.gone(self.server, lambda: self._between is not None or self.stopping)
+        self.store_gone = True
+        await self.server.kill()
+        self._say("store-gone", {**self._facts, "text": text})
+        raise StorageFailed(
+            f"{text}. Its server was stopped, as what it would acknowledge is lost; see `docs/cluster.md`"
+        )
+
+    async def _watch_frozen(self) -> None:
+        """A frozen server is said after some looks, and killed after some more: then it is started again."""
+        watch = FrozenWatch()
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            pid = self.server.pid
+            if not pid or not self._expects_it:
+                watch = FrozenWatch()
+                continue
+            found = processes.progress_of(pid)
+            if found is not None and found.state == _STOPPED:
+                answers = False
+            else:
+                answers = await self.server.answers()
+            if pid != self.server.pid or not self._expects_it:
+                continue
+            verdict = watch.look(pid, answers, found)
+            if verdict == "said":
+                self._say("server-frozen", {**self._facts, "server_pid": pid, "why": watch.why})
+            elif verdict == "back":
+                self._say("server-back", {**self._facts, "server_pid": pid})
+            elif verdict == "end":
+                await self.server.kill()
+
+
+class FrozenWatch:
+    """What some looks at one process tell: a decision, without a clock."""
+
+    def __init__(self) -> None:
+        self.why = ""
+        self._pid = 0
+        self._silent = 0
+        """Looks in a row at which it answered nobody, and was stopped or had made no progress."""
+        self._ticks = -1
+        self._told = False
+
+    def look(self, pid: int, answers: bool, found: processes.Progress | None) -> str:
+        """Empty, or ``said``: it is to be told of; ``back``: it answers again; ``end``: it is to be killed."""
+        stopped = found is not None and found.state == _STOPPED
+        moved = found is not None and found.ticks != self._ticks and not stopped
+        if pid != self._pid:
+            self._pid, self._told = pid, False
+            self._silent, self._ticks = 0, -1 if found is None else found.ticks
+            return ""
+        if answers or moved:
+            self._silent, self._ticks = 0, -1 if found is None else found.ticks
+            told, self._told = self._told, self._told and not answers
+            return "back" if told and answers else ""
+        self._silent += 1
+        self.why = "it was stopped (SIGSTOP)" if stopped else "it answers nobody, and does nothing"
+        if self._silent >= limits.SERVER_FROZEN_LOOKS_MAX:
+            return "end"
+        if self._silent >= limits.SERVER_FROZEN_LOOKS and not self._told:
+            self._told = True
+            return "said"
+        return ""
