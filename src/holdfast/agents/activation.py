@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
 from holdfast.agents import guard, reading, repeats, reviving, suspects, turn
-from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
+from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask, too_late
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
-from holdfast.errors import BadState, DeadlineExceeded, HoldfastError, UnknownKind
+from holdfast.errors import BadState, HoldfastError, UnknownKind
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind
@@ -253,7 +253,7 @@ class Activation:
         call = message.call
         if call is not None:
             if call.deadline and call.deadline < self.now():
-                self.settle(message, DeadlineExceeded("the deadline passed before the message was started"))
+                self.settle(message, too_late(call, self.now()))
                 return
             if self.seen.full():
                 self.seen.expire(self.now())

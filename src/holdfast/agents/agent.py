@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
 from holdfast import codec, errors, ids, limits
 from holdfast.agents import guard, places
 from holdfast.agents.context import Context, Outcome, TurnHost, context_of
-from holdfast.agents.handler import Handler, P, _Method, reader
+from holdfast.agents.handler import Handler, P, _Method, check_reference, reader
 from holdfast.codec.kept import Losses, unknown_fields, unsendable
 from holdfast.core.pools import MAIN, Pool
-from holdfast.errors import BadState
+from holdfast.errors import BadMessage, BadState
 
 if TYPE_CHECKING:
     from holdfast.agents.ref import AgentRef
@@ -228,6 +228,10 @@ class Agent(Generic[S]):
             raise TypeError(f"the options of {cls.__name__} must be positive")
         if not isinstance(pool, (Pool, str)) or not pool:
             raise TypeError(f"the pool of {cls.__name__} is a Pool or the name of one, not {pool!r}")
+        for taken in vars(cls).keys() & _TAKEN:
+            raise TypeError(
+                f"{cls.__name__}.{taken} would hide what every agent has under that name: name it otherwise"
+            )
         state = _state_type(cls)
         if state is None:
             return
@@ -282,11 +286,18 @@ class Agent(Generic[S]):
 
         It is set when the turn commits. Raises `BadMessage`, `Overloaded` over `limits.TIMERS_MAX` timers.
         """
+        check_reference(method, "set as a timer")
+        if method.name not in type(self).__kind__.methods:
+            raise BadMessage(f"{method!r} is not a handler of {type(self).__name__}: a timer is for its own agent")
         self.context.set_timer(name, seconds, method, args, kwargs)
 
     def cancel_timer(self, name: str) -> bool:
         """Drop a timer when the turn commits; whether there was one."""
         return self.context.cancel_timer(name)
+
+
+_TAKEN: Final = {name for name in vars(Agent) if not name.startswith("_")} - {"upgrade_state"}
+"""What a class may not define anew."""
 
 
 def _state_type(cls: type) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import msgspec
 
 from holdfast import ids, limits
+from holdfast.agents.handler import check_reference
 from holdfast.agents.mailbox import ERROR_MARK, Delivery
 from holdfast.agents.messages import InboxMessage, Outgoing, Timer
 from holdfast.core.delivery import Seen
@@ -156,8 +157,13 @@ class Context(msgspec.Struct, eq=False):
         """See `Agent.set_timer`."""
         if self.reads_only:
             raise NotDone("a reader writes nothing, so it cannot set a timer: make it a handler")
+        if not isinstance(name, str):
+            raise TypeError(f"a timer's name is a str, not {name!r}")
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"a timer is due in a number of seconds, not {seconds!r:.100}")
         if not seconds >= 0 or seconds == float("inf"):
             raise ValueError(f"a timer is due in 0 or more seconds, not {seconds}")
+        check_reference(method, "set as a timer")
         arguments = method.encode_arguments(args, kwargs, check=True)
         if self.timers is None:
             self.timers = {}

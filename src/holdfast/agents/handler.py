@@ -45,10 +45,17 @@ Place = Literal["loop", "thread", "process"]
 """Where a method runs: on its node's loop, beside it in a thread, or in a worker process."""
 
 _PLACE = re.compile(r"\$\[(\d+)\]")
+_COUNT = re.compile(r"Expected `array` of at (most|least) length \d+, got (\d+)")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`")
 _WAITS = {"GET_AWAITABLE", "GET_ANEXT", "YIELD_VALUE", "SEND"}
 _PLAIN = {type(None), bool, int, float, str, bytes}
 _MAPS = {bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)}
 """What a map begins with in msgpack."""
+
+
+def _is_async_def(function: Callable[..., Any]) -> bool:
+    return bool(getattr(getattr(function, "__code__", None), "co_flags", 0) & inspect.CO_COROUTINE)
 
 
 class _Shapes(NamedTuple):
@@ -84,7 +91,10 @@ class _Method(Generic[A_contra, P, R_co]):
         self.parameters = parameters
         self._keyword_only = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
         self.runs_in = runs_in
-        self.waits = any(step.opname in _WAITS for step in dis.get_instructions(function))
+        # A plain function that is marked as a coroutine function gives what somebody else wrote, which may wait.
+        self.waits = not _is_async_def(function) or any(
+            step.opname in _WAITS for step in dis.get_instructions(function)
+        )
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
@@ -175,12 +185,9 @@ class _Method(Generic[A_contra, P, R_co]):
             return ()
         shapes = self._shapes or self._shape()
         try:
-            if data[:1] in _MAPS:
-                message = codec.decode_by(shapes.decode_named, data, self._title)
-            else:
-                message = codec.decode_by(self.decode_ordered, data, self._title)
-        except BadMessage as error:
-            raise BadMessage(_PLACE.sub(self._name_of, str(error))) from None
+            message = shapes.decode_named(data) if data[:1] in _MAPS else self.decode_ordered(data)
+        except codec.ERRORS as error:
+            raise BadMessage(f"{self._title}: {self._misfit(str(error))}") from None
         return msgspec.structs.astuple(message)
 
     def canonical(self, data: bytes) -> bytes:
@@ -195,6 +202,18 @@ class _Method(Generic[A_contra, P, R_co]):
 
     def _signature(self) -> str:
         return ", ".join(parameter.name for parameter in self.parameters)
+
+    def _misfit(self, text: str) -> str:
+        """An error of the decoder, in the words of who wrote the call."""
+        takes = f"it takes ({self._signature()})" if self.parameters else "it takes no arguments"
+        if found := _COUNT.fullmatch(text):
+            many = "more" if found[1] == "most" else "fewer"
+            return f"{found[2]} arguments are {many} than {self.name} takes: {takes}"
+        if found := _UNKNOWN.fullmatch(text):
+            return f"there is no argument named `{found[1]}`: {takes}"
+        if found := _MISSING.fullmatch(text):
+            return f"the argument `{found[1]}` is missing: {takes}"
+        return _PLACE.sub(self._name_of, text)
 
     def _name_of(self, place: re.Match[str]) -> str:
         """What stands for ``$[0]`` in an error: the parameter's name."""
@@ -232,6 +251,17 @@ class _Method(Generic[A_contra, P, R_co]):
             return shapes.decode_reply(data)
         except codec.ERRORS as error:
             raise BadMessage(f"{self._reply_title}: {error}") from None
+
+
+def check_reference(method: object, one_way: str = "") -> None:
+    """Raise `BadMessage` for what names no handler or reader, or a reader where the verb ``one_way`` takes none."""
+    if not isinstance(method, _Method):
+        if inspect.ismethod(method):
+            cls = type(method.__self__).__name__
+            raise BadMessage(f"{method.__name__} was taken from an agent itself: write {cls}.{method.__name__}")
+        raise BadMessage(f"{method!r:.100} names no handler: write the class and its method, such as Counter.add")
+    if one_way and method.reads_only:
+        raise BadMessage(f"{method!r} is a reader: it can be asked, not {one_way}")
 
 
 class Handler(_Method[A_contra, P, R_co]):

@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast import codec, errors, ids
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
+from holdfast.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
@@ -125,6 +126,12 @@ def from_timer(timer: Timer, suspect: bool) -> Delivery:
 def error_bytes(error: BaseException) -> bytes:
     """An error as it travels in a reply."""
     return codec.encode_raw(errors.to_wire(error))
+
+
+def too_late(call: Call, now: float) -> DeadlineExceeded:
+    """Why a call is not started any more."""
+    late = f"its deadline was over for {now - call.deadline:.1f} s when its turn came, so it was not started"
+    return DeadlineExceeded(f"{call.token} {call.handler}: {late}: the agent was busy, or two hosts' clocks differ")
 
 
 def digest(handler: str, arguments: bytes) -> int:

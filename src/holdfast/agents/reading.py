@@ -13,10 +13,10 @@ from holdfast.agents import guard, reviving, workers
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
-from holdfast.agents.mailbox import Delivery
+from holdfast.agents.mailbox import Delivery, too_late
 from holdfast.agents.messages import NOT_OWNER
 from holdfast.agents.turn import method_of, refuse
-from holdfast.errors import BadMessage, BadState, DeadlineExceeded, HoldfastError
+from holdfast.errors import BadMessage, BadState, HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
@@ -37,7 +37,7 @@ def read(activation: Activation, message: Delivery) -> None:
     call = message.call
     assert call is not None
     if call.deadline and call.deadline < activation.now():
-        refuse(message, DeadlineExceeded("the deadline passed before the message was started"))
+        refuse(message, too_late(call, activation.now()))
         return
     try:
         if activation.broken is not None and (error := reviving.revive(activation)) is not None:

@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast import codec, ids, limits
 from holdfast.agents.context import Outcome
-from holdfast.agents.handler import Handler, Reader, _Method
+from holdfast.agents.handler import Handler, Reader, _Method, check_reference
 from holdfast.agents.messages import OK
 from holdfast.errors import BadMessage, TooLarge
 
@@ -40,9 +40,15 @@ _AT_ONCE_MAX: Final = 8
 """After so many asks that were answered at once, by this very process, the loop gets its turn."""
 
 
+def not_a_class(kind: object) -> str:
+    """What to say where the class of an agent is wanted."""
+    return f"{kind!r:.100} is not the class of an agent: give the class itself, such as Counter of Agent[Count]"
+
+
 class AgentRef(Generic[AgentT_co]):
     """The address of one agent. It stays valid wherever the agent lives, and whatever happens to that place."""
 
+    __holdfast_hint__ = "pass its agent_id or its name, and make the address where it is used, with self.agent(...)"
     __slots__ = ("_context", "_kind", "_options", "_router", "_token")
 
     def __init__(
@@ -57,7 +63,10 @@ class AgentRef(Generic[AgentT_co]):
         """``kind`` is None for an agent whose class this process does not have; ``kind_name`` names it then."""
         self._router = router
         self._kind = kind
-        self._token = ids.agent_token(kind_name if kind is None else kind.__kind__.name, name)
+        try:
+            self._token = ids.agent_token(kind_name if kind is None else kind.__kind__.name, name)
+        except AttributeError:
+            raise TypeError(not_a_class(kind)) from None
         self._context = context
         self._options = options
 
@@ -90,8 +99,13 @@ class AgentRef(Generic[AgentT_co]):
         ``fresh``: a reader sees everything that was acknowledged anywhere before it, at the price of a commit.
         """
         old = self._options
-        if timeout_seconds is not None and not 0 < timeout_seconds < 1e9:
-            raise ValueError(f"timeout_seconds must be more than 0, not {timeout_seconds}")
+        if timeout_seconds is not None:
+            if not isinstance(timeout_seconds, (int, float)):
+                raise TypeError(f"timeout_seconds is a number of seconds, not {timeout_seconds!r}")
+            if not 0 < timeout_seconds < 1e9:
+                raise ValueError(f"timeout_seconds must be more than 0, not {timeout_seconds}")
+        if message_id is not None and not isinstance(message_id, str):
+            raise TypeError(f"a message_id is a str, not {message_id!r}: write {str(message_id)!r}")
         if message_id is not None and not 0 < len(message_id.encode()) <= limits.MESSAGE_ID_BYTES_MAX:
             raise ValueError(f"a message_id has 1 to {limits.MESSAGE_ID_BYTES_MAX} bytes in UTF-8")
         new = Options(
@@ -105,10 +119,15 @@ class AgentRef(Generic[AgentT_co]):
         return copy
 
     def _encode(
-        self, method: _Method[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], check: bool
+        self,
+        method: _Method[Any, Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        check: bool = False,
+        one_way: str = "",
     ) -> bytes:
-        if not isinstance(method, _Method):
-            raise BadMessage(f"{method!r} is no handler or reader: write the class and its method, such as Counter.add")
+        if not isinstance(method, _Method) or (one_way and method.reads_only):
+            check_reference(method, one_way)
         if self._kind is not None and method.name not in self._kind.__kind__.methods:
             raise BadMessage(f"{method!r} is not a method of {self._kind.__name__}")
         data = method.encode_arguments(args, kwargs, check)
@@ -148,7 +167,7 @@ class AgentRef(Generic[AgentT_co]):
             UnknownKind: the node that owns the agent does not serve its kind.
         """
         router, token, context = self._router, self._token, self._context
-        data = self._encode(method, args, kwargs, False)
+        data = self._encode(method, args, kwargs)
         if (shard := router.space.find(token)) < 0:
             shard = await router.locate(token)
         opened = router.begin(shard, token, method.name, data, self._options, method.reads_only, context)
@@ -178,9 +197,7 @@ class AgentRef(Generic[AgentT_co]):
             OutcomeUnknown: the time was over, and it may have been written, once.
             UnknownKind: its class is not here, and no node has ever served it.
         """
-        if method.reads_only:
-            raise BadMessage(f"{method!r} is a reader: it can be asked, not sent")
-        data = self._encode(method, args, dict(kwargs), True)
+        data = self._encode(method, args, dict(kwargs), True, "sent")
         options = self._options
         await self._router.place(self._token, None if self._kind is None else self._kind.__kind__.pool)
         if self._context is not None:
@@ -190,6 +207,5 @@ class AgentRef(Generic[AgentT_co]):
 
     def tell(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """Send without any promise: the message may be lost, and costs least. Raises `BadMessage`, `TooLarge`."""
-        if method.reads_only:
-            raise BadMessage(f"{method!r} is a reader: it can be asked, not told")
-        self._router.tell(self._token, method.name, self._encode(method, args, dict(kwargs), False))
+        data = self._encode(method, args, dict(kwargs), one_way="told")
+        self._router.tell(self._token, method.name, data)

@@ -6,9 +6,7 @@ owner by now, an answer that does not come: the call is sent again until its dea
 one call, and the agent's record remembers its answer, so trying again is safe. Failover looks like latency.
 
 At the deadline it matters whether an attempt is unaccounted for: if each was turned away before it began, nothing
-happened (`DeadlineExceeded`), else nobody can know (`OutcomeUnknown`).
-
-One sweep looks after all deadlines and attempts: a timer per call would cost more than the rest of this file.
+happened (`DeadlineExceeded`), else nobody can know (`OutcomeUnknown`). One sweep looks after all deadlines and attempts.
 """
 
 from __future__ import annotations
@@ -52,6 +50,8 @@ if TYPE_CHECKING:
 
 _SWEEP_SECONDS = 0.25
 _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
+_TOO_LATE = "no answer until its deadline (timeout_seconds, or that of the turn in which it was asked)"
+_SILENT = "was sent and got no answer, so it may have been done, or may still be"
 _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
@@ -231,7 +231,7 @@ class Router:
         except msgspec.MsgspecError:
             return OutcomeUnknown(f"the answer of {opened.call.token} cannot be read")
         if isinstance(error, NotDone) and opened.unanswered:
-            return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt was not answered")
+            return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt {_SILENT}")
         return skew.explained(error, opened.deadline - self._clock.now(), not opened.call.message_id)
 
     # Sending -------------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class Router:
         opened.refusals += 1
         seconds = 0.0 if opened.refusals == 1 else backoff.delay_seconds(opened.refusals, self.random, 0.25)
         if not opened.unanswered and self._clock.now() + seconds > opened.deadline:
-            self._fail(opened, "the deadline passed", DeadlineExceeded)
+            self._fail(opened, _TOO_LATE, DeadlineExceeded)
             return
         self._loop.call_later(seconds, self._again, opened.number, opened.attempts)
 
@@ -342,11 +342,11 @@ class Router:
         self._close(opened)
         if opened.future.done():
             return
-        title = f"{opened.call.token} {opened.call.handler}"
+        text = f"{opened.call.token} {opened.call.handler}: {why}"
         if opened.unanswered:
-            opened.future.set_exception(OutcomeUnknown(f"{title}: {why}, and an attempt was not answered"))
+            opened.future.set_exception(OutcomeUnknown(f"{text}; an attempt {_SILENT}"))
         else:
-            opened.future.set_exception(error(f"{title}: {why}, and nothing was done: {opened.refused}"))
+            opened.future.set_exception(error(f"{text}, and nothing was done: {opened.refused}"))
 
     def give_up(self, opened: Open, context: Context | None) -> None:
         """Nobody waits for the answer any more. Its agent hears of it, unless it was asked in a turn that was stopped here,
@@ -378,7 +378,7 @@ class Router:
                         self._fail(opened, *life.refusal())
             for opened in list(self._open.values()):
                 if opened.deadline <= now:
-                    self._fail(opened, "the deadline passed", DeadlineExceeded)
+                    self._fail(opened, _TOO_LATE, DeadlineExceeded)
                 elif opened.unanswered and opened.sent_at < oldest:
                     # Its owner may be gone with the message in its hands, or only slow; then it joins the attempts.
                     opened.call.suspect = True

@@ -257,8 +257,8 @@ class Registry:
         await self._write(token, change)
 
     def _record(self, token: str, capabilities: Iterable[str], metadata: Mapping[str, Any]) -> _EntryRecord:
-        if isinstance(capabilities, str):
-            raise BadMessage(f"capabilities are a list: write [{capabilities!r}]")
+        if isinstance(capabilities, str) or not isinstance(capabilities, Iterable):
+            raise BadMessage(f"capabilities are a set of words, not {capabilities!r:.100}")
         if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
             raise BadMessage(f"metadata are a dict whose keys are text, not {metadata!r}"[:200])
         names = sorted({ids.check_capability(capability) for capability in capabilities})

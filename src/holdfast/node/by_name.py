@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from holdfast import codec, ids
-from holdfast.agents.agent import Agent
+from holdfast.agents.agent import Agent, Kind
+from holdfast.agents.ref import not_a_class
+from holdfast.errors import BadMessage
 
 
 def kind_name(kind: type[Agent[Any]] | str) -> str:
-    """The name of a kind that is given by its class, or by name."""
-    return kind if isinstance(kind, str) else kind.__kind__.name
+    """The name of a kind that is given by its class, or by name. Raises `TypeError` for anything else."""
+    return kind if isinstance(kind, str) else kind_of(kind).name
+
+
+def kind_of(kind: type[Agent[Any]]) -> Kind:
+    """What is known of an agent's class. Raises `TypeError` for anything else."""
+    found = getattr(kind, "__kind__", None)
+    if not isinstance(found, Kind):
+        raise TypeError(not_a_class(kind))
+    return found
+
+
+def capabilities(kind: type[Agent[Any]], given: Iterable[str]) -> set[str]:
+    """Those of a class and those that are given. Raises `BadMessage`."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise BadMessage(f"capabilities are a set of words, not {given!r:.100}: write {{{given!r:.100}}}")
+    return {*kind_of(kind).capabilities, *given}
 
 
 def encode(agent_id: str, handler: str, arguments: Any) -> tuple[str, bytes]:

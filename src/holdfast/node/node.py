@@ -259,7 +259,7 @@ class Node:
         `BadMessage` for metadata that cannot be stored, `TooLarge`, `NoQuorum`, `OutcomeUnknown`.
         """
         ref = self.agent(kind, name)
-        wanted = {*kind.__kind__.capabilities, *capabilities}
+        wanted = by_name.capabilities(kind, capabilities)
         await self.registry.create(kind.__kind__.name, name, capabilities=wanted, metadata=metadata or {})
         return ref
 
