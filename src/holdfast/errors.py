@@ -199,7 +199,8 @@ def tell_where(error: HoldfastError, details: str) -> None:
     error.add_note(f"{_WHERE}{details}")
 
 
-def _where(error: BaseException) -> str:
+def where_of(error: BaseException) -> str:
+    """The traceback that `tell_where` gave it, empty where there is none."""
     notes = getattr(error, "__notes__", None) or ()
     found = [note for note in notes if isinstance(note, str) and note.startswith(_WHERE)]
     return plain(found[0].removeprefix(_WHERE)) if found else ""
@@ -210,7 +211,7 @@ def to_wire(error: BaseException) -> tuple[str, str, str, str]:
     name = next((base.__name__ for base in type(error).__mro__ if base is _BY_NAME.get(base.__name__)), "HoldfastError")
     if isinstance(error, HandlerFailed):
         return name, text_of(error), plain(error.kind_of_error), plain(error.details)
-    return name, text_of(error), "", _where(error)
+    return name, text_of(error), "", where_of(error)
 
 
 def from_wire(name: str, text: str, kind_of_error: str = "", details: str = "") -> HoldfastError:

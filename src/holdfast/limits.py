@@ -145,6 +145,12 @@ DEGRADED_SECONDS: Final = 60.0
 HANDLER_THREADS_MAX: Final = 32
 """Handlers of one node that run in threads at a time; more wait."""
 
+COMPLAINT_SECONDS: Final = 1.0
+"""So often the same failure in users' code is said in the log."""
+
+COMPLAINTS_MAX: Final = 256
+"""Different failures that are told apart for that."""
+
 UNWRITTEN_TURNS_MAX: Final = 4096
 """Turns of one node in one cell that wait to be written; further calls from outside are refused with `Overloaded`. So those
 that are taken are answered in a time that does not grow, and memory does not either, however many come."""

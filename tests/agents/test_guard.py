@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+import traceback
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,37 @@ async def test_what_a_turn_sets_in_its_context_reaches_nobody(url: list[str]) ->
             await agent.send(Tenants.at_once, name)
             await agent.send(Tenants.waits, name)
         assert await agent.options(fresh=True).ask(Tenants.reads, "z") == ("nobody", 28)
+
+
+async def test_failures_are_told_in_the_log_of_the_node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with on([f"local:{tmp_path / 'log.db'}"], Rogue) as node:
+        agent = node.agent(Rogue, "a")
+
+        def lines(*parts: str) -> int:
+            return sum(all(part in record.getMessage() for part in parts) for record in caplog.records)
+
+        with pytest.raises(HandlerFailed) as caught:
+            await agent.ask(Rogue.before_it_waits, "Odd")
+        assert lines("Rogue/a: before_it_waits, asked, failed: ", "Odd", "rogues.py:", "in throw") == 1
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "raise ERRORS[how]()" in shown and "rogues.py" in shown, "the remote traceback is shown with the error"
+        assert str(Path.cwd()) not in caught.value.details
+        await agent.send(Rogue.at_once, "Mute")
+        await agent.ask(Rogue.remind, ["SystemExit"])
+
+        async def buried() -> bool:
+            return len(await node.dead_letters.all()) == 2
+
+        await until(buried)
+        assert lines("Rogue/a: at_once, sent, failed, attempt 1 of 5", "Mute", "rogues.py:")
+        assert lines("Rogue/a: ring, set as a timer, failed, attempt 1 of 5", "SystemExit")
+        assert lines("is a dead letter now, after 5 attempts") == 2
+        caplog.clear()
+        for _ in range(300):
+            with pytest.raises(HandlerFailed):
+                await agent.ask(Rogue.at_once, "TimeoutError")
+        assert 1 <= len(caplog.records) < 100, "the same is not said again and again"
+        await asyncio.sleep(limits.COMPLAINT_SECONDS)
+        with pytest.raises(HandlerFailed):
+            await agent.ask(Rogue.at_once, "TimeoutError")
+        assert lines("like it since the last line") >= 1

@@ -94,7 +94,9 @@ def _done(activation: Activation, message: Delivery, method: _Method[Any, Any, A
         return
     title = f"{activation.kind.name}.{message.handler}"
     if type(value) is Raised:
-        refuse(message, guard.shown(title, value.error))
+        error = guard.shown(title, value.error)
+        activation.shard.runtime.complaints.failed(activation.token, message, error)
+        refuse(message, error)
         return
     try:
         if type(value) is Done:

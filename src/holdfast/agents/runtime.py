@@ -19,6 +19,7 @@ from holdfast.agents import fast_path, frames, guard, mailbox, state_blobs
 from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
+from holdfast.agents.complaints import Complaints
 from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
 from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
@@ -75,6 +76,7 @@ class Runtime:
         self.quarantine = asyncio.Lock()
         self.workers = Workers()
         self.stalls = Stalls()
+        self.complaints = Complaints(self.loop.time)
         self.warm_bytes = 0
         self.marks: set[tuple[str, str]] = set()
         """Agents and messages that this process marked as suspect, and has outlived."""
@@ -121,10 +123,7 @@ class Runtime:
         self._subscriptions[subject] = await self.engine.bus.subscribe(subject, self._on_frame, "owner")
 
     def spawn(self, work: Coroutine[Any, Any, Any], may_be_cancelled: bool = False) -> asyncio.Task[Any]:
-        """Run beside everything else, until the node closes, in a context of its own.
-
-        ``may_be_cancelled``: it is a turn's; else its end by that is a failure of the node, as is any error.
-        """
+        """Run beside everything else, in a context of its own. Who cancels it fails the node, but for a turn's or reader's."""
         task = self.loop.create_task(work, context=guard.fresh())
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, may_be_cancelled))

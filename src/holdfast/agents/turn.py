@@ -279,6 +279,8 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
     """A message without an effect: the caller gets the error; a durable message is tried again, then buried."""
     call = message.call
     if call is not None:
+        if ran or activation.broken is not None:
+            activation.shard.runtime.complaints.failed(activation.token, message, error)
         if ran and (call.number or call.message_id):
             message.reply = ERROR_MARK + error_bytes(error)
             _consume(activation, message)
@@ -290,6 +292,7 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
     if message.attempts >= limits.ATTEMPTS_MAX or isinstance(error, (BadMessage, UnknownKind)):
         bury(activation, message, error)
         return
+    activation.shard.runtime.complaints.failed(activation.token, message, error)
     seconds = limits.BACKOFF_SECONDS_MIN * 4**message.attempts
     if message.timer is not None:
         activation.shard.later(seconds, activation.deliver_timer, message)
@@ -309,6 +312,7 @@ def _reopen(activation: Activation) -> None:
 def bury(activation: Activation, message: Delivery, error: HoldfastError) -> None:
     """Give up a message: its caller gets the error, a durable one becomes a dead letter."""
     if message.call is None:
+        activation.shard.runtime.complaints.failed(activation.token, message, error, buried=True)
         letter = message.message or InboxMessage(message.handler, message.arguments, sent_at=activation.now())
         dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
         message.dead = codec.seal(codec.encode_raw(dead))
