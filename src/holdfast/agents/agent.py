@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, get_ar
 import msgspec
 
 from holdfast import codec, errors, ids, limits
-from holdfast.agents import guard, places
-from holdfast.agents.context import Context, Outcome, TurnHost, context_of
+from holdfast.agents import guard, over, places
+from holdfast.agents.context import Context, Outcome, TurnHost
 from holdfast.agents.handler import Handler, P, _Method, check_reference, reader
 from holdfast.codec.kept import Losses, unknown_fields, unsendable
 from holdfast.core.pools import MAIN, Pool
@@ -199,14 +199,15 @@ class Agent(Generic[S]):
     ``state`` live only as long as this activation.
     """
 
-    __slots__ = ("__dict__", "_holdfast_context", "_holdfast_host", "state")
+    __slots__ = ("__dict__", "_holdfast_context", "_holdfast_host", "_holdfast_state")
 
     state: S
     """The agent's durable state. In a reader it is frozen."""
 
     _holdfast_context: Context | None
-    """Of the message being handled, once it was asked for."""
+    """Of the message being handled, once it was asked for; see `over`."""
     _holdfast_host: TurnHost
+    _holdfast_state: S
 
     __kind__: ClassVar[Kind]
 
@@ -243,19 +244,18 @@ class Agent(Generic[S]):
                     raise TypeError(f"{method!r} runs in a worker process, which cannot import {cls.__qualname__}")
         found = frozenset(ids.check_capability(capability) for capability in capabilities)
         options = _Options(found, state_version, idle_seconds, mailbox_max, dedup_seconds, pool)
-        cls.__kind__ = Kind(cls, kind or cls.__name__, state, options)
+        cls.__kind__ = found_kind = Kind(cls, kind or cls.__name__, state, options)
+        if any(method.waits for method in found_kind.methods.values()) or over.may_leave_code(cls):
+            cls.state = over.state_of_turn  # type: ignore[assignment]
 
     @property
     def context(self) -> Context:
         """The message being handled, and what a turn may do."""
         try:
-            context = self._holdfast_context
+            return over.context_for(self)
         except AttributeError:
             text = f"{type(self).__name__} has no context before its first message, so neither in __init__"
             raise AttributeError(text) from None
-        if context is None:  # few handlers ask for it
-            context = self._holdfast_context = context_of(self._holdfast_host, self._holdfast_host.running)
-        return context
 
     @property
     def name(self) -> str:
@@ -295,6 +295,8 @@ class Agent(Generic[S]):
         """Drop a timer when the turn commits; whether there was one."""
         return self.context.cancel_timer(name)
 
+
+Agent.state = Agent.__dict__["_holdfast_state"]  # type: ignore[misc]  # classes with handlers that wait have another: see `over`
 
 _TAKEN: Final = {name for name in vars(Agent) if not name.startswith("_")} - {"upgrade_state"}
 """What a class may not define anew."""

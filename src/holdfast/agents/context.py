@@ -18,7 +18,7 @@ from holdfast.agents.handler import check_reference
 from holdfast.agents.mailbox import ERROR_MARK, Delivery
 from holdfast.agents.messages import InboxMessage, Outgoing, Timer
 from holdfast.core.delivery import Seen
-from holdfast.errors import NotDone, Overloaded, TooLarge
+from holdfast.errors import NotDone, Overloaded, TooLarge, TurnOver
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Agent
@@ -73,6 +73,11 @@ class Context(msgspec.Struct, eq=False):
     timers: dict[str, Timer | None] | None = None
     _calls: int = 0
     _sent_bytes: int = 0
+    _waits: bool = False
+    """Its turn waits, so that others' code runs beside it; ``_state`` is its state then. See `over`."""
+    _over: bool = False
+    """Its turn has ended, and writes nothing more."""
+    _state: Any = None
 
     @property
     def agent_id(self) -> str:
@@ -130,10 +135,16 @@ class Context(msgspec.Struct, eq=False):
         """The address of another agent; what is asked and sent through it belongs to this turn."""
         return self._host.router.ref(kind, name, self)
 
+    def _check(self, what: str, undone: str) -> None:
+        """Raise what says that this turn cannot do it."""
+        if self._over:
+            raise TurnOver(over_text(undone))
+        if self.reads_only:
+            raise NotDone(f"a reader writes nothing, so it cannot {what}: make it a handler")
+
     def send(self, token: str, handler: str, arguments: bytes, message_id: str) -> str:
         """Add a message to the turn's batch. Raises `Overloaded` over `limits.TURN_RECORDS_MAX`."""
-        if self.reads_only:
-            raise NotDone("a reader writes nothing, so it cannot send: make it a handler")
+        self._check("send", "nothing was sent")
         if self.outgoing is None:
             self.outgoing = []
         if len(self.outgoing) >= limits.TURN_RECORDS_MAX - 1:
@@ -155,8 +166,7 @@ class Context(msgspec.Struct, eq=False):
         kwargs: Mapping[str, Any],
     ) -> None:
         """See `Agent.set_timer`."""
-        if self.reads_only:
-            raise NotDone("a reader writes nothing, so it cannot set a timer: make it a handler")
+        self._check("set a timer", "no timer was set")
         if not isinstance(name, str):
             raise TypeError(f"a timer's name is a str, not {name!r}")
         if not isinstance(seconds, (int, float)):
@@ -181,8 +191,7 @@ class Context(msgspec.Struct, eq=False):
 
     def cancel_timer(self, name: str) -> bool:
         """See `Agent.cancel_timer`."""
-        if self.reads_only:
-            raise NotDone("a reader writes nothing, so it cannot cancel a timer: make it a handler")
+        self._check("cancel a timer", "no timer was cancelled")
         known = self._host.timers or {}
         if self.timers is None:
             self.timers = {}
@@ -192,6 +201,14 @@ class Context(msgspec.Struct, eq=False):
         else:
             self.timers.pop(name, None)
         return there
+
+
+def over_text(undone: str) -> str:
+    """For code that outlived its turn."""
+    return (
+        f"this turn is over, and {undone}: a handler has to await what it starts before it returns. Code that is to go on "
+        "after it sends its agent a message, through an address from node.agent(...)"
+    )
 
 
 def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = False) -> Context:

@@ -15,11 +15,12 @@ from typing import Any, Final
 from msgspec.structs import astuple
 
 from holdfast import limits
-from holdfast.agents import turn
+from holdfast.agents import over, turn
 from holdfast.agents.activation import Activation
 from holdfast.agents.guard import fresh
 from holdfast.agents.mailbox import Delivery, Sink
 from holdfast.agents.messages import Call
+from holdfast.agents.over import PAST
 from holdfast.codec import encode_raw
 
 SMALL_BYTES: Final = limits.BLOB_THRESHOLD_BYTES // 4
@@ -74,7 +75,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     message = Delivery(call.handler, call.arguments, "", call, sink)
     activation.running = message
     agent = activation.agent
-    agent.state = activation.state
+    agent._holdfast_state = activation.state  # from here to there: `over.begin`, `over.end`
     agent._holdfast_context = None
     try:
         fresh().run(method.function(agent, *args).send, None)
@@ -82,16 +83,25 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     except StopIteration as end:
         value: Any = end.value
     except BaseException as error:
+        over.end(agent)
         activation.take_in_hand(message)
         turn.raised(activation, message, error)
         return True
 
     context = agent._holdfast_context
-    fits = context is None or (context.outgoing is None and context.timers is None)
+    try:
+        live = agent._holdfast_state
+    except AttributeError:  # the handler deleted it
+        live = PAST
+    agent._holdfast_state = agent._holdfast_context = PAST
+    fits = context is None
+    if context is not None:
+        context._over = True
+        fits = context.outgoing is None and context.timers is None
     if fits:
         try:
             reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
-            live, kind = agent.state, activation.kind
+            kind = activation.kind
             state_bytes = kind.encode_bytes(live)
             state = kind.decode_state(state_bytes)  # what a reload would give: `Kind.keep`
             fits = type(live) is kind.exact or not kind.losses.find(live, state_bytes, state)
@@ -101,7 +111,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
             fits = False
     if not fits:
         activation.take_in_hand(message)
-        turn.finished(activation, message, method, context, value)
+        turn.finished(activation, message, method, context, value, live)
         return True
     activation.running = None
     activation.state = state

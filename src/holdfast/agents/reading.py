@@ -6,10 +6,10 @@ Nothing that a reader does is kept, so it needs no place in the mailbox and no c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from holdfast.agents import guard, reviving, workers
+from holdfast.agents import guard, over, reviving, workers
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
@@ -58,17 +58,37 @@ def read(activation: Activation, message: Delivery) -> None:
         refuse(message, error)
         return
     if method.waits:
-        work = method.bind(agent, args)
+        work = _in_turn(method.bind, agent, args, context)
         activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
     else:
-        _done(activation, message, method, guard.at_once(method.bind, agent, args))
+        _done(activation, message, method, _at_once(activation, method, agent, args, context))
+
+
+async def _in_turn(
+    bind: Callable[..., Coroutine[Any, Any, Any]], agent: Any, args: tuple[Any, ...], context: Context
+) -> Any:
+    over.begin_waiting(agent, context, agent._holdfast_state)
+    return await bind(agent, args)
+
+
+def _at_once(
+    activation: Activation, method: _Method[Any, Any, Any], agent: Any, args: tuple[Any, ...], context: Context
+) -> Any:
+    """Run it; what the agent's ``__init__`` gave its instance to sees the same state as the reader's own instance."""
+    whole = activation.agent
+    before = whole._holdfast_state, whole._holdfast_context
+    whole._holdfast_state, whole._holdfast_context = agent._holdfast_state, context
+    value = guard.at_once(method.bind, agent, args)
+    whole._holdfast_state, whole._holdfast_context = before
+    return value
 
 
 def _twin(activation: Activation, context: Context) -> Any:
     """An instance with the committed state, that shares all else with the one that handles messages."""
     agent: Any = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
-    agent.state = committed_view(activation)
+    agent._holdfast_host = activation
+    agent._holdfast_state = committed_view(activation)
     agent._holdfast_context = context
     return agent
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from holdfast.agents import guard
+from holdfast.agents import guard, over
 from holdfast.errors import BadState, HoldfastError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def _make(activation: Activation, old: bool, known: bool) -> None:
     if agent is None:
         agent = kind.new_agent()
         agent._holdfast_host = activation
+        agent._holdfast_state = agent._holdfast_context = over.PAST
     if old:  # the upgraded state is written with the next turn
         activation.state_bytes, activation.state = kind.keep(activation.state)
         activation.committed_bytes, activation.state_version = activation.state_bytes, kind.state_version

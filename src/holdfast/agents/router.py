@@ -172,7 +172,7 @@ class Router:
             message_id = ""
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
         chain: tuple[str, ...] = ()
-        if context is not None:
+        if context is not None and not context._over:
             chain = context.chain
             if not reads_only and token in chain:
                 path = " → ".join((*chain, token))

@@ -17,7 +17,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast import codec, limits
-from holdfast.agents import guard, mailbox, reviving, workers
+from holdfast.agents import guard, mailbox, over, reviving, workers
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
@@ -96,17 +96,16 @@ def start(activation: Activation, message: Delivery) -> None:
         return
     activation.running = message
     if method.waits or method.runs_in != "loop":
-        context = context_of(activation, message)
-        spawn(activation, message, _run(activation, message, method, args, context))
+        spawn(activation, message, _run(activation, message, method, args, context_of(activation, message)))
         return
     agent = activation.agent
-    agent.state = activation.state
-    agent._holdfast_context = None
+    over.begin(agent, activation.state)
     value = guard.at_once(method.bind, agent, args)
+    state, context = over.end(agent)
     if type(value) is Raised:
         raised(activation, message, value.error)
     else:
-        finished(activation, message, method, agent._holdfast_context, value)
+        finished(activation, message, method, context, value, state)
 
 
 def spawn(activation: Activation, message: Delivery, work: Coroutine[Any, Any, None]) -> None:
@@ -127,22 +126,22 @@ async def _run(
     args: tuple[Any, ...],
     context: Context,
 ) -> None:
-    runtime = activation.shard.runtime
-    activation.agent.state = activation.state
-    activation.agent._holdfast_context = context
+    runtime, agent = activation.shard.runtime, activation.agent
+    over.begin_waiting(agent, context, activation.state)
     if method.runs_in == "loop":
-        work: Any = method.bind(activation.agent, args)
+        work: Any = method.bind(agent, args)
     else:
         work = _off_loop(activation, message, method, context)
     try:
         value = await guard.until_done(work, runtime.life)
     except GeneratorExit as error:
         value = guard.exited(error)
+    state = over.end_waiting(agent, context)
     if activation.running is message:
         if type(value) is Raised:
             raised(activation, message, value.error)
         else:
-            finished(activation, message, method, context, value)
+            finished(activation, message, method, context, value, state)
     elif type(value) is Raised and isinstance(value.error, (asyncio.CancelledError, *guard.INTERRUPTIONS)):
         raise value.error
 
@@ -189,12 +188,17 @@ def cancelled(activation: Activation, message: Delivery) -> bool:
 
 
 def finished(
-    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context | None, value: Any
+    activation: Activation,
+    message: Delivery,
+    method: _Method[Any, Any, Any],
+    context: Context | None,
+    value: Any,
+    state: Any,
 ) -> None:
     """The handler returned: its state, reply, timers and messages wait for the batch. ``context``: if it was asked for."""
     try:
         what = f"what {activation.kind.name}.{method.name} left cannot be kept"
-        left = guard.call(BadMessage, what, _left, activation, method, context, value)
+        left = guard.call(BadMessage, what, _left, activation, method, context, value, state)
         message.reply, state_bytes, state = left
     except BaseException as error:
         raised(activation, message, error)
@@ -213,7 +217,7 @@ def finished(
 
 
 def _left(
-    activation: Activation, method: _Method[Any, Any, Any], context: Context | None, value: Any
+    activation: Activation, method: _Method[Any, Any, Any], context: Context | None, value: Any, state: Any
 ) -> tuple[bytes, bytes, Any]:
     """The reply, and the state as bytes and as these give it back."""
     kind = activation.kind
@@ -221,7 +225,7 @@ def _left(
         assert context is not None
         context.outgoing, context.timers, activation.generation = value.outgoing, value.timers, value.generation
         return value.reply, value.state, kind.load_state(value.state, kind.state_version)
-    return method.encode_reply(value), *kind.keep(activation.agent.state)
+    return method.encode_reply(value), *kind.keep(state)
 
 
 def _keep_timers(activation: Activation, context: Context) -> None:
