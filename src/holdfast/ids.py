@@ -18,6 +18,7 @@ from holdfast.errors import ConfigError, InvalidName
 
 _KIND: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _MACHINE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
+_INCARNATION: Final = re.compile(r"[A-Za-z0-9_-]{1,100}(?:~[1-9][0-9]{0,8})?")
 _CAPABILITY: Final = re.compile(r"[A-Za-z0-9_:./-]{1,128}")
 
 
@@ -56,6 +57,12 @@ def check_machine(name: str, what: str) -> str:
             "with a letter or digit at the front"
         )
     return name
+
+
+@lru_cache(maxsize=4096)
+def is_incarnation(name: str) -> bool:
+    """Whether it can be the name of one life of a process: a token of subjects, with the life's number behind a ``~``."""
+    return _INCARNATION.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=65536)

@@ -211,6 +211,9 @@ BEAT_SECONDS: Final = 0.4
 ISOLATE_SECONDS: Final = 2.0
 """How long a node's proof of life lasts: after this without another it drops its shards."""
 
+LIFTING_BEATS: Final = 2
+"""Beats of a node that were sent after it was called dead, and show that it lives. One may have been under way."""
+
 SUSPECT_SECONDS: Final = 1.6
 """Silence after which others try to condemn a node."""
 
@@ -234,6 +237,13 @@ WARM_WAIT_SECONDS: Final = 5.0
 
 HANDOFF_SHARDS_MAX: Final = 8
 """Shards that a node hands over at once: the fewer, the shorter are their agents away."""
+
+CONTEST_SECONDS_MIN: Final = 0.5
+CONTEST_SECONDS_MAX: Final = 20.0
+"""How long a node waits before it takes over a shard that was taken from it while it lived: longer each time."""
+
+DEGRADED_TEXT_MAX: Final = 4000
+"""Characters that a node says of its own troubles with each beat."""
 
 POOL_SHARDS_MAX: Final = 4096
 CAPACITY_MIN: Final = 0.01
@@ -317,6 +327,8 @@ assert MESSAGE_BYTES_MAX * 4 < TEXT_ARRAY_BYTES_MAX <= STATE_BYTES_MAX, "a messa
 assert COLLISIONS_MAX * 100 < MESSAGE_BYTES_MAX, "small messages are not looked at"
 assert STATE_BYTES_MAX <= BLOB_BYTES_MAX, "a state fits a blob"
 assert BEAT_SECONDS * 3 < SUSPECT_SECONDS, "never suspected for one lost beat"
+assert BEAT_SECONDS * (LIFTING_BEATS + 1) < SUSPECT_SECONDS, "a word is lifted before silence counts"
+assert CONTEST_SECONDS_MIN > BEAT_SECONDS, "who lives is heard before its shards are taken again"
 assert SUSPECT_SECONDS + ISOLATE_SECONDS * 1.1 < TAKEOVER_SECONDS, "isolated before taken over"
 assert RECONNECT_SECONDS_MIN < RECONNECT_SECONDS_MAX < TAKEOVER_SECONDS, "who comes back is not taken over for a pause"
 assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried again before nothing is said to answer"

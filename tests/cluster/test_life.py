@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 
 from holdfast.clock import SYSTEM_CLOCK
+from holdfast.cluster.beats import HostBeat
 from holdfast.cluster.life import Life, base, number
-from holdfast.cluster.membership import HostBeat, Membership
+from holdfast.cluster.membership import Membership
 from holdfast.engines.base import Engine
 from holdfast.host.nats_server import LocalServers
 

@@ -18,9 +18,9 @@ from tests.agents.kinds import Counter, Receiver, serving
 from holdfast import Node, codec
 from holdfast.agents import record
 from holdfast.agents.messages import Call, DeadRecord, Frame, InboxMessage, Replies, Reply
+from holdfast.cluster.beats import Beat, HostBeat
 from holdfast.cluster.manifest import Manifest
 from holdfast.cluster.manifest import decode as decode_manifest
-from holdfast.cluster.membership import Beat, HostBeat
 from holdfast.engines.base import Message, Record
 from holdfast.engines.nats import connection
 from holdfast.errors import BadMessage, DataLoss, HoldfastError, InvalidName

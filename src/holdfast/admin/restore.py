@@ -28,8 +28,8 @@ from holdfast.admin.rewrite import Batches
 from holdfast.admin.subjects import Places, is_passing, kind_of
 from holdfast.admin.verify import BackupFacts, checked, verify
 from holdfast.cluster import manifest as manifests
+from holdfast.cluster.beats import BEAT_SUBJECT, beat_door
 from holdfast.cluster.manifest import Manifest, data_cells, generations, registry_cell
-from holdfast.cluster.membership import BEAT_SUBJECT, Beat
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Message, Record, Stored
 from holdfast.engines.checks import HEADER_BYTES
@@ -40,7 +40,6 @@ _FOUNDING: Final = frozenset({"placement", "ev", "rl"})
 """What a cluster that nobody has used yet may have beside what is of the moment."""
 
 _LISTEN_SECONDS: Final = 3 * limits.BEAT_SECONDS
-_decode_beat = msgspec.msgpack.Decoder(Beat).decode
 
 
 async def restore(
@@ -99,12 +98,12 @@ async def _nobody_serves(engine: Engine) -> None:
     if engine.name == "local":
         return  # whoever has it open keeps everybody else out
     found: dict[str, str] = {}
+    door = beat_door()
 
     def heard(message: Message) -> None:
-        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            beat = _decode_beat(message.payload)
-            if beat.kinds and not beat.leaving:
-                found[beat.incarnation] = beat.name
+        beat = door.read(message)
+        if beat is not None and beat.kinds and not beat.leaving:
+            found[beat.incarnation] = beat.name
 
     subscription = await engine.bus.subscribe(BEAT_SUBJECT, heard)
     await asyncio.sleep(_LISTEN_SECONDS)

@@ -14,8 +14,8 @@ import msgspec
 
 from holdfast import ids, limits
 from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.cluster.beats import HOST_SUBJECT, host_door
 from holdfast.cluster.manifest import Manifest, decode, newest_generation, registry_cell
-from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.gate import Gate
 from holdfast.engines.nats import streams
@@ -38,7 +38,6 @@ _AGAIN_SECONDS: Final = 3.0
 _SAMPLES: Final = 4
 _SAMPLE_SECONDS: Final = 0.5
 
-_decode_beat = msgspec.msgpack.Decoder(HostBeat).decode
 _decode_node = msgspec.msgpack.Decoder(NodeState).decode
 
 
@@ -124,12 +123,11 @@ async def _bounded(work: Awaitable[T], timeout_seconds: float, what: str, unseen
 
 async def _beating(engine: NatsEngine) -> set[str]:
     found: set[str] = set()
+    door = host_door()
 
     def take(message: Message) -> None:
-        try:
-            found.add(_decode_beat(message.payload).host)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return
+        if (beat := door.read(message)) is not None:
+            found.add(beat.host)
 
     subscription = await engine.bus.subscribe(HOST_SUBJECT, take)
     await asyncio.sleep(LISTEN_SECONDS)

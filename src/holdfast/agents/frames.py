@@ -6,19 +6,39 @@ Replies go the same way back.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TypeVar
 
+import msgspec
 from msgspec import structs
 
 from holdfast import codec, limits
-from holdfast.agents.messages import Call, Frame, Reply
+from holdfast.agents.messages import Call, Frame, Replies, Reply
+from holdfast.cluster.door import Door
 from holdfast.engines.base import Bus
 
 ItemT = TypeVar("ItemT")
 
 _REMEMBERED_MAX = 8192
+_is_reply = re.compile(r"hf\.r\.[A-Za-z0-9-]{1,64}\.[0-9]{1,20}", re.ASCII).fullmatch
+decode_replies = msgspec.msgpack.Decoder(Replies).decode
+_decode_calls = msgspec.msgpack.Decoder(Frame).decode
+
+
+def calls_door() -> Door[Frame]:
+    """Where frames of calls come in."""
+    return Door("a frame of calls", _calls, answers=False)
+
+
+def _calls(payload: bytes) -> Frame:
+    frame = _decode_calls(payload)
+    if not _is_reply(frame.reply):
+        raise ValueError("its replies would go nowhere")
+    return frame
+
+
 _reference_of, _token_of = attrgetter("reference"), attrgetter("token")
 _arguments_of, _payload_of = attrgetter("arguments"), attrgetter("payload")
 
@@ -29,6 +49,7 @@ class Frames:
     def __init__(self, bus: Bus, reply: str) -> None:
         self.reply = reply
         self.count = 0
+        self.door = Door("a frame of replies", decode_replies)
         self._bus = bus
         self._loop = asyncio.get_running_loop()
         self._outgoing: dict[str | int, Frame] = {}

@@ -6,7 +6,16 @@ default, so that a process of the version before can read them.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+from holdfast import ids
+
+# What comes from other processes is checked as it is decoded: nothing behind has to expect a NaN for a deadline.
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Short = Annotated[str, msgspec.Meta(max_length=2048)]
 
 ATTEMPT_BITS = 16
 """A reference is the number of an ask, unique in its process, and in its lowest bits the number of the attempt."""
@@ -15,16 +24,16 @@ ATTEMPT_BITS = 16
 class Call(msgspec.Struct, array_like=True, gc=False):
     """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a message without them."""
 
-    token: str
-    handler: str
+    token: Short
+    handler: Short
     arguments: bytes
-    reference: int
-    caller: str = ""
-    number: int = 0
-    low: int = 0
-    deadline: float = 0.0
-    message_id: str = ""
-    keep_until: float = 0.0
+    reference: Number
+    caller: Short = ""
+    number: Number = 0
+    low: Number = 0
+    deadline: Moment = 0.0
+    message_id: Short = ""
+    keep_until: Moment = 0.0
     chain: tuple[str, ...] = ()
     fresh: bool = False
     suspect: bool = False
@@ -60,6 +69,10 @@ class Replies(msgspec.Struct, array_like=True, gc=False):
 
     incarnation: str
     replies: list[Reply]
+
+    def __post_init__(self) -> None:
+        if not ids.is_incarnation(self.incarnation):
+            raise ValueError("further calls cannot be sent to it")
 
 
 class InboxMessage(msgspec.Struct, array_like=True):

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from holdfast import chance, limits, loops
+from holdfast import chance, ids, limits, loops
 from holdfast.agents import skew
-from holdfast.agents.frames import Frames
-from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call, Replies
+from holdfast.agents.frames import Frames, decode_replies
+from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call
 from holdfast.agents.ref import AgentRef, Options
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
@@ -52,7 +52,6 @@ _SWEEP_SECONDS = 0.25
 _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
 _TOO_LATE = "no answer until its deadline (timeout_seconds, or that of the turn in which it was asked)"
 _SILENT = "was sent and got no answer, so it may have been done, or may still be"
-_decode_replies = msgspec.msgpack.Decoder(Replies).decode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
 
@@ -267,9 +266,10 @@ class Router:
                     self._turned_away(opened, reference, "nobody serves its shard")
             return
         try:
-            replies = _decode_replies(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return  # damaged: the attempts end unanswered
+            replies = decode_replies(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._frames.door.drop(message.payload, error)  # the attempts end unanswered
+            return
         opens, owners, open_to, owner = self._open, self._owners, self._open_to, replies.incarnation
         for reply in replies.replies:
             number = reply.reference >> ATTEMPT_BITS
@@ -321,7 +321,7 @@ class Router:
         # An attempt is known by its number: the bus may deliver what it was told twice.
         opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
         opened.refused = why
-        if heir and (name := heir.decode(errors="replace")).replace("-", "").replace("~", "").isalnum():
+        if heir and ids.is_incarnation(name := heir.decode(errors="replace")):
             self._owners[opened.shard] = name
         elif not keep_owner:
             self._owners.pop(opened.shard, None)

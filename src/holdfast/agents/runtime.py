@@ -7,12 +7,9 @@ call goes to its agent, and the replies of one tick go back as one frame.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
-
-import msgspec
 
 from holdfast import codec, limits, loops
 from holdfast.agents import fast_path, frames, guard, mailbox, state_blobs
@@ -20,7 +17,7 @@ from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
 from holdfast.agents.complaints import Complaints
-from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Frame, Replies, Reply
+from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Replies, Reply
 from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
@@ -37,8 +34,6 @@ from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
 _LINGER_SECONDS: Final = 1.0
-_is_reply: Final = re.compile(r"hf\.r\.[A-Za-z0-9-]{1,64}\.[0-9]{1,20}", re.ASCII).fullmatch
-_decode_frame = msgspec.msgpack.Decoder(Frame).decode
 
 
 class Runtime:
@@ -68,6 +63,7 @@ class Runtime:
                 raise ConfigError(f"{cls!r} is no agent class: write class MyAgent(Agent[MyState])")
             if self.kinds.setdefault(kind.name, kind) is not kind:
                 raise ConfigError(f"two classes are served under the kind {kind.name!r}: give one kind=... of its own")
+        self.door = frames.calls_door()
         self.shards: dict[int, Shard] = {}
         self.resident: dict[str, Activation] = {}
         """The agents in memory, of all shards."""
@@ -278,13 +274,10 @@ class Runtime:
     # Calls -------------------------------------------------------------------------------------------------------
 
     def _on_frame(self, message: Message) -> None:
-        try:
-            frame = _decode_frame(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return  # not ours, or damaged: its sender's attempt ends unanswered
+        frame = self.door.read(message)
+        if frame is None:
+            return  # its sender's attempt ends unanswered
         reply = frame.reply
-        if not _is_reply(reply):
-            return
         outlet = self._outlets.get(reply)
 
         def sink(reference: int, outcome: int, payload: bytes) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from holdfast import codec, ids, limits, loops
+from holdfast.cluster.door import Door, Text
 from holdfast.engines.base import Engine, Message, Subscription
 from holdfast.engines.gate import Gate
 
@@ -22,9 +23,9 @@ class _Request(msgspec.Struct, array_like=True):
     """Times in seconds. ``hold``: 0 releases, -1 changes nothing. ``keep``: for how long no blob may be deleted. ``cell``: the
     one to hold; empty for all."""
 
-    hold: float
-    keep: float
-    cell: str = ""
+    hold: Annotated[float, msgspec.Meta(ge=-1.0, le=1e6)]
+    keep: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
+    cell: Text = ""
 
 
 _decode = msgspec.msgpack.Decoder(_Request).decode
@@ -37,6 +38,7 @@ class Holding:
         self._engine = engine
         self._gate = gate
         self._name = name
+        self.door = Door("a request to hold writes", _decode)
         self._subscription: Subscription | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -45,9 +47,8 @@ class Holding:
         self._subscription = await self._engine.bus.subscribe(_SUBJECT, self._asked)
 
     def _asked(self, message: Message) -> None:
-        try:
-            request = _decode(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        request = self.door.read(message)
+        if request is None:
             return
         self._gate.keep_blobs(min(request.keep, limits.KEEP_BLOBS_SECONDS))
         if request.hold == 0:

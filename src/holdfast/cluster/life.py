@@ -188,7 +188,7 @@ class Life:
             return
         if stored is None or _is_condemned(stored):
             if stored is not None or self._last[cell]:
-                self._begin_again()
+                self.begin_again()
         elif stored.sequence > self._last[cell]:  # else the replica that was read lags: again in a moment
             self._last[cell] = stored.sequence
 
@@ -201,7 +201,8 @@ class Life:
         elif highest:
             self.on_cell_lost(cell, f"its log goes up to {sequence}, and {highest} was acknowledged to this node")
 
-    def _begin_again(self) -> None:
+    def begin_again(self) -> None:
+        """End this incarnation, which was condemned or is believed to be dead, and go on as the next one."""
         self.incarnation = f"{base(self.incarnation)}~{number(self.incarnation) + 1}"
         self._proven_at = dict.fromkeys(self._cells, _NEVER)
         self._last = dict.fromkeys(self._cells, 0)
@@ -215,6 +216,9 @@ class Life:
     async def condemn(self, incarnation: str) -> bool:
         """See to it that another node is not live, and never will be; False where it may be, for all that is known."""
         found = await asyncio.gather(*(self._life_of(cell, incarnation) for cell in self._cells))
+        passed = [seen for seen in found if seen is not None and seen[1] is not None and _is_condemned(seen[1])]
+        if len(passed) >= self._majority:
+            return True
         await asyncio.sleep(limits.ISOLATE_SECONDS * 1.1)
         done = await asyncio.gather(*(self._condemn(seen, incarnation) for seen in found if seen is not None))
         return sum(done) >= self._majority

@@ -1,86 +1,28 @@
 """Who is there: nodes beat, hosts say which of their nodes are alive, and nobody's silence is taken for death too early.
 
-Each beat is a full snapshot, so a lost one costs nothing. A node's process that ends is reaped by its host, which says
-so at once, and with every beat from then on. A node that is only silent is dead when it was condemned; see `life`.
+A node's process that ends is reaped by its host, which says so at once, and with every beat from then on: so a crash is
+taken over without a guess. But whatever is heard is a hint. A node that is called dead and lives goes on to beat, and two
+later beats of it lift the word. Only a sentence in the log is final, and it can be passed on no node that lives; see
+`life`. So nothing that comes late, twice, from another life, or from somebody else can divide a cluster for good.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-
-import msgspec
+from typing import Final
 
 from holdfast import codec, limits, loops
+from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
 from holdfast.cluster.events import unheard
 from holdfast.cluster.life import base, number
 from holdfast.engines.base import Engine, Message, Subscription
 
-BEAT_SUBJECT = "hf.beat"
-HOST_SUBJECT = "hf.host"
+_MEMBERS_MAX: Final = 10_000
+"""More nodes or hosts than any cluster has: somebody makes them up."""
 
-
-class Beat(msgspec.Struct, array_like=True):
-    """A node's snapshot of itself."""
-
-    incarnation: str
-    host: str
-    name: str
-    started_at: float
-    """Seconds since 1970."""
-    kinds: list[str]
-    shards: int
-    agents: int
-    version: str
-    supervised: bool = False
-    """Whether a host started it, so that the host's word on its life counts."""
-    leaving: bool = False
-    labels: list[str] = []
-    capacity: float = 1.0
-    """How much it can carry, beside others: a node of capacity 2 owns twice as many shards as one of 1."""
-    state_versions: list[int] = []
-    """Of each of ``kinds``, the version of its state that this node writes."""
-    warm: list[int] = []
-    """Shards of others whose records it has in memory."""
-    draining: bool = False
-    """It is about to end, and gives its shards away."""
-    record_version: int = 1
-    """The newest form of records that it reads and writes."""
-    generation: int = 1
-    """Of the cluster that it belongs to: who was cut off while a restore made another is no member of that."""
-    degraded: str = ""
-    """What is wrong with it, for people; empty where nothing is."""
-
-
-class HostBeat(msgspec.Struct, array_like=True):
-    """A host's word on its nodes: those that run, and those of whose processes it saw the end, the newest last.
-
-    That one is not in ``nodes`` proves nothing: it may have begun after this was said.
-    """
-
-    host: str
-    nodes: list[str]
-    ended: list[str] = []
-    incarnation: str = ""
-    """One life of the host's process."""
-    votes: bool = False
-    """Whether its server runs, keeps copies, and votes."""
-    voters: int = 0
-    """How many hosts vote, as far as it knows; 0 where it does not."""
-
-
-class Member(msgspec.Struct):
-    """A node as this node sees it. ``heard_at``: on the event loop's clock."""
-
-    beat: Beat
-    heard_at: float
-    dead: bool = False
-    ended: bool = False
-    """Its end is certain: it or its host said so, or it was condemned. One that was only silent is welcome back."""
-
-
-_decode_beat = msgspec.msgpack.Decoder(Beat).decode
-_decode_host = msgspec.msgpack.Decoder(HostBeat).decode
+_OLD_WORD_SECONDS: Final = 2.0
+"""A word on a node that is older than what a tail of the log may lag behind."""
 
 
 class Membership:
@@ -103,6 +45,11 @@ class Membership:
         self._started_at = self._loop.time()
         self._subscriptions: list[Subscription] = []
         self._task: asyncio.Task[None] | None = None
+        self.beats, self.host_beats = beat_door(), host_door()
+        self._own = ""
+        self._sent = 0
+        self._denied_at = 0.0
+        self._closing = False
 
     async def start(self) -> None:
         """Begin to beat and to listen."""
@@ -125,50 +72,88 @@ class Membership:
         """Publish this node's snapshot now."""
         beat = self._note_self()
         if self._task is not None:
-            beat.leaving = leaving
+            self._sent += 1
+            beat.leaving, beat.number = leaving, self._sent
             self._engine.bus.publish(BEAT_SUBJECT, codec.encode_raw(beat))
 
     def _note_self(self) -> Beat:
         beat = self._describe()
         self._members[beat.incarnation] = Member(beat, self._loop.time())
+        if beat.incarnation != self._own:
+            before, self._own = self._own, beat.incarnation
+            if before in self._members:
+                self._call_dead(before, "it goes on as another incarnation")
         return beat
 
     def _on_beat(self, message: Message) -> None:
-        try:
-            beat = _decode_beat(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        beat = self.beats.read(message)
+        if beat is None or beat.generation != self._generation:
+            return
+        if base(beat.incarnation) == base(self._own):
+            if beat.leaving or number(beat.incarnation) > number(self._own):
+                self._deny()  # nobody else knows better how this process is
             return
         known = self._members.get(beat.incarnation)
-        if (known is not None and known.ended) or beat.generation != self._generation:
+        was = None if known is None or known.dead else (known.beat.kinds, known.beat.warm)
+        if known is None:
+            if beat.incarnation in self._condemned or len(self._members) >= _MEMBERS_MAX:
+                return
+            known = self._members[beat.incarnation] = Member(beat, self._loop.time())
+            if beat.kinds and not beat.leaving:
+                facts = {
+                    "host": beat.host,
+                    "incarnation": beat.incarnation,
+                    "version": beat.version,
+                    "kinds": beat.kinds,
+                }
+                self.on_event("node-joined", beat.name, beat.incarnation, **facts)
+            if self._reaped(beat.incarnation, beat.host):
+                self._call_dead(beat.incarnation, "its process ended", word=True)
+        elif not known.take(beat, self._loop.time()):
             return
-        self._members[beat.incarnation] = Member(beat, self._loop.time())
-        if known is None and beat.kinds and not beat.leaving:
-            facts = {"host": beat.host, "incarnation": beat.incarnation, "version": beat.version, "kinds": beat.kinds}
-            self.on_event("node-joined", beat.name, beat.incarnation, **facts)
         for other in [other for other in self._members if base(other) == base(beat.incarnation)]:
             if number(other) < number(beat.incarnation):
-                self._die(other, ended=True, why="it goes on as another incarnation")
-        if beat.leaving or self._reaped(beat.incarnation, beat.host):
-            self._die(beat.incarnation, ended=True, why="left" if beat.leaving else "its process ended")
-        elif known is None or known.dead or known.beat.kinds != beat.kinds or known.beat.warm != beat.warm:
+                self._call_dead(other, "it goes on as another incarnation")
+        if beat.leaving:
+            self._call_dead(beat.incarnation, "left")
+        elif not known.dead and was != (beat.kinds, beat.warm):
             self.on_change()
 
     def _reaped(self, incarnation: str, host: str) -> bool:
         return host in self._hosts and base(incarnation) in self._hosts[host].ended
 
     def _on_host(self, message: Message) -> None:
-        try:
-            beat = _decode_host(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        beat = self.host_beats.read(message)
+        if beat is None:
             return
         known = self._hosts.get(beat.host)
+        if known is None and len(self._hosts) >= _MEMBERS_MAX:
+            return
         self._hosts[beat.host] = beat
         self._hosts_heard_at[beat.host] = self._loop.time()
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
             self.on_event("host-joined", beat.host, beat.incarnation)
+        ended = set(beat.ended)
+        if base(self._own) in ended:
+            self._deny()
         for incarnation, member in list(self._members.items()):
-            if member.beat.supervised and base(incarnation) in beat.ended:
-                self._die(incarnation, ended=True, why="its process ended")
+            its = incarnation != self._own and member.beat.host == beat.host
+            if member.beat.supervised and its and base(incarnation) in ended:
+                self._call_dead(incarnation, "its process ended", word=True)
+
+    def _deny(self) -> None:
+        """This node was called dead, and lives: say so, but not more often than several times a second."""
+        now = self._loop.time()
+        if not self._closing and now - self._denied_at > limits.BEAT_SECONDS / 4:
+            self._denied_at = now
+            self.beat()
+
+    def proved(self, incarnation: str) -> None:
+        """A node wrote into the log what only one that lives can write. What was said of it a while ago was wrong."""
+        member, now = self._members.get(incarnation), self._loop.time()
+        if member is not None and member.called_at and not member.final and now - member.called_at > _OLD_WORD_SECONDS:
+            member.lift(now)
+            self.on_change()
 
     def _look(self) -> None:
         """Note who was not heard for too long; forget the dead after a while."""
@@ -177,7 +162,8 @@ class Membership:
         for incarnation, member in list(self._members.items()):
             silent = now - member.heard_at
             if not member.dead and silent > limits.TAKEOVER_SECONDS and not (condemns and member.beat.kinds):
-                self._die(incarnation)
+                member.dead = True
+                self._died(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
         for host, heard_at in list(self._hosts_heard_at.items()):
@@ -185,15 +171,21 @@ class Membership:
                 del self._hosts_heard_at[host]
                 self.on_event("host-silent", host, self._hosts[host].incarnation)
 
-    def _die(self, incarnation: str, ended: bool = False, why: str = "silent") -> None:
+    def _call_dead(self, incarnation: str, why: str, word: bool = False) -> None:
         member = self._members[incarnation]
-        member.ended = member.ended or ended
-        if not member.dead:
-            member.dead = True
-            if member.beat.kinds and ended:
-                self.on_event("node-ended", member.beat.name, incarnation, host=member.beat.host, why=why)
-            self.on_death(incarnation)
-            self.on_change()
+        was = member.dead
+        if member.call_dead(self._loop.time(), word=word):
+            if was:
+                self.on_change()
+            else:
+                self._died(incarnation, why)
+
+    def _died(self, incarnation: str, why: str = "") -> None:
+        member = self._members[incarnation]
+        if member.beat.kinds and why:
+            self.on_event("node-ended", member.beat.name, incarnation, host=member.beat.host, why=why)
+        self.on_death(incarnation)
+        self.on_change()
 
     # Questions ---------------------------------------------------------------------------------------------------
 
@@ -217,17 +209,16 @@ class Membership:
         return [name for name, member in self._members.items() if member.beat.kinds and not member.dead]
 
     def is_dead(self, incarnation: str, host: str) -> bool:
-        """Whether its shards may be claimed: known dead, or condemned."""
-        if self.alone:
+        """Whether its shards may be claimed: it was condemned, its host says that its process ended, or it was this one.
+
+        A goodbye, and word of another life, are not enough: if they are true the node falls silent, and is condemned.
+        """
+        if self.alone or base(incarnation) == base(self._own):
             return incarnation != self._describe().incarnation
         member = self._members.get(incarnation)
         if member is not None:
-            return member.dead
-        return self._reaped(incarnation, host) or incarnation in self._condemned or self._superseded(incarnation)
-
-    def _superseded(self, incarnation: str) -> bool:
-        lives = [number(other) for other in self._members if base(other) == base(incarnation)]
-        return max(lives, default=0) > number(incarnation)
+            return member.final or member.word
+        return self._reaped(incarnation, host) or incarnation in self._condemned
 
     def silent(self, incarnation: str) -> bool:
         """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""
@@ -238,8 +229,11 @@ class Membership:
     def condemned(self, incarnation: str) -> None:
         """A node was condemned: it is not live, and never will be."""
         self._condemned[incarnation] = None
-        if incarnation in self._members:
-            self._die(incarnation, ended=True, why="condemned: it was silent, and proved nothing")
+        member = self._members.get(incarnation)
+        if member is not None:
+            member.final, was, member.dead = True, member.dead, True
+            if not was:
+                self._died(incarnation, "condemned: it was silent, and proved nothing")
         self.on_change()
 
     def hears_majority(self, voters: int) -> bool:
@@ -257,6 +251,7 @@ class Membership:
 
     async def close(self) -> None:
         """Say goodbye, and stop."""
+        self._closing = True
         if self._task is not None:
             await loops.stop(self._task)
             self.beat(leaving=True)

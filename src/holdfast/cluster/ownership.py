@@ -33,12 +33,16 @@ from holdfast.cluster.recovery import Recovery
 from holdfast.cluster.suspicion import Suspicion
 from holdfast.cluster.sweep import Sweep
 from holdfast.core import backoff
+from holdfast.core.contest import Contest
 from holdfast.engines.base import Engine, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _logger = logging.getLogger(__name__)
 
 _CLAIM_MAX = 256
+_SLANDERS = 2
+"""How often a shard is taken from a node that lives, before it goes on as another incarnation."""
+
 _TELLING_ATTEMPT = 4
 """A recovery that was tried so often is told of, whatever its trouble."""
 
@@ -106,6 +110,8 @@ class Ownership:
         self.draining = False
         """Whether this node gives all away, as it is about to end."""
         self._random = chance.random()
+        self._contest = Contest(self._random)
+        self._renamed_at = 0.0
         self._closing = False
         self._releasing = False
         membership.on_change = placement.on_change = self._wake.set
@@ -130,9 +136,17 @@ class Ownership:
         task.add_done_callback(self._tasks.discard)
 
     def _newer(self, number: int, sequence: int) -> None:
+        owner = self.epochs.get(number).record.owner
+        if owner and base(owner) != base(self._life.incarnation):
+            self._membership.proved(owner)
         if self.owned.get(number, sequence) < sequence:
             del self.owned[number]
             self._host.drop_shards([number])
+            # Others take what is a dead node's: if this node lives, and that goes on, it is better known by another name.
+            now = self._loop.time()
+            if self._contest.lost(number, now) >= _SLANDERS and now - self._renamed_at > limits.CONTEST_SECONDS_MAX:
+                self._renamed_at = now
+                self._life.begin_again()
 
     async def _run(self) -> None:
         while not self._closing:
@@ -189,7 +203,10 @@ class Ownership:
             return number not in self.owned
         if wanted != self._life.incarnation:
             return False
-        return not record.owner or self._membership.is_dead(record.owner, record.host)
+        if not record.owner:
+            return True
+        taken = self._contest.may_take(number, self._loop.time())
+        return taken and self._membership.is_dead(record.owner, record.host)
 
     # Claiming ------------------------------------------------------------------------------------------------------
 

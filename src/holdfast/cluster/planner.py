@@ -8,16 +8,21 @@ next owner counts as its holder, a view has to be stable for a while, and a shar
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, Final
 
 from holdfast import limits
+from holdfast.cluster.beats import Beat
 from holdfast.cluster.epochs import Epochs
 from holdfast.cluster.events import unheard
 from holdfast.cluster.life import Life
-from holdfast.cluster.membership import Beat, Membership
+from holdfast.cluster.membership import Membership
 from holdfast.cluster.placement import Placement
 from holdfast.core import plan
+
+_LEFT_OUT_MAX: Final = 64
+_logger = logging.getLogger(__name__)
 
 
 class Planner:
@@ -35,11 +40,25 @@ class Planner:
         self._moving_since: dict[int, float] = {}
         self._rests_until: dict[int, float] = {}
         self._unfit: list[str] = []
+        self._trouble = ""
+        self._left_out: set[str] = set()
 
     def look(self) -> None:
-        """Make the plan anew from what is known now."""
+        """Make the plan again from what is known now. If that fails, the plan before is kept: it ends no node."""
+        try:
+            self._look()
+        except Exception as error:
+            if str(error) != self._trouble:
+                _logger.exception("the plan cannot be made; the one before is kept")
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+
+    def _look(self) -> None:
         table = self._placement.table
-        places = [_place(beat, table.cordoned) for beat in self._membership.live() if beat.kinds]
+        places = [
+            place for beat in self._membership.live() if beat.kinds and (place := self._place(beat, table.cordoned))
+        ]
         if (places, table) != self._view[0]:
             self._view = ((places, table), self._loop.time())
         cells = len(self._placement.manifest.cells)
@@ -49,6 +68,16 @@ class Planner:
                 why = f"no node that serves it, and is not cordoned, is labelled {', '.join(pool.labels)}"
                 self.on_event("placement-fallback", name, "", why=why)
         self._unfit = self.plan.unfit
+
+    def _place(self, beat: Beat, cordoned: Collection[str]) -> plan.Place | None:
+        """A member as the plan sees it; None for one that cannot be placed, which is said once."""
+        try:
+            return _place(beat, cordoned)
+        except Exception:
+            if beat.incarnation not in self._left_out and len(self._left_out) < _LEFT_OUT_MAX:
+                self._left_out.add(beat.incarnation)
+                _logger.exception("%s is left out of the plan", beat.incarnation)
+            return None
 
     def is_coming(self, number: int) -> bool:
         """Whether a shard of another node is to move here, or is to be kept warm here."""

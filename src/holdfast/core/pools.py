@@ -41,6 +41,15 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
             check_label(label)
 
 
+def check_capacity(capacity: float) -> float:
+    """The capacity of a node, if a plan can be made with it. Raises `ConfigError`."""
+    if not limits.CAPACITY_MIN <= capacity <= limits.CAPACITY_MAX:
+        raise ConfigError(
+            f"a node's capacity is from {limits.CAPACITY_MIN} to {limits.CAPACITY_MAX:.0f}, not {capacity}"
+        )
+    return capacity
+
+
 def check_label(label: str) -> str:
     """The label, if it is a word such as ``gpu`` or ``zone=a``. Raises `ConfigError`."""
     if not isinstance(label, str) or not label or len(label) > 64 or not label.isprintable() or " " in label:

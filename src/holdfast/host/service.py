@@ -15,8 +15,18 @@ from urllib.parse import quote
 import msgspec
 
 from holdfast import codec, ids
+from holdfast.cluster.door import Door, Name, Text
 from holdfast.engines.base import Bus, Message, Subscription
-from holdfast.errors import BadMessage, HoldfastError, InvalidName, NoResponders, Overloaded, from_wire, to_wire
+from holdfast.errors import (
+    BadMessage,
+    HoldfastError,
+    InvalidName,
+    NoResponders,
+    Overloaded,
+    Unknown,
+    from_wire,
+    to_wire,
+)
 
 T = TypeVar("T")
 
@@ -46,12 +56,12 @@ class Operation(NamedTuple):
 
 
 class _Request(msgspec.Struct, array_like=True):
-    operation: str
+    operation: Text
     arguments: msgspec.Raw
 
 
 class _Answer(msgspec.Struct, array_like=True):
-    host: str
+    host: Name
     value: msgspec.Raw
     error: str = ""
     """The error's class, empty for none."""
@@ -72,6 +82,7 @@ class HostService:
         self._operations = operations
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._door = Door(f"a request to host {host}", bytes)
 
     async def start(self) -> None:
         """Begin to answer. Raises `NoQuorum`, `Closed`."""
@@ -87,7 +98,7 @@ class HostService:
             await subscription.close()
 
     def _take(self, message: Message) -> None:
-        if not message.reply:
+        if not message.reply or self._door.read(message) is None:
             return
         if len(self._tasks) >= _UNDER_WAY_MAX:
             refused = Overloaded(f"host {self._host} works on {_UNDER_WAY_MAX} requests")
@@ -155,7 +166,11 @@ async def ask_host(
         payload = await bus.request(subject_of(host), _encode(operation, arguments), timeout_seconds)
     except NoResponders:
         raise NoResponders(f"host {host} is not there") from None
-    return _value(_decode_answer(payload), kind)
+    try:
+        answer = _decode_answer(payload)
+    except codec.ERRORS as error:
+        raise Unknown(f"the answer of host {host} cannot be read: {error}") from None
+    return _value(answer, kind)
 
 
 async def ask_hosts(

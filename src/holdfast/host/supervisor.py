@@ -13,15 +13,14 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
 from holdfast import codec, ids, limits, pipes, said
 from holdfast.children import python
+from holdfast.cluster.beats import HOST_SUBJECT, HostBeat, host_door
 from holdfast.cluster.cohort import SIZES
-from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed
@@ -126,6 +125,7 @@ class Host:
         self._stopping = False
         self._incarnation = ids.new_id("h")
         self.changes = Changes(self, self._incarnation)
+        self._door = host_door()
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
         """Incarnations whose processes ended."""
 
@@ -168,8 +168,8 @@ class Host:
             self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
 
     def _on_host(self, message: Message) -> None:
-        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            self.heard[msgspec.msgpack.decode(message.payload, type=HostBeat).host] = time.monotonic()
+        if (beat := self._door.read(message)) is not None:
+            self.heard[beat.host] = time.monotonic()
 
     async def _beat(self) -> None:
         while True:

@@ -6,11 +6,12 @@ serves, which recoveries fail, and why.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from holdfast import codec
+from holdfast.cluster.door import Door
 from holdfast.engines.base import Message
 from holdfast.version import VERSION
 
@@ -41,11 +42,24 @@ class NodeState(msgspec.Struct):
 async def answer(node: Node) -> None:
     """Answer whoever asks, until the node's engine is closed. Raises `Closed`."""
 
+    door = Door("a question to all nodes", bytes)
+
     def take(message: Message) -> None:
-        if message.reply:
+        if door.read(message) is not None and message.reply:
             node.engine.bus.publish(message.reply, codec.encode_raw(state(node)))
 
     await node.engine.bus.subscribe(SUBJECT, take)
+
+
+def malformed(node: Node) -> int:
+    """How many messages of others this node dropped since its start, as they did not fit."""
+    doors: list[Door[Any]] = [
+        node._membership.beats,
+        node._membership.host_beats,
+        node._holding.door,
+        node._router._frames.door,
+    ]
+    return sum(door.dropped for door in doors) + node._runtime.door.dropped
 
 
 def state(node: Node) -> NodeState:

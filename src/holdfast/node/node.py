@@ -20,20 +20,21 @@ from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster import founding
+from holdfast.cluster.beats import Beat
 from holdfast.cluster.events import Events
 from holdfast.cluster.hold import Holding
 from holdfast.cluster.life import Life
 from holdfast.cluster.manifest import RECORD_VERSION, Manifest, registry_cell
-from holdfast.cluster.membership import Beat, Membership
+from holdfast.cluster.membership import Membership
 from holdfast.cluster.ownership import Ownership
 from holdfast.cluster.placement import Placement
 from holdfast.cluster.registry import Entry, Registry
-from holdfast.core.pools import check_label
+from holdfast.core.pools import check_capacity, check_label
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.engines.gate import Gate
-from holdfast.errors import ConfigError, NoResponders
+from holdfast.errors import NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.ending import Ending
@@ -136,15 +137,13 @@ class Node:
     ) -> Node:
         """Begin on an engine that is open. See `join`; whoever calls this calls `close`."""
         labels = sorted({check_label(label) for label in labels})
-        if not 0 < capacity < 1e6:
-            raise ConfigError(f"a node's capacity is more than 0, not {capacity}")
         settings.check_names(name, host)
         mandate = founding.Mandate(found, replicas, wait, bool(serve))
         manifest = await founding.settle(engine, shards, clock.now(), mandate)
         registry, cells = registry_cell(manifest.generation), list(manifest.cells)
         supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
-        node._labels, node._capacity = labels, capacity
+        node._labels, node._capacity = labels, check_capacity(capacity)
         node.placement = placement = Placement(engine, registry, manifest)
         node.events = Events(engine, registry, clock, node.name)
         node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
@@ -209,7 +208,7 @@ class Node:
             draining=self._ownership.draining,
             record_version=RECORD_VERSION,
             generation=self.manifest.generation,
-            degraded=self._runtime.stalls.text(),
+            degraded=self._runtime.stalls.text()[: limits.DEGRADED_TEXT_MAX],
         )
 
     def _begin_again(self) -> None:
@@ -387,5 +386,6 @@ class Node:
             "registered": self.registry.count(),
             "recovery_failures": dict(self._ownership.failures),
             "process": os.getpid(),
+            "malformed": checkup.malformed(self),
             "engine": dict(self.engine.statistics()),
         }

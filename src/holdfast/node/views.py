@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.ref import AgentRef
-from holdfast.cluster.membership import Beat, Membership
+from holdfast.cluster.beats import Beat
+from holdfast.cluster.membership import Membership
 from holdfast.cluster.registry import Entry
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from holdfast import codec, limits
 from holdfast.agents.agent import Agent
+from holdfast.cluster.beats import HOST_SUBJECT, HostBeat
 from holdfast.cluster.cohort import SIZES
-from holdfast.cluster.membership import HOST_SUBJECT, HostBeat
 from holdfast.node.node import Node
 from holdfast.testing.engine import SimEngine
 from holdfast.testing.loop import SimLoop

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from holdfast import codec
 from holdfast.cluster import packs
-from holdfast.engines.base import Stored
+from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, HostBeat
+from holdfast.cluster.life import base
+from holdfast.engines.base import Message, Stored
 from holdfast.testing.cluster import SimCluster
 
 Harm = Callable[[SimCluster, Random, str, float], None]
@@ -93,10 +96,37 @@ def damage(cluster: SimCluster, random: Random, host: str, seconds: float) -> No
     cluster.servers.damage(cluster.hosts[-1])
 
 
+def slander(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
+    """Somebody says in the name of a node that lives that it left, or goes on as another, or can carry next to nothing."""
+    process = cluster.nodes.get(host)
+    if process is None or process.node is None:
+        return
+    beat = process.node._beat()
+    beat.number = process.node._membership._sent + random.choice([1, 3, 1 << 40])
+    kind = random.choice(["left", "another", "capacity"])
+    if kind == "left":
+        beat.leaving = True
+    elif kind == "another":
+        beat.incarnation = f"{base(beat.incarnation)}~{random.randint(2, 9)}"
+    else:
+        beat.capacity = random.choice([0.01, 1000.0])
+    cluster.world.tell(f"slander: the node of {host}: {kind}")
+    cluster.servers.publish(random.choice(cluster.hosts), Message(BEAT_SUBJECT, "", codec.encode_raw(beat)))
+
+
+def false_word(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
+    """Somebody says in the name of hosts that the processes of their nodes ended."""
+    for name in cluster.hosts if random.random() < 0.5 else [host]:
+        word = HostBeat(name, [], [cluster.incarnations[name]])
+        cluster.world.tell(f"false word: the node of {name}")
+        cluster.servers.publish(random.choice(cluster.hosts), Message(HOST_SUBJECT, "", codec.encode_raw(word)))
+
+
 ALL: Final[dict[str, Harm]] = {
     harm.__name__: harm
     for harm in (
         kill_node, freeze_node, freeze_at_commit, stop_server, kill_host, partition, one_way, mute, flap, elect, damage,
+        slander, false_word,
     )
 }  # fmt: skip
 """What a scenario may name."""

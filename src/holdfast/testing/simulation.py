@@ -65,12 +65,15 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long each may last."""
     still_seconds: float = 10.0
     """For how long nothing may move at the end."""
+    unjudged: list[str] = []
+    """Checkers that do not judge: what they look for is not promised where somebody lies."""
 
     def __post_init__(self) -> None:
         for what, names, known in (
             ("work", self.work, workloads.KINDS),
             ("faults", self.faults, tuple(Faults.__dataclass_fields__)),
             ("harm", self.harm, tuple(harms.ALL)),
+            ("unjudged", self.unjudged, tuple(checker.__name__ for checker in checkers.ALL)),
         ):
             for name in names:
                 if name not in known:
@@ -218,7 +221,8 @@ class Simulation:
         for process in [*self.cluster.nodes.values(), *clients]:
             problems += [f"{process.name}: {error.get('exception')!r}" for error in process.loop.errors if _bad(error)]
         for checker in checkers.ALL if not self.problems else (checkers.one_line, checkers.one_actor):
-            problems += [f"{checker.__name__}: {text}" for text in checker(self.history)]
+            if checker.__name__ not in self.scenario.unjudged:
+                problems += [f"{checker.__name__}: {text}" for text in checker(self.history)]
         counts = Counter(f"{op.kind} {op.fate}" for op in self.history.operations)
         return Outcome(
             self.scenario.name,

@@ -1,0 +1,170 @@
+"""What is heard on the bus is a hint: false words, said once or again and again, and nonsense on every control subject."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from tests.cluster.app import Account
+
+from holdfast import LocalCluster, Node, codec
+from holdfast.agents.messages import Call, Frame, Replies, Reply
+from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat
+from holdfast.engines.nats.engine import NatsEngine
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+APP = str(Path(__file__).parent / "app.py")
+MUCH = 1 << 40
+
+
+class Scene:
+    """A cluster of three, a client of it, and what its hosts said of processes that ended."""
+
+    def __init__(self, cluster: LocalCluster, node: Node, ended: list[dict[str, Any]]) -> None:
+        self.cluster = cluster
+        self.node = node
+        self.ended = ended
+        self.random = random.Random(1)
+
+    def beats(self) -> dict[str, Beat]:
+        """The newest beat of each node that serves, as the client has heard it."""
+        live = self.node._membership.live()
+        return {beat.name: msgspec.structs.replace(beat) for beat in live if beat.kinds}
+
+    def say(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Say something on the bus, whatever it is."""
+        engine = self.node.engine
+        assert isinstance(engine, NatsEngine)
+        head = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
+        engine.connection.send(head + payload + b"\r\n")
+
+    async def all_is_well(self) -> None:
+        """Every agent answers, each shard keeps its owner, and no process ended."""
+        async with asyncio.timeout(90):
+            while len(self.beats()) < 3:
+                await asyncio.sleep(0.05)
+            await self.node.ready(80)
+            await asyncio.gather(*(self.node.agent(Account, f"a{n}").ask(Account.add) for n in range(60)))
+            before = None
+            while before != (now := dict(self.node._ownership.epochs.newest)):
+                before = now
+                await asyncio.sleep(3)
+        assert self.ended == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    ended: list[dict[str, Any]] = []
+
+    def report(event: str, facts: dict[str, Any]) -> None:
+        if event in ("node-ended", "server-ended", "failed"):
+            ended.append({"event": event, **facts})
+
+    directory = tmp_path_factory.mktemp("cluster")
+    async with LocalCluster(directory, [APP], report=report) as cluster, Node.join(cluster.urls) as node:
+        made = Scene(cluster, node, ended)
+        await made.all_is_well()
+        yield made
+
+
+def goodbye(beat: Beat, number: int) -> bytes:
+    return codec.encode_raw(msgspec.structs.replace(beat, leaving=True, number=number))
+
+
+def word(beat: Beat, _number: int) -> bytes:
+    return codec.encode_raw(HostBeat(beat.host, [], [beat.incarnation.partition("~")[0]]))
+
+
+def another(beat: Beat, number: int) -> bytes:
+    name = f"{beat.incarnation.partition('~')[0]}~9"
+    return codec.encode_raw(msgspec.structs.replace(beat, incarnation=name, number=number))
+
+
+@pytest.mark.parametrize("lie", [goodbye, word, another])
+@pytest.mark.parametrize("number", [1, MUCH])
+async def test_a_lie_is_lived_down(scene: Scene, lie: Any, number: int) -> None:
+    if lie is word and number == MUCH:
+        return
+    beats = scene.beats()
+    for beat in list(beats.values())[:2]:
+        subject = HOST_SUBJECT if lie is word else BEAT_SUBJECT
+        scene.say(subject, lie(beat, number if number == MUCH else beat.number + 1))
+    await scene.all_is_well()
+    assert len({scene.node.owners()[shard] for shard in scene.node.owners()}) == 3
+
+
+async def test_lies_without_end_do_not_fill_the_log(scene: Scene) -> None:
+    engine = scene.node.engine
+    counted = 0
+
+    async def count(cell: str) -> None:
+        nonlocal counted
+        start = await engine.log.last_sequence(cell) + 1
+        async for chunk in engine.log.tail(cell, [f"{cell}.*.epoch"], start):
+            counted += len(chunk.records)
+
+    tasks = [asyncio.create_task(count(cell)) for cell in scene.node.manifest.cells]
+    for round_ in range(40):
+        for beat in scene.beats().values():
+            lie = scene.random.choice([goodbye, word, another])
+            scene.say(HOST_SUBJECT if lie is word else BEAT_SUBJECT, lie(beat, beat.number + round_ % 3))
+        await asyncio.sleep(0.2)
+    await scene.all_is_well()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    # Without bounds it was some 1,500 a second, and it did not end.
+    assert counted < 128 * 30, counted
+
+
+def nonsense(values: list[bytes], source: random.Random) -> bytes:
+    """Random bytes, a good message with some bytes changed or its end cut off, or one with a field of another kind."""
+    kind = source.randrange(4)
+    if kind == 0:
+        return source.randbytes(source.randrange(200))
+    value = source.choice(values)
+    if kind == 1:
+        return value[: source.randrange(len(value))]
+    if kind == 2:
+        place = source.randrange(len(value))
+        return value[:place] + source.randbytes(1) + value[place + 1 :]
+    fields = msgspec.msgpack.decode(value)
+    strange: list[Any] = [math.nan, math.inf, -1, 2**63, -1e300, None, "", "x" * 5000, "n-x~" + "9" * 5000, [], {}]
+    strange += [[[[[]]]], ["y"] * 300_000, b"\xff", "\x1b[2J", "a b", "*", ">", True, [math.nan] * 3]
+    if isinstance(fields, list) and fields:
+        fields[source.randrange(len(fields))] = source.choice(strange)
+    return msgspec.msgpack.encode(fields)
+
+
+async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene) -> None:
+    beats, source = scene.beats(), scene.random
+    beat = next(iter(beats.values()))
+    pids = {name: scene.cluster.node_pid(name) for name in beats}
+    call = Call("Account/nobody", "value", b"\x90", 1 << 16, "p-x", 1, 1)
+    good = {
+        BEAT_SUBJECT: [codec.encode_raw(one) for one in beats.values()],
+        HOST_SUBJECT: [codec.encode_raw(HostBeat("h9", ["n-x"], ["n-y"], "h-x", True, 3))],
+        "hf.hold": [codec.encode_raw((0.0, 1.0, ""))],
+        "hf.d": [b"", b"x"],
+        "hf.h": [codec.encode_raw(("facts", {}))],
+        "hf.h.h1": [codec.encode_raw(("facts", {}))],
+        f"hf.n.{beat.incarnation}": [codec.encode_raw(Frame("hf.r.p-x.0", [call, call], [call]))],
+        "hf.s.3": [codec.encode_raw(Frame("hf.r.p-x.0", [call]))],
+        f"{scene.node._router._frames.reply}.1": [codec.encode_raw(Replies(beat.incarnation, [Reply(65537, 1, b"x")]))],
+    }
+    replies = ["", "hf.x", "a..b", ">", "*.x", ".", "x" * 3000]
+    for _ in range(400):
+        for subject, values in good.items():
+            payload = nonsense(values, source) if subject != "hf.d" else source.randbytes(5)
+            scene.say(subject, payload, source.choice(replies))
+        await asyncio.sleep(0.005)
+    await scene.all_is_well()
+    assert {name: scene.cluster.node_pid(name) for name in beats} == pids
+    assert scene.node.statistics()["malformed"] > 100
