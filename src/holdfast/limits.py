@@ -164,6 +164,12 @@ ATTEMPTS_MAX: Final = 5
 UNCLEAN_ENDS_MAX: Final = 3
 """Processes that one message may take down before it becomes a dead letter."""
 
+ALONE_ENDS_MAX: Final = 3
+"""Processes that may end while a message runs alone, where something else is known to have ended them."""
+
+STANDSTILLS_MAX: Final = 256
+"""Standstills of others' nodes that a process remembers to have heard of."""
+
 ATTEMPT_MARKS_MAX: Final = 16
 """Messages of one agent that are marked as having ended processes; the oldest marks go first."""
 
@@ -219,6 +225,23 @@ SUSPECT_SECONDS: Final = 1.6
 
 TAKEOVER_SECONDS: Final = 4.0
 """The silence after which a node's shards are claimed by others, when a majority of the cells answers."""
+
+STANDSTILL_SECONDS: Final = 5.0
+"""A node whose loop stands still for so long is ended by its host, and what it had in hand is tried once more, elsewhere."""
+
+STARVED_SECONDS: Final = 20.0
+"""… also where it was the machine that gave it no processor for most of so long a time."""
+
+QUIET_SECONDS: Final = 1.5
+"""A node of which its host hears nothing for so long is taken to stand still."""
+
+FROZEN_SECONDS: Final = 10.0
+"""A node that was stopped from outside (``SIGSTOP``) is ended by its host after this, and begun anew."""
+
+LOAD_REST_SECONDS: Final = 60.0
+"""An agent in whose loading a node stood still is not loaded for so long; four times as long after each further one."""
+
+LOAD_REST_SECONDS_MAX: Final = 3600.0
 
 SWEEP_SECONDS: Final = 60.0
 """So often packs that nothing needs any more are looked for."""
@@ -335,5 +358,9 @@ assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried a
 assert CONNECT_SECONDS + QUORUM_WAIT_SECONDS < JOIN_SECONDS <= FOUND_SECONDS, "a join outlasts what it waits for"
 assert EXCLUSIVE_RENEW_SECONDS + QUORUM_WAIT_SECONDS < EXCLUSIVE_SECONDS, "an election does not end what is exclusive"
 assert 1 < SERVER_FROZEN_LOOKS < SERVER_FROZEN_LOOKS_MAX, "a server is said to be frozen before it is killed for it"
+assert QUIET_SECONDS < TAKEOVER_SECONDS < STANDSTILL_SECONDS, "told before it is taken over, ended after"
+assert 4 * STANDSTILL_SECONDS < ASK_TIMEOUT_SECONDS, "an ask that stands still is answered in its time"
+assert STANDSTILL_SECONDS < FROZEN_SECONDS < STARVED_SECONDS <= ASK_TIMEOUT_SECONDS, "ended for certain in the end"
+assert STALL_SECONDS < QUIET_SECONDS, "a stall is no standstill"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
 assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
-from holdfast.agents import guard, reading, repeats, reviving, suspects, turn
+from holdfast.agents import attempts, guard, reading, repeats, reviving, suspects, turn
 from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask, too_late
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
@@ -127,9 +127,7 @@ class Activation:
             self.senders = record.senders or None
             self.timers = {timer.name: timer for timer in record.timers} or None
             self.generation = record.generation
-            marks = self.shard.runtime.marks
-            attempts = {name: ends for name, ends in record.attempts.items() if (self.token, name) not in marks}
-            self.attempts = attempts or None
+            self.attempts = (record.attempts and attempts.counting(self, record.attempts)) or None
             self.blob = record.blob
             if record.blob:
                 self.state_in_blob = state
@@ -156,7 +154,9 @@ class Activation:
         if method is None:
             turn.refuse(message, UnknownKind(f"{self.kind.name} has no handler or reader {call.handler!r}"))
         elif method.reads_only:
-            if not self.loaded:
+            if call.suspect:
+                self.deliver_timer(message)  # one at a time, as whatever may end the process
+            elif not self.loaded:
                 self.waiting_readers = [*(self.waiting_readers or ()), message]
             else:
                 self._read(message)
@@ -261,7 +261,7 @@ class Activation:
                     self._let_go(message)
                     message.turn_away(BUSY)
                     return
-        if message.suspect:
+        if message.suspect or self.attempts or self.shard.runtime.standstills.named(self.token, message.key):
             suspects.start(self, message)
         else:
             turn.start(self, message)

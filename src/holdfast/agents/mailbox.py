@@ -84,8 +84,8 @@ def call_key(call: Call) -> str:
         return call.message_id
     if call.number:
         return f"{call.caller}:{call.number}"
-    # A tell has nothing of its own: each is a message of its own.
-    return f"{call.caller}?{call.reference}" if call.reference else ids.new_id("tell")
+    # What is read is known by its ask, so that its attempts are one. A tell has nothing of its own.
+    return f"{call.caller}?{call.reference >> ATTEMPT_BITS}" if call.reference else ids.new_id("tell")
 
 
 def is_same_ask(one: Call | None, other: Call) -> bool:

@@ -32,36 +32,35 @@ def committed_view(activation: Activation) -> Any:
     return activation.view
 
 
-def read(activation: Activation, message: Delivery) -> None:
-    """Run a reader on the committed state, beside whatever turn runs."""
+def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None:
+    """Run a reader on the committed state, beside whatever turn runs; return its task where it waits."""
     call = message.call
     assert call is not None
     if call.deadline and call.deadline < activation.now():
         refuse(message, too_late(call, activation.now()))
-        return
+        return None
     try:
         if activation.broken is not None and (error := reviving.revive(activation)) is not None:
             raise error
         method, args = method_of(activation, message)
     except HoldfastError as error:
         refuse(message, error)
-        return
+        return None
     context = context_of(activation, message, reads_only=True)
     if method.runs_in != "loop":
         job = workers.job(activation, method, message, context, activation.committed_bytes)
         work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(activation, method, job)
-        activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
-        return
+        return activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
     try:
         agent = guard.call(BadState, f"the state of {activation.kind.name} cannot be read", _twin, activation, context)
     except HoldfastError as error:
         refuse(message, error)
-        return
+        return None
     if method.waits:
         work = _in_turn(method.bind, agent, args, context)
-        activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
-    else:
-        _done(activation, message, method, _at_once(activation, method, agent, args, context))
+        return activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+    _done(activation, message, method, _at_once(activation, method, agent, args, context))
+    return None
 
 
 async def _in_turn(

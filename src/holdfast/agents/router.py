@@ -91,6 +91,7 @@ class Router:
         self._open_to: dict[str, int | dict[int, None]] = {}
         """Per receiver the number still open, or all of them, lowest first."""
         self._owners: dict[int, str] = {}
+        self.owner_of: Callable[[int], str] = lambda _: ""
         self._frames = Frames(bus, f"hf.r.{caller}")
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -245,7 +246,7 @@ class Router:
             opened.target = runtime.incarnation
             runtime.take(call, self._on_reply)
             return
-        opened.target = target = self._owners.get(shard, "")
+        opened.target = target = self._owners.get(shard) or self.owner_of(shard)
         self._frames.add(target or shard, call)
 
     def _beside(self, token: str, number: int) -> int:
@@ -351,49 +352,40 @@ class Router:
     def give_up(self, opened: Open, context: Context | None) -> None:
         """Nobody waits for the answer any more. Its agent hears of it, unless it was asked in a turn that was stopped here,
         and makes the call again, under the same id, on another node."""
-        call = opened.call
         if opened.number not in self._open:
             return
         self._close(opened)
         if context is not None and not context.is_live:
             return
         if self.runtime is not None and opened.shard in self.runtime.shards:
-            self.runtime.cancel(call)
+            self.runtime.cancel(opened.call)
         elif opened.target:
-            self._frames.cancel(opened.target, call)
+            self._frames.cancel(opened.target, opened.call)
 
     # Time and failures -----------------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
+        swept_at = self._loop.time()
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now, monotonic = self._clock.now(), self._loop.time()
-            oldest = monotonic - limits.ATTEMPT_SECONDS
-            life = self.life
-            if life is not None:
+            late, swept_at = max(monotonic - swept_at - 2 * _SWEEP_SECONDS, 0.0), monotonic
+            if (life := self.life) is not None:
                 waits = monotonic - 2 * _SWEEP_SECONDS
                 life.want(any(one.attempts > 1 or one.sent_at < waits for one in self._open.values()))
                 if life.isolated():
                     for opened in list(self._open.values()):
                         self._fail(opened, *life.refusal())
             for opened in list(self._open.values()):
+                opened.sent_at = min(opened.sent_at + late, monotonic)  # what came while this process stood still
                 if opened.deadline <= now:
                     self._fail(opened, _TOO_LATE, DeadlineExceeded)
-                elif opened.unanswered and opened.sent_at < oldest:
+                elif opened.unanswered and opened.sent_at < monotonic - limits.ATTEMPT_SECONDS:
                     # Its owner may be gone with the message in its hands, or only slow; then it joins the attempts.
                     opened.call.suspect = True
                     self._owners.pop(opened.shard, None)
                     self.retries += 1
                     self._send(opened)
-
-    def node_died(self, incarnation: str) -> None:
-        """A node is known to be dead: what it had in its hands is asked again at once."""
-        for shard in [shard for shard, owner in self._owners.items() if owner == incarnation]:
-            del self._owners[shard]
-        for opened in list(self._open.values()):
-            if opened.target == incarnation and opened.unanswered:
-                opened.call.suspect = True
-                self._send(opened)
 
     def statistics(self) -> Mapping[str, int]:
         """Counts since the start."""

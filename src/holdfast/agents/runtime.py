@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from holdfast import codec, limits, loops
-from holdfast.agents import fast_path, frames, guard, mailbox, state_blobs
+from holdfast.agents import fast_path, frames, guard, mailbox, state_blobs, suspects
 from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
@@ -27,6 +27,7 @@ from holdfast.agents.workers import Workers
 from holdfast.clock import Clock
 from holdfast.cluster.epochs import Claim
 from holdfast.cluster.life import Life
+from holdfast.cluster.standstills import Standstills
 from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
@@ -71,11 +72,10 @@ class Runtime:
         self.timers = Timers(clock)
         self.quarantine = asyncio.Lock()
         self.workers = Workers()
-        self.stalls = Stalls()
+        self.stalls, self.standstills = Stalls(), Standstills()
         self.complaints = Complaints(self.loop.time)
         self.warm_bytes = 0
-        self.marks: set[tuple[str, str]] = set()
-        """Agents and messages that this process marked as suspect, and has outlived."""
+        self.marks: set[tuple[str, str]] = set()  # agents and messages that were suspect, and that it has outlived
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -319,7 +319,7 @@ class Runtime:
                 sink(call.reference, NOT_OWNER, self._heirs.get(number, b"") if shard is None else shard.heir)
             return
         try:
-            activation = shard.activations.get(call.token) or shard.activation(call.token)
+            activation = shard.activations.get(call.token) or suspects.reach(shard, call.token)
         except HoldfastError as error:
             if sink is not None:
                 sink(call.reference, ERROR, mailbox.error_bytes(error))

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from holdfast import ids, limits, loops
-from holdfast.agents import inbox, mailbox
+from holdfast.agents import inbox, mailbox, suspects
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.messages import NOT_OWNER, Timer
@@ -70,11 +70,12 @@ class Shard:
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
         self.suspect_before = 0 if claim.clean else epoch
+        self.claim = claim
         self._suspect_timers_before = 0.0 if claim.clean else runtime.clock.now()
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
-        self._purged_at = self._claimed_at = runtime.loop.time()
+        self._purged_at = self.claimed_at = runtime.loop.time()
 
     # Recovery ----------------------------------------------------------------------------------------------------
 
@@ -255,7 +256,7 @@ class Shard:
             self._held[token].append(message)
             return
         try:
-            activation = self.activation(token)
+            activation = suspects.reach(self, token)
         except HoldfastError:
             self._hold(token, [message], limits.TAKEOVER_SECONDS)
             return
@@ -278,7 +279,7 @@ class Shard:
                 activation.loaded = activation.at_rest = False
                 activation.agent = None  # they name each other: it goes at once, and not when the collector finds it
                 self._leave(token)
-        if self.warm and now - self._claimed_at > limits.IDLE_SECONDS:
+        if self.warm and now - self.claimed_at > limits.IDLE_SECONDS:
             self._cool()  # who had no message since the claim is as idle as one that had its last then
 
     def packed_record(self, token: str) -> bytes | None:

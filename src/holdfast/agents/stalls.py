@@ -1,10 +1,11 @@
-"""Notices when a node's loop stands still, says in which line, and remembers it for a while.
+"""Notices when a node's loop stands still, says in which line and which message, while it does and afterwards.
 
 All agents of a node share one loop: a handler that computes or blocks on it holds up every other, and after some seconds
-the node is taken for dead. The loop sets a mark every quarter of a second, and a thread looks whether it did. Code in C that
-does not give up the interpreter stops that thread as well; it is known by the processor time that it took, and not where it
-was. Where the thread is late and no such time was taken, the machine was slow, or the process was frozen: no stall. Nor is
-the time for which the loop waited for a processor, which Linux tells.
+the node is taken for dead. The loop sets a mark every quarter of a second, and a thread looks whether it did. What runs is
+found in the frames of the loop's thread, so a turn need not note it anywhere. Code in C that does not give up the
+interpreter stops the looking thread as well: the node's host notices its silence, and afterwards the processor time that it
+took tells. A time in which the looking thread did not run, and none was taken, is no stall: the machine was slow, or the
+process was frozen. Nor is the time for which the loop waited for a processor, which Linux tells.
 """
 
 from __future__ import annotations
@@ -15,17 +16,24 @@ import sys
 import sysconfig
 import threading
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from holdfast import limits
+from holdfast.agents.mailbox import Delivery
 
 _logger = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.25
+_TELL_SECONDS: Final = 1.0
+"""A standstill is told when it lasts for so long, and again each time that it has lasted twice as long."""
+_PULSE_LOOKS: Final = 2
+_FRAMES_MAX: Final = 500
 _HERE: Final = str(Path(__file__).parents[1])
 _LIBRARIES: Final = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _ADVICE: Final = 'a handler that computes says runs_in="process", one that blocks runs_in="thread"'
@@ -39,14 +47,41 @@ class Stall(msgspec.Struct, frozen=True):
     where: str
 
 
+class InHand(msgspec.Struct, frozen=True):
+    """What a thread is doing: in which line, and for which message of which agent, as far as its frames tell.
+
+    ``key``: of the message, see `Delivery.key`; empty where the agent is being loaded.
+    """
+
+    where: str
+    token: str = ""
+    key: str = ""
+    handler: str = ""
+    functions: tuple[str, ...] = ()
+    """Of a user's, that are running."""
+    stack: str = ""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        agent = f" ({self.token} {self.handler})" if self.handler else f" ({self.token})" if self.token else ""
+        return f"{self.where}{agent}"
+
+
 class Stalls:
-    """See the module."""
+    """See the module. ``tell``: hears from the looking thread that it looks (``pulse``), and what stands still
+    (``standing``, with the seconds and what is in hand). A pulse says for how long the loop has stood still,
+    with (``gone``) and without the time in which it got no processor."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.tell: Callable[[str, dict[str, Any]], object] | None = None
         self._node = ""
         self._recent: deque[Stall] = deque(maxlen=256)
         self._due = self._cpu = self._waited = 0.0
+        self._not_looked = 0.0
+        """Since the last mark, the time in which neither thread ran: it is nobody's standstill."""
+        self._tell_at = _TELL_SECONDS
         self._scheduler = Path()
         self._where = ""
         self._handle: asyncio.TimerHandle | None = None
@@ -77,8 +112,8 @@ class Stalls:
             self._recent.append(Stall(now, late, self._where))
             where = f" in {self._where}" if self._where else ", in C code"
             _logger.warning("the loop of node %s stood still for %.1f s%s: %s", self._node, late, where, _ADVICE)
-        self._where = ""
         self._due, self._cpu, self._waited = now + _LOOK_SECONDS, cpu, waited
+        self._where, self._not_looked, self._tell_at = "", 0.0, _TELL_SECONDS
         self._handle = loop.call_later(_LOOK_SECONDS, self._mark, loop)
 
     def _waited_for_processor(self) -> float:
@@ -88,14 +123,40 @@ class Stalls:
         except (OSError, IndexError, ValueError):
             return 0.0
 
+    # In a thread of its own ----------------------------------------------------------------------------------------
+
     def _watch(self, thread: int) -> None:
-        looked_at = time.monotonic()
+        looked_at, cpu, looks = time.monotonic(), time.process_time(), 0
         while not self._ended.wait(_LOOK_SECONDS):
-            now = time.monotonic()
-            late, looked_at = now - looked_at - _LOOK_SECONDS, now
-            if now - self._due > limits.STALL_SECONDS and not self._where and late < _LOOK_SECONDS / 2:
-                frame = sys._current_frames().get(thread)
+            now, spent, looks = time.monotonic(), time.process_time(), looks + 1
+            late, used = now - looked_at - _LOOK_SECONDS, spent - cpu
+            looked_at, cpu = now, spent
+            if late > 0 and used < late / 2:
+                self._not_looked += late
+            gone = now - self._due
+            seconds = gone - self._not_looked
+            if gone > limits.STALL_SECONDS:
+                seconds -= self._waited_for_processor() - self._waited
+            if self.tell is not None and looks % _PULSE_LOOKS == 0:
+                self.tell("pulse", {"seconds": max(seconds, 0.0), "gone": max(gone, 0.0)})
+            if gone <= limits.STALL_SECONDS or late >= _LOOK_SECONDS / 2:
+                continue
+            frame = sys._current_frames().get(thread)
+            if not self._where:
                 self._where = "" if frame is None else _line(frame)
+            if seconds >= self._tell_at and frame is not None:
+                self._standing(seconds, in_hand(frame))
+
+    def _standing(self, seconds: float, what: InHand) -> None:
+        stack = "\n" + what.stack if self._tell_at == _TELL_SECONDS else ""
+        self._tell_at = seconds * 2
+        if self.tell is not None:
+            facts = {"token": what.token, "key": what.key, "where": what.where, "functions": what.functions}
+            self.tell("standing", {"seconds": seconds, **facts})
+        _logger.warning(
+            "the loop of node %s has stood still for %.1f s in %s: %s%s",
+            self._node, seconds, what.text, _ADVICE, stack,
+        )  # fmt: skip
 
     def text(self) -> str:
         """For people: how the loop stood still within the last minute; empty where it did not."""
@@ -111,13 +172,39 @@ class Stalls:
         )
 
 
+def in_hand(frame: FrameType) -> InHand:
+    """What a thread does whose innermost frame this is, by the frame next to a user's code that handles a message."""
+    stack = "".join(traceback.format_stack(frame, limit=40))
+    inner: FrameType | None = frame
+    for _ in range(_FRAMES_MAX):
+        if inner is None:
+            break
+        if inner.f_code.co_filename.startswith(_HERE):
+            found: dict[str, Any] = dict(inner.f_locals)
+            activation, message = found.get("activation"), found.get("message")
+            if activation is None and inner.f_code.co_name == "load":
+                activation, message = found.get("self"), None
+            token = getattr(activation, "token", None)
+            if isinstance(token, str):
+                if isinstance(message, Delivery):
+                    return InHand(_line(frame), token, message.key, message.handler, (message.handler,), stack)
+                if inner.f_code.co_name == "load":
+                    return InHand(_line(frame), token, stack=stack)
+        inner = inner.f_back
+    return InHand(_line(frame), functions=tuple(one.f_code.co_name for one in _own(frame)), stack=stack)
+
+
+def _own(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames of a user's code, the innermost first."""
+    for _ in range(_FRAMES_MAX):
+        if frame is None:
+            return
+        if not frame.f_code.co_filename.startswith((_HERE, *_LIBRARIES, "<")):
+            yield frame
+        frame = frame.f_back
+
+
 def _line(frame: FrameType) -> str:
     """The innermost line of a user's code, else of any."""
-    inner: FrameType | None = frame
-    while inner is not None:
-        path = inner.f_code.co_filename
-        if not path.startswith((_HERE, *_LIBRARIES, "<")):
-            frame = inner
-            break
-        inner = inner.f_back
+    frame = next(_own(frame), frame)
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"

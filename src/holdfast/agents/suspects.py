@@ -1,59 +1,148 @@
-"""Messages that were in the hands of a process that died: one of them may have ended it, and may end the next."""
+"""Messages that were in the hands of a process that died or stood still: one of them may do so again to the next.
+
+A message is blamed only for what ended while it ran alone, behind a committed mark that names it, or for a standstill of
+its node in it. An owner that lets go in order blames nobody, and who was killed from outside is tried once more.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from holdfast import limits
-from holdfast.agents import mailbox, turn
+from holdfast.agents import attempts, mailbox, reading, turn
+from holdfast.agents.attempts import ANY_MESSAGE
 from holdfast.agents.mailbox import Delivery
-from holdfast.errors import HandlerFailed
+from holdfast.cluster.life import base
+from holdfast.errors import BadState, DeadlineExceeded, HandlerFailed
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
+    from holdfast.agents.shard import Shard
+    from holdfast.cluster.standstills import Standstill
+
+_REST_SECONDS: Final = 1.0
+"""What stood still waits for so long after a claim, so that the others of its shard are served before it may do so again."""
+
+_LOOK_SECONDS: Final = 0.25
+
+
+def reach(shard: Shard, token: str) -> Activation:
+    """The agent for a message. Raises what `Shard.activation` does, and `BadState` where nodes stood still loading it."""
+    if token not in shard.activations and (still := shard.runtime.standstills.rests(token)) is not None:
+        raise BadState(f"a node {still.text} while it loaded {token}: it is not loaded again for a while")
+    return shard.activation(token)
 
 
 def start(activation: Activation, message: Delivery) -> None:
-    """Run a message that was in the hands of a process that died, so that it ends three processes at most.
+    """Run a message so that it ends three processes at most, and stands still on two nodes at most.
 
-    First behind a committed mark on the agent; where that process ended too, one message of the node at a time, each
-    behind a mark that names it; a message that bears such a mark is given up. Marks of this very process do not count
-    when it claims the agent's shard anew (`Activation.load`): it has not ended.
+    First behind a committed mark on the agent. Where that process ended too, or where it is heard that the message stood
+    still: one message of the node at a time, each behind a mark that names it. A message that bears such a mark of a process
+    that ended is given up. Marks of this very process do not count when it claims the agent's shard anew
+    (`Activation.load`): it has not ended.
     """
-    attempts = activation.attempts = activation.attempts or {}
-    alone = turn.ANY_MESSAGE in attempts
-    if message.key in attempts:
-        turn.bury(activation, message, HandlerFailed(f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"))
-    elif activation.probation and alone:
+    marks = activation.attempts = activation.attempts or {}
+    name = attempts.name_of(message.key)
+    still = _standstill(activation, message)
+    if why := _guilty(activation, message, name, still):
+        _give_up(activation, message, why)
+    elif still is not None or name in marks or (message.suspect and _alone(activation)):
+        if still is not None:  # whoever owns the agent next is to know it, however this one lets go of it
+            marks.setdefault(name, 0)
+            attempts.explain(marks, name, still.text)
+        _begin(activation, message, name)
+    elif not message.suspect or (activation.probation and ANY_MESSAGE in marks and not _reads(activation, message)):
+        activation.attempts = marks or None
         turn.start(activation, message)
     else:
-        activation.running = message
-        # Others' marks stay: two deadly messages would else take turns at wiping out each other's.
-        name = message.key if alone else turn.ANY_MESSAGE
-        attempts[name] = limits.UNCLEAN_ENDS_MAX - 1 if alone else 1
-        marks = activation.shard.runtime.marks
-        if len(marks) >= limits.MARKS_MAX:
-            marks.clear()  # then some count that need not
-        marks.add((activation.token, name))
-        while len(attempts) > limits.ATTEMPT_MARKS_MAX:
-            del attempts[next(name for name in attempts if name != turn.ANY_MESSAGE)]
-        activation.probation = not alone
-        turn.spawn(activation, message, _behind_mark(activation, message, name))
+        activation.probation = True
+        _begin(activation, message, ANY_MESSAGE)
+
+
+def _alone(activation: Activation) -> bool:
+    """Whether a process ended that ran suspects of this agent behind the mark of the agent."""
+    return ANY_MESSAGE in (activation.attempts or ()) and not activation.probation
+
+
+def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
+    """How a node stood still with this message in its hands, as far as is heard: in it, or in one that it could not name."""
+    heard = activation.shard.runtime.standstills
+    if (still := heard.named(activation.token, message.key)) is not None:
+        return still
+    owner = activation.shard.claim.owner
+    still = heard.of(owner) if owner and message.suspect else None
+    return still if still is not None and _may_be(activation, message, still) else None
+
+
+def _may_be(activation: Activation, message: Delivery, still: Standstill) -> bool:
+    """Whether it was this message that stood still; where the message is not known, the functions that ran tell."""
+    if still.token:
+        return (still.token, still.key) == (activation.token, message.key)
+    method = activation.kind.methods.get(message.handler)
+    return method is not None and method.function.__name__ in still.functions
+
+
+def _guilty(activation: Activation, message: Delivery, name: str, still: Standstill | None) -> str:
+    """Why a message is to be given up; empty where it is not."""
+    marks, claim = activation.attempts or {}, activation.shard.claim
+    heard = activation.shard.runtime.standstills
+    ends = attempts.ends(marks, name, activation.shard.epoch)
+    if not ends:
+        # Behind the mark of the agent it ran for the second time, and it is heard that its node stood still in it.
+        second = still is not None and still.ended and bool(still.key) and base(still.incarnation) == base(claim.owner)
+        if second and _alone(activation) and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before:
+            return still.text if still is not None else ""
+        return ""
+    if claim.owner and attempts.epoch_of(marks, name) == claim.before and ends < limits.ALONE_ENDS_MAX:
+        other = heard.of(claim.owner)
+        if heard.was_killed(claim.owner) if other is None else not _may_be(activation, message, other):
+            return ""
+    newest = still.text if still is not None else ""
+    return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
+
+
+def _give_up(activation: Activation, message: Delivery, why: str) -> None:
+    error = HandlerFailed(why)
+    if not _reads(activation, message):
+        turn.bury(activation, message, error)
+        return
+    if activation.attempts:
+        attempts.forget(activation.attempts, attempts.name_of(message.key))
+    activation.settle(message, error)
+
+
+def _reads(activation: Activation, message: Delivery) -> bool:
+    method = activation.kind.methods.get(message.handler)
+    return message.call is not None and method is not None and method.reads_only
+
+
+def _begin(activation: Activation, message: Delivery, name: str) -> None:
+    activation.running = message
+    turn.spawn(activation, message, _behind_mark(activation, message, name))
 
 
 async def _behind_mark(activation: Activation, message: Delivery, name: str) -> None:
     runtime = activation.shard.runtime
     try:
-        async with nullcontext() if name == turn.ANY_MESSAGE else runtime.quarantine:
+        if attempts.why(activation.attempts or {}, name):
             await _marked(activation)
-            if activation.running is message:
-                turn.start(activation, message)
-                task = activation.task
-                if activation.running is message and task is not None and task is not asyncio.current_task():
-                    await asyncio.wait([task])
+            await _calm(activation)
+        async with nullcontext() if name == ANY_MESSAGE else runtime.quarantine:
+            call = message.call
+            if (
+                activation.running is message
+                and call is not None
+                and call.deadline
+                and call.deadline < activation.now()
+            ):
+                activation.running = None
+                attempts.forget(activation.attempts or {}, name)
+                activation.settle(message, DeadlineExceeded("the deadline passed before the message was started again"))
                 await _marked(activation)
+            elif activation.running is message:
+                await _run(activation, message, name)
         if name not in (activation.attempts or ()):  # until here the log may still show the mark
             runtime.marks.discard((activation.token, name))
     except asyncio.CancelledError:
@@ -61,6 +150,46 @@ async def _behind_mark(activation: Activation, message: Delivery, name: str) -> 
             raise
     else:
         activation.pump()
+
+
+async def _run(activation: Activation, message: Delivery, name: str) -> None:
+    runtime, epoch = activation.shard.runtime, activation.shard.epoch
+    # Others' marks stay: two deadly messages would else take turns at wiping out each other's.
+    marks = activation.attempts = activation.attempts or {}
+    attempts.put(marks, name, epoch, attempts.ends(marks, name, epoch) + 1)
+    if len(runtime.marks) >= limits.MARKS_MAX:
+        runtime.marks.clear()  # then some count that need not
+    runtime.marks.add((activation.token, name))
+    await _marked(activation)
+    if activation.running is not message:
+        return
+    if _reads(activation, message):
+        task = reading.read(activation, message)
+        if task is not None:
+            await asyncio.wait([task])
+        if activation.running is message:
+            activation.running = None
+        attempts.forget(marks, attempts.name_of(message.key))
+        if activation.probation and not activation.shard.has_suspects(activation):
+            attempts.forget(marks, ANY_MESSAGE)
+        activation.attempts = marks or None
+    else:
+        turn.start(activation, message)
+        task = activation.task
+        if activation.running is message and task is not None and task is not asyncio.current_task():
+            await asyncio.wait([task])
+    if (left := activation.attempts) and name != ANY_MESSAGE and attempts.epoch_of(left, name) == epoch:
+        attempts.take_back(left, name)  # it failed, and will be tried again: nothing ended
+    await _marked(activation)
+
+
+async def _calm(activation: Activation) -> None:
+    """Wait until the others of its shard had their turn, and until no other node stands still, for so long as that may take."""
+    runtime = activation.shard.runtime
+    end = runtime.loop.time() + 3 * limits.FROZEN_SECONDS
+    await asyncio.sleep(max(activation.shard.claimed_at + _REST_SECONDS - runtime.loop.time(), 0.0))
+    while runtime.standstills.under_way() and runtime.loop.time() < end:
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _marked(activation: Activation) -> asyncio.Future[None]:

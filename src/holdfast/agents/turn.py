@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from holdfast import codec, limits
-from holdfast.agents import guard, mailbox, over, reviving, workers
+from holdfast.agents import attempts, guard, mailbox, over, reviving, workers
+from holdfast.agents.attempts import ANY_MESSAGE
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
@@ -36,9 +37,6 @@ from holdfast.errors import (
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.handler import _Method
-
-ANY_MESSAGE: Final = "*"
-"""The mark of a suspect for any message of an agent; the others name one."""
 
 
 def refuse(message: Delivery, error: HoldfastError) -> None:
@@ -243,7 +241,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
     """Put into the tables of the record that this message was handled."""
     call = message.call
     if activation.attempts:
-        activation.attempts.pop(message.key, None)
+        attempts.forget(activation.attempts, attempts.name_of(message.key))
         # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
         if not message.suspect or (activation.probation and not activation.shard.has_suspects(activation)):
             activation.attempts.pop(ANY_MESSAGE, None)

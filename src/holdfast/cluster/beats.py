@@ -12,6 +12,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.cluster.door import Count, Door, Incarnation, Incarnations, Moment, Name, Names, Shards, Small, Text
+from holdfast.cluster.standstills import Standstill
 
 BEAT_SUBJECT: Final = "hf.beat"
 HOST_SUBJECT: Final = "hf.host"
@@ -68,6 +69,10 @@ class HostBeat(msgspec.Struct, array_like=True):
     """Whether its server runs, keeps copies, and votes."""
     voters: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     """How many hosts vote, as far as it knows; 0 where it does not."""
+    still: Annotated[list[Standstill], msgspec.Meta(max_length=4096)] = []
+    """Its nodes that stand still now, and those that it ended for it, the newest last."""
+    killed: Incarnations = []
+    """Of ``ended``, those whose processes somebody else killed; and those that somebody stopped."""
 
 
 _decode_beat = msgspec.msgpack.Decoder(Beat).decode

@@ -70,9 +70,14 @@ class Claims:
         for number, sequence in zip(before, sequences, strict=False):
             self._epochs.note(number, sequence, claims[number])
         return {
-            number: Claim(sequence, self._let_go(before[number]), name, not claims[number].packs)
+            number: self._claim(sequence, before[number], name, not claims[number].packs)
             for number, sequence in zip(before, sequences, strict=False)
         }
+
+    def _claim(self, sequence: int, before: Epoch, chain: str, settled: bool) -> Claim:
+        if self._let_go(before):
+            return Claim(sequence, True, chain, settled, before.record.released)
+        return Claim(sequence, False, chain, settled, before.sequence, before.record.owner)
 
     def _let_go(self, epoch: Epoch) -> bool:
         """Whether its owner did not end with it in hand."""

@@ -30,16 +30,21 @@ class EpochRecord(msgspec.Struct, array_like=True):
     """Of the owner: see `holdfast.cluster.chain`."""
     packs: list[str] = []
     """Other chains in whose packs there may be records of the shard."""
+    released: int = 0
+    """Of a shard that was let go of in order: the epoch that ended so."""
 
 
 class Claim(NamedTuple):
     """A shard that was claimed: its epoch, whether the owner before let go of it, the chain that fences it, and whether
-    nothing of it can be in the packs of other chains."""
+    nothing of it can be in the packs of other chains. ``before``: the epoch in which it was served before, 0 where that is
+    not known; ``owner``: who owned it then, where that owner did not let go of it."""
 
     epoch: int
     clean: bool
     chain: str
     settled: bool
+    before: int = 0
+    owner: str = ""
 
 
 class Epoch(msgspec.Struct, frozen=True):

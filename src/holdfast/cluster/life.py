@@ -24,6 +24,7 @@ from holdfast.errors import Closed, Conflict, InvalidName, NoQuorum, StorageFail
 
 _CONDEMNED: Final = b"condemned"
 _PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
+_LOOK_SECONDS: Final = _PROOF_SECONDS / 4
 _READS_MAX: Final = 6
 """How often it is read what came before a sentence, with pauses of some 0.3 s together."""
 
@@ -80,7 +81,8 @@ class Life:
         self.live_until = math.inf if self.alone else _NEVER
         """What `live` asks, on the monotonic clock (s)."""
         self._was_live = False
-        self._asked_since = _NEVER
+        self._unheard = 0.0
+        """For how long no cell took a write of this process, in time in which it could have heard of one."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -101,13 +103,16 @@ class Life:
         return self._clock.monotonic() < self.live_until
 
     def isolated(self) -> bool:
-        """Whether nothing can be done from here: no cell took a write of this process for a while, nor will one soon."""
+        """Whether nothing can be done from here: no cell took a write of this process for a while, nor will one soon.
+
+        Only time counts in which the process ran: who was stopped, suspended or busy for long has not listened. What is
+        safe goes by the plain clock: see `live`.
+        """
         if self.failed:
             return True
         if self.alone or not self.wanted:
             return False
-        newest = max(self._asked_since, *self._proven_at.values())
-        return self._clock.monotonic() - newest > limits.ISOLATE_SECONDS and not self.hears_majority(len(self._cells))
+        return self._unheard > limits.ISOLATE_SECONDS and not self.hears_majority(len(self._cells))
 
     def refusal(self) -> tuple[str, type[NoQuorum]]:
         """Why nothing can be done from here, and the error that says it."""
@@ -124,15 +129,18 @@ class Life:
     def want(self, wanted: bool) -> None:
         """Say whether a process that serves nothing should find out whether a majority answers."""
         if wanted and not self.wanted:
-            self._asked_since = self._clock.monotonic()
+            self._unheard = 0.0
         self.wanted = wanted or self.serves or self.isolated()
 
     # Proofs --------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        looked_at = self._clock.monotonic()
         while True:
             self.look()
-            await asyncio.sleep(_PROOF_SECONDS / 4)
+            await asyncio.sleep(_LOOK_SECONDS)
+            passed, looked_at = self._clock.monotonic() - looked_at, self._clock.monotonic()
+            self._unheard += min(passed, 2 * _LOOK_SECONDS)
 
     def look(self) -> None:
         """Find out whether this node is live no more; then `on_lapse` is called."""
@@ -142,7 +150,6 @@ class Life:
             self.on_lapse()
 
     async def _keep_proving(self, cell: str) -> None:
-        self._asked_since = self._clock.monotonic()
         while True:
             if self.wanted:
                 await self._prove(cell)
@@ -171,6 +178,7 @@ class Life:
 
     def _proved(self, cell: str, began_at: float) -> None:
         self.look()  # a lapse that ends with this very proof was one
+        self._unheard = min(self._unheard, self._clock.monotonic() - began_at)
         self._proven_at[cell] = began_at
         self.live_until = sorted(self._proven_at.values())[-self._majority] + limits.ISOLATE_SECONDS
         self._was_live = self.live()

@@ -16,6 +16,7 @@ from holdfast import codec, limits, loops
 from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
 from holdfast.cluster.events import unheard
 from holdfast.cluster.life import base, number
+from holdfast.cluster.standstills import Standstills
 from holdfast.engines.base import Engine, Message, Subscription
 
 _MEMBERS_MAX: Final = 10_000
@@ -30,6 +31,7 @@ class Membership:
 
     def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
         self.alone = alone
+        self.standstills = Standstills()
         self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
@@ -63,10 +65,21 @@ class Membership:
         self._task = loops.start(self._run(), "membership")
 
     async def _run(self) -> None:
+        looked_at = self._loop.time()
         while True:
+            self._not_listened(self._loop.time() - looked_at - 2 * limits.BEAT_SECONDS)
+            looked_at = self._loop.time()
             self.beat()
             self._look()
             await asyncio.sleep(limits.BEAT_SECONDS)
+
+    def _not_listened(self, seconds: float) -> None:
+        """Nobody is silent because this process stood still: what was said meanwhile is heard in a moment."""
+        if seconds > 0:
+            now = self._loop.time()
+            for member in self._members.values():
+                member.heard_at = min(member.heard_at + seconds, now)
+            self._hosts_heard_at = {host: min(at + seconds, now) for host, at in self._hosts_heard_at.items()}
 
     def beat(self, leaving: bool = False) -> None:
         """Publish this node's snapshot now."""
@@ -131,6 +144,9 @@ class Membership:
             return
         self._hosts[beat.host] = beat
         self._hosts_heard_at[beat.host] = self._loop.time()
+        for one in self.standstills.note(beat.still, beat.killed):
+            what = {"seconds": one.seconds, "where": one.where, "agent": one.token}
+            self.on_event("node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what)
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
             self.on_event("host-joined", beat.host, beat.incarnation)
         ended = set(beat.ended)
@@ -219,6 +235,11 @@ class Membership:
         if member is not None:
             return member.final or member.word
         return self._reaped(incarnation, host) or incarnation in self._condemned
+
+    def is_heard(self, incarnation: str) -> bool:
+        """Whether a node was heard a moment ago, and is not known to be dead."""
+        member = self._members.get(incarnation)
+        return member is not None and not member.dead and not self.silent(incarnation)
 
     def silent(self, incarnation: str) -> bool:
         """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""

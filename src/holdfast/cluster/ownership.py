@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import math
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from holdfast import chance, ids, limits, loops
 from holdfast.clock import Clock
@@ -30,11 +31,12 @@ from holdfast.cluster.membership import Membership
 from holdfast.cluster.placement import Placement
 from holdfast.cluster.planner import Planner
 from holdfast.cluster.recovery import Recovery
+from holdfast.cluster.shard_host import ShardHost
 from holdfast.cluster.suspicion import Suspicion
 from holdfast.cluster.sweep import Sweep
 from holdfast.core import backoff
 from holdfast.core.contest import Contest
-from holdfast.engines.base import Engine, Record, Stored
+from holdfast.engines.base import Engine
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
 
 _logger = logging.getLogger(__name__)
@@ -42,23 +44,11 @@ _logger = logging.getLogger(__name__)
 _CLAIM_MAX = 256
 _SLANDERS = 2
 """How often a shard is taken from a node that lives, before it goes on as another incarnation."""
+_DRAIN_SECONDS_MIN = 1.0
+"""However late it is, what ran to its end is written."""
 
 _TELLING_ATTEMPT = 4
 """A recovery that was tried so often is told of, whatever its trouble."""
-
-
-class ShardHost(Protocol):
-    """What serves the shards that are claimed."""
-
-    async def add_shards(self, cell: str, claims: Mapping[int, Claim], records: list[Stored]) -> None: ...
-    def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None: ...
-    def serves(self, number: int) -> bool: ...
-    def reclaim(self, cell: str) -> None: ...
-    def drop_shards(self, numbers: Iterable[int]) -> None: ...
-    def expect(self, numbers: Iterable[int]) -> None: ...
-    async def listen(self, numbers: Iterable[int]) -> None: ...
-    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> set[int]: ...
-    async def write(self, cell: str, records: list[Record]) -> range: ...
 
 
 class Ownership:
@@ -81,6 +71,8 @@ class Ownership:
         self.recovery = Recovery(engine, self._wake.set)
         self.planner = Planner(membership, placement, self.epochs, life)
         self.on_event: Callable[..., None] = unheard
+        self.on_owner: Callable[[int], None] = _ignore
+        """Hears of shards whose ownership record changed."""
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
         self.takeovers = 0
@@ -113,10 +105,13 @@ class Ownership:
         self._contest = Contest(self._random)
         self._renamed_at = 0.0
         self._closing = False
+        self._closes_at = math.inf
+        """When turns that still run are given up, as this node is about to end."""
         self._releasing = False
         membership.on_change = placement.on_change = self._wake.set
         life.hears_majority = membership.hears_majority
         life.on_cell_lost = self.lose
+        host.standstills = membership.standstills
 
     # Running -------------------------------------------------------------------------------------------------------
 
@@ -139,6 +134,7 @@ class Ownership:
         owner = self.epochs.get(number).record.owner
         if owner and base(owner) != base(self._life.incarnation):
             self._membership.proved(owner)
+        self.on_owner(number)
         if self.owned.get(number, sequence) < sequence:
             del self.owned[number]
             self._host.drop_shards([number])
@@ -344,15 +340,16 @@ class Ownership:
         self._wake.set()
 
     async def _release(self, targets: dict[int, str]) -> None:
-        """Finish what runs, and let the wanted owners claim."""
+        """Finish what runs, for as long as it may take, and let the wanted owners claim."""
         self._releasing = True
         try:
-            stay = await self._host.drain(targets, limits.DRAIN_SECONDS)
+            seconds = min(limits.DRAIN_SECONDS, self._closes_at - self._loop.time())
+            stay = await self._host.drain(targets, max(seconds, _DRAIN_SECONDS_MIN))
             held = {n: self.owned.pop(n) for n in targets if n in self.owned and n not in stay}
             by_cell: dict[str, dict[int, EpochRecord]] = {}
             for number in held:
                 next_owner, nonce = targets.get(number, ""), ids.new_id("r")
-                release = EpochRecord("", self._host_name, nonce, self._clock.now(), next_owner)
+                release = EpochRecord("", self._host_name, nonce, self._clock.now(), next_owner, released=held[number])
                 by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = release
             await asyncio.gather(*(self._write_release(cell, some, held) for cell, some in by_cell.items()))
         finally:
@@ -376,7 +373,7 @@ class Ownership:
 
     async def close(self) -> None:
         """Let go of every shard, so that the next owner need not wait."""
-        end = self._loop.time() + limits.DRAIN_SECONDS
+        end = self._closes_at = self._loop.time() + limits.DRAIN_SECONDS
         self.draining = True
         self._membership.beat()
         while self.planner.has_heirs(self.owned) and self._life.live() and self._loop.time() < end:
@@ -388,10 +385,15 @@ class Ownership:
             await asyncio.sleep(0.01)
         if self.owned and self._engine.connected():
             try:
-                async with asyncio.timeout(limits.DRAIN_SECONDS):
+                # What still runs is given up; that it is, is said in any case: else it would count as an end of this process.
+                async with asyncio.timeout(_DRAIN_SECONDS_MIN + limits.APPEND_TIMEOUT_SECONDS):
                     await self._release(dict.fromkeys(self.owned, ""))
             except (TimeoutError, Closed):
                 pass
         await self._suspicion.close()
         await self.recovery.close()
         await loops.stop(*self._tasks)
+
+
+def _ignore(_number: int) -> None:
+    pass

@@ -34,6 +34,7 @@ from holdfast.host.operations import Operations
 from holdfast.host.seat import Seat
 from holdfast.host.service import HostService
 from holdfast.host.spread import Spread
+from holdfast.host.still import Watch, Watchman
 from holdfast.host.system import System
 from holdfast.node.process import NodeSettings
 
@@ -80,6 +81,8 @@ class NodeChild:
         self.error = ""
         self.starts = 0
         self.last_end = ""
+        self.watch = Watch("")
+        """Whether it stands still."""
         self._ends: deque[float] = deque(maxlen=_ENDED_MAX)
 
     def ended(self, code: int) -> None:
@@ -96,7 +99,7 @@ class Host:
     """See the module. ``lock``: on its directory, where it was taken already.
 
     ``report`` hears of each event: ``server``, ``server-ended``,
-    ``server-failed``, ``server-stores-nothing``, ``node-ready``, ``node-ended``, ``node-said``."""
+    ``server-failed``, ``server-stores-nothing``, ``node-ready``, ``node-still``, ``node-ended``, ``node-said``."""
 
     def __init__(self, settings: HostSettings, report: Report, lock: DirectoryLock | None = None) -> None:
         ids.check_machine(settings.name, "host")
@@ -113,6 +116,7 @@ class Host:
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self.say = self._report = report
         """Says what happens."""
+        self._watchman = Watchman(self.children, report, self._say_who_lives)
         self._service: HostService | None = None
         own = [] if self.server is None else [self.server.url]
         self._urls = [*own, *(url for url in settings.urls if url not in own)]
@@ -128,6 +132,8 @@ class Host:
         self._door = host_door()
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
         """Incarnations whose processes ended."""
+        self._killed: deque[str] = deque(maxlen=_ENDED_MAX)
+        """Those of ``_ended`` that somebody else killed."""
 
     async def start(self) -> None:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
@@ -149,6 +155,7 @@ class Host:
         self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
         await self._service.start()
         self._tasks.append(loop.create_task(self._beat()))
+        self._tasks.append(loop.create_task(self._watchman.run()))
         self._tasks += [loop.create_task(self._keep_node(child)) for child in self.children]
 
     async def failed(self) -> None:
@@ -165,6 +172,7 @@ class Host:
             votes = self.seat is not None and self.seat.votes and self.server is not None and self.server.pid != 0
             voters = self.seat.voters if self.seat is not None else 0
             beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, votes, voters)
+            beat.still, beat.killed = self._watchman.standstills(), [*self._killed, *self._watchman.stopped()]
             self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
 
     def _on_host(self, message: Message) -> None:
@@ -198,7 +206,7 @@ class Host:
     async def _run_node(self, child: NodeChild) -> int:
         # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
         child.incarnation = ids.new_id("n")
-        child.ready, child.error = False, ""
+        child.ready, child.error, child.watch = False, "", Watch(child.incarnation)
         child.starts += 1
         self._say_who_lives()
         security = self.settings.security
@@ -231,12 +239,15 @@ class Host:
         finally:
             await started.kill()
             self._ended.append(child.incarnation)
+            if started.process.returncode == -signal.SIGKILL and not child.watch.over:
+                self._killed.append(child.incarnation)
             child.incarnation = ""
             child.process = None
             self._say_who_lives()
 
     def _heard(self, child: NodeChild, event: str, facts: dict[str, Any]) -> None:
         """A node told this host something; what is not known here comes from a newer version."""
+        child.watch.heard(event, facts)
         if event == "ready" and child.process is not None:
             child.ready = True
             told = {

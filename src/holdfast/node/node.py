@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Unpack
 from holdfast import codec, ids, limits
 from holdfast.agents.agent import Agent
 from holdfast.agents.ref import AgentRef, Options
+from holdfast.agents.reroute import Reroute
 from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
@@ -170,7 +171,7 @@ class Node:
         await self.placement.declare({kind.name: kind.pool for kind in self._runtime.kinds.values()})
         self._runtime.on_lost = self._ownership.lost
         self._runtime.on_reclaim = self._ownership.reclaim
-        self._membership.on_death = self._router.node_died
+        Reroute(self._router, self._membership, self._ownership)
         await self.registry.open()
         await self._router.start()
         await self._runtime.start()
@@ -233,10 +234,8 @@ class Node:
         await self._router.close()
         await self._membership.close()
         await self.life.close()
-        await self.registry.close()
-        await self.placement.close()
-        await self.events.close()
-        await self.engine.close()
+        for part in (self.registry, self.placement, self.events, self.engine):
+            await part.close()
 
     # Agents ------------------------------------------------------------------------------------------------------
 

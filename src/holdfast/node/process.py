@@ -7,7 +7,9 @@ go of its shards and end. It dies with the host that started it.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
+import os
 import signal
 import sys
 from typing import Any, Final
@@ -27,6 +29,10 @@ _GC_THRESHOLDS: Final = (20_000, 10, 10)
 """Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them it stood still for
 0.5 s at a time, and a quarter of all work was that. Agents have no cycles that outlive them; what handlers leave is found later.
 """
+
+
+STACKS_SIGNAL: Final = int(signal.SIGRTMIN) + 7 if hasattr(signal, "SIGRTMIN") else 0
+"""Has a node write down where its threads are, also while code in C keeps the interpreter; 0: not on this system."""
 
 
 class NodeSettings(msgspec.Struct):
@@ -55,6 +61,15 @@ class NodeSettings(msgspec.Struct):
 
     def __repr__(self) -> str:
         return f"NodeSettings(name={self.name!r}, host={self.host!r}, incarnation={self.incarnation!r})"
+
+
+def _keep_stacks() -> int:
+    """Have a signal write the stacks of all threads into a file of this process; return its descriptor, -1 for none."""
+    if not STACKS_SIGNAL or not hasattr(os, "memfd_create"):
+        return -1
+    file = os.memfd_create("holdfast-stacks")
+    faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
+    return file
 
 
 class NodeFailed(Exception):
@@ -97,8 +112,11 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
         user=settings.user,
         password=settings.password,
     ) as node:
-        teller.tell("ready", {"incarnation": node.incarnation, "kinds": [cls.__kind__.name for cls in kinds]})
+        kind_names = [cls.__kind__.name for cls in kinds]
+        teller.tell("ready", {"incarnation": node.incarnation, "kinds": kind_names, "stacks": _keep_stacks()})
+        node._runtime.stalls.tell = teller.tell
         await stop.wait()
+        teller.tell("ending", {})
     if failures:
         raise NodeFailed(failures[0])
     teller.tell("ended", {})

@@ -1,0 +1,109 @@
+"""The marks in an agent's record: which messages were about to run alone, and how many processes ended while they did.
+
+A mark's value holds the epoch in which it was written, and a count. It counts for an end only where the owner of that epoch
+ended with it in hand; one that let go of the shard in order did not. A count of 0 blames nobody: the message is to run alone. A
+name that begins with ``!`` says why a message is marked; a name of ``*`` stands for any message of the agent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from holdfast import limits
+from holdfast.agents import mailbox
+
+if TYPE_CHECKING:
+    from holdfast.agents.activation import Activation
+
+ANY_MESSAGE: Final = "*"
+_WHY: Final = "!"
+_OTHER: Final = "="
+"""In front of a key that looks like one of the names above."""
+
+_COUNT_BITS: Final = 4
+
+Marks = dict[str, int]
+
+
+def name_of(key: str) -> str:
+    """The name of a message's mark."""
+    return _OTHER + key if key[:1] in (ANY_MESSAGE, _WHY, _OTHER) else key
+
+
+def value(epoch: int, ends: int) -> int:
+    """Of a mark: it was written in this epoch, and so many processes ended, or are about to, while its message ran."""
+    return epoch << _COUNT_BITS | min(ends, (1 << _COUNT_BITS) - 1)
+
+
+def ends(marks: Marks, name: str, epoch: int) -> int:
+    """How many processes ended behind a mark; one that was written in this very epoch has not ended anything."""
+    found = marks.get(name, 0)
+    count = found & (1 << _COUNT_BITS) - 1
+    return count - 1 if count and found >> _COUNT_BITS == epoch else count
+
+
+def epoch_of(marks: Marks, name: str) -> int:
+    """In which epoch a mark was written; 0: by code that did not say so, or none."""
+    return marks.get(name, 0) >> _COUNT_BITS
+
+
+def put(marks: Marks, name: str, epoch: int, ends: int, why: str = "") -> None:
+    """Mark a message, and keep why, where it is known; make room where there are too many."""
+    marks[name] = value(epoch, ends)
+    if why:
+        explain(marks, name, why)
+    named = [other for other in marks if other[:1] != _WHY and other not in (ANY_MESSAGE, name)]
+    for other in named[: max(len(named) + 1 - limits.ATTEMPT_MARKS_MAX, 0)]:
+        forget(marks, other)
+
+
+def explain(marks: Marks, name: str, why: str) -> None:
+    """Keep why a message is marked."""
+    _forget_why(marks, name)
+    marks[f"{_WHY}{name}\n{why}"] = 0
+
+
+def why(marks: Marks, name: str) -> str:
+    """Why a message is marked, where that is known."""
+    start = f"{_WHY}{name}\n"
+    return next((other[len(start) :] for other in marks if other.startswith(start)), "")
+
+
+def forget(marks: Marks, name: str) -> None:
+    """The message was handled, or given up."""
+    if marks.pop(name, None) is not None:
+        _forget_why(marks, name)
+
+
+def take_back(marks: Marks, name: str) -> None:
+    """The last run of a message ended nothing. One that stood still before is to run alone again."""
+    before = (marks[name] & (1 << _COUNT_BITS) - 1) - 1
+    if name != ANY_MESSAGE and (before > 0 or why(marks, name)):
+        marks[name] = value(0, max(before, 0))
+    else:
+        forget(marks, name)
+
+
+def _forget_why(marks: Marks, name: str) -> None:
+    start = f"{_WHY}{name}\n"
+    for other in [other for other in marks if other.startswith(start)]:
+        del marks[other]
+
+
+def counting(activation: Activation, marks: Marks) -> Marks:
+    """Those that count for a new owner: not of an owner that let go of the shard in order, nor of this very process."""
+    claim, outlived = activation.shard.claim, activation.shard.runtime.marks
+    released = claim.before if claim.clean else 0
+    found = dict(marks)
+    for name, number in marks.items():
+        if (activation.token, name) in outlived or (released and number >> _COUNT_BITS == released):
+            take_back(found, name)
+    if found != marks:
+        activation.shard.runtime.loop.call_soon(_rewrite, activation)
+    return found
+
+
+def _rewrite(activation: Activation) -> None:
+    """Have the log drop them as well: the next owner does not know any more that they count for nothing."""
+    if activation.loaded:
+        activation.note(mailbox.mark(activation.shard.runtime.loop.create_future()))

@@ -1,0 +1,302 @@
+"""Which message is blamed when the process that had it in hand ended or stood still, and which is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec import field
+from tests.agents.kinds import until
+
+from holdfast import Agent, HandlerFailed, Node, State, handler, limits, reader
+from holdfast.agents import attempts
+from holdfast.agents.attempts import ANY_MESSAGE
+from holdfast.agents.record import unpack
+from holdfast.cluster.standstills import Standstill, Standstills
+
+runs: list[str] = []
+ends = [asyncio.Event()]
+"""The last one lets handlers end."""
+
+
+class Done(State):
+    names: list[str] = field(default_factory=list)
+
+
+class Worker(Agent[Done]):
+    @handler
+    async def work(self, what: str) -> list[str]:
+        runs.append(what)
+        await ends[-1].wait()
+        self.state.names.append(what)
+        return self.state.names
+
+    @handler
+    async def fail(self, what: str) -> None:
+        runs.append(what)
+        raise ValueError(what)
+
+    @reader
+    async def names(self) -> list[str]:
+        return self.state.names
+
+    @reader
+    async def gaze(self, what: str) -> str:
+        runs.append(what)
+        await ends[-1].wait()
+        return what
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    runs.clear()
+    ends.append(asyncio.Event())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+@asynccontextmanager
+async def life(path: Path, ends: str = "in order") -> AsyncIterator[Node]:
+    """One life of a node on the log. One that does not end in order leaves its claims behind, as a killed process does."""
+    async with Node.join(f"local:{path}", serve=[Worker]) as node:
+        await node.ready()
+        yield node
+        if ends != "in order":
+            node._ownership.owned.clear()
+
+
+async def ran(what: str, times: int) -> None:
+    async def there() -> bool:
+        return runs.count(what) >= times
+
+    await until(there)
+
+
+async def marks(node: Node, agent: str = "a") -> dict[str, int]:
+    info = node.describe(f"Worker/{agent}")
+    shard = node._runtime.shards[info.shard]
+    stored = await node.engine.log.read_sequence(shard.cell, shard.index[f"Worker/{agent}"])
+    assert stored is not None
+    return unpack(stored.payload, "").attempts
+
+
+async def names(node: Node, agent: str = "a") -> list[str]:
+    return await node.agent(Worker, agent).ask(Worker.names)
+
+
+async def handled(node: Node, *expected: str, agent: str = "a") -> None:
+    async def there() -> bool:
+        return await names(node, agent) == list(expected)
+
+    await until(there)
+
+
+async def test_a_message_that_runs_through_stops_in_order_is_not_blamed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler of a minute, and a deploy each moment: what is given up at a stop was not begun."""
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
+    for times in range(1, 6):
+        async with life(path) as node:
+            if times == 1:
+                await node.agent(Worker, "a").send(Worker.work, "long")
+            await ran("long", times)
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "long")
+        assert await node.dead_letters.all() == []
+        assert await marks(node) == {}
+
+
+async def test_a_stop_in_order_counts_for_nothing_between_two_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ran behind the agent's mark, and behind its own; both times its owner let go of it."""
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
+    for times, end in enumerate(["killed", "killed", "in order", "killed", "in order", "in order"], 1):
+        async with life(path, end) as node:
+            if times == 1:
+                await node.agent(Worker, "a").send(Worker.work, "long")
+            await ran("long", times)
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "long")
+        assert await node.dead_letters.all() == []
+
+
+async def test_the_third_end_is_the_last_and_others_of_the_agent_are_handled(path: Path) -> None:
+    for times in range(1, 4):
+        async with life(path, "killed") as node:
+            if times == 1:
+                await node.agent(Worker, "a").send(Worker.work, "deadly")
+                await node.agent(Worker, "a").send(Worker.work, "behind it")
+            await ran("deadly", times)
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "behind it")
+        await given_up(node)
+        assert [one.error for one in await node.dead_letters.all()] == ["this message ended 3 processes"]
+        assert runs.count("deadly") == 3
+
+
+async def test_who_was_killed_by_somebody_is_tried_again_and_not_for_ever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Standstills, "was_killed", lambda *_: True)
+    most = 2 + limits.ALONE_ENDS_MAX
+    for times in range(1, most + 1):
+        async with life(path, "killed") as node:
+            if times == 1:
+                await node.agent(Worker, "a").send(Worker.work, "long")
+            await ran("long", times)
+    async with life(path) as node:
+        await given_up(node)
+        assert await names(node) == []
+        assert len(await node.dead_letters.all()) == 1
+        assert runs.count("long") == most
+
+
+async def given_up(node: Node) -> None:
+    async def there() -> bool:
+        return bool(await node.dead_letters.all())
+
+    await until(there)
+
+
+async def heard(node: Node, key: str, ended: bool = True) -> None:
+    owner = f"n-{len(runs)}"
+    still = Standstill(owner, 5.34, "Worker/a", key, "app.py:36 (spin)", ended=ended)
+    node._runtime.standstills.note([still], [])
+
+
+async def test_what_stood_still_runs_once_more_alone_behind_a_mark_that_says_why(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node_hears: list[Standstill] = []
+    note = Standstills.__init__
+
+    def told(self: Standstills) -> None:
+        note(self)
+        self.note(node_hears, [])
+
+    monkeypatch.setattr(Standstills, "__init__", told)
+    async with life(path, "killed") as node:
+        await node.agent(Worker, "a").send(Worker.work, "still")
+        await node.agent(Worker, "b").send(Worker.work, "innocent")
+        await ran("still", 1)
+        await ran("innocent", 1)
+        running = [a for s in node._runtime.shards.values() for a in s.activations.values() if a.running]
+        key = next(a.running.key for a in running if a.token == "Worker/a" and a.running is not None)
+        node_hears.append(Standstill(node.incarnation, 5.34, "Worker/a", key, "app.py:36 (spin)", ended=True))
+    async with life(path, "killed") as node:
+        await ran("still", 2)
+        found = await marks(node)
+        assert attempts.why(found, attempts.name_of(key)) == "stood still for 5.3 s in app.py:36 (spin)"
+        assert ANY_MESSAGE not in found
+    node_hears.clear()  # the word is lost: what the log says is enough
+    ends[-1].set()
+    async with life(path) as node:
+        await given_up(node)
+        (letter,) = await node.dead_letters.all()
+        assert letter.error == "stood still for 5.3 s in app.py:36 (spin)"
+        assert runs.count("still") == 2
+        assert await names(node) == []
+        await handled(node, "innocent", agent="b")
+
+
+async def test_a_word_that_is_false_costs_an_innocent_message_nothing_but_care(path: Path) -> None:
+    async with life(path) as node:
+        for number in range(3):
+            agent = node.agent(Worker, "a").options(message_id=f"m{number}")
+            await heard(node, f"m{number}")
+            ends[-1].set()
+            assert len(await agent.ask(Worker.work, f"w{number}")) == number + 1
+        assert await marks(node) == {}
+
+
+async def test_a_message_that_fails_alone_is_tried_again_and_not_blamed(path: Path) -> None:
+    """Its own mark, of this very process, is no end."""
+    async with life(path, "killed") as node:
+        await node.agent(Worker, "a").send(Worker.work, "first")
+        await ran("first", 1)
+    async with life(path, "killed") as node:
+        await ran("first", 2)
+        await node.agent(Worker, "a").send(Worker.fail, "fails")
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "first")
+        await given_up(node)
+        assert [one.kind_of_error for one in await node.dead_letters.all()] == ["ValueError"]
+        assert runs.count("fails") == limits.ATTEMPTS_MAX
+        await node.agent(Worker, "a").ask(Worker.work, "new")
+        assert await marks(node) == {}
+
+
+async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path: Path) -> None:
+    async with life(path) as node:
+        ends[-1].set()
+        await node.agent(Worker, "a").ask(Worker.work, "first")
+        send = node._router._send
+
+        def suspected(opened: object) -> None:
+            opened.call.suspect = True  # type: ignore[attr-defined]
+            send(opened)  # type: ignore[arg-type]
+
+        node._router._send = suspected  # type: ignore[method-assign,assignment]
+        assert await asyncio.gather(*(node.agent(Worker, "a").ask(Worker.gaze, f"r{n}") for n in range(5))) == [
+            f"r{n}" for n in range(5)
+        ]
+
+        async def unmarked() -> bool:
+            return await marks(node) == {}
+
+        await until(unmarked)
+        shard = node._runtime.shards[node.describe("Worker/a").shard]
+        activation = shard.activations["Worker/a"]
+        # As it is found after two ends behind the mark of the very call.
+        key = f"{node._router.caller}?{node._router._number + 1}"
+        activation.attempts = {attempts.name_of(key): attempts.value(1, 1)}
+        with pytest.raises(HandlerFailed, match="ended 3 processes"):
+            await node.agent(Worker, "a").ask(Worker.gaze, "deadly")
+        assert "deadly" not in runs
+
+
+def test_marks_by_names_that_look_like_others() -> None:
+    for key in ("*", "!x", "=", "plain", "in:7"):
+        found: dict[str, int] = {}
+        attempts.put(found, ANY_MESSAGE, 5, 1)
+        attempts.put(found, attempts.name_of(key), 9, 2, "it stood still")
+        assert attempts.why(found, attempts.name_of(key)) == "it stood still"
+        assert attempts.ends(found, attempts.name_of(key), epoch=11) == 2
+        assert attempts.ends(found, attempts.name_of(key), epoch=9) == 1
+        attempts.forget(found, attempts.name_of(key))
+        assert list(found) == [ANY_MESSAGE]
+
+
+def test_marks_make_room_for_newer_ones() -> None:
+    found: dict[str, int] = {}
+    attempts.put(found, ANY_MESSAGE, 5, 1)
+    for number in range(100):
+        attempts.put(found, f"m{number}", 5, 1, f"why {number}")
+    assert ANY_MESSAGE in found and attempts.why(found, "m99") == "why 99"
+    assert len(found) == 2 * limits.ATTEMPT_MARKS_MAX + 1
+
+
+async def test_what_is_heard_has_a_bound_and_lasts_no_longer_than_it_is_said() -> None:
+    known = Standstills()
+    for number in range(2 * limits.STANDSTILLS_MAX):
+        known.note([Standstill(f"n-{number}", 6.0, f"K/{number}", f"m{number}", ended=True)], [f"n-{number}"])
+    assert known.of("n-0") is None and known.named("K/0", "m0") is None and not known.was_killed("n-0")
+    assert known.of("n-300") is not None and known.was_killed("n-300~2")
+    assert not known.under_way()
+    known.note([Standstill("n-x", 1.5)], [])
+    assert known.under_way()
+    known.note([Standstill("n-x", 6.0, ended=True)], [])
+    assert not known.under_way()
+    assert known.rests("K/load") is None
+    known.note([Standstill("n-y", 2.0, "K/load")], [])
+    assert known.rests("K/load") is not None and known.named("K/load", "") is None

@@ -1,0 +1,179 @@
+"""One host with three nodes, and handlers that stand still: what others notice of it, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tests.cluster.still_app import Slow, Still
+from tests.cluster.test_failover import owner_name
+
+from holdfast import HandlerFailed, HoldfastError, LocalCluster, Node
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+APP = str(Path(__file__).parent / "still_app.py")
+LONG = 240.0
+EVENTS: list[dict[str, object]] = []
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("still") / "runs"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> AsyncIterator[LocalCluster]:
+    os.environ["STILL_RUNS"] = str(runs)
+    EVENTS.clear()
+
+    def report(event: str, facts: dict[str, object]) -> None:
+        EVENTS.append({"event": event, **facts})
+
+    directory = tmp_path_factory.mktemp("cluster")
+    async with LocalCluster(directory, [APP], hosts=1, nodes=3, report=report) as made:
+        yield made
+    del os.environ["STILL_RUNS"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
+    async with Node.join(cluster.urls) as made:
+        yield made
+
+
+def processes(runs: Path) -> dict[str, set[str]]:
+    """Per message the processes that it ran in."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in runs.read_text().splitlines() if runs.exists() else ():
+        pid, what = line.split(" ", 1)
+        found[what].add(pid)
+    return found
+
+
+async def all_there(node: Node) -> None:
+    async with asyncio.timeout(60):
+        while len([member for member in node.members() if member.kinds]) < 3:
+            await asyncio.sleep(0.05)
+    await node.ready(60)
+
+
+async def letter(node: Node, handler: str, agent: str) -> str:
+    async with asyncio.timeout(LONG):
+        while True:
+            for one in await node.dead_letters.all():
+                if (one.handler, one.agent_id) == (handler, f"Still/{agent}"):
+                    return one.error
+            await asyncio.sleep(0.2)
+
+
+async def test_an_endless_loop_costs_one_share_at_a_time_and_ends_with_an_error(
+    cluster: LocalCluster, node: Node, runs: Path
+) -> None:
+    await all_there(node)
+    others = [node.agent(Still, f"other-{n}") for n in range(40)]
+    for other in others:
+        await other.ask(Still.add)
+    looping = asyncio.create_task(node.agent(Still, "loop").options(timeout_seconds=LONG).ask(Still.spin, "ask"))
+    rounds, alone = 0, 0
+    while not looping.done():
+        asked = [asyncio.create_task(other.options(timeout_seconds=60).ask(Still.add)) for other in others]
+        await asyncio.sleep(0.5)
+        # At no time do most of them wait: never is more than one node's share away.
+        alone += sum(one.done() for one in asked) >= len(others) // 3
+        await asyncio.gather(*asked)
+        rounds += 1
+    with pytest.raises(HandlerFailed, match=r"stood still for \d+\.\d s in still_app\.py:\d+ \(spin\)"):
+        await looping
+    assert len(processes(runs)["ask"]) == 2
+    assert alone
+    assert await node.agent(Still, "loop").ask(Still.value) == 0
+    assert {str(one["text"]).partition(" in ")[2] for one in EVENTS if one["event"] == "node-still"} != {""}
+    for other in others:
+        assert await other.ask(Still.value) == rounds + 1
+    assert [one.error for one in await node.dead_letters.all()] == []
+
+
+async def test_each_way_to_stand_still_ends_after_two_nodes(cluster: LocalCluster, node: Node, runs: Path) -> None:
+    await all_there(node)
+    letters = [("nap", "napper"), ("backtrack", "matcher"), ("spin", "timer"), ("spin", "looper")]
+    await node.agent(Still, "napper").send(Still.nap, "nap", 40.0)
+    await node.agent(Still, "matcher").send(Still.backtrack, "backtrack")
+    await node.agent(Still, "timer").ask(Still.arm, "timer")
+    await node.agent(Still, "looper").send(Still.spin, "send")
+    reading = asyncio.create_task(node.agent(Still, "reader").options(timeout_seconds=LONG).ask(Still.stare, "reader"))
+    for handler, agent in letters:
+        assert "stood still for " in await letter(node, handler, agent)
+    with pytest.raises(HandlerFailed, match=r"stood still for .* \(stare\)"):
+        await reading
+    counts = {what: len(pids) for what, pids in processes(runs).items()}
+    assert {what: count for what, count in counts.items() if count > 2} == {}
+    assert set(counts) >= {"nap", "backtrack", "timer", "send", "reader"}
+    for agent in ("napper", "matcher", "looper", "reader"):
+        assert await node.agent(Still, agent).options(timeout_seconds=60).ask(Still.value) == 0
+    assert len(await node.dead_letters.all()) == len(letters)
+
+
+async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(cluster: LocalCluster, node: Node) -> None:
+    await all_there(node)
+    agent = node.agent(Still, "moment")
+    await agent.ask(Still.add)
+    before = owner_name(node, "Still/moment"), node.describe("Still/moment").epoch
+    assert await agent.ask(Still.nap, "moment", 1.2) == 2
+    assert (owner_name(node, "Still/moment"), node.describe("Still/moment").epoch) == before
+
+
+async def test_an_agent_whose_loading_stands_still_is_left_alone(cluster: LocalCluster, node: Node, runs: Path) -> None:
+    await all_there(node)
+    agent = node.agent(Slow, "slow")
+    assert await agent.ask(Slow.become, "load") == 1
+    flag = runs.with_suffix(".slow")
+    flag.touch()
+    try:
+        cluster.kill_node(owner_name(node, "Slow/slow"))
+        with pytest.raises(HoldfastError, match=r"stood still for .* while it loaded Slow/slow"):
+            await agent.options(timeout_seconds=LONG).ask(Slow.become, "load again")
+        assert len(processes(runs)["load"]) <= 2
+        assert await node.agent(Still, "beside").options(timeout_seconds=60).ask(Still.add) == 1
+    finally:
+        flag.unlink()
+
+
+async def test_a_node_that_is_stopped_is_told_of_and_begun_anew(cluster: LocalCluster, node: Node) -> None:
+    await all_there(node)
+    name = owner_name(node, "Still/stopped")
+    pid = cluster.node_pid(name)
+    os.kill(pid, signal.SIGSTOP)
+    assert await node.agent(Still, "stopped").options(timeout_seconds=60).ask(Still.add) == 1
+    async with asyncio.timeout(120):
+        while not any(one["event"] == "node-still" and one["node"] == name for one in EVENTS):
+            await asyncio.sleep(0.1)
+        while True:
+            try:
+                if cluster.node_pid(name) != pid:
+                    break
+            except HoldfastError:
+                pass
+            await asyncio.sleep(0.1)
+    await all_there(node)
+
+
+async def test_who_stood_still_itself_is_not_cut_off(cluster: LocalCluster, node: Node) -> None:
+    """A client whose loop did not run has heard nothing meanwhile, but nothing is wrong."""
+    await all_there(node)
+    async with Node.join(cluster.urls) as client:
+        slow = asyncio.create_task(client.agent(Still, "waits").ask(Still.nap, "waits", 1.0))
+        async with asyncio.timeout(30):
+            while not client.life.wanted:
+                await asyncio.sleep(0.05)
+        client.life.hears_majority = lambda _: False  # as after so long a silence on a client of more hosts
+        await slow
+        client.life.want(True)
+        time.sleep(3)
+        assert await client.agent(Still, "after").ask(Still.add) == 1
