@@ -158,6 +158,7 @@ async def test_what_every_process_raises_replaces_one_process_at_most(node: Node
     ("how", "text"),
     [
         ("kill", r"Workshop\.end was killed by signal 9 \(SIGKILL: out of memory\?\)"),
+        ("kill-with-forks", "was killed by signal 9"),
         ("segfault", r"was killed by signal 11 \(SIGSEGV\)"),
         ("exit", "ended with code 7"),
         ("close", "ended with code 1"),

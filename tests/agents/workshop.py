@@ -169,6 +169,14 @@ class Workshop(Agent[Count]):
                         os.write(number, b"\x00\x00\x00\x03abc")
                 except OSError:
                     pass
+        elif how == "kill-with-forks":  # they keep all that it had open
+            for new_session in (False, True):
+                if os.fork() == 0:
+                    if new_session:
+                        os.setsid()
+                    time.sleep(15)
+                    os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
         elif how == "system-exit":
             sys.exit("enough")
         elif how == "interrupt":

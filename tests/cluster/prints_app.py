@@ -44,6 +44,14 @@ class Printer(Agent[Count]):
         print(text)
         logger.info(text)
 
+    @handler(runs_in="process")
+    async def say_in_process(self, text: str) -> int:
+        print(text)
+        print(f"err {text}", file=sys.stderr)
+        logger.info(text)
+        subprocess.run(["git", "--version"], check=True)
+        return os.getpid()
+
     @handler
     async def lose_task(self) -> None:
         async def lost() -> None:

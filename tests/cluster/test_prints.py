@@ -122,6 +122,10 @@ async def test_a_line_says_which_agent_printed_or_logged_it(node: Node, events: 
         await events.line(agent, f"WARNING shop: after: {text}")
     await events.line("Printer/one", "in a thread")
     await events.line("Printer/one", "INFO shop: in a thread")
+    await one.ask(Printer.say_in_process, "in a process")
+    for text in ("in a process", "err in a process", "INFO shop: in a process"):
+        await events.line("Printer/one", text)
+    assert any(agent == "Printer/one" and text.startswith("git version") for agent, text in events.said())
     assert not [text for _, text in events.said() if "too much" in text]
     await one.ask(Printer.lose_task)
     await until(lambda: any("KeyError: 'nobody waits for it'" in text for _, text in events.said()))
@@ -162,6 +166,20 @@ async def test_a_program_that_keeps_the_pipes_does_not_hide_a_death(
     finally:
         with suppress(ProcessLookupError):
             os.kill(daemon, signal.SIGKILL)
+
+
+async def test_a_file_gets_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody has to hear of the events: by default the lines are printed, else they are in the file."""
+    facts = {"host": "h1", "node": "h1-1", "agent": "Printer/a", "text": "[/] \x1b[31m \ud800"}
+    for log in ("", tmp_path / "log"):
+        made = LocalCluster(tmp_path, hosts=1, log=log)
+        made._heard("node-said", facts)
+        made._heard("host-said", {"host": "h1", "text": "of a host"})
+        made._heard("node-ready", {"host": "h1"})
+        made._writer.close(30)
+    lines = ["h1-1 Printer/a: [/] \\x1b[31m \\ud800", "h1: of a host"]
+    assert capsys.readouterr().err.splitlines() == lines
+    assert (tmp_path / "log").read_text().splitlines() == lines
 
 
 async def test_up_goes_on_though_nobody_reads_what_it_prints(tmp_path: Path) -> None:

@@ -59,6 +59,20 @@ class _Worker:
         self._reader = reader
         self._writer = writer
         self._texts = [TextReader(pipe, self._on_text(number)) for number, pipe in enumerate(texts, 1)]
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """See its end though a fork of it lives on and keeps the channel."""
+        await self.process.wait()
+        self._kill_group()
+        end = time.monotonic() + limits.WORKER_CLOSE_SECONDS
+        while not self._reader.at_eof() and time.monotonic() < end:  # what it said last is on its way
+            await asyncio.sleep(0.05)
+        self._reader.feed_eof()
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _on_text(self, number: int) -> Any:
         return lambda text: said.hand_on(self.agent_id, text, number)
@@ -146,9 +160,9 @@ class _Worker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limits.WORKER_CLOSE_SECONDS):
                     await self.process.wait()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._kill_group()
         await self.process.wait()
+        self._watching.cancel()
         for text in self._texts:
             text.finish()
             text.close()

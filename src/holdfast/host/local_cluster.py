@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast import files, ids
+from holdfast import ids
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError
@@ -27,7 +28,7 @@ from holdfast.host.host_child import HostChild
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import free_ports
 from holdfast.host.supervisor import HostSettings, Report
-from holdfast.pipes import Writer, write_all
+from holdfast.pipes import Writer
 from holdfast.said import SAID_EVENTS, said_line
 
 
@@ -145,12 +146,13 @@ class LocalCluster:
             self._writer.put(said_line(facts))
 
     def _write(self, line: str) -> None:
-        data = f"{line}\n".encode(errors="backslashreplace")
         if self._log is None:
-            write_all(2, data)
+            with suppress(ValueError, AttributeError):  # it is closed, or there is none
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
         else:
-            with files.appending(self._log) as file:
-                file.write(data)
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{line}\n")
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one more host on loopback, which joins without a vote; return once its nodes are ready.

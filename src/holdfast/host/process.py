@@ -89,9 +89,20 @@ def main() -> int:
     events = pipes.Writer(lambda text: pipes.write_all(1, f"{text}\n".encode(errors="backslashreplace")))
     teller = pipes.Teller(told.events) if told.events != 1 else None
 
+    dropped = 0
+
     def report(event: str, facts: dict[str, Any]) -> None:
+        nonlocal dropped
         if teller is not None:
-            teller.tell(event, facts, may_drop=event == "node-said")
+            is_print = event == "node-said"
+            if (
+                is_print
+                and dropped
+                and teller.tell(event, {**facts, "text": pipes.dropped_text(dropped)}, may_drop=True)
+            ):
+                dropped = 0
+            if not teller.tell(event, facts, may_drop=is_print) and is_print:
+                dropped += 1
         else:
             events.put(json.dumps({"event": event, "pid": os.getpid(), **facts}))
 
