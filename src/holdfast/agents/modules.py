@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ class Place(NamedTuple):
     qualname: str
 
 
+@lru_cache(1024)
 def place_of(cls: type) -> Place:
     """Where a class was defined."""
     module = sys.modules.get(cls.__module__)
@@ -38,6 +40,7 @@ def place_of(cls: type) -> Place:
     return Place(name, str(Path(file).resolve()) if file else "", cls.__qualname__)
 
 
+@lru_cache(1024)
 def find(place: Place) -> Any:
     """The class at a place. Raises `ImportError`, and whatever its module raises while it is imported."""
     found: Any = _module(place.module, place.file)

@@ -31,7 +31,11 @@ _BROKEN_TEXTS: Final = ("CUDA error", "HIP error", "device-side assert", "CUDA d
 _CHAIN_MAX: Final = 64
 _handler_of: Final = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 """Without making an enum of each number, which takes 15 times as long."""
-_LIMITS: Final = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+_LIMITS: Final = tuple(
+    getattr(resource, f"RLIMIT_{name}")
+    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
+    if hasattr(resource, f"RLIMIT_{name}")
+)
 
 
 class _Said:
@@ -100,7 +104,8 @@ class Baseline:
         self._environment = dict(os.environ)
         self._encoded = dict(_environment())
         self._path = list(sys.path)
-        self._handlers = {int(number): _handler_of(number) for number in signal.valid_signals()}
+        self._signals = [int(number) for number in signal.valid_signals()]
+        self._handlers = [_handler_of(number) for number in self._signals]
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         self._umask = _umask()
         self._limits = [resource.getrlimit(one) for one in _LIMITS]
@@ -143,16 +148,17 @@ class Baseline:
             os.environ.update(self._environment)
         if sys.path != self._path:
             sys.path[:] = self._path
-        for number, handler in self._handlers.items():
-            if _handler_of(number) is not handler and handler is not None:
-                signal.signal(number, handler)
+        if [_handler_of(number) for number in self._signals] != self._handlers:
+            for number, handler in zip(self._signals, self._handlers, strict=True):
+                if handler is not None and _handler_of(number) is not handler:
+                    signal.signal(number, handler)
         if signal.pthread_sigmask(signal.SIG_BLOCK, []) != self._mask:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if _umask() != self._umask:
             os.umask(self._umask)
-        for one, (soft, hard) in zip(_LIMITS, self._limits, strict=True):
-            if resource.getrlimit(one) != (soft, hard):
-                resource.setrlimit(one, (soft, hard))
+        if [resource.getrlimit(one) for one in _LIMITS] != self._limits:
+            for one, both in zip(_LIMITS, self._limits, strict=True):
+                resource.setrlimit(one, both)
         if self._processors and os.sched_getaffinity(0) != self._processors:
             os.sched_setaffinity(0, self._processors)
         sys.stdin, sys.stdout, sys.stderr = self._streams

@@ -39,7 +39,7 @@ def job(
 ) -> Job:
     """What a worker has to know to run a message's handler, or reader, on a state."""
     return Job(
-        *modules.place_of(activation.kind.cls), activation.token, method.name, message.arguments, state,
+        *modules.place_of(cast(Any, activation.kind.cls)), activation.token, method.name, message.arguments, state,
         context.message_key, context.deadline, context.keep_until, context.chain, context.reads_only,
         activation.epoch, activation.timers or {}, activation.generation,
     )  # fmt: skip
