@@ -68,7 +68,7 @@ async def until(condition: Callable[[], object], seconds: float = 120.0) -> None
 
 
 async def host(node: Node, name: str) -> HostView:
-    return next(one for one in await list_hosts(node.engine) if one.name == name)
+    return next(one for one in (await list_hosts(node.engine))[0] if one.name == name)
 
 
 class Load:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from holdfast.admin.doctor import Diagnosis
 from holdfast.admin.findings import KINDS, Finding
 from holdfast.admin.hosts import HostView
+from holdfast.admin.presence import Presence
 from holdfast.cli import backup, doctor, hosts, scrub, up
 from holdfast.cli.main import app
 from holdfast.node.node import Node
@@ -163,13 +164,13 @@ def made(kind: Any, **given: Any) -> Any:
 
 def test_hosts_and_nodes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @asynccontextmanager
-    async def joined(at: str) -> AsyncIterator[Any]:
-        yield type("Joined", (), {"engine": None})
+    async def connected(at: str) -> AsyncIterator[Any]:
+        yield None
 
-    async def listed(_engine: object) -> list[HostView]:
-        return [made(HostView), made(HostView, state="gone", member=True)]
+    async def listed(_engine: object) -> tuple[list[HostView], Presence]:
+        return [made(HostView), made(HostView, state="gone", member=True)], Presence()
 
-    monkeypatch.setattr(hosts, "joined", joined)
+    monkeypatch.setattr(hosts, "connected", connected)
     monkeypatch.setattr(hosts, "list_hosts", listed)
     assert SEEN in run("hosts")
     monkeypatch.setattr(Node, "members", lambda self: [made(MemberInfo)])

@@ -42,18 +42,19 @@ async def examine(engine: NatsEngine) -> Diagnosis:
     try:
         await engine.open()
     except (NotDone, ConfigError) as error:
-        return Diagnosis([_unreachable(error)], 0, 0, 0)
+        return unreachable(error)
     try:
         return diagnose(await survey(engine))
     finally:
         await engine.close()
 
 
-def _unreachable(error: HoldfastError) -> Finding:
+def unreachable(error: HoldfastError) -> Diagnosis:
+    """What is said where no server takes a connection."""
     text = str(error)
     if "certificate has expired" in text:
-        return finding("certificate-expired", "a server", text)
-    return finding("unreachable", "the cluster", text)
+        return Diagnosis([finding("certificate-expired", "a server", text)], 0, 0, 0)
+    return Diagnosis([finding("unreachable", "the cluster", text)], 0, 0, 0)
 
 
 def diagnose(seen: Survey) -> Diagnosis:

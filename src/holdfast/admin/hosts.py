@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 
 from holdfast import limits
+from holdfast.admin import presence
+from holdfast.admin.presence import HostPresence, Presence
 from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort
 from holdfast.engines.base import Engine
@@ -18,6 +20,7 @@ from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.system import Peer, Replica, Voters
 
 _WAIT_SECONDS: Final = 1.5
+NOT_OURS: Final = "this cluster has no record of a cohort: its servers are not run by `holdfast up`"
 
 MEMBER: Final = "member"
 JOINED: Final = "joined"
@@ -102,20 +105,24 @@ async def look(engine: Engine) -> View:
     """Look at all hosts. Raises `NotFound` where the servers are not Holdfast's own, `NoQuorum`."""
     record, sequence = await cohort.read(engine, cohort.CELL)
     if record is None:
-        raise NotFound("this cluster has no record of a cohort: its servers are not run by `holdfast up`")
-    expected = sorted(record.hosts)
+        raise NotFound(NOT_OURS)
+    view = await _gather(engine, record, sequence, sorted(record.hosts))
+    voters = await _voters(engine, view)
+    view.leader = voters.leader
+    answering = {one.entry.server for one in view.facts.values() if one.entry is not None and one.server is not None}
+    view.alive = {peer.name: peer.name in answering or _heard(peer) for peer in voters.peers}
+    view.current = {peer.name: peer.current for peer in voters.peers}
+    return view
+
+
+async def _gather(engine: Engine, record: Cohort, sequence: int, expected: list[str]) -> View:
+    """What the hosts say of themselves and of what they keep; it does not wait for more than those that are expected."""
     answers, kept = await asyncio.gather(
         ask_hosts(engine.bus, "facts", HostFacts, expected=expected, wait_seconds=_WAIT_SECONDS),
         ask_hosts(engine.bus, "replicas", Replicas, expected=expected, wait_seconds=_WAIT_SECONDS),
     )
     facts = {host: one for host, one in answers.items() if isinstance(one, HostFacts)}
-    view = View(record, sequence, facts, {h: one for h, one in kept.items() if isinstance(one, Replicas)}, "", {}, {})
-    voters = await _voters(engine, view)
-    view.leader = voters.leader
-    answering = {one.entry.server for one in facts.values() if one.entry is not None and one.server is not None}
-    view.alive = {peer.name: peer.name in answering or _heard(peer) for peer in voters.peers}
-    view.current = {peer.name: peer.current for peer in voters.peers}
-    return view
+    return View(record, sequence, facts, {h: one for h, one in kept.items() if isinstance(one, Replicas)}, "", {}, {})
 
 
 def _heard(peer: Peer) -> bool:
@@ -180,18 +187,24 @@ class HostView(msgspec.Struct):
     member: bool
 
 
-async def list_hosts(engine: Engine) -> list[HostView]:
-    """All hosts, those that are gone included. Raises `NotFound`, `NoQuorum`."""
-    view, seen = await asyncio.gather(look(engine), last_seen(engine))
-    names = sorted({*view.record.hosts, *view.facts})
-    return [_host_view(view, seen, name) for name in names]
+async def list_hosts(engine: Engine) -> tuple[list[HostView], Presence]:
+    """All hosts, those that are gone included, with or without a majority; and who is up.
+
+    Raises `NotFound` where the servers are not Holdfast's own.
+    """
+    seen = await presence.look(engine.bus)
+    if seen.record is None:
+        raise NotFound(NOT_OURS)
+    view = await _gather(engine, seen.record, seen.sequence, seen.answered)
+    return [_host_view(view, host) for host in seen.hosts], seen
 
 
-def _host_view(view: View, seen: dict[str, float], name: str) -> HostView:
+def _host_view(view: View, host: HostPresence) -> HostView:
+    name = host.name
     facts = view.facts.get(name)
     entry = view.record.hosts.get(name) or (facts.entry if facts is not None else None)
     member = name in view.record.members
-    state = GONE if facts is None else MEMBER if member else COMING if name in view.record.target else JOINED
+    state = GONE if not host.up else MEMBER if member else COMING if name in view.record.target else JOINED
     server = entry.server if entry is not None else ""
     keeping = [(leading, peer) for leading in view.leading.values() for peer in leading.peers if peer.name == server]
     leads = sum(leading.leader == server for leading in view.leading.values())
@@ -207,8 +220,8 @@ def _host_view(view: View, seen: dict[str, float], name: str) -> HostView:
         behind,
         facts.disk_bytes if facts is not None else 0,
         facts.disk_free_bytes if facts is not None else 0,
-        0.0 if facts is not None else seen.get(name),
+        0.0 if host.up else None if host.since is None else max(time.time() - host.since, 0.0),
         facts.now - time.time() if facts is not None else 0.0,
-        (facts.seat_trouble or facts.server_trouble) if facts is not None else "",
+        (facts.seat_trouble or facts.server_trouble) if facts is not None else "it does not answer" if host.up else "",
         member,
     )

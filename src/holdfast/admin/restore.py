@@ -24,11 +24,13 @@ from holdfast import chance, limits
 from holdfast.admin import rewrite
 from holdfast.admin.archive import Head, Item, Part
 from holdfast.admin.cut import Report
+from holdfast.admin.presence import Presence, look
 from holdfast.admin.rewrite import Batches
 from holdfast.admin.subjects import Places, is_passing, kind_of
 from holdfast.admin.verify import BackupFacts, checked, verify
 from holdfast.cluster import manifest as manifests
 from holdfast.cluster.beats import BEAT_SUBJECT, beat_door
+from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.manifest import Manifest, data_cells, generations, registry_cell
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Message, Record, Stored
@@ -68,7 +70,7 @@ async def restore(
     generation = newest + 1 if generation is None else generation
     if not newest < generation <= limits.GENERATION_MAX:
         raise ConfigError(f"the generation {generation} is none of a restored cluster: it is {newest + 1} or higher")
-    replicas = replicas or max(size for size in (1, 3, 5) if size <= max(engine.servers(), 1))
+    replicas = replicas or await _copies(engine)
     registry = registry_cell(generation)
     names = data_cells(generation, cells or replicas)
     first = rewrite.first_sequence(generation)
@@ -88,6 +90,13 @@ async def restore(
     facts.generation, facts.cuts = generation, {cell: await engine.log.last_sequence(cell) for cell in names}
     say("restored", {})
     return facts
+
+
+async def _copies(engine: Engine) -> int:
+    """As many as there are hosts that vote; on servers that no host runs, as many as are known."""
+    seen = Presence() if engine.name == "local" else await look(engine.bus)
+    count = engine.servers() if seen.record is None else len(seen.record.target or seen.record.members)
+    return max(size for size in SIZES if size <= max(count, 1))
 
 
 # The target ----------------------------------------------------------------------------------------------------------

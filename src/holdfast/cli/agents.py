@@ -9,13 +9,14 @@ import msgspec
 import typer
 
 from holdfast import ids
+from holdfast.cli.bounds import Commands
 from holdfast.cli.common import AgentId, At, Json, ago, execute, joined
 from holdfast.cli.printing import Table, out, shown
 from holdfast.cluster.registry import Entry
 from holdfast.errors import BadMessage, NotFound
 from holdfast.node.node import Node
 
-app = typer.Typer(no_args_is_help=True, help="Agents: list, show, find.")
+app = Commands(no_args_is_help=True, help="Agents: list, show, find.")
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most so many.")]
 
@@ -56,7 +57,7 @@ def list_agents(
     """List the registered agents."""
 
     async def work() -> None:
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             entries = node.registry.find(kind=kind or None, limit=limit)
             _print(node, entries, node.registry.count(kind=kind or None), as_json)
 
@@ -78,7 +79,7 @@ def find_agents(
 
     async def work() -> None:
         conditions = [_condition(text) for text in where or ()]
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             found = node.registry.find(capability=capability, where=conditions)
             _print(node, found[:limit], len(found), as_json)
 
@@ -106,7 +107,7 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
 
     async def work() -> None:
         ids.parse_agent_id(agent)
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             info = node.describe(agent)
             try:
                 stored = await node.inspect(agent)

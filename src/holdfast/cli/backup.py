@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from holdfast.admin.backup import create
 from holdfast.admin.cut import Report
+from holdfast.admin.presence import require_majority
 from holdfast.admin.restore import restore
 from holdfast.admin.verify import BackupFacts, verify
-from holdfast.cli.common import At, Json, execute, joined, security_from_environment, where
+from holdfast.cli.bounds import Commands, bounds
+from holdfast.cli.common import At, Json, connected, execute, joined, where
 from holdfast.cli.printing import bold, moment, out
+from holdfast.engines.base import Engine
 from holdfast.node import settings
 
-app = typer.Typer(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
+app = Commands(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")]
 
 
@@ -63,16 +67,23 @@ def restore_backup(
 
     async def work() -> None:
         place = settings.parse(where(at))
-        local = isinstance(place, settings.Local)
-        engine = settings.engine(place, {} if local else msgspec.structs.asdict(security_from_environment()))
-        await engine.open()
-        try:
+        async with _opened(place) if isinstance(place, settings.Local) else connected(at) as engine:
+            await require_majority(engine)
+            bounds.begun = True
             facts = await restore(engine, file, generation=generation, replicas=copies, report=_reporter(as_json))
-        finally:
-            await engine.close()
         _show(facts, as_json)
 
     execute(work(), as_json)
+
+
+@asynccontextmanager
+async def _opened(place: settings.Local) -> AsyncIterator[Engine]:
+    engine = settings.engine(place, {})
+    await engine.open()
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 def _reporter(as_json: bool) -> Report:

@@ -9,13 +9,14 @@ import typer
 
 from holdfast.admin import cohort
 from holdfast.admin.cohort import Report
+from holdfast.cli.bounds import Commands
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.hosts import say
 from holdfast.cli.printing import bold, out
 from holdfast.cluster.cohort import Cohort
 from holdfast.node.node import Node
 
-app = typer.Typer(no_args_is_help=True, help="Which hosts vote and keep replicas: 3 or 5 of them.")
+app = Commands(no_args_is_help=True, help="Which hosts vote and keep replicas: 3 or 5 of them.")
 
 Host = Annotated[str, typer.Argument(metavar="HOST")]
 
@@ -25,7 +26,7 @@ def show(at: At = "", as_json: Json = False) -> None:
     """Show who votes, and the change that is under way, if there is one."""
 
     async def work() -> None:
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             record = await cohort.show(node)
             if as_json:
                 out.json(cohort.plain(record))

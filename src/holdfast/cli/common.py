@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -13,15 +14,26 @@ import typer
 from msgspec.structs import asdict
 
 from holdfast import files
+from holdfast.admin.presence import guarded
 from holdfast.agents.agent import Agent
+from holdfast.cli.bounds import COMMAND_SECONDS, CONNECT_SECONDS, bounds
 from holdfast.cli.printing import Styled, out, problems
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import ConfigError, HandlerFailed, HoldfastError, NotDone, Unknown
+from holdfast.engines.nats.reach import reach
+from holdfast.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    HandlerFailed,
+    HoldfastError,
+    NotDone,
+    OutcomeUnknown,
+    Unknown,
+)
 from holdfast.host.nats_config import Security
 from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node
-from holdfast.node.settings import Local, parse
+from holdfast.node.settings import Local, not_joined, parse
 
 T = TypeVar("T")
 
@@ -33,6 +45,9 @@ EXIT_NEVER: Final = 1
 EXIT_CONFIG: Final = 2
 EXIT_NOT_DONE: Final = 3
 EXIT_UNKNOWN: Final = 4
+
+_GRACE_SECONDS: Final = 0.3
+"""For so long what has a deadline of its own may say better than a command what became of it."""
 
 At = Annotated[
     str,
@@ -101,36 +116,53 @@ def where(at: str) -> list[str]:
 
 
 @asynccontextmanager
-async def joined(at: str, app: str = "") -> AsyncIterator[Node]:
-    """A node that serves nothing, or an application, and has heard who is there."""
-    urls = where(at)
-    local = urls[0].startswith("local:")
-    if local and not Path(urls[0].removeprefix("local:")).exists() and not app:
-        raise ConfigError(f"there is no file {urls[0].removeprefix('local:')}")
+async def joined(at: str, app: str = "", *, reads: bool = False) -> AsyncIterator[Node]:
+    """A node that serves nothing, or an application, and has heard who is there. ``reads``: it is to change nothing.
+
+    Raises `NoQuorum` as soon as a majority is known to be missing, with who is gone, and `NotFound` without a cluster.
+    """
+    place = parse(where(at))
     serve: list[type[Agent[Any]]] = load_agents(app) if app else []
-    security = Security() if local else security_from_environment()
-    async with Node.join(urls, serve=serve, **asdict(security)) as node:
-        await node.settled()
-        yield node
+    bounds.reads = reads
+    if isinstance(place, Local):
+        if not place.path.exists() and not app:
+            raise ConfigError(f"there is no file {place.path}")
+        async with Node.join(f"local:{place.path}", serve=serve) as node:
+            await node.settled()
+            bounds.begun = True
+            yield node
+        return
+    async with connected(at) as engine:
+        async with nullcontext() if bounds.wait else guarded(engine):
+            node = await Node.on(engine, serve, wait=bounds.wait)
+            await node.settled()
+        bounds.begun = True
+        try:
+            async with guarded(engine) if reads else nullcontext():
+                yield node
+        finally:
+            await node.close()
 
 
 @asynccontextmanager
 async def connected(at: str) -> AsyncIterator[NatsEngine]:
     """A connection to a cluster, without joining it: it works without a majority too. Raises `ConfigError`, `NoQuorum`."""
-    engine = cluster_engine(where(at))
-    await engine.open()
+    urls = cluster_urls(at)
+    seconds = bounds.left(None if bounds.wait else CONNECT_SECONDS) or COMMAND_SECONDS
+    secrets = asdict(security_from_environment())
+    engine = await reach(urls, lambda some: NatsEngine(some, **secrets, connect_seconds=seconds))
     try:
         yield engine
     finally:
         await engine.close()
 
 
-def cluster_engine(urls: list[str]) -> NatsEngine:
-    """The engine of a cluster, not opened yet. Raises `ConfigError`."""
-    found = parse(urls)
+def cluster_urls(at: str) -> tuple[str, ...]:
+    """The servers of a cluster. Raises `ConfigError` for an embedded log."""
+    found = parse(where(at))
     if isinstance(found, Local):
-        raise ConfigError(f"{urls[0]} is an embedded log, which has one copy: this is for clusters")
-    return NatsEngine(found.urls, **asdict(security_from_environment()))
+        raise ConfigError(f"{found.path} is an embedded log, which has one copy: this is for clusters")
+    return found.urls
 
 
 def needs_app(at: str, app: str) -> None:
@@ -140,14 +172,32 @@ def needs_app(at: str, app: str) -> None:
 
 
 def execute(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
-    """Run a command's work; an error of ours becomes a message and an exit code."""
+    """Run a command's work within its time; an error of ours becomes a message and an exit code."""
     try:
-        return run(work)
+        return run(_in_time(work))
     except HoldfastError as error:
         fail(error, as_json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise AssertionError("not reached")
+
+
+async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+    left = bounds.left()
+    try:
+        async with asyncio.timeout(None if left is None else left + _GRACE_SECONDS) as bound:
+            return await work
+    except TimeoutError:
+        if not bound.expired():
+            raise
+    seconds = bounds.timeout or 0.0
+    if not bounds.begun:
+        raise not_joined(seconds)
+    if bounds.reads:
+        raise DeadlineExceeded(
+            f"no answer within {seconds:g} s: `holdfast status` and `holdfast doctor` say what is wrong"
+        )
+    raise OutcomeUnknown(f"it was not done within {seconds:g} s, and may be done later: look, before it is tried again")
 
 
 def fail(error: HoldfastError, as_json: bool) -> None:

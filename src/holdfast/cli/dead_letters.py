@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from holdfast.cli.bounds import Commands
 from holdfast.cli.common import At, Json, ago, execute, joined
 from holdfast.cli.printing import Table, out, shown
 from holdfast.errors import NotFound
 
-app = typer.Typer(no_args_is_help=True, help="Messages that kept failing: list, show, replay, drop.")
+app = Commands(no_args_is_help=True, help="Messages that kept failing: list, show, replay, drop.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="As `dead-letters list` shows it.")]
 
 
@@ -24,7 +25,7 @@ def list_letters(
     """List the dead letters that wait."""
 
     async def work() -> None:
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             letters = await node.dead_letters.all(agent)
         if as_json:
             out.json(letters)
@@ -44,7 +45,7 @@ def show_letter(letter_id: Id, at: At = "", as_json: Json = False) -> None:
     """Show one with its arguments and the whole error."""
 
     async def work() -> None:
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             found = next((letter for letter in await node.dead_letters.all() if letter.id == letter_id), None)
         if found is None:
             raise NotFound(f"there is no dead letter {letter_id}: it may have been replayed or dropped")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from holdfast.admin.doctor import Diagnosis, examine
+from holdfast.admin.doctor import Diagnosis, diagnose, unreachable
 from holdfast.admin.findings import KINDS, needs_action
 from holdfast.admin.local_doctor import examine_file
-from holdfast.cli.common import EXIT_NEVER, At, Json, cluster_engine, execute, where
+from holdfast.admin.survey import survey
+from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute, where
 from holdfast.cli.printing import Styled, bold, out
+from holdfast.errors import ConfigError, NotDone
 from holdfast.node.settings import Local, parse
 
 _COLOURS = {"critical": "bold red", "warning": "yellow", "notice": "cyan"}
@@ -21,9 +23,14 @@ def doctor(at: At = "", as_json: Json = False) -> None:
     """
 
     async def work() -> Diagnosis:
-        urls = where(at)
-        found = parse(urls)
-        return await (examine_file(found.path) if isinstance(found, Local) else examine(cluster_engine(urls)))
+        found = parse(where(at))
+        if isinstance(found, Local):
+            return await examine_file(found.path)
+        try:
+            async with connected(at) as engine:
+                return diagnose(await survey(engine))
+        except (NotDone, ConfigError) as error:
+            return unreachable(error)
 
     diagnosis = execute(work(), as_json)
     if as_json:

@@ -30,7 +30,7 @@ def events(
         out.print(Styled(clock, "dim"), f"  {event.what:<18} ", bold(event.who), f"  {facts}")
 
     async def work() -> None:
-        async with joined(at) as node:
+        async with joined(at, reads=not follow) as node:
             newest: deque[Event] = deque(maxlen=limit)
             position = after
             async for event in node.events.read(after=after):

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from holdfast.admin.found import found as found_cluster
+from holdfast.admin.presence import require_majority
+from holdfast.cli.bounds import bounds
 from holdfast.cli.common import At, Json, connected, execute
 from holdfast.cli.printing import out
 
@@ -20,6 +22,8 @@ def found(
 
     async def work() -> None:
         async with connected(at) as engine:
+            await require_majority(engine)
+            bounds.begun = True
             done = await found_cluster(engine, replicas)
         if as_json:
             out.json(done)

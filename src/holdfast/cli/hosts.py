@@ -8,25 +8,30 @@ import typer
 
 from holdfast.admin import cohort
 from holdfast.admin.hosts import GONE, HostView, list_hosts
-from holdfast.cli.common import At, Json, ago, execute, joined
+from holdfast.admin.presence import Presence, no_majority
+from holdfast.cli.common import EXIT_NOT_DONE, At, Json, ago, connected, execute, fail, joined
 from holdfast.cli.printing import Part, Styled, Table, out
 
 
 def hosts(at: At = "", as_json: Json = False) -> None:
     """List the hosts: who votes, what their servers keep, their disks, and who is gone."""
 
-    async def work() -> None:
-        async with joined(at) as node:
-            found = await list_hosts(node.engine)
-            if as_json:
-                out.json(found)
-                return
-            made = Table("HOST", "STATE", "SERVER", "#NODES", "#REPLICAS", "#DISK FREE", "SEEN", "~")
-            for host in found:
-                made.add_row(host.name, _state(host), host.server, *_numbers(host), _seen(host), host.trouble)
-            out.print(made)
+    async def work() -> tuple[list[HostView], Presence]:
+        async with connected(at) as engine:
+            return await list_hosts(engine)
 
-    execute(work(), as_json)
+    found, seen = execute(work(), as_json)
+    if as_json:
+        out.json(found)
+    else:
+        made = Table("HOST", "STATE", "SERVER", "#NODES", "#REPLICAS", "#DISK FREE", "SEEN", "~")
+        for host in found:
+            made.add_row(host.name, _state(host), host.server, *_numbers(host), _seen(host), host.trouble)
+        out.print(made)
+    if seen.lost and not as_json:
+        fail(no_majority(seen), as_json)
+    if seen.lost:
+        raise typer.Exit(EXIT_NOT_DONE)
 
 
 def _state(host: HostView) -> Part:

@@ -9,6 +9,7 @@ import typer
 
 from holdfast import ids, limits
 from holdfast.cli.agents import value_of
+from holdfast.cli.bounds import bounds
 from holdfast.cli.common import AgentId, App, At, Json, Timeout, execute, joined, needs_app
 from holdfast.cli.printing import out, shown
 from holdfast.errors import BadMessage
@@ -51,7 +52,7 @@ def call(
         given = _arguments(arguments, named)
         needs_app(at, app)
         async with joined(at, app) as node:
-            reply = await node.call(agent, handler, given, timeout_seconds=timeout)
+            reply = await node.call(agent, handler, given, timeout_seconds=bounds.left() or timeout)
             if as_json:
                 out.json({"reply": reply})
             elif reply is not None:
@@ -75,7 +76,7 @@ def send(
         ids.parse_agent_id(agent)
         given = _arguments(arguments, named)
         async with joined(at) as node:
-            await node.send(agent, handler, given, timeout_seconds=timeout)
+            await node.send(agent, handler, given, timeout_seconds=bounds.left() or timeout)
             if as_json:
                 out.json({"sent": agent})
             else:

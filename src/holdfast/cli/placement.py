@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from holdfast.admin import nodes
+from holdfast.cli.bounds import Commands
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.printing import Table, out
 from holdfast.core import pools
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A host (all its nodes) or a node, as `status` shows it.")]
-pools_app = typer.Typer(no_args_is_help=True, help="Pools: list, set.")
+pools_app = Commands(no_args_is_help=True, help="Pools: list, set.")
 
 
 def cordon(name: Name, at: At = "", as_json: Json = False) -> None:
@@ -62,7 +63,7 @@ def list_pools(at: At = "", as_json: Json = False) -> None:
     """List the pools, with the kinds that live in them."""
 
     async def work() -> None:
-        async with joined(at) as node:
+        async with joined(at, reads=True) as node:
             found = node.placement.table
         rows = [
             {

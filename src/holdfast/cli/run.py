@@ -6,17 +6,20 @@ import asyncio
 import inspect
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from msgspec.structs import asdict
 
+from holdfast.cli.bounds import bounds
 from holdfast.cli.common import DIRECTORY, execute, security_from_environment
 from holdfast.cli.printing import bold, out
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
 from holdfast.node.node import Node
+
+_FOR_EVER_SECONDS: Final = 1e8
 
 
 def run_app(
@@ -42,7 +45,8 @@ async def _run(app: str, at: str) -> None:
     main = getattr(load_module(app), "main", None)
     url = at or f"local:{DIRECTORY / (Path(app.partition(':')[0]).stem + '.db')}"
     security = Security() if url.startswith("local:") else security_from_environment()
-    async with Node.join(url, serve=agents, **asdict(security)) as node:
+    patience = _FOR_EVER_SECONDS if bounds.wait else None
+    async with Node.join(url, serve=agents, wait=bounds.wait, timeout_seconds=patience, **asdict(security)) as node:
         if main is not None:
             if not inspect.iscoroutinefunction(main) or len(inspect.signature(main).parameters) != 1:
                 raise ConfigError(f"main of {app} must be `async def main(node)` to be run")

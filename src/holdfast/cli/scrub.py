@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from holdfast.admin.presence import require_majority
 from holdfast.admin.scrub import Damage, ScrubReport, by_hosts
 from holdfast.admin.scrub import scrub as run_scrub
+from holdfast.cli.bounds import bounds
 from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute
 from holdfast.cli.printing import Styled, bold, out, problems
 
@@ -26,6 +28,8 @@ def scrub(
 
     async def work() -> ScrubReport:
         async with connected(at) as engine:
+            await require_majority(engine)
+            bounds.begun, bounds.reads = True, not repair
             rebuild = by_hosts(engine) if repair else None
             return await run_scrub(engine, rebuild=rebuild, report=None if as_json else _say)
 

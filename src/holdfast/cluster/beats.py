@@ -73,6 +73,8 @@ class HostBeat(msgspec.Struct, array_like=True):
     """Its nodes that stand still now, and those that it ended for it, the newest last."""
     killed: Incarnations = []
     """Of ``ended``, those whose processes somebody else killed; and those that somebody stopped."""
+    number: Count = 0
+    """Of this beat, in this life: the last one that was heard tells one silence from another."""
 
 
 _decode_beat = msgspec.msgpack.Decoder(Beat).decode

@@ -25,6 +25,9 @@ _MEMBERS_MAX: Final = 10_000
 _OLD_WORD_SECONDS: Final = 2.0
 """A word on a node that is older than what a tail of the log may lag behind."""
 
+_BEATS_TOGETHER: Final = 16
+"""Not everybody hears a host's last beat: two silences that begin within so many beats have one name."""
+
 
 class Membership:
     """The view that one node has of all. ``alone``: no other process can be there (the embedded engine)."""
@@ -42,6 +45,8 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._hosts: dict[str, HostBeat] = {}
         self._hosts_heard_at: dict[str, float] = {}
+        """Of the hosts that are not silent."""
+        self._looked_at = asyncio.get_running_loop().time()
         self._condemned: dict[str, None] = {}
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -142,6 +147,8 @@ class Membership:
         known = self._hosts.get(beat.host)
         if known is None and len(self._hosts) >= _MEMBERS_MAX:
             return
+        if known is not None and known.incarnation == beat.incarnation and beat.host not in self._hosts_heard_at:
+            self.on_event("host-returned", beat.host, _silence(known))
         self._hosts[beat.host] = beat
         self._hosts_heard_at[beat.host] = self._loop.time()
         for one in self.standstills.note(beat.still, beat.killed):
@@ -174,6 +181,7 @@ class Membership:
     def _look(self) -> None:
         """Note who was not heard for too long; forget the dead after a while."""
         now = self._loop.time()
+        self._forgive(now)
         condemns = bool(self._describe().kinds)
         for incarnation, member in list(self._members.items()):
             silent = now - member.heard_at
@@ -182,10 +190,24 @@ class Membership:
                 self._died(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
-        for host, heard_at in list(self._hosts_heard_at.items()):
-            if now - heard_at > limits.TAKEOVER_SECONDS:
-                del self._hosts_heard_at[host]
-                self.on_event("host-silent", host, self._hosts[host].incarnation)
+        if self.hears_majority(0) or not any(beat.votes for beat in self._hosts.values()):
+            for host, heard_at in list(self._hosts_heard_at.items()):
+                if now - heard_at > limits.TAKEOVER_SECONDS:
+                    del self._hosts_heard_at[host]
+                    self.on_event("host-silent", host, _silence(self._hosts[host]), seconds=round(now - heard_at, 1))
+
+    def _forgive(self, now: float) -> None:
+        """Whoever stood still, or was cut off from the bus, says nothing about others: their silence begins again.
+
+        A process that was frozen wakes with every clock of silence run out, before it reads what has come meanwhile.
+        """
+        elapsed, self._looked_at = now - self._looked_at, now
+        if elapsed > 2 * limits.BEAT_SECONDS:
+            for member in self._members.values():
+                member.heard_at = min(member.heard_at + elapsed, now)
+        if elapsed > 2 * limits.BEAT_SECONDS or not self._engine.connected():
+            for host in self._hosts_heard_at:
+                self._hosts_heard_at[host] = min(self._hosts_heard_at[host] + elapsed, now)
 
     def _call_dead(self, incarnation: str, why: str, word: bool = False) -> None:
         member = self._members[incarnation]
@@ -278,6 +300,11 @@ class Membership:
             self.beat(leaving=True)
         for subscription in self._subscriptions:
             await subscription.close()
+
+
+def _silence(beat: HostBeat) -> str:
+    """The name of the silence that began after a host's beat: the same for all that heard about the same one last."""
+    return f"{beat.incarnation}-{beat.number // _BEATS_TOGETHER}"
 
 
 def _nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.cluster.cohort import HostEntry
+from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.host.system import Replica, ServerFacts
 
 
@@ -61,6 +61,24 @@ class HostFacts(msgspec.Struct):
     """Why its server is not as the cohort's record says; empty where it is."""
     modes: dict[str, int] = {}
     """The permissions of its directory, its settings and its key, by path."""
+
+
+class HostSight(msgspec.Struct):
+    """Who is there, as one host has it in memory: it answers at once, with or without a majority."""
+
+    host: str
+    now: float
+    """Seconds since 1970, by its own clock."""
+    up_seconds: float
+    """For how long its process has listened to the others."""
+    votes: bool
+    """Whether its server runs, keeps copies, and votes."""
+    heard: dict[str, float] = {}
+    """How many seconds ago it heard each other host."""
+    record: Cohort | None = None
+    """The newest record of the cohort that it ever saw."""
+    sequence: int = 0
+    """Of that record."""
 
 
 class Replicas(msgspec.Struct):

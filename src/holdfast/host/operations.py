@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.host import voting
-from holdfast.host.facts import Certificate, HostFacts, NodeFacts, Replicas
+from holdfast.host.facts import Certificate, HostFacts, HostSight, NodeFacts, Replicas
 from holdfast.host.service import Nothing, Operation
 from holdfast.host.system import System
 from holdfast.version import VERSION
@@ -39,6 +39,7 @@ class Operations:
         """All of them, by name."""
         return {
             "facts": Operation(Nothing, self.facts),
+            "sight": Operation(Nothing, self.sight),
             "replicas": Operation(Nothing, self.replicas),
             "restart": Operation(Nothing, self.restart),
             **voting.operations(self._host),
@@ -89,6 +90,15 @@ class Operations:
             facts.votes = host.seat.votes
         facts.certificates = self._certificates()
         return facts
+
+    async def sight(self, _: Nothing) -> HostSight:
+        """Whom it hears, and who votes as far as it knows: from memory, without asking anybody."""
+        host = self._host
+        now = time.monotonic()
+        heard = {name: now - at for name, at in host.heard.items()}
+        votes, seat = host.votes, host.seat
+        record, sequence = (None, 0) if seat is None else (seat.record, seat.sequence)
+        return HostSight(host.settings.name, time.time(), time.time() - host.started_at, votes, heard, record, sequence)
 
     def _certificates(self) -> list[Certificate]:
         host = self._host

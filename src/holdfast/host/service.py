@@ -206,34 +206,42 @@ async def hear_hosts(
     *,
     expected: Sequence[str] = (),
     wait_seconds: float = 1.0,
+    enough: Callable[[str, T | HoldfastError], bool] | None = None,
 ) -> list[Heard[T]]:
-    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake."""
+    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake.
+
+    ``enough`` is called with each answer, and says whether it was the last one that is waited for.
+    """
     found: list[Heard[T]] = []
     loop = asyncio.get_running_loop()
     asked_at = loop.time()
-    enough = asyncio.Event()
+    complete = asyncio.Event()
 
     def take(message: Message) -> None:
         try:
             answer = _decode_answer(message.payload)
         except codec.ERRORS:
             if message.no_responders:
-                enough.set()
+                complete.set()
             return
         seconds = loop.time() - asked_at
+        value: T | HoldfastError
         try:
-            found.append(Heard(answer.host, _value(answer, kind), seconds))
+            value = _value(answer, kind)
         except HoldfastError as error:
-            found.append(Heard(answer.host, error, seconds))
+            value = error
+        found.append(Heard(answer.host, value, seconds))
+        if enough is not None and enough(answer.host, value):
+            complete.set()
         if expected and {one.host for one in found} >= set(expected):
-            enough.set()
+            complete.set()
 
     reply = f"hf.hr.{ids.new_id('q')}"
     subscription = await bus.subscribe(reply, take)
     try:
         bus.publish(ALL_SUBJECT, _encode(operation, arguments), reply)
         async with asyncio.timeout(wait_seconds):
-            await enough.wait()
+            await complete.wait()
     except TimeoutError:
         pass
     finally:

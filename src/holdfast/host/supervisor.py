@@ -130,6 +130,7 @@ class Host:
         self._incarnation = ids.new_id("h")
         self.changes = Changes(self, self._incarnation)
         self._door = host_door()
+        self._beats = 0
         self._ended: deque[str] = deque(maxlen=_ENDED_MAX)
         """Incarnations whose processes ended."""
         self._killed: deque[str] = deque(maxlen=_ENDED_MAX)
@@ -169,11 +170,17 @@ class Host:
     def _say_who_lives(self) -> None:
         if self._engine is not None and self._engine.connected():
             living = [child.incarnation for child in self.children if child.incarnation]
-            votes = self.seat is not None and self.seat.votes and self.server is not None and self.server.pid != 0
             voters = self.seat.voters if self.seat is not None else 0
-            beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, votes, voters)
+            beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, self.votes, voters)
             beat.still, beat.killed = self._watchman.standstills(), [*self._killed, *self._watchman.stopped()]
+            self._beats += 1
+            beat.number = self._beats
             self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
+
+    @property
+    def votes(self) -> bool:
+        """Whether its server runs, keeps copies, and votes."""
+        return self.seat is not None and self.seat.votes and self.server is not None and self.server.pid != 0
 
     def _on_host(self, message: Message) -> None:
         if (beat := self._door.read(message)) is not None:

@@ -162,7 +162,7 @@ class Node:
         try:
             await node._ending.begin(runtime, node._start())
         except BaseException:
-            await node.close()
+            await node.leave()
             raise
         return node
 
@@ -225,16 +225,16 @@ class Node:
 
     async def close(self) -> None:
         """Finish what runs, let go of the shards, and leave. Closing twice is harmless."""
+        await self.leave()
+        await self.engine.close()
+
+    async def leave(self) -> None:
+        """As `close`, but for the engine, which stays open."""
         await self._ending.close()
 
     async def _end(self) -> None:
-        await self._holding.close()
-        await self._ownership.close()
-        await self._runtime.close()
-        await self._router.close()
-        await self._membership.close()
-        await self.life.close()
-        for part in (self.registry, self.placement, self.events, self.engine):
+        parts: list[Any] = [self._holding, self._ownership, self._runtime, self._router, self._membership]
+        for part in (*parts, self.life, self.registry, self.placement, self.events):
             await part.close()
 
     # Agents ------------------------------------------------------------------------------------------------------

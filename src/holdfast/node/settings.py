@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -86,13 +86,18 @@ async def within(seconds: float | None) -> AsyncIterator[None]:
     except TimeoutError:
         if not bound.expired():
             raise
-        raise NoQuorum(
-            f"no cluster could be joined within {seconds:g} s: no majority of its servers answers, or it is not founded yet "
-            "(`holdfast doctor` says which); a large one may need more timeout_seconds"
-        ) from None
+        raise not_joined(seconds or 0.0) from None
 
 
-def engine(where: Local | Nats, secrets: Mapping[str, str]) -> Engine:
+def not_joined(seconds: float) -> NoQuorum:
+    """What is said where joining did not come to its end in time."""
+    return NoQuorum(
+        f"no cluster could be joined within {seconds:g} s: no majority of its servers answers, or it is not founded yet "
+        "(`holdfast doctor` says which); a large one may need more timeout_seconds"
+    )
+
+
+def engine(where: Local | Nats, secrets: Mapping[str, Any]) -> Engine:
     """The engine for a place, with a client's secrets. Raises `ConfigError`."""
     if isinstance(where, Local):
         given = [name for name, value in secrets.items() if value]

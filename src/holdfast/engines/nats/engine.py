@@ -55,7 +55,9 @@ class NatsEngine(Engine):
         tls_key: str = "",
         user: str = "",
         password: str = "",
+        connect_seconds: float = limits.CONNECT_SECONDS,
     ) -> None:
+        self._connect_seconds = connect_seconds
         self._urls, named_user, named_password = split(urls)
         self.certificates = Certificates(tls_ca, tls_cert, tls_key, wanted=check_schemes(self._urls))
         """For other connections of this process, too."""
@@ -86,7 +88,7 @@ class NatsEngine(Engine):
 
     async def _connect(self, role: str, tells: bool = False) -> Connection:
         connection = Connection(role, tells)
-        await connection.open(self._urls, self.certificates, self._user, self._password, limits.CONNECT_SECONDS)
+        await connection.open(self._urls, self.certificates, self._user, self._password, self._connect_seconds)
         return connection
 
     def _check_server(self, connection: Connection) -> None:

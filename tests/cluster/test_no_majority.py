@@ -1,0 +1,151 @@
+"""Every command answers in every state of the cluster: with all hosts, with one lost, without a majority, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from holdfast import LocalCluster, Node, NoQuorum
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+APP = str(Path(__file__).parent / "app.py")
+HANGS_SECONDS = 45.0
+"""A command that takes longer hangs: each has a deadline of 30 s or less, and takes some 2 s on a machine with time."""
+
+COMMANDS = [
+    ["status"], ["hosts"], ["events"], ["agents", "list"], ["call", "Account/a", "value"],
+    ["send", "Account/a", "add", "1"], ["dead-letters", "list"], ["cohort", "show"], ["cohort", "set", "h1,h2,h3"],
+    ["backup", "create", "never.backup"], ["cordon", "h1"],
+    ["scrub"], ["found", "--replicas", "3"],
+]  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """What a command said."""
+
+    code: int
+    text: str
+
+
+async def run(*arguments: str, at: Sequence[str]) -> Answer:
+    """Run a command; it must end by itself."""
+    command = [str(Path(sys.executable).parent / "holdfast"), *arguments, "--at", ",".join(at)]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, cwd="/tmp")
+    try:
+        async with asyncio.timeout(HANGS_SECONDS):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        pytest.fail(f"{' '.join(arguments)} hangs")
+    assert process.returncode is not None
+    return Answer(process.returncode, out.decode() + ("" if "--json" in arguments and out else err.decode()))
+
+
+async def status(at: Sequence[str], code: int) -> Any:
+    answer = await run("status", "--json", at=at)
+    assert answer.code == code, answer
+    return json.loads(answer.text)
+
+
+async def becomes(at: Sequence[str], state: str) -> Any:
+    """The status, once it is in a state."""
+    async with asyncio.timeout(120):
+        while True:
+            answer = await run("status", "--json", at=at)
+            found = json.loads(answer.text)
+            if found.get("state") == state:
+                assert answer.code == {"well": 0, "degraded": 1, "down": 3}[state]
+                return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalCluster]:
+    async with LocalCluster(tmp_path_factory.mktemp("hosts"), [APP]) as made:
+        yield made
+
+
+def gone(found: Any) -> dict[str, bool]:
+    """The hosts that are gone, and whether it is said since when."""
+    return {host["name"]: host["since"] is not None for host in found["hosts"] if not host["up"]}
+
+
+async def test_all_is_well(cluster: LocalCluster) -> None:
+    found = await becomes(cluster.urls, "well")
+    assert [host["name"] for host in found["hosts"]] == ["h1", "h2", "h3"] and gone(found) == {}
+    assert found["served"] == found["shards"] == 128 and found["copies"] == found["voters"] == 3
+    assert (await run("call", "Account/a", "add", "7", at=cluster.urls)).text.strip() == "7"
+
+
+async def test_a_host_that_is_lost_is_named_and_the_others_serve(cluster: LocalCluster) -> None:
+    await cluster.kill_host("h3")
+    async with asyncio.timeout(120):
+        while (found := await becomes(cluster.urls[:1], "degraded"))["served"] < 128 or not gone(found):
+            pass
+    assert gone(found) == {"h3": True} and len(found["hosts"]) == 3
+    text = (await run("status", at=cluster.urls[:1])).text
+    assert "hosts 2 of 3 up; h3 is gone since" in text
+    assert {node["host"] for node in found["nodes"]} == {"h1", "h2"}, "shards are counted where they are served"
+    # Two of three servers that are tried first are not there.
+    assert (
+        await run("call", "Account/a", "value", at=[cluster.urls[2], "nats://127.0.0.1:1", cluster.urls[0]])
+    ).text == "7\n"
+
+
+async def test_without_a_majority_every_command_says_who_is_gone(cluster: LocalCluster) -> None:
+    await cluster.kill_host("h2")
+    found = await becomes(cluster.urls[:1], "down")
+    async with asyncio.timeout(60):
+        while "h2" not in gone(found):
+            found = await status(cluster.urls[:1], 3)
+    assert gone(found) == {"h2": True, "h3": True} and found["served"] == 0
+    for n in range(0, len(COMMANDS), 3):
+        some = COMMANDS[n : n + 3]
+        for command, answer in zip(
+            some, await asyncio.gather(*(run(*one, at=cluster.urls[:1]) for one in some)), strict=True
+        ):
+            assert answer.code == 3, (command, answer)
+            for name in ("h2", "h3"):
+                assert f"{name} is gone since" in answer.text, (command, answer)
+    rows = json.loads((await run("hosts", "--json", at=cluster.urls[:1])).text)
+    assert {row["name"]: row["state"] for row in rows} == {"h1": "member", "h2": "gone", "h3": "gone"}
+    for timeout in (0.5, 3.0):
+        with pytest.raises(NoQuorum, match=f"within {timeout:g} s"):
+            async with Node.join(cluster.urls, timeout_seconds=timeout):
+                pass
+
+
+async def test_without_any_server_every_command_says_so(cluster: LocalCluster) -> None:
+    os.kill(cluster.server_pid("h1"), signal.SIGSTOP)
+    try:
+        for answer in await asyncio.gather(
+            *(run(*one, at=cluster.urls) for one in (["status"], ["hosts"], COMMANDS[4]))
+        ):
+            assert answer.code == 3 and "no server answers" in answer.text, answer
+        with pytest.raises(NoQuorum):
+            async with Node.join(cluster.urls[0], timeout_seconds=0.5):
+                pass
+    finally:
+        os.kill(cluster.server_pid("h1"), signal.SIGCONT)
+    await cluster.kill_host("h1")
+    for answer in await asyncio.gather(*(run(*one, at=cluster.urls) for one in COMMANDS[:3])):
+        assert answer.code == 3 and "no server answers" in answer.text, answer
+    assert (await run("call", "Account/a", "value", "--timeout", "0.2", at=cluster.urls)).code == 3
+
+
+async def test_who_waits_gets_an_answer_when_all_is_back(cluster: LocalCluster) -> None:
+    waiting = asyncio.create_task(run("call", "Account/a", "value", "--wait", "--timeout", "40", at=cluster.urls))
+    await cluster.start()
+    answer = await waiting
+    assert answer.code == 0 and answer.text.strip().endswith("7"), answer
+    assert gone(await becomes(cluster.urls, "well")) == {}

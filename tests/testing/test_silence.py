@@ -1,0 +1,97 @@
+"""What nodes write about hosts that they do not hear: one event for each silence, and none by whoever stood still itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+from holdfast import codec, limits
+from holdfast.cluster.beats import HOST_SUBJECT, HostBeat
+from holdfast.cluster.events import Event
+from holdfast.testing.cluster import SimCluster
+from holdfast.testing.engine import SimEngine
+from holdfast.testing.workloads import Actor
+from holdfast.testing.world import World
+
+
+class Cluster(SimCluster):
+    """Its hosts number their beats, as real ones do; their processes outlive a loss of power, as if only the network did."""
+
+    async def _beat(self, host: str, engine: SimEngine) -> None:
+        number = 0
+        while True:
+            if self.host_up[host]:
+                number += 1
+                living = [self.incarnations[host]] if host in self.nodes else []
+                votes = self.servers.up(host)
+                beat = HostBeat(
+                    host, living, self.ended[host], f"life-of-{host}", votes, len(self.hosts), number=number
+                )
+                engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
+            await asyncio.sleep(limits.BEAT_SECONDS)
+
+
+class Story:
+    """A cluster of three hosts, and what was written in it."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = World(seed)
+        self.cluster = Cluster(self.world, [Actor], shards=6)
+        self.client = self.cluster.client("h1")
+        self.found: list[Event] = []
+        assert self.world.run(90, lambda: self.client.node is not None and self._served())
+        self.world.run(10)
+
+    def _served(self) -> bool:
+        nodes = [process.node for process in self.cluster.nodes.values()]
+        return all(nodes) and sum(len(node._ownership.owned) for node in nodes if node is not None) == 6
+
+    def events(self, *kinds: str) -> list[tuple[str, str]]:
+        found: list[Event] = []
+        done: list[bool] = []
+
+        async def read() -> None:
+            assert self.client.node is not None
+            found.extend([event async for event in self.client.node.events.read()])
+            done.append(True)
+
+        self.client.spawn(read())
+        assert self.world.run(60, lambda: bool(done))
+        return [(event.what, event.who) for event in found if event.what in kinds]
+
+
+def test_whoever_was_frozen_says_nothing_about_others() -> None:
+    for seed in range(4):
+        story = Story(seed)
+        try:
+            for host in story.cluster.hosts:
+                story.cluster.freeze_node(host, 6.0 + seed)
+                story.world.run(20)
+            assert story.events("host-silent", "host-returned") == []
+        finally:
+            story.world.close()
+
+
+def test_each_silence_is_written_once_and_the_next_one_again() -> None:
+    for seed in range(4):
+        story = Story(seed)
+        try:
+            for _ in range(2):
+                story.cluster.kill_host("h2", 15.0)
+                story.world.run(40)
+            wanted = [("host-silent", "h2"), ("host-returned", "h2")] * 2
+            assert story.events("host-silent", "host-returned") == wanted
+        finally:
+            story.world.close()
+
+
+def test_whoever_is_cut_off_does_not_call_the_majority_silent() -> None:
+    for seed in range(4):
+        story = Story(seed)
+        try:
+            story.cluster.partition("h3", 12.0)
+            story.world.run(40)
+            assert ("host-silent", "h1") not in story.events("host-silent")
+            assert ("host-silent", "h2") not in story.events("host-silent")
+            assert story.events("host-silent") == [("host-silent", "h3")]
+        finally:
+            story.world.close()
