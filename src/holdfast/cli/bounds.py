@@ -34,9 +34,9 @@ _OWN_LENGTH: Final = frozenset(
 
 
 class Bounds(msgspec.Struct):
-    """What this command was told. ``timeout`` is None for a command without a deadline."""
+    """What this command was told. ``timeout`` is None for a command without a deadline, such as `up`."""
 
-    timeout: float | None = COMMAND_SECONDS
+    timeout: float | None = None
     wait: bool = False
     started: float = 0.0
     begun: bool = False

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
-from holdfast import chance
+from holdfast import chance, limits
 from holdfast.cluster import manifest as manifests
 from holdfast.cluster.cohort import SIZES
 from holdfast.cluster.manifest import Manifest, data_cells, generations, newest_generation, registry_cell
 from holdfast.core import backoff
 from holdfast.engines.base import Engine
-from holdfast.errors import ConfigError, InvalidName, NotFound
+from holdfast.errors import ConfigError, InvalidName, NoQuorum, NotFound, Unknown
 
 _LOOK_SECONDS: Final = 0.5
 
@@ -68,15 +68,25 @@ async def settle(engine: Engine, shards: int, now: float, mandate: Mandate) -> M
 async def look(engine: Engine) -> Manifest | None:
     """The manifest of the newest generation, None where no cluster was founded. It makes nothing.
 
-    Raises what `manifests.read` and `Engine.cells` raise.
+    Servers that were just started have no leaders for a while: it is asked again. Raises what `manifests.read` and
+    `Engine.cells` raise.
     """
-    cells = await engine.cells()
-    if not generations(cells):
-        return None
-    try:
-        return await manifests.read(engine, registry_cell(newest_generation(cells)))
-    except InvalidName:  # the registry was removed in between
-        return None
+    random = chance.random()
+    attempt = 0
+    end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
+    while True:
+        cells = await engine.cells()
+        if not generations(cells):
+            return None
+        try:
+            return await manifests.read(engine, registry_cell(newest_generation(cells)))
+        except InvalidName:  # the registry was removed in between
+            return None
+        except (NoQuorum, Unknown):
+            if asyncio.get_running_loop().time() > end:
+                raise
+        attempt += 1
+        await asyncio.sleep(backoff.delay_seconds(attempt, random))
 
 
 async def find(engine: Engine, wait: bool) -> Manifest:
