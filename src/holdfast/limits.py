@@ -145,6 +145,9 @@ DEGRADED_SECONDS: Final = 60.0
 HANDLER_THREADS_MAX: Final = 32
 """Handlers of one node that run in threads at a time; more wait."""
 
+CIRCLE_MAX: Final = 32
+"""Agents whose turns wait for one another in a circle that is found; a longer one ends with its deadlines."""
+
 COMPLAINT_SECONDS: Final = 1.0
 """So often the same failure in users' code is said in the log."""
 

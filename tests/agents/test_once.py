@@ -28,7 +28,7 @@ from holdfast import (
     handler,
     limits,
 )
-from holdfast.agents.messages import Call
+from holdfast.agents.messages import WAITS, Call
 from holdfast.clock import SystemClock
 from holdfast.engines.base import Expect, Record
 
@@ -41,7 +41,12 @@ def path(tmp_path: Path) -> Path:
 async def deliver(node: Node, call: Call) -> tuple[int, Any]:
     """Put a call into the node as one that came from elsewhere; return (outcome, reply or error's name)."""
     answered: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-    node._runtime.take(call, lambda _reference, outcome, payload: answered.set_result((outcome, payload)))
+
+    def take(_reference: int, outcome: int, payload: bytes) -> None:
+        if outcome != WAITS:  # which is said of an attempt that joins another, and is no answer
+            answered.set_result((outcome, payload))
+
+    node._runtime.take(call, take)
     async with asyncio.timeout(10):
         outcome, payload = await answered
     value = msgspec.msgpack.decode(payload) if payload else None

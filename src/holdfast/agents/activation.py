@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
-from holdfast.agents import attempts, guard, reading, repeats, reviving, suspects, turn
+from holdfast.agents import attempts, circles, guard, reading, repeats, reviving, suspects, turn
 from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask, too_late
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
@@ -170,6 +170,7 @@ class Activation:
                 self.take_in_hand(message)
             if self.mailbox or self.inbox or not self._may_start():
                 self._put(message)
+                circles.look(self, message)
             else:  # nothing is before it
                 self._begin(message)
 

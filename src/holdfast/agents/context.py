@@ -78,6 +78,10 @@ class Context(msgspec.Struct, eq=False):
     _over: bool = False
     """Its turn has ended, and writes nothing more."""
     _state: Any = None
+    _task: Any = None
+    """The task that runs a turn that waits."""
+    _asks: Any = None
+    """The call that this very task asked last."""
 
     @property
     def agent_id(self) -> str:
@@ -221,4 +225,5 @@ def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = Fals
     call = message.call
     if call is None:
         return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
-    return Context(host, message.key, call.deadline, call.keep_until, (*call.chain, host.token), reads_only)
+    chain = call.chain if reads_only else (*call.chain, host.token)  # a reader keeps its agent from nothing
+    return Context(host, message.key, call.deadline, call.keep_until, chain, reads_only)

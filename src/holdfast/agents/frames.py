@@ -15,7 +15,7 @@ import msgspec
 from msgspec import structs
 
 from holdfast import codec, limits
-from holdfast.agents.messages import Call, Frame, Replies, Reply
+from holdfast.agents.messages import Call, Frame, Probe, Replies, Reply
 from holdfast.cluster.door import Door
 from holdfast.engines.base import Bus
 
@@ -64,6 +64,11 @@ class Frames:
         """Send word that its caller gave up a call."""
         frame = self._outgoing.get(to) or self._begin(to)
         frame.cancelled.append(structs.replace(call, arguments=b""))
+
+    def probe(self, to: str | int, probe: Probe) -> None:
+        """Send a probe after a call; see `circles`."""
+        frame = self._outgoing.get(to) or self._begin(to)
+        frame.probes.append(probe)
 
     def unheard(self, subject: str) -> Sequence[int]:
         """The references of a frame's calls, when nobody was there to hear it; ``subject``: its reply's."""

@@ -40,6 +40,19 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     """It was in the hands of a process that died."""
 
 
+class Probe(msgspec.Struct, array_like=True, gc=False):
+    """Finds turns that wait for one another; see `circles`. It names a call by its receiver and its key.
+
+    ``origin`` and ``origin_key``: of the call that it set out from; ``path``: the agents that it came through.
+    """
+
+    token: str
+    key: str
+    origin: str
+    origin_key: str
+    path: tuple[str, ...] = ()
+
+
 class Frame(msgspec.Struct, array_like=True, gc=False):
     """Calls for one node. Replies go to the ``reply`` subject; no reply is wanted for a call whose reference is 0."""
 
@@ -47,6 +60,7 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     calls: list[Call]
     cancelled: list[Call] = []
     """Calls that their caller gave up, without their arguments."""
+    probes: list[Probe] = []
 
 
 OK = 0
@@ -54,6 +68,8 @@ ERROR = 1
 NOT_OWNER = 2
 BUSY = 3
 BEGUN = 4
+WAITS = 5
+"""No answer: the payload says what the call waits for. A caller of an older version ignores it."""
 
 
 class Reply(msgspec.Struct, array_like=True, gc=False):

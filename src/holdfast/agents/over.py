@@ -68,6 +68,7 @@ def begin_waiting(agent: Any, context: Context, state: Any) -> None:
     """Begin a turn that waits, in whose own context (`contextvars`) this is called."""
     context._state = state
     context._waits = True
+    context._task = asyncio.current_task()
     agent._holdfast_context = context
     current.set(context)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from holdfast import limits
-from holdfast.agents import mailbox, turn
+from holdfast.agents import circles, mailbox, turn
 from holdfast.agents.mailbox import Delivery, is_same_ask
 from holdfast.agents.messages import Call, InboxMessage
 from holdfast.core.delivery import Verdict
@@ -41,6 +41,8 @@ def join(activation: Activation, known: Delivery, call: Call, message: Delivery)
     else:
         known.shared = known.shared or not is_same_ask(known.call, call)
         known.call, known.sink = call, message.sink
+        circles.hint(activation, known, message)
+        circles.look(activation, known)
 
 
 def _means_the_same(activation: Activation, known: Delivery, call: Call) -> bool:

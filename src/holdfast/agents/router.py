@@ -20,7 +20,9 @@ import msgspec
 from holdfast import chance, ids, limits, loops
 from holdfast.agents import skew
 from holdfast.agents.frames import Frames, decode_replies
-from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, Call
+from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, WAITS, Call, Probe
+from holdfast.agents.opened import Open
+from holdfast.agents.over import current
 from holdfast.agents.ref import AgentRef, Options
 from holdfast.agents.sender import Sender
 from holdfast.clock import Clock
@@ -53,23 +55,6 @@ _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
 _TOO_LATE = "no answer until its deadline (timeout_seconds, or that of the turn in which it was asked)"
 _SILENT = "was sent and got no answer, so it may have been done, or may still be"
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
-
-
-class Open(msgspec.Struct, eq=False):
-    """A call without its answer yet."""
-
-    number: int
-    call: Call
-    shard: int
-    deadline: float
-    future: asyncio.Future[tuple[int, bytes]]
-    attempts: int = 0
-    unanswered: int = 0
-    """A bit for each attempt that may have done something, as far as is known."""
-    refusals: int = 0
-    refused: str = "no attempt was made"
-    sent_at: float = 0.0
-    target: str = ""
 
 
 class Router:
@@ -172,11 +157,14 @@ class Router:
             message_id = ""
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
         chain: tuple[str, ...] = ()
-        if context is not None and not context._over:
-            chain = context.chain
+        turn = current.get() if context is None else context
+        awaits = turn is not None and turn._task is not None and turn._task is asyncio.current_task()
+        if turn is not None and not turn._over and (awaits or context is not None):
+            chain = turn.chain
             if not reads_only and token in chain:
                 path = " → ".join((*chain, token))
                 raise WouldDeadlock(f"{token} is waiting for this very call ({path}): send to it instead")
+        if context is not None and not context._over:
             if context.deadline and context.deadline < deadline:
                 deadline = context.deadline
             if not reads_only and not message_id:
@@ -192,6 +180,8 @@ class Router:
         )
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
         self._open[number] = opened = Open(number, call, shard, deadline, future)
+        if awaits and turn is not None:
+            turn._asks = opened
         self._send(opened)
         return opened
 
@@ -305,6 +295,8 @@ class Router:
             self._turned_away(opened, 0, "its owner is changing", payload)  # that attempt may still be committed
         elif outcome == BUSY:
             self._turned_away(opened, reference, "its owner has all that it can take", keep_owner=True)
+        elif outcome == WAITS:
+            opened.hint = f" ({payload.decode(errors='replace')})"
 
     def _close(self, opened: Open) -> None:
         call, number = opened.call, opened.number
@@ -343,11 +335,15 @@ class Router:
         self._close(opened)
         if opened.future.done():
             return
-        text = f"{opened.call.token} {opened.call.handler}: {why}"
+        text = f"{opened.call.token} {opened.call.handler}: {why}{opened.hint}"
         if opened.unanswered:
             opened.future.set_exception(OutcomeUnknown(f"{text}; an attempt {_SILENT}"))
         else:
             opened.future.set_exception(error(f"{text}, and nothing was done: {opened.refused}"))
+
+    def send_probe(self, opened: Open, probe: Probe) -> None:
+        """Send a probe after a call; see `circles`."""
+        self._frames.probe(opened.target or self._owners.get(opened.shard) or opened.shard, probe)
 
     def give_up(self, opened: Open, context: Context | None) -> None:
         """Nobody waits for the answer any more. Its agent hears of it, unless it was asked in a turn that was stopped here,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from holdfast import codec, limits, loops
-from holdfast.agents import fast_path, frames, guard, mailbox, state_blobs, suspects
+from holdfast.agents import circles, fast_path, frames, guard, mailbox, state_blobs, suspects
 from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
@@ -297,6 +297,8 @@ class Runtime:
                 self._take(call, sink if call.reference else None)
         for call in frame.cancelled:
             self.cancel(call)
+        for probe in frame.probes:
+            circles.follow(self, probe)
 
     def cancel(self, call: Call) -> None:
         """Its caller gave it up."""
