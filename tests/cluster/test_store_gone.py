@@ -29,8 +29,8 @@ def test_a_store_that_grows_and_shrinks_in_order_is_there(directory: Path) -> No
     store = Store(directory)
     streams = directory / "jetstream" / "HF" / "streams"
     assert [store.look() for _ in range(3)] == [""] * 3
-    (streams / "new").mkdir()  # its sign comes a moment later
-    assert store.look() == ""
+    (streams / "new").mkdir()  # its sign comes later, when its server is slow or frozen
+    assert [store.look() for _ in range(5)] == [""] * 5
     (streams / "new" / "meta.inf").write_text("{}")
     assert [store.look() for _ in range(2)] == [""] * 2
     (streams / "g1c0" / "meta.inf").unlink()  # it is being deleted

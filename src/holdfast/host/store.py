@@ -26,6 +26,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self._root = directory
         self._seen: dict[Path, tuple[int, int]] = {}
+        self._signed: set[Path] = set()
         self._without_sign: set[Path] = set()
 
     def look(self) -> str:
@@ -38,8 +39,11 @@ class Store:
             found = path.stat()
             if (found.st_dev, found.st_ino) != identity:
                 return f"{path} is another directory than the one that the server has open: it was replaced"
-        # A stream that is being deleted may be without it for a moment, so it is looked for twice.
-        without = {path for path in streams if not (path / _SIGN).exists() and path.is_dir()}
+        # A stream that is being made has none yet, for as long as its server is slow or frozen. One that is being deleted
+        # may be without it for a moment, so it is looked for twice.
+        signed = {path for path in streams if (path / _SIGN).exists()}
+        without = {path for path in streams if path in self._signed and path not in signed and path.is_dir()}
+        self._signed = signed | without
         again = without & self._without_sign
         self._without_sign = without
         return f"files of {min(again)} are gone: they were removed" if again else ""
