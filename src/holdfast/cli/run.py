@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import signal
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,6 +17,7 @@ from holdfast.errors import ConfigError
 from holdfast.host.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
 from holdfast.node.node import Node
+from holdfast.signals import Signals
 
 _FOR_EVER_SECONDS: Final = 1e8
 
@@ -41,6 +41,25 @@ def run_app(
 
 
 async def _run(app: str, at: str) -> None:
+    # Before anything of the application runs: the first process of a container is deaf without handlers.
+    with Signals() as heard:
+        serving = asyncio.ensure_future(_serve(app, at))
+        stopping = asyncio.ensure_future(heard.stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not serving.done():
+            serving.cancel()
+        try:
+            await serving
+        except asyncio.CancelledError:
+            if not heard.stop.is_set():
+                raise
+    if heard.stop.is_set():
+        out.print("ended", style="dim")
+
+
+async def _serve(app: str, at: str) -> None:
+    """Until its `main` ends, or until it is cancelled: what runs is finished in both cases."""
     agents = load_agents(app)
     main = getattr(load_module(app), "main", None)
     url = at or f"local:{DIRECTORY / (Path(app.partition(':')[0]).stem + '.db')}"
@@ -53,10 +72,6 @@ async def _run(app: str, at: str) -> None:
             await node.ready()
             await main(node)
             return
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         names = ", ".join(cls.__kind__.name for cls in agents)
         out.print("serving ", bold(names), f" at {url}; Ctrl-C ends it")
-        await stop.wait()
-    out.print("ended", style="dim")
+        await asyncio.Event().wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from holdfast.ids import check_machine
 from holdfast.limits import CAPACITY_MAX, CAPACITY_MIN
 from holdfast.node.loading import load_agents
 from holdfast.pipes import Writer, write_all
+from holdfast.signals import Signals
 
 
 def up(
@@ -209,24 +209,27 @@ def _machine() -> str:
 async def _up_many(
     hosts: int, nodes: int, directory: Path, port: int, apps: list[str], say: _Speaker, lock: DirectoryLock
 ) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     cluster = LocalCluster(directory, apps, hosts=hosts, nodes=nodes, ports=port, report=say, lock=lock)
-    starting = asyncio.ensure_future(cluster.start())
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            with _Where(directory, cluster.urls):
-                say("up", {"urls": cluster.urls})
-                await stopping
-    finally:
-        starting.cancel()
-        stopping.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
-        await cluster.stop()
+    with Signals(cluster.reload, cluster.kill_at_once) as heard:
+        starting = asyncio.ensure_future(cluster.start())
+        stopping = asyncio.ensure_future(heard.stop.wait())
+        keeping: asyncio.Future[None] | None = None
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                keeping = asyncio.ensure_future(cluster.keep())
+                with _Where(directory, cluster.urls):
+                    say("up", {"urls": cluster.urls})
+                    await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if keeping.done():
+                        keeping.result()
+        finally:
+            tasks = [task for task in (starting, stopping, keeping) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await cluster.stop()
 
 
 class _Where:
@@ -263,6 +266,10 @@ _TEXTS: Final = {
     "node-ended": "node {node} ended with code {code}; it is started again. {error}",
     "node-said": "{who}: {text}",
     "host-said": "{who}: {text}",
+    "reloaded": "settings and certificates were read again",
+    "reload-failed": "settings were not read again: {error}",
+    "host-ended": "host {host} ended with code {code}; it is started again",
+    "host-failed": "host {host} does not start: {error}",
     "again": "{directory} has {what}: that is started again",
     "up": "up: join it with {urls}; Ctrl-C ends it",
     "stopping": "finishing what runs",
@@ -276,6 +283,9 @@ _STYLES: Final = {
     "copy-not-whole": "red",
     "store-gone": "red",
     "node-still": "red",
+    "reload-failed": "red",
+    "host-ended": "red",
+    "host-failed": "red",
     "node-ended": "red",
     "node-said": "dim",
     "host-said": "dim",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,13 +29,14 @@ class HostChild:
         self._report = report
         self._error = ""
         self._changed = asyncio.Event()
+        self._told_to_end = False
 
     async def start(self, timeout_seconds: float) -> None:
         """Return once its server and its nodes are ready; nothing is done where it runs. Raises `ConfigError`."""
         if self.process is not None and self.process.returncode is None:
             return
         name = self.settings.name
-        self.nodes, self.server_pid, self._error = {}, 0, ""
+        self.nodes, self.server_pid, self._error, self._told_to_end = {}, 0, "", False
         self._child = await spawn.start(
             [*self._command, *python("holdfast.host")],
             lambda events: encode(self.settings, events),
@@ -71,13 +73,27 @@ class HostChild:
         self._report(event, {"host": self.settings.name, **facts})
 
     async def _wait(self, child: spawn.Child) -> None:
-        await child.wait()
+        code = await child.wait()
+        self.nodes, self.server_pid = {}, 0
         self._changed.set()
+        if not self._told_to_end:
+            self._report("host-ended", {"host": self.settings.name, "code": code, "error": self._error})
+
+    async def ended(self) -> None:
+        """Return when its process has ended."""
+        if self.reader is not None:
+            await asyncio.wait({self.reader})
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(number)
 
     async def stop(self) -> None:
         """End it in order, as `SIGTERM` does; it keeps its part in the cluster."""
         if self.process is None or self.process.returncode is not None:
             return
+        self._told_to_end = True
         self.process.terminate()
         try:
             async with asyncio.timeout(45):

@@ -18,13 +18,14 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast import ids
+from holdfast import ids, signals
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, DataLoss
 from holdfast.host import addresses
-from holdfast.host.directory import DirectoryLock, Started, agree, remember
+from holdfast.host.directory import STATE_FILE, DirectoryLock, Started, agree, remember
 from holdfast.host.host_child import HostChild
+from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, longer
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import free_ports
 from holdfast.host.supervisor import HostSettings, Report
@@ -198,6 +199,41 @@ class LocalCluster:
         agree(self._directory, self._started)
         remember(self._directory, self._started)
         await self._find(name).start(timeout_seconds)
+
+    async def keep(self) -> None:
+        """Start each host again that ends by itself, with pauses that grow; until it is cancelled.
+
+        Raises `DataLoss` where so many hosts lost their directories that they would begin an empty cluster.
+        """
+        await asyncio.gather(*(self._keep(name) for name in self._hosts))
+
+    async def _keep(self, name: str) -> None:
+        host, delay, loop = self._find(name), RESTART_SECONDS_MIN, asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            await host.ended()
+            delay = RESTART_SECONDS_MIN if loop.time() - started > STABLE_SECONDS else longer(delay)
+            await asyncio.sleep(delay)
+            empty = [other for other in self._hosts if not (self._directory / other / STATE_FILE).exists()]
+            if name in empty and len(empty) * 2 >= len(self._hosts):
+                raise DataLoss(
+                    f"the directories of {', '.join(empty)} below {self._directory} lost their data: they are not started "
+                    "again, as they would begin an empty cluster. Restore a backup"
+                )
+            try:
+                await self.start_host(name)
+            except ConfigError as error:
+                self._report("host-failed", {"host": name, "error": str(error)})
+                await host.stop()
+
+    def reload(self) -> None:
+        """Have all hosts read their settings and certificates again."""
+        for host in self._hosts.values():
+            host.send_signal(signal.SIGHUP)
+
+    def kill_at_once(self) -> None:
+        """``kill -9`` all processes, without waiting."""
+        signals.kill([pid for name in self._hosts for pid in self.pids(name)])
 
     def _find(self, name: str) -> HostChild:
         try:

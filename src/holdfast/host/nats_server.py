@@ -127,9 +127,7 @@ class NatsServer:
         if settings.routes or settings.others:
             addresses.check_free(settings.listen, settings.cluster_port, "--cluster-port")
         try:
-            # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
-            config = render(settings, shutil.disk_usage(settings.directory).total, self.name, self.system_password)
-            files.write_private(self.config_path, config)
+            self._write_config()
             log = files.appending(self.log_path)
         except OSError as error:
             raise ConfigError(explain(error, Path(settings.directory))) from None
@@ -159,6 +157,20 @@ class NatsServer:
         except TimeoutError:
             await self.kill()
             raise ConfigError(f"nats-server {settings.name} takes no connections:\n{self.log_end()}") from None
+
+    def _write_config(self) -> None:
+        # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
+        disk_bytes = shutil.disk_usage(self.settings.directory).total
+        files.write_private(self.config_path, render(self.settings, disk_bytes, self.name, self.system_password))
+
+    def reload(self) -> None:
+        """Have it read its settings and certificates again; connections stay. Raises `ConfigError`."""
+        check(self.settings)
+        try:
+            self._write_config()
+        except OSError as error:
+            raise ConfigError(explain(error, Path(self.settings.directory))) from None
+        self.send_signal(signal.SIGHUP)
 
     async def _listens(self) -> bool:
         line = await self._greeting()

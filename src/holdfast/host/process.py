@@ -1,7 +1,8 @@
 """A host as a process of its own: what `holdfast up` and `LocalCluster` start.
 
 It is told its `HostSettings` as JSON on the standard input, and says what happens through the pipe that it was given, one JSON
-object a line. SIGTERM and SIGINT make it end in order. Its children die with it, whatever way it dies.
+object a line. SIGTERM and SIGINT make it end in order, and SIGHUP has it read its settings again. Its children die with it,
+whatever way it dies.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from holdfast.errors import HoldfastError
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.supervisor import Host, HostSettings, Report
 from holdfast.loops import run
+from holdfast.signals import Signals
 
 
 class _Told(msgspec.Struct):
@@ -39,31 +40,29 @@ async def serve(settings: HostSettings, report: Report, lock: DirectoryLock | No
 
     Raises `ConfigError`, `NoQuorum` where it cannot start.
     """
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     host = Host(settings, report, lock)
-    starting = loop.create_task(host.start())
-    stopping = loop.create_task(stop.wait())
-    again = loop.create_task(host.wants_restart.wait())
-    try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            failing = loop.create_task(host.failed())
-            await asyncio.wait({failing, stopping, again}, return_when=asyncio.FIRST_COMPLETED)
-            if failing.done():
-                failing.result()
-            failing.cancel()
-        report("stopping", {})
-    finally:
-        for task in (starting, stopping, again):
-            task.cancel()
-        await asyncio.gather(starting, stopping, again, return_exceptions=True)
-        await host.stop()
+    with Signals(host.reload, host.kill) as heard:
+        starting = loop.create_task(host.start())
+        stopping = loop.create_task(heard.stop.wait())
+        again = loop.create_task(host.wants_restart.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                failing = loop.create_task(host.failed())
+                await asyncio.wait({failing, stopping, again}, return_when=asyncio.FIRST_COMPLETED)
+                if failing.done():
+                    failing.result()
+                failing.cancel()
+            report("stopping", {})
+        finally:
+            for task in (starting, stopping, again):
+                task.cancel()
+            await asyncio.gather(starting, stopping, again, return_exceptions=True)
+            await host.stop()
     report("stopped", {})
-    return host.wants_restart.is_set() and not stop.is_set()
+    return host.wants_restart.is_set() and not heard.stop.is_set()
 
 
 def begin_again(told: bytes = b"", events: int = 1) -> NoReturn:

@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import codec, ids, limits, pipes, said
+from holdfast import codec, ids, limits, pipes, said, signals
 from holdfast.children import python
 from holdfast.cluster.beats import HOST_SUBJECT, HostBeat, host_door
 from holdfast.cluster.cohort import SIZES
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import Closed
+from holdfast.errors import Closed, HoldfastError
 from holdfast.host import spawn
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
@@ -285,6 +285,20 @@ class Host:
     def node_pids(self) -> list[int]:
         """The processes of the nodes."""
         return [child.process.pid for child in self.children if child.process is not None]
+
+    def reload(self) -> None:
+        """Have the server read its settings and certificates again; everything else reads them when it connects."""
+        if self.server is not None:
+            try:
+                self.server.reload()
+            except HoldfastError as error:
+                self._report("reload-failed", {"error": str(error)})
+                return
+        self._report("reloaded", {})
+
+    def kill(self) -> None:
+        """End all its processes at once, without a word."""
+        signals.kill([*self.node_pids(), *([self.server.pid] if self.server is not None and self.server.pid else [])])
 
     # End -----------------------------------------------------------------------------------------------------------
 

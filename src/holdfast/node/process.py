@@ -78,10 +78,18 @@ class NodeFailed(Exception):
 
 async def serve(settings: NodeSettings, teller: Teller) -> None:
     """Serve until told to end. Raises `NodeFailed`."""
-    stop = asyncio.Event()
+    stop, joined = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    serving = asyncio.current_task()
+
+    def end() -> None:
+        stop.set()
+        if not joined.is_set() and serving is not None:
+            serving.cancel()  # it serves nothing yet
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
+    loop.add_signal_handler(signal.SIGHUP, bool)  # it reads certificates when it connects: there is nothing to do
     failures: list[str] = []
 
     def failed(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -112,6 +120,7 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
         user=settings.user,
         password=settings.password,
     ) as node:
+        joined.set()
         kind_names = [cls.__kind__.name for cls in kinds]
         teller.tell("ready", {"incarnation": node.incarnation, "kinds": kind_names, "stacks": _keep_stacks()})
         node._runtime.stalls.tell = teller.tell
@@ -132,6 +141,8 @@ def main() -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
         run(serve(settings, teller))
+    except asyncio.CancelledError:
+        teller.tell("ended", {})  # it was told to end before it had joined
     except (HoldfastError, NodeFailed) as error:
         notes = getattr(error, "__notes__", ())
         teller.tell("failed", {"error": "\n".join([f"{type(error).__name__}: {error}", *notes])})

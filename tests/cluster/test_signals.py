@@ -1,0 +1,197 @@
+"""What a running command does when it is sent signals: `run` and `up`, as users and service managers send them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.host.nats_server import free_ports
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+HOLDFAST = str(Path(sys.executable).parent / "holdfast")
+APP = """
+import asyncio, time
+from pathlib import Path
+from holdfast import Agent, Node, State, handler
+
+class Number(State):
+    n: int = 0
+
+class Adder(Agent[Number]):
+    @handler
+    async def add(self) -> int:
+        self.state.n += 1
+        return self.state.n
+"""
+MAIN = """
+async def main(node: Node) -> None:
+    total = await node.agent(Adder, "a").ask(Adder.add)
+    print("added", total, flush=True)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        Path("cleaned").write_text("up")
+"""
+STUCK = """
+async def main(node: Node) -> None:
+    print("added", 0, flush=True)
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            print("no", flush=True)
+"""
+
+
+class Program:
+    """A command that runs, and what it says."""
+
+    def __init__(self, directory: Path, *command: str) -> None:
+        self.process = subprocess.Popen(
+            command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self.said: list[str] = []
+
+    def until(self, text: str) -> str:
+        """Read until a line has this text, and return that."""
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            self.said.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"it ended ({self.process.wait()}) without {text!r}:\n{''.join(self.said)}")
+
+    def event(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """Read until this event."""
+        while True:
+            facts: dict[str, Any] = json.loads(self.until(f'"{name}"'))
+            if facts["event"] == name and all(facts.get(key) == value for key, value in wanted.items()):
+                return facts
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "story.py").write_text(APP + MAIN)
+    (tmp_path / "stuck.py").write_text(APP + STUCK)
+    return tmp_path
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Program]]:
+    made: list[Program] = []
+    yield made
+    for program in made:
+        program.end()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_run_ends_its_main_in_order(directory: Path, programs: list[Program], number: signal.Signals) -> None:
+    programs.append(program := Program(directory, HOLDFAST, "run", "story.py"))
+    program.until("added 1")
+    program.process.send_signal(number)
+    assert program.process.wait(60) == 0
+    assert (directory / "cleaned").read_text() == "up"
+    programs.append(again := Program(directory, HOLDFAST, "run", "story.py"))
+    again.until("added 2")  # the log was closed, and has what was acknowledged
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_so(directory: Path, programs: list[Program]) -> None:
+    programs.append(program := Program(directory, HOLDFAST, "run", "stuck.py"))
+    program.until("added 0")
+    program.process.send_signal(signal.SIGINT)
+    program.until("no")
+    time.sleep(0.6)  # a second one that comes sooner is the first one, passed on by a wrapper
+    program.process.send_signal(signal.SIGINT)
+    program.until("second Ctrl-C")
+    assert program.process.wait(60) == 128 + signal.SIGINT
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.getuid() != 0, reason="it needs a namespace of processes")
+def test_the_first_process_of_a_container_hears_signals_and_reaps(directory: Path, programs: list[Program]) -> None:
+    (directory / "orphans.py").write_text(APP + ORPHANS)
+    unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("namespaces are not to be had here")
+    programs.append(program := Program(directory, *unshare, HOLDFAST, "run", "orphans.py"))
+    program.until("pid 1")
+    program.until("reaped")
+    children = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGTERM)
+    assert program.process.wait(60) == 0
+    assert (directory / "cleaned").read_text() == "up"
+
+
+ORPHANS = """
+import os, subprocess, sys
+async def main(node: Node) -> None:
+    print("pid", os.getpid(), flush=True)
+    subprocess.run([sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '0.1'])"], check=True)
+    saw = False
+    while True:
+        await asyncio.sleep(0.1)
+        zombies = [one for one in Path("/proc").glob("[0-9]*/stat") if " Z 1 " in one.read_text()]
+        saw = saw or bool(zombies)
+        if saw and not zombies:
+            break
+    print("reaped", flush=True)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        Path("cleaned").write_text("up")
+"""
+
+
+def test_a_host_that_is_killed_is_said_and_started_again(directory: Path, programs: list[Program]) -> None:
+    port = free_ports(1)[0] % 20_000 + 10_000
+    command = (HOLDFAST, "up", "app.py", "--hosts", "3", "--port", str(port), "--json")
+    programs.append(program := Program(directory, *command))
+    pids = {}
+    while len(pids) < 3:
+        ready = program.event("node-ready")
+        pids[ready["host"]] = ready["node_pid"]
+    program.event("up")
+    # The host of that node: its parent.
+    host_pid = int(Path(f"/proc/{pids['h2']}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(host_pid, signal.SIGKILL)
+    assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
+    assert program.event("node-ready", host="h2")["node_pid"] != pids["h2"]
+    program.process.send_signal(signal.SIGHUP)
+    assert {program.event("reloaded")["host"] for _ in range(3)} == {"h1", "h2", "h3"}
+    for host in ("h1", "h2", "h3"):
+        log = directory / ".holdfast" / host / "nats-server.log"
+        deadline = time.monotonic() + 30
+        while "Reloaded server configuration" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.1)
+    program.process.send_signal(signal.SIGTERM)
+    program.event("stopped")
+    assert program.process.wait(60) == 0
+
+
+def test_a_start_can_be_ended(directory: Path, programs: list[Program]) -> None:
+    ports = free_ports(2)
+    cohort = f"127.0.0.1:{ports[1]},127.0.0.2:6222,127.0.0.3:6222"  # the others never come
+    command = (HOLDFAST, "up", "app.py", "--cohort", cohort, "--port", str(ports[0]), "--cluster-port", str(ports[1]))
+    programs.append(program := Program(directory, *command, "--json", "--name", "a"))
+    program.event("server")
+    program.process.send_signal(signal.SIGTERM)
+    program.event("stopped")
+    assert program.process.wait(60) == 0
+    assert not any("did not end in time" in line for line in program.said)
