@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.agents.kinds import serving
 
 from holdfast import Agent, BadState, HandlerFailed, State, handler, reader
@@ -643,3 +645,48 @@ async def test_parts_of_a_past_state_are_nobodys(tmp_path: Path) -> None:
         agent = node.agent(Holding, "a")
         await agent.ask(Holding.hold)
         assert await agent.ask(Holding.through) == 0
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.datetimes(timezones=st.sampled_from([None, dt.UTC, EAST, BERLIN]), min_value=dt.datetime(1950, 1, 1))
+    | st.dates()
+    | st.uuids()
+    | st.decimals()
+    | st.sampled_from(
+        [*Colour, Level.LOW, Derived(1, 2), Point3(1.0, 2.0), Pair(1, Base(2)), np.arange(3), np.int8(3)]
+    ),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers(0, 99) | st.tuples(st.integers(), st.text()), inner)
+        | st.lists(inner).map(tuple)
+        | st.sets(st.integers() | st.text())
+    ),
+    max_leaves=12,
+)
+
+
+class AnyBox(State):
+    value: Any = None
+
+
+class AnyBoxes(Agent[AnyBox]):
+    """Only its kind is wanted."""
+
+
+@given(anything)
+def test_a_state_that_was_kept_stays_as_it_is(value: Any) -> None:
+    """Whatever it was made from: a turn that changes nothing changes nothing."""
+    kind = AnyBoxes.__kind__
+    try:
+        data, kept = kind.keep(AnyBox(value=value))
+    except BadState:
+        return
+    again, later = kind.keep(kept)
+    assert form(kept) == form(kind.load_state(data, 1)) == form(later) == form(kind.load_state(again, 1))
+    assert form(kind.view(data).value) == form(kind.view(again).value)

@@ -146,6 +146,7 @@ HARMLESS: list[tuple[str, Any, Any]] = [
     ),
     ("an honest dict", Takes.anything, {f"key {n}": n for n in range(9_000)}),
     ("lists in lists", Takes.array, functools.reduce(lambda inner, _: [inner], range(60), 1)),
+    ("many arrays without items", Takes.anything, [array("<f8", (65_536, 0))] * 9_000),
     ("no rows", Takes.array, array("<f8", (0, 10))),
 ]
 

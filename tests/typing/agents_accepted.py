@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, assert_type
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from holdfast import Agent, AgentRef, Node, State, handler, reader
@@ -48,6 +49,18 @@ class Trainer(Agent[Plain]):
         return len(of)
 
 
+class Order(pydantic.BaseModel):
+    words: list[str] = []
+
+
+class Orders(Agent[Order]):
+    @handler
+    async def put(self, order: Order) -> Order:
+        self.state.words.extend(order.words)
+        self.set_timer("later", 1.0, Orders.put, order)
+        return self.state
+
+
 class Summer(Agent[Plain]):
     @handler
     async def add(self, by: float) -> float:
@@ -67,6 +80,7 @@ async def use(node: Node) -> None:
     assert_type(await acme.options(timeout_seconds=1, message_id="x").ask(Reviewer.total), int)
     await acme.send(Reviewer.review, "diff")
     acme.tell(Reviewer.review, "diff")
+    assert_type(await node.agent(Orders, "o").ask(Orders.put, Order(words=["a"])), Order)
     await node.agent(Summer, "s").ask(Summer.learn, np.zeros(3))
     created = await node.create(Reviewer, "critical", metadata={"a": 1}, capabilities=["x"])
     assert_type(created, AgentRef[Reviewer])

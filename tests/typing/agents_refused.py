@@ -15,6 +15,9 @@ class Counter(Agent[Count]):
     async def add(self, by: int) -> int:
         self.state.missing = 1  # type: ignore[attr-defined]
         self.state.n = "text"  # type: ignore[assignment]
+        self.set_timer("t", 1.0, self.add, 1)  # type: ignore[arg-type]
+        self.set_timer("t", 1.0, Counter.value)  # type: ignore[arg-type]
+        self.set_timer("t", "soon", Counter.add, 1)  # type: ignore[arg-type]
         return self.state.n
 
     @reader
@@ -45,6 +48,8 @@ async def use(node: Node) -> None:
     text: str = await counter.ask(Counter.add, 1)  # type: ignore[call-overload]
     print(text)
     counter.options(timeout="soon")  # type: ignore[call-arg]
+    counter.options(message_id=1)  # type: ignore[arg-type]
+    await node.create("Counter", "a")  # type: ignore[arg-type]
     node.agent(Count, "a")  # type: ignore[type-var]
     node.agent(Counter, 5)  # type: ignore[arg-type]
     async with Node.join("local:x.db", serve=[Count]):  # type: ignore[list-item]

@@ -94,6 +94,8 @@ class Kind:
         except Exception as error:  # also a state's own code
             where = unsendable(state)
             raise BadState(f"the state of {self.name} cannot be stored: {where}: {_said(error)}") from None
+        if len(data) > limits.STATE_BYTES_MAX:
+            raise BadState(f"the state of {self.name} has {len(data)} bytes; {limits.STATE_BYTES_MAX} are allowed")
         try:
             kept = self.decode_state(data)
             lost = "" if type(state) is self.exact else self.losses.find(state, data, kept)
@@ -101,8 +103,6 @@ class Kind:
             raise BadState(f"the state of {self.name} does not fit its type: {_said(error)}") from None
         if lost:
             raise BadState(f"the state of {self.name} would lose {lost}")
-        if len(data) > limits.STATE_BYTES_MAX:
-            raise BadState(f"the state of {self.name} has {len(data)} bytes; {limits.STATE_BYTES_MAX} are allowed")
         return data, kept
 
     def view(self, data: bytes) -> Any:
