@@ -44,6 +44,15 @@ class Printer(Agent[Count]):
         print(text)
         logger.info(text)
 
+    @handler
+    async def say_in_tasks(self, text: str) -> None:
+        async def in_task(number: int) -> None:
+            await asyncio.sleep(0.01)
+            print(f"task {number} {text}")
+
+        await asyncio.gather(*(in_task(number) for number in range(3)))
+        await asyncio.to_thread(print, f"to thread {text}")
+
     @handler(runs_in="process")
     async def say_in_process(self, text: str) -> int:
         print(text)

@@ -122,6 +122,10 @@ async def test_a_line_says_which_agent_printed_or_logged_it(node: Node, events: 
         await events.line(agent, f"WARNING shop: after: {text}")
     await events.line("Printer/one", "in a thread")
     await events.line("Printer/one", "INFO shop: in a thread")
+    await asyncio.gather(one.ask(Printer.say_in_tasks, "of one"), other.ask(Printer.say_in_tasks, "of another"))
+    for agent, text in (("Printer/one", "of one"), ("Printer/other", "of another")):
+        for begin in ("task 0", "task 1", "task 2", "to thread"):
+            await events.line(agent, f"{begin} {text}")
     await one.ask(Printer.say_in_process, "in a process")
     for text in ("in a process", "err in a process", "INFO shop: in a process"):
         await events.line("Printer/one", text)

@@ -1,7 +1,8 @@
 """Which agent's code runs in this thread at this moment: found when somebody wants to know, at no cost to a turn.
 
-Every entry into an agent's code is one of a few functions of ours, which has the activation or the job at hand. Whoever asks,
-for a line that is printed, looks for such a function among those that are being run.
+Every entry into an agent's code is one of a few functions of ours, which has the activation or the job at hand. To label a
+line that is printed, `agent_id` looks for such a function among those that are being run. Tasks and threads that a turn began
+(`asyncio.gather`, `asyncio.to_thread`) are known by the turn's context variable instead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Final
 
 from holdfast import ids
-from holdfast.agents import fast_path, reading, reviving, turn, workers
+from holdfast.agents import fast_path, over, reading, reviving, turn, workers
 
 _ENTRIES: Final[dict[CodeType, str]] = {
     fast_path.take.__code__: "activation",
@@ -37,4 +38,5 @@ def agent_id() -> str:
         if name is not None:
             return "/".join(ids.from_agent_token(frame.f_locals[name].token))
         frame = frame.f_back
-    return ""
+    context = over.current.get()
+    return context.agent_id if context is not None else ""
