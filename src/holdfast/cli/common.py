@@ -91,13 +91,21 @@ def warn_of_open_secrets(*paths: str) -> None:
 
 
 def read_password(path: str) -> str:
-    """The first line of a file, empty for no file. Raises `ConfigError`."""
+    """The first line of a file, empty for no file. Raises `ConfigError`.
+
+    A byte order mark, as some editors write it, and white space around the line do not belong to it.
+    """
     if not path:
         return ""
     try:
-        return Path(path).read_text().splitlines()[0].strip()
-    except (OSError, IndexError) as error:
+        password = Path(path).read_bytes().decode("utf-8-sig").partition("\n")[0].strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"the password in {path} is not text in UTF-8: save the file as UTF-8") from None
+    except OSError as error:
         raise ConfigError(f"the password cannot be read from {path}: {error}") from None
+    if not password:
+        raise ConfigError(f"the first line of {path} is empty: it is to hold the password")
+    return password
 
 
 def where(at: str) -> list[str]:

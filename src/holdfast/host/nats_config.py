@@ -10,7 +10,7 @@ settings file only, which nobody but its owner can read.
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -25,6 +25,8 @@ ACCOUNT: Final = "HF"
 
 SYSTEM_ACCOUNT: Final = "SYS"
 SYSTEM_USER: Final = "holdfast-system"
+_PLAIN: Final = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\')
+_HASH: Final = re.compile(r"\$2[abxy]\$")
 _ANYBODY: Final = "anybody"
 """The user that a client is, who gives no password where none is asked for."""
 
@@ -93,16 +95,43 @@ def check(settings: ServerSettings) -> None:
             raise ConfigError(f"there is no file {path}: certificates and keys are files in PEM")
     if bool(security.user) != bool(security.password):
         raise ConfigError("a user and a password belong together: give both --user and --password-file")
+    for what, text in (("--user", security.user), ("the password", security.password)):
+        if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
+            raise ConfigError(f"{what} holds a control character: give one without")
+        if not _is_unicode(text):
+            raise ConfigError(f"{what} cannot be written in UTF-8: give another")
+    if _HASH.match(security.password):
+        raise ConfigError(
+            "the password begins as a bcrypt hash does ($2a$), and the server would take it for one: give another password"
+        )
+    if not _is_unicode(settings.directory):
+        raise ConfigError(f"the directory {settings.directory!r} cannot be written in UTF-8: give another --dir")
     if security.user in (SYSTEM_USER, _ANYBODY):
         raise ConfigError(f"the user {security.user!r} is the host's own: give another --user")
     if len(settings.routes) in (2, 4):
         raise ConfigError(f"a cohort has 1, 3 or 5 hosts, not {len(settings.routes)}: an even one gains no safety")
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def quoted(text: str) -> str:
+    """A string of the settings file, whatever is in it: the server's own escapes, in ASCII.
+
+    JSON's escapes are others, and the server takes ``$`` outside of quotes for a variable.
+    """
+    data = text.encode("utf-8", "surrogateescape")
+    return '"' + "".join(chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in data) + '"'
+
+
 def render(settings: ServerSettings, disk_bytes: int, server_name: str, system_password: str) -> str:
     """The settings file, for a disk of this size. Raises `ConfigError`."""
     check(settings)
-    quoted = json.dumps
     security = settings.security
     lines = [
         f"server_name: {quoted(server_name)}",
@@ -163,7 +192,6 @@ def _tls(security: Security, indent: str, *, first: bool = False) -> list[str]:
     """``first``: whether the handshake comes before a word in clear; routes do that by themselves."""
     if not security.tls_cert:
         return []
-    quoted = json.dumps
     lines = [
         f"{indent}tls {{",
         f"{indent}  cert_file: {quoted(security.tls_cert)}",

@@ -79,7 +79,7 @@ async def gone(server: NatsServer, at_rest: Callable[[], bool]) -> str:
     starts, store = -1, Store(server.store_path)
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        if not server.pid or at_rest():
+        if not server.pid or not server.settings.votes or at_rest():  # who does not vote stores nothing
             starts = -1
             continue
         if starts != server.starts:
