@@ -15,7 +15,8 @@ from holdfast.admin.presence import require_majority
 from holdfast.admin.restore import restore
 from holdfast.admin.verify import BackupFacts, verify
 from holdfast.cli.bounds import Commands, bounds
-from holdfast.cli.common import At, Json, connected, execute, joined, where
+from holdfast.cli.common import At, Json, connected, execute, joined
+from holdfast.cli.place import where
 from holdfast.cli.printing import bold, moment, out
 from holdfast.engines.base import Engine
 from holdfast.node import settings

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
-import msgspec
 import typer
 from msgspec.structs import asdict
 
@@ -17,6 +16,7 @@ from holdfast import files
 from holdfast.admin.presence import guarded
 from holdfast.agents.agent import Agent
 from holdfast.cli.bounds import COMMAND_SECONDS, CONNECT_SECONDS, bounds
+from holdfast.cli.place import where
 from holdfast.cli.printing import Styled, out, problems
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.reach import reach
@@ -36,10 +36,6 @@ from holdfast.node.node import Node
 from holdfast.node.settings import Local, not_joined, parse
 
 T = TypeVar("T")
-
-DIRECTORY: Final = Path(".holdfast")
-WHERE_FILE: Final = "cluster.json"
-"""In its directory `holdfast up` leaves the URLs of its servers, for the commands that are run beside it."""
 
 EXIT_NEVER: Final = 1
 EXIT_CONFIG: Final = 2
@@ -106,21 +102,6 @@ def read_password(path: str) -> str:
     if not password:
         raise ConfigError(f"the first line of {path} is empty: it is to hold the password")
     return password
-
-
-def where(at: str) -> list[str]:
-    """The URLs to join. Raises `ConfigError` where nothing is said and nothing is found."""
-    if at:
-        return [at]
-    path = DIRECTORY / WHERE_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[str])
-    except OSError:
-        raise ConfigError(
-            "where? Give --at local:FILE or --at nats://HOST:PORT, set HOLDFAST_AT, or start `holdfast up` here"
-        ) from None
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path} cannot be read ({error}): give --at URL") from None
 
 
 @asynccontextmanager

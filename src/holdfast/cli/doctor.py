@@ -8,7 +8,8 @@ from holdfast.admin.doctor import Diagnosis, diagnose, unreachable
 from holdfast.admin.findings import KINDS, needs_action
 from holdfast.admin.local_doctor import examine_file
 from holdfast.admin.survey import survey
-from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute, where
+from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute
+from holdfast.cli.place import where
 from holdfast.cli.printing import Styled, bold, out
 from holdfast.errors import ConfigError, NotDone
 from holdfast.node.settings import Local, parse

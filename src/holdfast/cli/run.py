@@ -11,7 +11,8 @@ import typer
 from msgspec.structs import asdict
 
 from holdfast.cli.bounds import bounds
-from holdfast.cli.common import DIRECTORY, execute, security_from_environment
+from holdfast.cli.common import execute, security_from_environment
+from holdfast.cli.place import DIRECTORY
 from holdfast.cli.printing import bold, out
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import Security

@@ -11,7 +11,8 @@ from holdfast.admin import status as admin
 from holdfast.admin.presence import gone_text
 from holdfast.admin.status import DEGRADED, DOWN, WELL, Status
 from holdfast.cli.bounds import bounds
-from holdfast.cli.common import EXIT_NEVER, EXIT_NOT_DONE, At, Json, ago, connected, execute, joined, where
+from holdfast.cli.common import EXIT_NEVER, EXIT_NOT_DONE, At, Json, ago, connected, execute, joined
+from holdfast.cli.place import where
 from holdfast.cli.printing import Styled, Table, bold, out
 from holdfast.node.settings import Local, parse
 

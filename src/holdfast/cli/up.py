@@ -14,7 +14,8 @@ import msgspec
 import typer
 
 from holdfast import files, said
-from holdfast.cli.common import DIRECTORY, WHERE_FILE, Json, execute, read_password, warn_of_open_secrets
+from holdfast.cli.common import Json, execute, read_password, warn_of_open_secrets
+from holdfast.cli.place import DIRECTORY, WHERE_FILE, keep_confirmed
 from holdfast.cli.printing import Printer, Styled
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
@@ -133,7 +134,7 @@ def up(
                 security,
                 started.join or "",
             )
-            with _Where(directory, urls or urls_here):
+            with _Where(directory, urls or urls_here, security != Security()):
                 return await serve(settings, say, lock)
 
     try:
@@ -235,8 +236,10 @@ async def _up_many(
 class _Where:
     """The file that tells the other commands where this cluster is, as long as it is up."""
 
-    def __init__(self, directory: Path, urls: list[str]) -> None:
+    def __init__(self, directory: Path, urls: list[str], secret: bool = False) -> None:
+        self._secret = secret
         self._path = directory / WHERE_FILE
+        self._urls = urls
         self._text = json.dumps(urls)
 
     def __enter__(self) -> None:
@@ -244,6 +247,8 @@ class _Where:
             files.write_private(self._path, self._text)
         except OSError as error:
             raise ConfigError(explain(error, self._path.parent)) from None
+        if self._secret:
+            keep_confirmed(self._path, self._urls)  # this user just said what they are
 
     def __exit__(self, *_: object) -> None:
         if self._path.exists() and self._path.read_text() == self._text:

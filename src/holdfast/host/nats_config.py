@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from holdfast.engines.nats.certificates import Certificates
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
 
@@ -93,6 +94,8 @@ def check(settings: ServerSettings) -> None:
     for path in (security.tls_ca, security.tls_cert, security.tls_key):
         if path and not Path(path).is_file():
             raise ConfigError(f"there is no file {path}: certificates and keys are files in PEM")
+    if security.tls_ca or security.tls_cert:
+        Certificates(security.tls_ca, security.tls_cert, security.tls_key).check()
     if bool(security.user) != bool(security.password):
         raise ConfigError("a user and a password belong together: give both --user and --password-file")
     for what, text in (("--user", security.user), ("the password", security.password)):
