@@ -98,6 +98,11 @@ async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalC
 
             await until(all_whole)
     assert begun > 0, "one at a time it is done"
+
+    async def said() -> bool:
+        return {"copy-discarded", "copy-whole"} <= {event.what async for event in node.events.read()}
+
+    await until(said)
     for n in range(AGENTS):
         assert await node.agent(Account, f"a{n}").ask(Account.value) == n
 

@@ -36,6 +36,7 @@ from holdfast.host.service import HostService
 from holdfast.host.spread import Spread
 from holdfast.host.still import Watch, Watchman
 from holdfast.host.system import System
+from holdfast.host.told import Told
 from holdfast.node.process import NodeSettings
 
 _ENDED_MAX: Final = 64
@@ -107,15 +108,15 @@ class Host:
         self.started_at = time.time()
         self.server = None if settings.server is None else NatsServer(settings.server, lock)
         self.system: System | None = None
-        self.keeper = None if self.server is None else Keeper(self.server, report)
+        self.say = self._report = Told(settings.name, report)
+        """Says what happens."""
+        self.keeper = None if self.server is None else Keeper(self.server, self.say)
         self.seat: Seat | None = None
         if self.server is not None and self.keeper is not None:
             self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart)
         self.heard: dict[str, float] = {}
         """When each host was heard last, on the monotonic clock."""
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
-        self.say = self._report = report
-        """Says what happens."""
         self._watchman = Watchman(self.children, report, self._say_who_lives)
         self._service: HostService | None = None
         own = [] if self.server is None else [self.server.url]
@@ -146,6 +147,7 @@ class Host:
             self._tasks += self.keeper.tasks()
         self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
+        self._tasks.append(loop.create_task(self._report.run(self._engine)))
         if self.server is not None and self.seat is not None:
             self.system = System(self.server.url, self.server.system_password, self._engine.certificates)
             await self.system.open()
