@@ -13,6 +13,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.admin.findings import Finding, finding, ordered
+from holdfast.admin.presence import gone_text
 from holdfast.admin.survey import Survey, survey
 from holdfast.core.replicas import majority
 from holdfast.engines.nats.engine import NatsEngine, stream_settings
@@ -60,20 +61,91 @@ def unreachable(error: HoldfastError) -> Diagnosis:
 def diagnose(seen: Survey) -> Diagnosis:
     """All findings of a survey."""
     found = [one for question in QUESTIONS for one in question(seen)]
-    return Diagnosis(ordered(dict.fromkeys(found)), len(seen.hosts), len(seen.nodes), len(seen.streams))
+    causes = by_cause(seen, list(dict.fromkeys(found)))
+    return Diagnosis(ordered(causes), len(seen.hosts), len(seen.nodes), len(seen.streams))
+
+
+# One cause, one finding ------------------------------------------------------------------------------------------------
+
+_OF_NO_QUORUM: Final = frozenset(
+    {"no-leader", "under-replicated", "isolated-node", "unowned-shards", "host-down", "server-trouble", "host-silent"}
+    | {"node-silent", "not-seen"}
+)
+"""What follows where no majority is there."""
+
+
+def by_cause(seen: Survey, found: list[Finding]) -> list[Finding]:
+    """Findings that follow from another one are put under it: a host that is lost is one finding, and not one a stream."""
+    quorum = next((one for one in found if one.code == "no-quorum"), None)
+    if quorum is not None:
+        return _under(found, quorum, lambda one: one.code in _OF_NO_QUORUM)
+    for name in [*(host.name for host in seen.presence.gone), *_without_server(seen)]:
+        cause = next((one for one in found if one.where == name and one.code in ("host-down", "server-trouble")), None)
+        if cause is not None:
+            lacking = {stream for stream, facts in seen.streams.items() if _lacks(seen, facts, name)}
+            found = _under(found, cause, lambda one, few=lacking: one.code == "under-replicated" and one.where in few)  # type: ignore[misc]
+    return found
+
+
+def _without_server(seen: Survey) -> list[str]:
+    """Hosts that answer, and whose nats-server does not."""
+    return [host.facts.host for host in seen.hosts if host.facts.directory and host.facts.server is None]
+
+
+def _lacks(seen: Survey, found: StreamFacts | HoldfastError, host: str) -> bool:
+    """Whether a stream's copies are behind on this host, and on others only where these are gone as well."""
+    if not isinstance(found, StreamFacts) or seen.presence.record is None or host not in seen.presence.record.hosts:
+        return False
+    behind = {one.name for one in found.cluster.replicas if one.offline or not one.current}
+    known = seen.presence.record.hosts
+    away = seen.gone_servers | {known[name].server for name in _without_server(seen) if name in known}
+    return known[host].server in behind and behind <= away
+
+
+def _under(found: list[Finding], cause: Finding, follows: Callable[[Finding], bool]) -> list[Finding]:
+    then = tuple(one for one in found if one is not cause and follows(one))
+    if not then:
+        return found
+    whole = msgspec.structs.replace(cause, then=(*cause.then, *then))
+    return [whole if one is cause else one for one in found if one not in then]
 
 
 # The cohort ----------------------------------------------------------------------------------------------------------
 
 
 def _members(seen: Survey) -> Iterator[Finding]:
-    size = max((len(host.facts.cohort) or 1 for host in seen.hosts if host.facts.server_pid), default=0)
     up = {host.facts.host for host in seen.hosts if host.facts.server is not None and host.facts.server.votes}
+    record = seen.presence.record
+    if record is None:
+        yield from _founders(seen, up)
+        return
+    for names in filter(None, (record.members, record.target)):
+        there = sorted(up & {*names})
+        if len(there) < majority(len(names)):
+            missing = [_missing(seen, name) for name in sorted({*names} - up)]
+            text = f"{len(there)} of the {len(names)} hosts that vote are up: {', '.join(there) or 'none'}"
+            yield finding("no-quorum", "the cohort", "; ".join([text, *missing]))
+            return
+    for host in seen.presence.gone:
+        yield finding("host-down", host.name, gone_text(host).replace(host.name, "it", 1))
+
+
+def _missing(seen: Survey, name: str) -> str:
+    """Why a host that votes does not count."""
+    gone = next((host for host in seen.presence.gone if host.name == name), None)
+    if gone is not None:
+        return gone_text(gone)
+    answers = any(host.facts.host == name for host in seen.hosts)
+    return f"the nats-server of {name} does not answer" if answers else f"{name} does not answer"
+
+
+def _founders(seen: Survey, up: set[str]) -> Iterator[Finding]:
+    """Before there is a record of who votes, what the hosts were told."""
+    size = max((len(host.facts.cohort) or 1 for host in seen.hosts if host.facts.server_pid), default=0)
     if not size:
         if not seen.hosts or all(not host.facts.directory for host in seen.hosts):
             yield finding("no-hosts", "the servers", "no host that answers runs a server")
-        return
-    if len(up) < size:
+    elif len(up) < size:
         text = f"{len(up)} of the cohort's {size} members answer: {', '.join(sorted(up)) or 'none'}"
         yield finding("no-quorum" if len(up) < majority(size) else "host-down", "the cohort", text)
 
@@ -106,6 +178,8 @@ def _leaders(seen: Survey) -> Iterator[Finding]:
     for stream, found in seen.streams.items():
         if isinstance(found, HoldfastError):
             yield finding("no-leader", stream, str(found))
+        elif found.cluster.replicas and not found.cluster.leader:
+            yield finding("no-leader", stream, "none of its servers leads it")
 
 
 def _copies(seen: Survey) -> Iterator[Finding]:
@@ -113,17 +187,20 @@ def _copies(seen: Survey) -> Iterator[Finding]:
         if not isinstance(found, StreamFacts):
             continue
         peers = found.cluster.replicas
-        behind = [_behind(one.name, one.offline, one.lag) for one in peers if one.offline or not one.current]
-        if len(peers) + 1 < found.copies or behind:
-            count = len(peers) + 1 - len(behind)
-            text = f"{count} of {found.copies} copies are current" + (f": {', '.join(behind)}" if behind else "")
+        behind = [one for one in peers if one.offline or not one.current]
+        # Without a leader the server that answers is one of the peers.
+        current = len(peers) - len(behind) + (not peers or bool(found.cluster.leader))
+        if current < found.copies:
+            said = ", ".join(_behind(one.name, one.offline, one.lag) for one in behind)
+            text = f"{current} of {found.copies} copies are current" + (f": {said}" if said else "")
             yield finding("under-replicated", stream, text)
 
 
 def _too_few(seen: Survey) -> Iterator[Finding]:
     """Streams that are to have fewer copies than hosts vote, as a whole: it has one cause."""
-    voters = sorted({host.facts.host for host in seen.hosts if host.facts.votes})
-    size = max(len(voters), max((len(host.facts.cohort) for host in seen.hosts), default=0))
+    record = seen.presence.record
+    voters = [] if record is None else min((names for names in (record.members, record.target) if names), key=len)
+    size = len(voters)
     few = {name: one.copies for name, one in seen.streams.items() if isinstance(one, StreamFacts) and one.copies < size}
     if few:
         count = min(few.values())
@@ -177,6 +254,8 @@ def _servers(seen: Survey) -> Iterator[Finding]:
         facts, server = host.facts, host.facts.server
         for trouble in filter(None, (facts.server_trouble, facts.seat_trouble)):
             yield finding("server-trouble", facts.host, trouble)
+        if facts.directory and server is None and not facts.server_trouble:
+            yield finding("server-trouble", facts.host, "its nats-server does not answer")
         uptime = facts.now - facts.started_at
         if facts.server_starts > RESTARTS and uptime < facts.server_starts * _UPTIME_PER_START_SECONDS:
             text = f"{facts.server_starts} starts in {uptime:.0f} s"

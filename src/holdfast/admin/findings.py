@@ -23,13 +23,14 @@ class Kind(NamedTuple):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something that the doctor found. ``where``: a host, node, stream or file."""
+    """Something that the doctor found. ``where``: a host, node, stream or file. ``then``: findings that follow from it."""
 
     code: str
     severity: str
     where: str
     seen: str
     do: str
+    then: tuple[Finding, ...] = ()
 
 
 KINDS: Final[dict[str, Kind]] = {
@@ -45,7 +46,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "host-down": Kind(
         "warning",
-        "a member of the cohort is not up: all works, with fewer copies than promised",
+        "a host is not up: all works, with fewer copies than promised where it votes",
         "start it again with its own directory, or with an empty one where its disk is lost",
     ),
     "host-silent": Kind(

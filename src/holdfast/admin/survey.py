@@ -13,6 +13,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from holdfast import ids, limits
+from holdfast.admin import presence
+from holdfast.admin.presence import Presence
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster.beats import HOST_SUBJECT, host_door
 from holdfast.cluster.manifest import Manifest, decode, newest_generation, registry_cell
@@ -23,17 +25,18 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.streams import StreamFacts
 from holdfast.errors import HoldfastError
 from holdfast.host.facts import HostFacts, Replicas
-from holdfast.host.service import Heard, ask_host, hear_hosts
+from holdfast.host.service import ask_host, hear_hosts
 from holdfast.node.checkup import SUBJECT, NodeState
 from holdfast.node.dead_letters import DeadLetters
 
 T = TypeVar("T")
 
 LISTEN_SECONDS: Final = 4 * limits.BEAT_SECONDS
-_SLOW_SECONDS: Final = 8.0
-"""How long a host may take that does not answer at once: its own server may not answer it."""
+_SLOW_SECONDS: Final = 3.0
+"""How long a host may take that does not answer at once: its own server may not answer it, which takes it 2 s to find."""
 
-_LETTERS_SECONDS: Final = 5.0
+_API_SECONDS: Final = 2.5
+_SUBJECTS_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 3.0
 _SAMPLES: Final = 4
 _SAMPLE_SECONDS: Final = 0.5
@@ -54,6 +57,8 @@ class Survey(msgspec.Struct):
 
     at: float = 0.0
     """Seconds since 1970."""
+    presence: Presence = msgspec.field(default_factory=Presence)
+    """Which hosts are expected, and which of them are gone."""
     hosts: list[SeenHost] = []
     silent: dict[str, str] = {}
     """Hosts that are there and do not answer, and why."""
@@ -69,42 +74,53 @@ class Survey(msgspec.Struct):
     unseen: list[str] = []
 
     @property
+    def gone_servers(self) -> set[str]:
+        """The servers of hosts that are gone."""
+        record = self.presence.record
+        known = {} if record is None else record.hosts
+        return {known[host.name].server for host in self.presence.gone if host.name in known}
+
+    @property
     def quorum(self) -> bool:
         """Whether every stream has a leader that answers."""
-        return bool(self.streams) and not any(isinstance(one, HoldfastError) for one in self.streams.values())
+        return bool(self.streams) and all(map(_led, self.streams.values()))
 
 
 async def survey(engine: NatsEngine, clock: Clock = SYSTEM_CLOCK) -> Survey:
-    """Look at everything. It takes some seconds, some 20 where little answers, and raises nothing but `Closed`."""
+    """Look at everything, side by side where it can be. It takes some seconds, and raises nothing but `Closed`."""
     seen = Survey(clock.now())
-    beats, facts, kept, seen.nodes = await asyncio.gather(
+    beats, facts, kept, seen.nodes, seen.presence = await asyncio.gather(
         _beating(engine),
         _facts(engine, clock),
         hear_hosts(engine.bus, "replicas", Replicas, wait_seconds=LISTEN_SECONDS),
         _nodes(engine),
+        presence.look(engine.bus, seconds=LISTEN_SECONDS),
     )
-    answered = {host.facts.host for host in facts}
-    late = await asyncio.gather(*(_late(engine, clock, host) for host in sorted(beats - answered)))
     seen.hosts = facts
-    for host, found in late:
+    seen.replicas = [[one.value for one in kept if isinstance(one.value, Replicas)]]
+    answered = {host.facts.host for host in facts}
+    await asyncio.gather(
+        _see_late(engine, clock, beats - answered, seen),
+        _see_stored(engine, seen),
+        _sample(engine, sorted({one.host for one in kept}), seen),
+    )
+    return seen
+
+
+async def _see_late(engine: NatsEngine, clock: Clock, hosts: set[str], seen: Survey) -> None:
+    """Hosts that send signs of life, and did not answer with the others."""
+    for host, found in await asyncio.gather(*(_late(engine, clock, host) for host in sorted(hosts))):
         if isinstance(found, SeenHost):
             seen.hosts.append(found)
         else:
             seen.silent[host] = str(found)
-    seen.replicas = [[one.value for one in kept if isinstance(one.value, Replicas)]]
-    await _see_streams(engine, seen)
-    await _see_shards(engine, seen)
+
+
+async def _sample(engine: NatsEngine, expected: list[str], seen: Survey) -> None:
     for _ in range(_SAMPLES - 1):
         await asyncio.sleep(_SAMPLE_SECONDS)
-        again = await hear_hosts(
-            engine.bus, "replicas", Replicas, expected=_hosts_of(kept), wait_seconds=LISTEN_SECONDS
-        )
+        again = await hear_hosts(engine.bus, "replicas", Replicas, expected=expected, wait_seconds=LISTEN_SECONDS)
         seen.replicas.append([one.value for one in again if isinstance(one.value, Replicas)])
-    return seen
-
-
-def _hosts_of(kept: list[Heard[Replicas]]) -> list[str]:
-    return sorted({one.host for one in kept})
 
 
 async def _bounded(work: Awaitable[T], timeout_seconds: float, what: str, unseen: list[str]) -> T | None:
@@ -174,20 +190,33 @@ async def _nodes(engine: NatsEngine) -> list[NodeState]:
 # What is stored ------------------------------------------------------------------------------------------------------
 
 
-async def _see_streams(engine: NatsEngine, seen: Survey) -> None:
-    names = await _bounded(streams.names(engine.connection), 3.0, "the list of streams", seen.unseen)
+async def _see_stored(engine: NatsEngine, seen: Survey) -> None:
+    """The streams, and what is in them. Without a majority nobody is asked who could not answer."""
+    names = None
+    if not seen.presence.lost:
+        names = await _bounded(streams.names(engine.connection), _API_SECONDS, "the list of streams", seen.unseen)
     known = {replica.stream for kept in seen.replicas[0] for replica in kept.replicas}
     wanted = sorted({*(names or ()), *(name for name in known if streams.OURS.fullmatch(name))})
     seen.streams = dict(zip(wanted, await asyncio.gather(*(_stream(engine, name) for name in wanted)), strict=True))
-    troubled = [name for name, found in seen.streams.items() if _unsettled(found)]
-    if troubled:
+    gone = seen.gone_servers
+    troubled = [name for name, found in seen.streams.items() if _unsettled(found, gone)]
+    if troubled and not seen.presence.lost:
         await asyncio.sleep(_AGAIN_SECONDS)  # a leadership that just moved
         again = await asyncio.gather(*(_stream(engine, name) for name in troubled))
         seen.streams.update(zip(troubled, again, strict=True))
+    await _see_shards(engine, seen)
 
 
-def _unsettled(found: StreamFacts | HoldfastError) -> bool:
-    return isinstance(found, HoldfastError) or any(not peer.current for peer in found.cluster.replicas)
+def _unsettled(found: StreamFacts | HoldfastError, gone: set[str]) -> bool:
+    """Whether something is wrong with a stream that a host which is gone does not explain."""
+    return isinstance(found, HoldfastError) or any(
+        not peer.current and peer.name not in gone for peer in found.cluster.replicas
+    )
+
+
+def _led(found: StreamFacts | HoldfastError) -> bool:
+    """Whether a stream has a leader; one on a single server needs none."""
+    return isinstance(found, StreamFacts) and (bool(found.cluster.leader) or not found.cluster.replicas)
 
 
 async def _stream(engine: NatsEngine, name: str) -> StreamFacts | HoldfastError:
@@ -209,20 +238,28 @@ async def _see_shards(engine: NatsEngine, seen: Survey) -> None:
     if not seen.quorum:
         seen.unseen.append("shards without an owner, and dead letters: they are read when every stream has a leader")
         return
-    found = await _bounded(_manifest(engine), 5.0, "the manifest", seen.unseen)
+    found = await _bounded(_manifest(engine), _API_SECONDS, "the manifest", seen.unseen)
     if found is None:
         return
-    for cell in found.cells:
-        owned = await _bounded(
-            streams.subjects(engine.connection, cell, f"{cell}.*.epoch"), 5.0, f"the shards of {cell}", seen.unseen
-        )
-        seen.shards |= {int(subject.split(".")[1]) for subject in (owned.subjects if owned else ())}
+    await asyncio.gather(_see_owners(engine, found, seen), _see_letters(engine, found, seen))
+
+
+async def _see_owners(engine: NatsEngine, manifest: Manifest, seen: Survey) -> None:
+    async def owned(cell: str) -> None:
+        work = streams.subjects(engine.connection, cell, f"{cell}.*.epoch")
+        shown = await _bounded(work, _SUBJECTS_SECONDS, f"the shards of {cell}", seen.unseen)
+        seen.shards |= {int(subject.split(".")[1]) for subject in (shown.subjects if shown else ())}
+
+    await asyncio.gather(*map(owned, manifest.cells))
     if seen.shards - seen.served and any(node.kinds for node in seen.nodes):
         await asyncio.sleep(_AGAIN_SECONDS)  # some may be on their way from one node to another
         seen.served |= {shard for node in await _nodes(engine) for shard in node.shards}
+
+
+async def _see_letters(engine: NatsEngine, manifest: Manifest, seen: Survey) -> None:
     letters: list[Any] | None = await _bounded(
-        DeadLetters(engine, found.cells, Gate(engine.log), SYSTEM_CLOCK).all(),
-        _LETTERS_SECONDS,
+        DeadLetters(engine, manifest.cells, Gate(engine.log), SYSTEM_CLOCK).all(),
+        _SUBJECTS_SECONDS,
         "the dead letters",
         seen.unseen,
     )

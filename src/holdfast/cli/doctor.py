@@ -51,6 +51,7 @@ def _plain(diagnosis: Diagnosis) -> dict[str, object]:
             "seen": one.seen,
             "meaning": KINDS[one.code].meaning,
             "do": one.do,
+            "then": [{"code": other.code, "where": other.where, "seen": other.seen} for other in one.then],
         }
         for one in diagnosis.findings
     ]
@@ -67,6 +68,9 @@ def _show(diagnosis: Diagnosis) -> None:
         lead = (Styled(one.severity, _COLOURS[one.severity]), " ", bold(one.code), " ")
         out.block(f"{one.where}: {one.seen}", *lead)
         out.print(f"  {KINDS[one.code].meaning}", style="dim")
+        for code in dict.fromkeys(other.code for other in one.then):
+            places = ", ".join(other.where for other in one.then if other.code == code)
+            out.print(f"  with it: {code} {places}", style="dim")
         out.print(f"  do: {one.do}")
     seen = f"{diagnosis.hosts} hosts, {diagnosis.nodes} nodes, {diagnosis.streams} streams looked at"
     if not needs_action(diagnosis.findings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import ssl
@@ -15,7 +16,7 @@ from holdfast.errors import ConfigError, HoldfastError
 from holdfast.host import voting
 from holdfast.host.facts import Certificate, HostFacts, HostSight, NodeFacts, Replicas
 from holdfast.host.service import Nothing, Operation
-from holdfast.host.system import System
+from holdfast.host.system import ServerFacts, System
 from holdfast.version import VERSION
 
 if TYPE_CHECKING:
@@ -79,12 +80,15 @@ class Operations:
             paths = [server.settings.directory, str(server.config_path), host.settings.security.tls_key]
             facts.modes = {path: Path(path).stat().st_mode & 0o777 for path in paths if path and Path(path).exists()}
             facts.server_pid, facts.server_starts = server.pid, server.starts
-            try:
-                facts.server = await host.system.facts()
-                facts.server.pid = server.pid
-                facts.server_trouble = await host.system.health()
-            except HoldfastError as error:
-                facts.server_trouble = str(error)
+            found, trouble = await asyncio.gather(host.system.facts(), host.system.health(), return_exceptions=True)
+            for one in (trouble, found):  # what it says of itself counts for less than that it says nothing
+                if isinstance(one, HoldfastError):
+                    facts.server_trouble = str(one)
+                elif isinstance(one, BaseException):
+                    raise one
+            if isinstance(found, ServerFacts):
+                facts.server, found.pid = found, server.pid
+                facts.server_trouble = trouble if isinstance(trouble, str) else facts.server_trouble
         if host.seat is not None:
             facts.entry, facts.seat_trouble = host.seat.entry, host.seat.trouble
             facts.votes = host.seat.votes
