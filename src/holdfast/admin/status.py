@@ -16,6 +16,7 @@ from holdfast.admin import presence
 from holdfast.admin.presence import HostPresence, Presence
 from holdfast.cluster.founding import check_copies
 from holdfast.engines.base import Engine
+from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.errors import NotDone, Unknown
 from holdfast.node.node import Node
 from holdfast.node.views import MemberInfo
@@ -51,6 +52,8 @@ class Status(msgspec.Struct, kw_only=True):
     """All that are expected."""
     nodes: list[MemberInfo] = []
     cordoned: list[str] = []
+    process: int = 0
+    """The one that has an embedded log open; 0 for none."""
 
 
 async def of_cluster(engine: Engine, wait_seconds: float | None = None) -> Status:
@@ -88,6 +91,7 @@ async def _log(engine: Engine, wait_seconds: float | None) -> Status | None:
 async def of_node(node: Node) -> Status:
     """What a node knows of the log that it joined. Raises `NotDone`, `Unknown`."""
     letters = await node.dead_letters.all()
+    nodes = [member for member in node.members() if member.incarnation != node.incarnation]
     return Status(
         cluster=node.manifest.cluster_id,
         engine=node.engine.name,
@@ -96,8 +100,10 @@ async def of_node(node: Node) -> Status:
         shards=node.shards,
         registered=node.count(),
         dead_letters=len(letters),
-        nodes=[member for member in node.members() if member.incarnation != node.incarnation],
+        served=sum(member.shards for member in nodes),
+        nodes=nodes,
         cordoned=list(node.placement.table.cordoned),
+        process=node.engine.owner if isinstance(node.engine, SocketEngine) else 0,
     )
 
 

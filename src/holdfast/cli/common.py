@@ -18,6 +18,7 @@ from holdfast.agents.agent import Agent
 from holdfast.cli.bounds import COMMAND_SECONDS, CONNECT_SECONDS, bounds
 from holdfast.cli.place import where
 from holdfast.cli.printing import Styled, out, problems
+from holdfast.engines.local import socket_engine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.reach import reach
 from holdfast.errors import (
@@ -156,7 +157,8 @@ def cluster_urls(at: str) -> tuple[str, ...]:
 
 def needs_app(at: str, app: str) -> None:
     """Raises `ConfigError` where messages to an embedded log's agents would find nobody who serves them."""
-    if not app and where(at)[0].startswith("local:"):
+    found = parse(where(at))
+    if not app and isinstance(found, Local) and not socket_engine.answers(found.path):
         raise ConfigError("an embedded log is served by this very command: say by which agents, with --app app.py")
 
 

@@ -47,7 +47,10 @@ def status(at: At = "", as_json: Json = False) -> None:
 def _show(found: Status) -> None:
     total = "?" if found.shards is None else str(found.shards)
     local = found.engine == "local"
-    state = "an embedded log; nobody has it open" if local else f"{found.served} of {total} shards served"
+    state = f"{found.served} of {total} shards served"
+    if local:
+        who = f"open in process {found.process}; {state}" if found.process else "nobody has it open"
+        state = f"an embedded log; {who}"
     out.print("cluster ", bold(found.cluster or "?"), f", {state}")
     if not local:
         out.print(_hosts(found))

@@ -6,19 +6,26 @@ serves, which recoveries fail, and why.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from holdfast import codec
-from holdfast.cluster.door import Door
+from holdfast.cluster.door import SocketServer
+from holdfast.cluster.membership import BEAT_SUBJECT
 from holdfast.engines.base import Message
+from holdfast.engines.local.engine import LocalEngine
+from holdfast.engines.local.socket_engine import SocketEngine
+from holdfast.errors import NoResponders, Unknown
 from holdfast.version import VERSION
 
 if TYPE_CHECKING:
     from holdfast.node.node import Node
 
 SUBJECT: Final = "hf.d"
+_WHO: Final = "hf.w"
+_WHO_SECONDS: Final = 2.0
 
 
 class NodeState(msgspec.Struct):
@@ -49,6 +56,25 @@ async def answer(node: Node) -> None:
             node.engine.bus.publish(message.reply, codec.encode_raw(state(node)))
 
     await node.engine.bus.subscribe(SUBJECT, take)
+    if node.life.alone:
+        await _meet(node)
+
+
+async def _meet(node: Node) -> None:
+    """On an embedded log nobody beats, as there is one node. A visitor asks that one who it is."""
+    if isinstance(node.engine, SocketEngine):
+        with suppress(NoResponders, Unknown):
+            beat = await node.engine.bus.request(_WHO, b"", _WHO_SECONDS)
+            node._membership._on_beat(Message(BEAT_SUBJECT, "", beat))
+        return
+
+    def tell(message: Message) -> None:
+        if message.reply:
+            node.engine.bus.publish(message.reply, codec.encode_raw(node._beat()))
+
+    await node.engine.bus.subscribe(_WHO, tell)
+    if isinstance(node.engine, LocalEngine) and node._runtime.kinds:
+        await node.engine.let_in()  # one that serves nothing has it for a moment only
 
 
 def malformed(node: Node) -> int:

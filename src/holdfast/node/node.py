@@ -105,7 +105,7 @@ class Node:
             "tls_ca": options.get("tls_ca", ""), "tls_cert": options.get("tls_cert", ""),
             "tls_key": options.get("tls_key", ""), "user": options.get("user", ""),
             "password": options.get("password", ""),
-        })  # fmt: skip
+        }, visits=not options.get("serve"))  # fmt: skip
         try:
             async with settings.within(settings.timeout(place, options.get("timeout_seconds"))):
                 await engine.open()

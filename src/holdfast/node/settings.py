@@ -13,7 +13,9 @@ import msgspec
 
 from holdfast import ids, limits
 from holdfast.engines.base import Engine
+from holdfast.engines.local import socket_engine
 from holdfast.engines.local.engine import LocalEngine
+from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError, NoQuorum
@@ -97,11 +99,14 @@ def not_joined(seconds: float) -> NoQuorum:
     )
 
 
-def engine(where: Local | Nats, secrets: Mapping[str, Any]) -> Engine:
-    """The engine for a place, with a client's secrets. Raises `ConfigError`."""
+def engine(where: Local | Nats, secrets: Mapping[str, Any], visits: bool = False) -> Engine:
+    """The engine for a place, with a client's secrets. Raises `ConfigError`.
+
+    ``visits``: where a running program has the embedded log open, its process is asked instead.
+    """
     if isinstance(where, Local):
         given = [name for name, value in secrets.items() if value]
         if given:
             raise ConfigError(f"{', '.join(given)}: the embedded engine has no server to show them to")
-        return LocalEngine(where.path)
+        return SocketEngine(where.path) if visits and socket_engine.answers(where.path) else LocalEngine(where.path)
     return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})

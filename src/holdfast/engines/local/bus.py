@@ -91,27 +91,32 @@ class LocalBus(Bus):
             self._wild.remove(subscription)
 
     async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> bytes:
-        answer: asyncio.Future[Message] = self._loop.create_future()
-        inbox = new_id("hf.r")
-        if "*" in subject or ">" in subject:
-            raise InvalidName(f"{subject!r} is no subject to ask: it has a wildcard")
+        return await request(self, subject, payload, timeout_seconds)
 
-        def answered(message: Message) -> None:
-            if not answer.done():
-                answer.set_result(message)
 
-        subscription = await self.subscribe(inbox, answered)
-        try:
-            self.publish(subject, payload, inbox)
-            async with asyncio.timeout(timeout_seconds):
-                message = await answer
-        except TimeoutError:
-            raise Unknown(f"{subject} did not answer within {timeout_seconds} s") from None
-        finally:
-            await subscription.close()
-        if message.no_responders:
-            raise NoResponders(f"nobody serves {subject}")
-        return message.payload
+async def request(bus: Bus, subject: str, payload: bytes, timeout_seconds: float) -> bytes:
+    """See `Bus.request`."""
+    answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    inbox = new_id("hf.r")
+    if "*" in subject or ">" in subject:
+        raise InvalidName(f"{subject!r} is no subject to ask: it has a wildcard")
+
+    def answered(message: Message) -> None:
+        if not answer.done():
+            answer.set_result(message)
+
+    subscription = await bus.subscribe(inbox, answered)
+    try:
+        bus.publish(subject, payload, inbox)
+        async with asyncio.timeout(timeout_seconds):
+            message = await answer
+    except TimeoutError:
+        raise Unknown(f"{subject} did not answer within {timeout_seconds} s") from None
+    finally:
+        await subscription.close()
+    if message.no_responders:
+        raise NoResponders(f"nobody serves {subject}")
+    return message.payload
 
 
 class _Local(Subscription):

@@ -14,6 +14,7 @@ from holdfast.engines import checks
 from holdfast.engines.base import Engine
 from holdfast.engines.local.blobs import LocalBlobs
 from holdfast.engines.local.bus import LocalBus
+from holdfast.engines.local.socket_server import SocketServer
 from holdfast.engines.local.lock import InUse, Lock
 from holdfast.engines.local.log import LocalLog
 from holdfast.engines.local.writer import Place, Writer
@@ -41,6 +42,7 @@ class LocalEngine(Engine):
         self._lock = Lock(self.path)
         self._connections: list[sqlite3.Connection] = []
         self._writer: Writer | None = None
+        self._socket_server = SocketServer(self, self.path)
 
     async def open(self) -> None:
         try:
@@ -73,6 +75,10 @@ class LocalEngine(Engine):
         self.log.note_cells()
         self._writer.start()
 
+    async def let_in(self) -> None:
+        """Let other processes of this user visit the log, as clients: see `holdfast.engines.local.socket_server`."""
+        await self._socket_server.open()
+
     def when_failed(self, tell: Callable[[str], None]) -> None:
         if self._writer is not None:
             self._writer.on_failed = tell
@@ -102,6 +108,7 @@ class LocalEngine(Engine):
         return connection
 
     async def close(self) -> None:
+        await self._socket_server.close()
         writer, self._writer = self._writer, None
         if writer is not None:
             self.log.close()
