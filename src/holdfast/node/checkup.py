@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from holdfast import codec
-from holdfast.cluster.door import SocketServer
-from holdfast.cluster.membership import BEAT_SUBJECT
+from holdfast.cluster.beats import BEAT_SUBJECT
+from holdfast.cluster.door import Door
 from holdfast.engines.base import Message
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine

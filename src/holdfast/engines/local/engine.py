@@ -14,9 +14,9 @@ from holdfast.engines import checks
 from holdfast.engines.base import Engine
 from holdfast.engines.local.blobs import LocalBlobs
 from holdfast.engines.local.bus import LocalBus
-from holdfast.engines.local.socket_server import SocketServer
 from holdfast.engines.local.lock import InUse, Lock
 from holdfast.engines.local.log import LocalLog
+from holdfast.engines.local.socket_server import SocketServer
 from holdfast.engines.local.writer import Place, Writer
 from holdfast.errors import Closed, ConfigError, NotFound
 
@@ -59,8 +59,8 @@ class LocalEngine(Engine):
         except InUse as error:
             await self.close()
             raise ConfigError(
-                f"{self.path} is open in process {error.owner}: one process at a time has a local log; "
-                "stop that one, or run a cluster"
+                f"{self.path} is open in process {error.owner}: one process at a time has an embedded log. Stop that one, "
+                "or run a cluster. Commands without --app, and nodes that serve nothing, ask that process"
             ) from None
         except (OSError, sqlite3.Error) as error:
             await self.close()

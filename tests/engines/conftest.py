@@ -1,0 +1,44 @@
+"""The conformance suite also runs on an embedded log that another engine has open, over its socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.engines.base import Engine
+from holdfast.engines.local.engine import LocalEngine
+from holdfast.engines.local.socket_engine import SocketEngine
+from holdfast.engines.nats.engine import NatsEngine
+
+
+class Visiting(SocketEngine):
+    """As a client of the engine that has the log open, which alone makes and removes cells."""
+
+    owning: LocalEngine
+
+    async def open(self) -> None:
+        self.owning = LocalEngine(self.path)
+        await self.owning.open()
+        await self.owning.let_in()
+        await super().open()
+        self.ensure_cells = self.owning.ensure_cells  # type: ignore[method-assign]
+        self.drop_cells = self.owning.drop_cells  # type: ignore[method-assign]
+
+    async def close(self) -> None:
+        await super().close()
+        await self.owning.close()
+
+
+@pytest.fixture(params=["local", "socket", "nats"])
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
+    """An open engine of each kind."""
+    made: Engine
+    if request.param == "nats":
+        made = NatsEngine(request.getfixturevalue("servers").urls)
+    else:
+        made = (LocalEngine if request.param == "local" else Visiting)(tmp_path / "log.db")
+    await made.open()
+    yield made
+    await made.close()
