@@ -59,7 +59,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 AgentId = Annotated[str, typer.Argument(metavar="KIND/NAME", help="The agent, for example Reviewer/acme.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after this long.")]
 App = Annotated[
-    str, typer.Option("--app", metavar="APP", help="Serve these agents meanwhile: needed for an embedded log.")
+    str,
+    typer.Option(
+        "--app", metavar="APP", help="Serve these agents meanwhile: for an embedded log that no program has open."
+    ),
 ]
 
 
@@ -159,7 +162,9 @@ def needs_app(at: str, app: str) -> None:
     """Raises `ConfigError` where messages to an embedded log's agents would find nobody who serves them."""
     found = parse(where(at))
     if not app and isinstance(found, Local) and not socket_engine.answers(found.path):
-        raise ConfigError("an embedded log is served by this very command: say by which agents, with --app app.py")
+        raise ConfigError(
+            "no program serves this embedded log now, so this very command does: say which agents, with --app app.py"
+        )
 
 
 def execute(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:

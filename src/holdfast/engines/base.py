@@ -276,7 +276,11 @@ GAPS: Final[tuple[Gap, ...]] = (
         "a majority of the cohort's disks",
         "there is one disk; a lost disk is a lost log: keep a copy with `holdfast backup create`",
     ),
-    Gap("local", "several processes", "a second process that opens the file gets `ConfigError` naming the first"),
+    Gap(
+        "local",
+        "several processes",
+        "a second process that serves agents gets `ConfigError` naming the first; one that serves none is its client",
+    ),
     Gap(
         "nats",
         "read: the newest record",
