@@ -14,6 +14,7 @@ from holdfast.cli.bounds import bounds
 from holdfast.cli.common import execute, security_from_environment
 from holdfast.cli.place import DIRECTORY
 from holdfast.cli.printing import bold, out
+from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError
 from holdfast.host.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
@@ -74,5 +75,5 @@ async def _serve(app: str, at: str) -> None:
             await main(node)
             return
         names = ", ".join(cls.__kind__.name for cls in agents)
-        out.print("serving ", bold(names), f" at {url}; Ctrl-C ends it")
+        out.print("serving ", bold(names), f" at {shown(url)}; Ctrl-C ends it")
         await asyncio.Event().wait()

@@ -17,6 +17,7 @@ from holdfast import files, said
 from holdfast.cli.common import Json, execute, read_password, warn_of_open_secrets
 from holdfast.cli.place import DIRECTORY, WHERE_FILE, keep_confirmed
 from holdfast.cli.printing import Printer, Styled
+from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
 from holdfast.host.addresses import CLIENT_PORT, CLUSTER_PORT
@@ -162,7 +163,7 @@ def _check_ways(cohort: str, join: str, servers: str) -> None:
         )
     if servers and not all("://" in url for url in servers.split(",")):
         raise ConfigError(
-            f"--servers {servers}: write nats://HOST:PORT, several with commas. To join a cluster, give --join"
+            f"--servers {shown(servers)}: write nats://HOST:PORT, several with commas. To join a cluster, give --join"
         )
 
 
@@ -239,8 +240,8 @@ class _Where:
     def __init__(self, directory: Path, urls: list[str], secret: bool = False) -> None:
         self._secret = secret
         self._path = directory / WHERE_FILE
-        self._urls = urls
-        self._text = json.dumps(urls)
+        self._urls = shown(urls).split(", ")  # without a password that stands in them
+        self._text = json.dumps(self._urls)
 
     def __enter__(self) -> None:
         try:

@@ -124,7 +124,7 @@ def explained(error: ssl.SSLError, where: str, authority: str = "") -> OSError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(
             f"the certificate of {where} is not trusted: {error.verify_message or error.reason}. Is it the server that "
-            f"you mean, and is its certificate signed by {authority or 'an authority that this machine knows'}?"
+            f"you mean, and is its certificate signed by {authority or 'an authority that this machine knows'} (tls_ca)?"
         )
     reason = (error.reason or str(error)).upper()
     if "ALERT" in reason and any(word in reason for word in _ALERTS):
