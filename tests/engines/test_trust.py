@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
+import nats
 import pytest
 from tests.authority import Authority
 from tests.engines.impostors import Impostor
@@ -164,6 +165,14 @@ async def test_servers_of_all_ways_are_connected_to(server: NatsServer, keys: Ke
     await engine.open()
     assert engine.connection._transport.secured  # type: ignore[union-attr]
     await engine.close()
+
+
+async def test_a_client_that_lets_the_server_speak_first_still_connects(server: NatsServer, keys: Keys) -> None:
+    # As every NATS client does by default, and ours of the version before: for upgrades, host by host.
+    context = Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key).context()
+    other = await nats.connect(server.url, tls=context, user=keys.user, password=keys.password, connect_timeout=10)
+    assert other.is_connected
+    await other.close()
 
 
 @pytest.mark.parametrize("missing", ["tls_cert", "password"])
