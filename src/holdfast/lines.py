@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -84,7 +85,8 @@ class LineReader:
         if self.closed:
             return
         self.closed = True
-        self._loop.remove_reader(self._pipe)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.remove_reader(self._pipe)
         os.close(self._pipe)
 
 

@@ -211,6 +211,14 @@ def said_line(facts: dict[str, Any]) -> str:
     return visible(f"{who(facts)}: {facts.get('text', '')}")
 
 
+def show(event: str, facts: dict[str, Any]) -> None:
+    """Print such a line on the standard error; other events are not shown."""
+    if event in SAID_EVENTS:
+        with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
+            sys.stderr.write(f"{said_line(facts)}\n")
+            sys.stderr.flush()
+
+
 def visible(text: str) -> str:
     """The text in one line: a character that cannot be seen, or that moves a terminal's cursor, is written as an escape."""
     return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import asdict
 
+from holdfast import said
 from holdfast.bench import kinds
 from holdfast.bench.measure import Figure
 from holdfast.bench.workloads import ALL, NAMES, Moments, Setting, failover
@@ -107,7 +108,7 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
             new_id("bench"), None, list(urls), count, ["holdfast.bench.kinds"],
             labels=_LABELS, security=settings.security,
         )  # fmt: skip
-        nodes = HostChild(host, (), lambda _event, _facts: None)
+        nodes = HostChild(host, (), said.show)
         stack.push_async_callback(nodes.stop)
         await nodes.start(_START_SECONDS)
         node = await stack.enter_async_context(Node.join(urls, **asdict(settings.security)))
