@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,22 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory, events: Events) -> A
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
     async with Node.join(cluster.urls) as made:
+        await made.ready(60)
+        yield made
+
+
+@asynccontextmanager
+async def joined(port: int) -> AsyncIterator[Node]:
+    """A client of a host that is about to start."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                break
+            except OSError:
+                await asyncio.sleep(0.05)
+    async with Node.join(f"nats://127.0.0.1:{port}", wait=True) as made:
         await made.ready(60)
         yield made
 
@@ -193,8 +209,7 @@ async def test_up_goes_on_though_nobody_reads_what_it_prints(tmp_path: Path) -> 
     command += ["--port", str(port), "--cluster-port", str(cluster_port)]
     up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
     try:
-        async with Node.join(f"nats://127.0.0.1:{port}", wait=True) as node:
-            await node.ready(60)
+        async with joined(port) as node:
             agent = node.agent(Printer, "unread")
             for number in range(1, 81):
                 assert await agent.ask(Printer.say, "x" * 8000) == number
@@ -215,8 +230,7 @@ async def test_up_shows_who_printed_what(tmp_path: Path) -> None:
     for json_lines in (False, True):
         up = subprocess.Popen([*command, *["--json"] * json_lines], stdout=subprocess.PIPE, text=True)
         try:
-            async with Node.join(f"nats://127.0.0.1:{port}", wait=True) as node:
-                await node.ready(60)
+            async with joined(port) as node:
                 for text in texts:
                     await node.agent(Printer, "shown").ask(Printer.say, text)
             up.terminate()

@@ -54,7 +54,8 @@ class Done(msgspec.Struct, array_like=True, tag=True):
 
 
 class Failed(msgspec.Struct, array_like=True, tag=True):
-    """The error that it raised, as it travels. ``cause``: its class and text alone, the same for the same error."""
+    """The error that it raised, as it travels. ``cause``: its class and text alone, the same for
+    the same error; empty for one of ours."""
 
     error: tuple[str, str, str, str]
     cause: str = ""

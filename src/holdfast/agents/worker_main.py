@@ -88,7 +88,10 @@ class _Worker:
 
 
 def _failed(job: Job, error: BaseException) -> Failed:
-    cause = f"{errors.class_of(error)}: {errors.plain(errors.text_of(error), _CAUSE_MAX)}"
+    ours = isinstance(
+        error, errors.HoldfastError
+    )  # a state or an argument that does not fit says nothing of the process
+    cause = "" if ours else f"{errors.class_of(error)}: {errors.plain(errors.text_of(error), _CAUSE_MAX)}"
     return Failed(errors.to_wire(guard.shown(f"{job.qualname}.{job.handler}", error)), cause)
 
 

@@ -182,6 +182,8 @@ class _Kind:
         Where a new process does the same with its first job, it is the code. Where it is not known, a process is replaced
         once a minute at most: a rule that is wrong must not cost more than that.
         """
+        if not failed.cause:
+            return False
         now = time.monotonic()
         if worker.jobs == 1:
             self._note(failed.cause, float("inf"))
