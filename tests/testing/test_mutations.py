@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from holdfast.agents import fast_path, record, shard, turn
+from holdfast.agents import fast_path, reading, record, reviving, shard, turn
 from holdfast.agents.activation import Activation
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
@@ -234,12 +234,12 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     """What a turn saw may be uncommitted: it answers although it changed nothing itself."""
     finished = turn.finished
 
-    def at_once(activation: Activation, message: Any, method: Any, context: Any, value: Any) -> None:
+    def at_once(activation: Activation, message: Any, method: Any, context: Any, value: Any, state: Any) -> None:
         if message.call is not None and message.handler == "peek":
             message.reply = method.encode_reply(value)
             message.respond()
             message.sink = None
-        finished(activation, message, method, context, value)
+        finished(activation, message, method, context, value, state)
 
     nothing_is_fast(patch)
     patch.setattr(turn, "finished", at_once)
@@ -247,7 +247,18 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("unchanged", "no_ghost_read")
 def a_reader_sees_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(turn, "committed_view", lambda activation: activation.kind.view(activation.state_bytes))
+    patch.setattr(reading, "committed_view", lambda activation: activation.kind.view(activation.state_bytes))
+
+
+@mutation("rogues", "no_contagion")
+def a_turn_that_raised_is_not_undone(patch: pytest.MonkeyPatch) -> None:
+    restore = reviving.restore
+
+    def keep(activation: Activation) -> None:
+        if not activation.loaded:
+            restore(activation)
+
+    patch.setattr(reviving, "restore", keep)
 
 
 @pytest.mark.timeout(900)

@@ -234,11 +234,11 @@ class Shard:
                     guilty.respond()
                     continue
             if isinstance(message, int):
-                self._hand(activation.token, message)
+                self.hand(activation.token, message)
             elif message.call is not None:
                 again.deliver(message)
             else:
-                self._hand(activation.token, message)
+                self.hand(activation.token, message)
 
     def _hold(self, token: str, messages: list[Delivery | int], seconds: float) -> None:
         """Keep what the log holds for an agent in order, until it can be given to it."""
@@ -248,9 +248,9 @@ class Shard:
 
     def _give_held(self, token: str) -> None:
         for message in self._held.pop(token, ()):
-            self._hand(token, message)
+            self.hand(token, message)
 
-    def _hand(self, token: str, message: Delivery | int) -> None:
+    def hand(self, token: str, message: Delivery | int) -> None:
         """Give an inbox message or a timer to its agent; an agent that no code here knows keeps it waiting."""
         if token in self._held:
             self._held[token].append(message)
@@ -318,7 +318,7 @@ class Shard:
         self._inbox_seen = stored.sequence
         self._inbox_open[stored.sequence] = None
         token = stored.subject.split(".", 4)[3]
-        self._hand(token, inbox.delivery(stored, self.suspect_before))
+        self.hand(token, inbox.delivery(stored, self.suspect_before))
 
     def refill(self, activation: Activation) -> None:
         """Read on in the inbox of an agent that has more messages than are held in memory."""
@@ -351,7 +351,7 @@ class Shard:
     def fire(self, token: str, timer: Timer) -> None:
         """A timer is due."""
         if self.active:
-            self._hand(token, mailbox.from_timer(timer, timer.due <= self._suspect_timers_before))
+            self.hand(token, mailbox.from_timer(timer, timer.due <= self._suspect_timers_before))
 
     def later(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """Call in a while, if the shard is still served then."""

@@ -297,7 +297,8 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
     activation.shard.runtime.complaints.failed(activation.token, message, error)
     seconds = limits.BACKOFF_SECONDS_MIN * 4**message.attempts
     if message.timer is not None:
-        activation.shard.later(seconds, activation.deliver_timer, message)
+        # It may have left memory by then, as nothing keeps it there.
+        activation.shard.later(seconds, activation.shard.hand, activation.token, message)
         return
     if activation.inbox is None:
         activation.inbox = deque()

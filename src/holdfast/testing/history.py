@@ -87,7 +87,7 @@ class History:
 
     def bury(self, letter: DeadLetter) -> None:
         """Note that a message was given up. One is the same to its sender whether it is handled slowly or at once."""
-        handler = letter.handler.removesuffix("_slowly")
+        handler = letter.handler.removesuffix("_slowly").removesuffix("_badly")
         self.dead_letters.add(" ".join([handler, *map(str, letter.arguments)]))
 
 

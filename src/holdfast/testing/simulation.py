@@ -7,6 +7,7 @@ what is done to the hosts. Everything that it leaves open is drawn from the seed
 from __future__ import annotations
 
 import asyncio
+import logging
 import tomllib
 from collections import Counter
 from collections.abc import Coroutine, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 
 from holdfast import limits
+from holdfast.agents import complaints
 from holdfast.agents.record import unpack
 from holdfast.cluster import packs
 from holdfast.engines.base import Stored
@@ -129,7 +131,7 @@ def names() -> list[str]:
 
 def run(scenario: Scenario, seed: int) -> Outcome:
     """One run: start a cluster, work, do harm, heal, and judge."""
-    with _packs(seed):
+    with _packs(seed), _quiet():
         simulation = Simulation(scenario, seed)
         workloads._current.append(simulation)
         try:
@@ -151,6 +153,17 @@ def _packs(seed: int) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(limits, name, value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What simulated agents are told to do wrong is no news."""
+    logger = logging.getLogger(complaints.__name__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _bad(error: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from holdfast import limits
 from holdfast.agents.agent import Agent, State
 from holdfast.agents.handler import handler, reader
 from holdfast.errors import Never, NotDone, Unknown
+from holdfast.testing import rogues
 from holdfast.testing.history import Fate, Recorder, Witness
 
 if TYPE_CHECKING:
@@ -125,6 +126,37 @@ class Actor(Agent[Tape], capabilities={"simulated"}, idle_seconds=1.0):
             for number in range(limits.TURN_RECORDS_MAX + 1):
                 await self.agent(Actor, "nobody").send(Actor.take, self.name, number)
         return "x" * (limits.REPLY_BYTES_MAX + 1)
+
+    @handler
+    async def rogue(self, label: str, how: str) -> None:
+        """A turn that must fail, alone, whatever it raises."""
+        self._note(label)
+        rogues.throw(how)
+
+    @handler
+    async def rogue_later(self, label: str, how: str) -> None:
+        """The same, after it waited."""
+        self._note(label)
+        await asyncio.sleep(0.01)
+        rogues.throw(how)
+
+    @handler
+    async def take_badly(self, sender: str, number: int) -> None:
+        """What is sent, and always fails."""
+        self._note(f"take {sender} {number}")
+        rogues.throw(rogues.HOWS[number % len(rogues.HOWS)])
+
+    @handler
+    async def ring_badly(self, name: str, label: str) -> None:
+        """A timer is due, and always fails."""
+        self._note(f"ring {name} {label}")
+        rogues.throw(rogues.HOWS[len(label) % len(rogues.HOWS)])
+
+    @handler
+    async def remind_badly(self, label: str, name: str, seconds: float) -> int:
+        """Set a timer that will fail."""
+        self.set_timer(name, seconds, Actor.ring_badly, name, label)
+        return self._note(f"set {name} {label}")
 
     @handler
     async def deadly(self, label: str) -> None:
@@ -237,6 +269,17 @@ class Clerk:
         await self._ask("deadly", f"d{self._number}", Actor.deadly)
         await asyncio.sleep(5)
 
+    async def _rogues(self) -> None:
+        """Code that raises anything, beside what others ask and send."""
+        way = self._random.choice(["ask", "ask", "ask later", "send", "set"])
+        if way == "send":
+            await self._send(self._agent(), Actor.take_badly)
+        elif way == "set":
+            await self._ask("remind", self._agent("t"), Actor.remind_badly, f"t{self._random.randrange(2)}", 0.3)
+        else:
+            handler = Actor.rogue if way == "ask" else Actor.rogue_later
+            await self._ask("bad", self._agent(), handler, self._random.choice(rogues.HOWS))
+
     async def _send(self, agent: str, handler: Any) -> None:
         sender = f"{self._name}.{agent}"
         number = self._sent[sender] = self._sent.get(sender, -1) + 1
@@ -279,6 +322,6 @@ class Clerk:
 
 KINDS = (
     "adds", "retries", "slows", "spreads", "nests", "timers", "edges", "bads", "deadlies", "swells", "sends", "bursts",
-    "peeks", "reads",
+    "peeks", "reads", "rogues",
 )  # fmt: skip
 """What a scenario may ask for."""
