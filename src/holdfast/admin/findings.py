@@ -176,7 +176,8 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "stalled-loop": Kind(
         "warning",
-        "a node's loop stood still for more than half a second: all its agents waited, and after 4 s it is taken for dead",
+        "a node's loop stood still for more than half a second: all its agents waited. After 4 s its shards are taken over, "
+        "after 5 s its host ends it",
         'see which handler computes or blocks: `@handler(runs_in="process")`, or "thread"',
     ),
     "node-restarts": Kind(
