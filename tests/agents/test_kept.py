@@ -29,7 +29,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.agents.kinds import serving
 
-from holdfast import Agent, BadState, HandlerFailed, State, handler, reader
+from holdfast import Agent, BadState, HandlerFailed, State, codec, handler, reader
+from holdfast.codec.kept import unknown_fields
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 EAST = dt.timezone(dt.timedelta(hours=5, minutes=30))
@@ -567,6 +568,23 @@ async def test_a_field_that_is_no_more_is_said_once_and_kept_until_a_turn_writes
     async with serving(path, upgraded) as node:
         assert (await node.agent(upgraded, "a").ask(upgraded.show))["sum"] == 5
     assert caplog.records == []
+
+
+class OldModel(pydantic.BaseModel):
+    inner: list[InnerMore] = []
+    total: int = 0
+    named: int = pydantic.Field(default=0, alias="Named")
+
+
+class NewModel(pydantic.BaseModel):
+    inner: list[Inner] = []
+    named: int = pydantic.Field(default=0, alias="Named")
+
+
+def test_a_model_s_field_that_is_no_more_is_found() -> None:
+    data = codec.encoder(OldModel)(OldModel(inner=[InnerMore(more=1)], total=5, Named=3))
+    assert unknown_fields(OldModel, data) == []
+    assert unknown_fields(NewModel, data) == ["$.inner[...].more", "$.total"]
 
 
 class Derives(State):

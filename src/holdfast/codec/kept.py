@@ -182,6 +182,10 @@ def _unknown(kind: inspect.Type, raw: Any, path: str, found: dict[str, None]) ->
     kind = _by_tag(kind, raw) or moments.within(kind, raw)
     if isinstance(raw, dict):
         fields = {field.encode_name: field.type for field in types.fields_of(kind)}
+        if isinstance(kind, inspect.CustomType) and models.is_model_type(kind.cls):
+            if models.keeps_extra(kind.cls):
+                return
+            fields = {name: _type_of(annotation) for name, annotation in models.declared(kind.cls).items()}
         tag = getattr(kind, "tag_field", None)
         for key, value in raw.items():
             if key in fields:
@@ -198,6 +202,13 @@ def _unknown(kind: inspect.Type, raw: Any, path: str, found: dict[str, None]) ->
             return
         for value, item in zip(raw, moments.item_types(kind, len(raw)), strict=True):
             _unknown(item, value, f"{path}[...]", found)
+
+
+def _type_of(annotation: Any) -> inspect.Type:
+    try:
+        return inspect.type_info(annotation)
+    except Exception:  # what pydantic knows and msgspec does not
+        return moments.ANY
 
 
 def _by_tag(kind: inspect.Type, raw: Any) -> inspect.Type | None:

@@ -18,15 +18,17 @@ _WAYS: Final = (("python", True), ("python", False), ("json", True), ("json", Fa
 def is_model_type(kind: Any) -> bool:
     """Whether a class is a pydantic model."""
     pydantic = sys.modules.get("pydantic")
-    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+    if pydantic is None or not isinstance(kind, type) or not issubclass(kind, pydantic.BaseModel):
+        return False
+    return hasattr(kind, "model_validate")  # not so before its version 2
 
 
 def plain(model: Any, through: Callable[[Any], Any]) -> Any:
     """A model as plain data. ``through``: to bytes and back, without a type. Raises `TypeError` where a field would be lost."""
     why = "it cannot be read back"
     for mode, by_alias in _WAYS:
-        dump = model.model_dump(mode=mode, by_alias=by_alias, round_trip=True, warnings=False)
         try:
+            dump = model.model_dump(mode=mode, by_alias=by_alias, round_trip=True, warnings=False)
             again = from_plain(type(model), through(dump))
         except Exception as error:  # a model's validators are its author's
             why = f"{type(error).__name__}: {str(error)[:300]}"
@@ -40,6 +42,20 @@ def plain(model: Any, through: Callable[[Any], Any]) -> Any:
 def from_plain(kind: Any, value: Any) -> Any:
     """The model from plain data. Raises what its validators raise."""
     return kind.model_validate(value, strict=False)
+
+
+def declared(kind: Any) -> dict[str, Any]:
+    """The fields that a model's class reads, by each of their names, with their annotations."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        aliases = (field.alias, field.validation_alias, field.serialization_alias)
+        found.update({one: field.annotation for one in (name, *aliases) if isinstance(one, str)})
+    return found
+
+
+def keeps_extra(kind: Any) -> bool:
+    """Whether a model keeps what it has no field for."""
+    return bool(kind.model_config.get("extra") == "allow")
 
 
 def fields(model: Any) -> dict[str, Any]:
