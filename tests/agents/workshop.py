@@ -162,11 +162,11 @@ class Workshop(Agent[Count]):
             os._exit(7)
         elif how == "close":
             os.closerange(3, 200)
-        elif how == "garbage":
+        elif how in ("garbage", "long"):
             for number in range(3, 64):
                 try:
                     if str(Path(f"/proc/self/fd/{number}").readlink()).startswith("socket:"):
-                        os.write(number, b"\x00\x00\x00\x03abc")
+                        os.write(number, b"\xff\xff\xff\xff" if how == "long" else b"\x00\x00\x00\x03abc")
                 except OSError:
                     pass
         elif how == "kill-with-forks":  # they keep all that it had open

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from holdfast import limits
+from holdfast.host import spawn
 from holdfast.lines import EventReader, LineReader, TextReader
 from holdfast.pipes import Rate, Teller, Writer, write_all
 
@@ -173,6 +174,24 @@ async def test_a_reader_ends_though_somebody_still_has_the_pipe() -> None:
     assert lines == [b"one", b"two"] and not reader.closed
     reader.close()
     os.close(writing)
+
+
+async def test_few_outputs_of_ended_children_are_still_read() -> None:
+    lines: list[str] = []
+    program = "import subprocess; subprocess.Popen(['sleep', '20'], start_new_session=True); print('up', flush=True)"
+    children = [
+        await spawn.start([sys.executable, "-c", program], lambda _: b"", lambda *_: None, lines.append)
+        for _ in range(3)
+    ]
+    kept = len(spawn._orphaned)
+    assert [await child.wait() for child in children] == [0, 0, 0]
+    assert lines == ["up"] * 3
+    assert len(spawn._orphaned) == kept + 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "ORPHANED_PIPES_MAX", 1)
+        children[0]._finish()
+    assert len(spawn._orphaned) == 1
+    spawn._orphaned.pop().close()
 
 
 async def test_no_program_that_is_started_inherits_the_pipe() -> None:
