@@ -86,13 +86,14 @@ async def host(url: str, keys: Keys, _: Path) -> str:
     return str(caught.value)
 
 
-async def command(url: str, keys: Keys, directory: Path) -> str:
+async def said_by(directory: Path, keys: Keys, *arguments: str) -> str:
     (directory / "password").write_text(keys.password + "\n")
     (directory / "password").chmod(0o600)
     names = {f"HOLDFAST_{name.upper()}": value for name, value in asdict(keys).items() if name != "password"}
     process = await asyncio.create_subprocess_exec(
-        *(str(Path(sys.executable).parent / "holdfast"), "status", "--at", url),
+        *(str(Path(sys.executable).parent / "holdfast"), *arguments),
         env={**os.environ, **names, "HOLDFAST_PASSWORD_FILE": str(directory / "password"), "COLUMNS": "500"},
+        cwd=directory,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -101,7 +102,16 @@ async def command(url: str, keys: Keys, directory: Path) -> str:
     return out.decode()
 
 
-WHO = [client, node, host, command]
+async def command(url: str, keys: Keys, directory: Path) -> str:
+    return await said_by(directory, keys, "status", "--at", url)
+
+
+async def host_process(url: str, keys: Keys, directory: Path) -> str:
+    """A host on servers of somebody else: its own connection, before it starts a node."""
+    return await said_by(directory, keys, "up", "--servers", url, "--dir", str(directory / "host"))
+
+
+WHO = [client, node, host, command, host_process]
 
 
 @pytest.mark.parametrize("who", WHO)
