@@ -127,9 +127,14 @@ class Chaos:
             raise ConfigError(f"{directory} is of another run: chaos needs a new cluster, in an empty directory")
         wanted = self.settings.harms or tuple(chaos_harms.KINDS)
         network = choose(self.settings.network, self.settings.hosts, "disk-full" in wanted)
-        kinds = [kind for kind in wanted if kind != "disk-full" or network.fills]
-        if len(kinds) < len(wanted):
-            self.not_available["disk-full"] = "it needs Linux, root and network namespaces"
+        lacking = [
+            kind
+            for kind, able in {"disk-full": network.fills, "renew-certificates": network.renews}.items()
+            if not able
+        ]
+        kinds = [kind for kind in wanted if kind not in lacking]
+        for kind in set(lacking).intersection(wanted):
+            self.not_available[kind] = "it needs Linux, root and network namespaces"
         async with self._cluster(network, directory) as (cluster, node, observer):
             await self._begin(network, directory)
             reading = [asyncio.create_task(self._read(*each)) for each in self._clients.items()]

@@ -31,6 +31,7 @@ KINDS: Final = {
     "one-way": "what a host sends does not arrive, or what is sent to it does not",
     "cut-link": "two hosts do not reach each other; both reach the others",
     "flapping": "a host is cut off and not, several times a second or once in some seconds",
+    "renew-certificates": "all hosts get new certificates, and read them",
     "disk-full": "the last host's disk has no byte free",
 }
 
@@ -73,6 +74,7 @@ class Harms:
             "one-way": self._one_way,
             "cut-link": self._cut_link,
             "flapping": self._flapping,
+            "renew-certificates": self._renew,
             "disk-full": self._fill_disk,
         }
         with self._held(host):
@@ -161,6 +163,15 @@ class Harms:
             await asyncio.sleep(self._random.uniform(*_FLAP_SECONDS))
 
     # The disk ------------------------------------------------------------------------------------------------------
+
+    async def _renew(self, whose: str, seconds: float) -> None:
+        await self._network.renew()
+        for host in self._cluster.hosts:
+            # One to which something else is done reads them when it starts, or with its next connection.
+            if host not in self._busy or host == whose:
+                with suppress(ProcessLookupError, IndexError):
+                    os.kill(self._cluster.pids(host)[0], signal.SIGHUP)
+        await asyncio.sleep(seconds)
 
     async def _fill_disk(self, _host: str, seconds: float) -> None:
         try:

@@ -33,8 +33,10 @@ _US: Final = 100
 """The number of this very process's address: it reaches all sides, always."""
 
 _NOBODY: Final = 255
+_CURVE: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 _DISK_BYTES: Final = 512 * 1024 * 1024
 _TRIES: Final = 50
+NO_CERTIFICATES: Final = "only networks of namespaces, which need Linux and root, use certificates"
 NO_DISK: Final = "filling a disk needs Linux, root and network namespaces: it is a file system of its own"
 
 
@@ -44,6 +46,9 @@ class Network(ABC):
     kind = ""
     fills = False
     """Whether a host's disk can be filled."""
+
+    renews = False
+    """Whether hosts have certificates."""
 
     def __init__(self, hosts: int) -> None:
         self.hosts = hosts
@@ -60,6 +65,10 @@ class Network(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Take it down, once the hosts have ended."""
+
+    async def renew(self) -> None:
+        """Give all hosts a new key and certificate, for them to read. Raises `ConfigError`."""
+        raise ConfigError(NO_CERTIFICATES)
 
     def fill(self) -> None:
         """Leave no byte free on the last host's disk. Raises `ConfigError`."""
@@ -101,6 +110,7 @@ class NamespaceNetwork(Network):
     """See the module. ``small_disk``: the last host gets a small file system of its own, that can be filled."""
 
     kind = "network namespaces"
+    renews = True
 
     def __init__(self, hosts: int, small_disk: bool = False) -> None:
         super().__init__(hosts)
@@ -109,6 +119,7 @@ class NamespaceNetwork(Network):
         self._holders: list[asyncio.subprocess.Process] = []
         """A process for each host's namespaces, and one for the switch's."""
         self._filler = Path()
+        self._certificates = Path()
 
     async def open(self, directory: Path) -> None:
         self._holders = [await self._hold() for _ in range(self.hosts + 1)]
@@ -191,19 +202,26 @@ class NamespaceNetwork(Network):
 
     async def _certify(self, directory: Path) -> Security:
         """A private authority, and one certificate that names all hosts."""
-        ca, ca_key, cert, key, request, extensions = (
-            str(directory / name) for name in ("ca.pem", "ca.key", "host.pem", "host.key", "host.csr", "host.ext")
-        )
+        self._certificates = directory
+        ca, ca_key, cert, key = (str(directory / name) for name in ("ca.pem", "ca.key", "host.pem", "host.key"))
         names = ",".join(f"IP:{self._address(host)}" for host in range(self.hosts))
-        Path(extensions).write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
-        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        (directory / "host.ext").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-        await _run(["openssl", "req", "-x509", *curve, *usage, "-days", "30", "-subj", "/CN=chaos", "-keyout", ca_key,
+        await _run(["openssl", "req", "-x509", *_CURVE, *usage, "-days", "30", "-subj", "/CN=chaos", "-keyout", ca_key,
                     "-out", ca])  # fmt: skip
-        await _run(["openssl", "req", *curve, "-subj", "/CN=host", "-keyout", key, "-out", request])
+        await self.renew()
+        return Security(ca, cert, key, "chaos", f"{chance.bits(128):032x}")
+
+    async def renew(self) -> None:
+        at = self._certificates
+        ca, ca_key, request, extensions, key, cert = (
+            str(at / name) for name in ("ca.pem", "ca.key", "host.csr", "host.ext", "new.key", "new.pem")
+        )
+        await _run(["openssl", "req", *_CURVE, "-subj", "/CN=host", "-keyout", key, "-out", request])
         await _run(["openssl", "x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days",
                     "30", "-extfile", extensions, "-out", cert])  # fmt: skip
-        return Security(ca, cert, key, "chaos", f"{chance.bits(128):032x}")
+        Path(key).replace(at / "host.key")  # whoever reads between the two finds that they do not fit
+        Path(cert).replace(at / "host.pem")
 
     async def _mount(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
