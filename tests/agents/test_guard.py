@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from tests.agents.kinds import on, until
-from tests.agents.rogues import NAMES, Broken, Rogue
+from tests.agents.rogues import NAMES, Broken, Pit, Rogue, throw
 
 from holdfast import Agent, BadMessage, BadState, HandlerFailed, HoldfastError, Node, handler, limits, reader
+from holdfast.agents import child_tasks
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -214,3 +215,37 @@ async def test_failures_are_told_in_the_log_of_the_node(tmp_path: Path, caplog: 
         with pytest.raises(HandlerFailed):
             await agent.ask(Rogue.at_once, "TimeoutError")
         assert lines("like it since the last line") >= 1
+
+
+class Family(Agent[Pit]):
+    """Its turns begin tasks that raise whatever they like."""
+
+    @handler
+    async def gather(self, how: str) -> None:
+        async def child() -> None:
+            await asyncio.sleep(0)
+            throw(how)
+
+        await asyncio.gather(child(), asyncio.sleep(0.001))
+        raise ValueError("gathered")  # a task that raises CancelledError is cancelled, and others
+
+    @handler
+    async def group(self, how: str) -> None:
+        async def child() -> None:
+            throw(how)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(child())
+        raise ValueError("grouped")
+
+
+async def test_a_task_of_a_turn_ends_no_process_of_ours(tmp_path: Path) -> None:
+    asyncio.get_running_loop().set_task_factory(child_tasks.factory)
+    async with on([f"local:{tmp_path / 'log.db'}"], Family) as node:
+        agent = node.agent(Family, "a")
+        for name in NAMES:
+            for way in (Family.gather, Family.group):
+                with pytest.raises(HandlerFailed):
+                    async with asyncio.timeout(10):
+                        await agent.ask(way, name)
+        assert not node._runtime.failures
