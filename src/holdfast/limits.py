@@ -365,5 +365,6 @@ assert QUIET_SECONDS < TAKEOVER_SECONDS < STANDSTILL_SECONDS, "told before it is
 assert 4 * STANDSTILL_SECONDS < ASK_TIMEOUT_SECONDS, "an ask that stands still is answered in its time"
 assert STANDSTILL_SECONDS < FROZEN_SECONDS < STARVED_SECONDS <= ASK_TIMEOUT_SECONDS, "ended for certain in the end"
 assert STALL_SECONDS < QUIET_SECONDS, "a stall is no standstill"
+assert ALONE_ENDS_MAX <= 3, "it fits a mark"
 assert ATTEMPT_SECONDS < ASK_TIMEOUT_SECONDS, "an ask has several attempts"
 assert GENERATION_MAX << GENERATION_BITS < 1 << 61, "a sequence fits 64 bits, and a purge of everything is above it"

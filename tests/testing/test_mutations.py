@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from holdfast.agents import fast_path, reading, record, reviving, shard, turn
+from holdfast.agents import attempts, fast_path, reading, record, reviving, shard, turn
 from holdfast.agents.activation import Activation
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
@@ -25,6 +25,7 @@ from holdfast.cluster.claims import Claims
 from holdfast.cluster.epochs import Epochs
 from holdfast.cluster.life import Life
 from holdfast.cluster.recovery import Recovery
+from holdfast.cluster.standstills import Standstills
 from holdfast.core.delivery import Seen, Verdict
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import NoQuorum, Unknown
@@ -259,6 +260,21 @@ def a_turn_that_raised_is_not_undone(patch: pytest.MonkeyPatch) -> None:
             restore(activation)
 
     patch.setattr(reviving, "restore", keep)
+
+
+@mutation("standstill", "stands_still_alone")
+def nobody_hears_what_stands_still(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Standstills, "note", lambda *_: [])
+
+
+@mutation("standstill", "stands_still_alone")
+def what_stood_still_bears_no_mark(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempts, "put", lambda *_: None)
+
+
+@mutation("standstill", "no_contagion")
+def a_stop_in_order_is_an_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempts, "counting", lambda _, marks: dict(marks))
 
 
 @pytest.mark.timeout(900)

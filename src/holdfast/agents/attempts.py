@@ -1,7 +1,8 @@
 """The marks in an agent's record: which messages were about to run alone, and how many processes ended while they did.
 
-A mark's value holds the epoch in which it was written, and a count. It counts for an end only where the owner of that epoch
-ended with it in hand; one that let go of the shard in order did not. A count of 0 blames nobody: the message is to run alone. A
+A mark's value holds the epoch in which it was written, and two counts: of ends that its message may be the cause of, and of
+ends that something else is known to have caused. A mark counts for an end only where the owner of its epoch ended with it in
+hand; one that let go of the shard in order did not. Counts of 0 blame nobody: the message is to run alone. A
 name that begins with ``!`` says why a message is marked; a name of ``*`` stands for any message of the agent.
 """
 
@@ -21,6 +22,8 @@ _OTHER: Final = "="
 """In front of a key that looks like one of the names above."""
 
 _COUNT_BITS: Final = 4
+_COUNT_MAX: Final = 3
+"""Of either count."""
 
 Marks = dict[str, int]
 
@@ -30,15 +33,15 @@ def name_of(key: str) -> str:
     return _OTHER + key if key[:1] in (ANY_MESSAGE, _WHY, _OTHER) else key
 
 
-def value(epoch: int, ends: int) -> int:
+def value(epoch: int, ends: int, excused: int = 0) -> int:
     """Of a mark: it was written in this epoch, and so many processes ended, or are about to, while its message ran."""
-    return epoch << _COUNT_BITS | min(ends, (1 << _COUNT_BITS) - 1)
+    return epoch << _COUNT_BITS | min(excused, _COUNT_MAX) << 2 | min(ends, _COUNT_MAX)
 
 
 def ends(marks: Marks, name: str, epoch: int) -> int:
     """How many processes ended behind a mark; one that was written in this very epoch has not ended anything."""
     found = marks.get(name, 0)
-    count = found & (1 << _COUNT_BITS) - 1
+    count = found & _COUNT_MAX
     return count - 1 if count and found >> _COUNT_BITS == epoch else count
 
 
@@ -47,9 +50,19 @@ def epoch_of(marks: Marks, name: str) -> int:
     return marks.get(name, 0) >> _COUNT_BITS
 
 
+def excused(marks: Marks, name: str) -> int:
+    """How many ends behind a mark had another cause."""
+    return marks.get(name, 0) >> 2 & _COUNT_MAX
+
+
+def excuse(marks: Marks, name: str) -> None:
+    """The last end behind a mark had another cause."""
+    marks[name] = value(0, max((marks[name] & _COUNT_MAX) - 1, 0), excused(marks, name) + 1)
+
+
 def put(marks: Marks, name: str, epoch: int, ends: int, why: str = "") -> None:
     """Mark a message, and keep why, where it is known; make room where there are too many."""
-    marks[name] = value(epoch, ends)
+    marks[name] = value(epoch, ends, excused(marks, name))
     if why:
         explain(marks, name, why)
     named = [other for other in marks if other[:1] != _WHY and other not in (ANY_MESSAGE, name)]
@@ -77,9 +90,9 @@ def forget(marks: Marks, name: str) -> None:
 
 def take_back(marks: Marks, name: str) -> None:
     """The last run of a message ended nothing. One that stood still before is to run alone again."""
-    before = (marks[name] & (1 << _COUNT_BITS) - 1) - 1
+    before = (marks[name] & _COUNT_MAX) - 1
     if name != ANY_MESSAGE and (before > 0 or why(marks, name)):
-        marks[name] = value(0, max(before, 0))
+        marks[name] = value(0, max(before, 0), excused(marks, name))
     else:
         forget(marks, name)
 

@@ -46,7 +46,10 @@ def start(activation: Activation, message: Delivery) -> None:
     marks = activation.attempts = activation.attempts or {}
     name = attempts.name_of(message.key)
     still = _standstill(activation, message)
-    if why := _guilty(activation, message, name, still):
+    for marked in (name, ANY_MESSAGE):
+        if marked in marks and _excused(activation, message, marked):
+            attempts.excuse(marks, marked)
+    if why := _guilty(activation, name, still):
         _give_up(activation, message, why)
     elif still is not None or name in marks or (message.suspect and _alone(activation)):
         if still is not None:  # whoever owns the agent next is to know it, however this one lets go of it
@@ -62,8 +65,22 @@ def start(activation: Activation, message: Delivery) -> None:
 
 
 def _alone(activation: Activation) -> bool:
-    """Whether a process ended that ran suspects of this agent behind the mark of the agent."""
-    return ANY_MESSAGE in (activation.attempts or ()) and not activation.probation
+    """Whether a process ended that ran suspects of this agent behind the mark of the agent, and it may be for one of them."""
+    marks = activation.attempts or {}
+    return attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
+
+
+def _excused(activation: Activation, message: Delivery, name: str) -> bool:
+    """Whether something else is known to have ended the process that wrote a mark; not again and again."""
+    marks, claim = activation.attempts or {}, activation.shard.claim
+    if not claim.owner or attempts.epoch_of(marks, name) != claim.before:
+        return False
+    if attempts.excused(marks, name) >= limits.ALONE_ENDS_MAX - 1:
+        return False
+    heard = activation.shard.runtime.standstills
+    if (still := heard.of(claim.owner)) is not None:
+        return not _may_be(activation, message, still)
+    return name != ANY_MESSAGE and heard.was_killed(claim.owner)
 
 
 def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
@@ -84,21 +101,16 @@ def _may_be(activation: Activation, message: Delivery, still: Standstill) -> boo
     return method is not None and method.function.__name__ in still.functions
 
 
-def _guilty(activation: Activation, message: Delivery, name: str, still: Standstill | None) -> str:
+def _guilty(activation: Activation, name: str, still: Standstill | None) -> str:
     """Why a message is to be given up; empty where it is not."""
     marks, claim = activation.attempts or {}, activation.shard.claim
-    heard = activation.shard.runtime.standstills
-    ends = attempts.ends(marks, name, activation.shard.epoch)
-    if not ends:
+    if not attempts.ends(marks, name, activation.shard.epoch):
         # Behind the mark of the agent it ran for the second time, and it is heard that its node stood still in it.
-        second = still is not None and still.ended and bool(still.key) and base(still.incarnation) == base(claim.owner)
-        if second and _alone(activation) and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before:
+        marked = ANY_MESSAGE in marks and not activation.probation
+        second = still is not None and bool(still.key) and base(still.incarnation) == base(claim.owner)
+        if marked and second and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before:
             return still.text if still is not None else ""
         return ""
-    if claim.owner and attempts.epoch_of(marks, name) == claim.before and ends < limits.ALONE_ENDS_MAX:
-        other = heard.of(claim.owner)
-        if heard.was_killed(claim.owner) if other is None else not _may_be(activation, message, other):
-            return ""
     newest = still.text if still is not None else ""
     return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
 

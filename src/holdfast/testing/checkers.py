@@ -179,11 +179,25 @@ def no_contagion(history: History) -> Iterator[str]:
             yield f"{op.label} failed, and its change is there"
         if op.kind in _TURNS and op.fate == "refused" and op.kind != "retry" and _found(history, op.agent, op.label):
             yield f"{op.kind} {op.label} of {op.agent} was refused, and its change is there"
-        if op.kind not in {"bad", "deadly"} and op.fate == "refused" and not (_given_up(op.result) or _not_asked(op)):
+        given_up = (history.harmed or history.deaths or not _all_told(history)) and _given_up(op.result)
+        if op.kind not in {"bad", "deadly", "still"} and op.fate == "refused" and not (given_up or _not_asked(op)):
             yield f"{op.kind} {op.label} of {op.agent} was refused: {op.result}"
     for label, count in history.deaths.items():
         if count > 3:
             yield f"{label} ended {count} processes"
+
+
+def stands_still_alone(history: History) -> Iterator[str]:
+    """What stands still does so on two nodes at most, on three where a host could not say so, and costs others a wait."""
+    for label, told in history.standstills.items():
+        if len(told) > (2 if all(told) else 3):
+            yield f"{label} stood still on {len(told)} nodes"
+    calm = history.standstills and not history.harmed and _all_told(history)
+    for op in history.operations:
+        if op.kind == "still" and op.fate == "done":
+            yield f"{op.label} of {op.agent} stands still, and was done"
+        if calm and op.kind in {"add", "read"} and op.fate != "done":
+            yield f"{op.kind} {op.label} of {op.agent} was not done while others' nodes stood still: {op.result}"
 
 
 def settles(history: History) -> Iterator[str]:
@@ -213,6 +227,11 @@ def _given_up(error: object) -> bool:
     return isinstance(error, HandlerFailed) and "ended 3 processes" in str(error)
 
 
+def _all_told(history: History) -> bool:
+    """Whether the hosts of all nodes that stood still could say so."""
+    return all(all(told) for told in history.standstills.values())
+
+
 def _not_asked(op: Operation) -> bool:
     """Whether the call that this turn made was not done in its time, so that the turn failed with it."""
     return op.kind == "nested" and isinstance(op.result, HandlerFailed) and op.result.kind_of_error in _NOT_DONE
@@ -231,5 +250,6 @@ ALL: tuple[Checker, ...] = (
     one_actor,
     timer_once,
     no_contagion,
+    stands_still_alone,
     settles,
 )

@@ -10,6 +10,7 @@ from holdfast import codec, limits
 from holdfast.agents.agent import Agent
 from holdfast.cluster.beats import HOST_SUBJECT, HostBeat
 from holdfast.cluster.cohort import SIZES
+from holdfast.cluster.standstills import Standstill
 from holdfast.node.node import Node
 from holdfast.testing.engine import SimEngine
 from holdfast.testing.loop import SimLoop
@@ -86,6 +87,8 @@ class SimCluster:
         self.host_up = dict.fromkeys(self.hosts, True)
         self.ended: dict[str, list[str]] = {host: [] for host in self.hosts}
         """What each host knows to have ended."""
+        self.still: dict[str, list[Standstill]] = {host: [] for host in self.hosts}
+        """What each host says of nodes that stand still, or stood."""
         for host in self.hosts:
             loop, _ = world.process(f"host {host}")
             loop.call_soon(self._host, host, loop)
@@ -98,12 +101,9 @@ class SimCluster:
         while True:
             if self.host_up[host]:
                 living = [self.incarnations[host]] if host in self.nodes else []
-                engine.bus.publish(
-                    HOST_SUBJECT,
-                    codec.encode_raw(
-                        HostBeat(host, living, self.ended[host], votes=self.servers.up(host), voters=len(self.hosts))
-                    ),
-                )
+                beat = HostBeat(host, living, self.ended[host], votes=self.servers.up(host), voters=len(self.hosts))
+                beat.still = self.still[host]
+                engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
             await asyncio.sleep(limits.BEAT_SECONDS)
 
     def start_node(self, host: str) -> Process:
@@ -135,6 +135,45 @@ class SimCluster:
                 self.start_node(host)
 
         self.world.later(self.world.random.uniform(0.3, 1.5), again)
+
+    def stop_node(self, host: str) -> None:
+        """SIGTERM: it lets go of its shards and ends; its host starts it again."""
+        process = self.nodes.get(host)
+        if process is not None and process.node is not None and not process.loop.frozen:
+            self.world.tell(f"stop the node of {host} in order")
+            process.spawn(self._close(host, process, process.node))
+
+    async def _close(self, host: str, process: Process, node: Node) -> None:
+        await node.close()
+        if self.nodes.get(host) is process:
+            self.world.later(0.0, lambda: self._reap(host, process))
+
+    def _reap(self, host: str, process: Process) -> None:
+        if self.nodes.get(host) is process:
+            self.kill_node(host)
+
+    def stand_still(self, host: str, label: str, says: bool) -> None:
+        """A handler of the host's node never returns: the host says which, if it can, and ends the node."""
+        process = self.nodes[host]
+        assert process.node is not None
+        running = [one for one in process.node._runtime.resident.values() if one.running is not None]
+        told = codec.encode_raw((label,))
+        what = next(one for one in running if one.running is not None and one.running.arguments == told)
+        assert what.running is not None
+        token, key, name = what.token, what.running.key, self.incarnations[host]
+        self.world.tell(f"the node of {host} stands still in {token} {key}{'' if says else ', and nobody is told'}")
+        process.loop.freeze()
+
+        def tell(seconds: float, ended: bool) -> None:
+            if self.nodes.get(host) is process:
+                if says:
+                    known = [one for one in self.still[host] if one.incarnation != name]
+                    self.still[host] = [*known, Standstill(name, seconds, token, key, "app.py:1", ended=ended)]
+                if ended:
+                    self.kill_node(host)
+
+        self.world.later(1.0, lambda: tell(1.0, False))
+        self.world.later(limits.STANDSTILL_SECONDS, lambda: tell(limits.STANDSTILL_SECONDS, True))
 
     def freeze_node(self, host: str, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after a while."""

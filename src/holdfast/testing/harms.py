@@ -24,6 +24,11 @@ def kill_node(cluster: SimCluster, random: Random, host: str, seconds: float) ->
     cluster.kill_node(host)
 
 
+def stop_node(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
+    """SIGTERM of the node; its host starts it again."""
+    cluster.stop_node(host)
+
+
 def freeze_node(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
     """SIGSTOP of the node, and SIGCONT."""
     cluster.freeze_node(host, seconds)
@@ -125,8 +130,8 @@ def false_word(cluster: SimCluster, random: Random, host: str, seconds: float) -
 ALL: Final[dict[str, Harm]] = {
     harm.__name__: harm
     for harm in (
-        kill_node, freeze_node, freeze_at_commit, stop_server, kill_host, partition, one_way, mute, flap, elect, damage,
-        slander, false_word,
+        kill_node, stop_node, freeze_node, freeze_at_commit, stop_server, kill_host, partition, one_way, mute, flap, elect,
+        damage, slander, false_word,
     )
 }  # fmt: skip
 """What a scenario may name."""

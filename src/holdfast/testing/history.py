@@ -57,6 +57,10 @@ class History:
     """False where they were watched from outside: then some may be missing, and which batch a record was in is a guess."""
     deaths: dict[str, int] = field(default_factory=dict)
     """Per label of a deadly message, how many processes it ended."""
+    standstills: dict[str, list[bool]] = field(default_factory=dict)
+    """Per label of a message in which nodes stand still, whether the node's host could say so, for each of them."""
+    harmed: bool = True
+    """Whether anything was done to nodes that is no stop in order."""
     tapes: dict[str, list[str]] = field(default_factory=dict)
     dead_letters: set[str] = field(default_factory=set)
     """Labels of messages that were given up, where everybody can see it."""
@@ -111,3 +115,6 @@ class Witness(Protocol):
 
     async def die(self, label: str) -> None:
         """End the process in whose handler this is called."""
+
+    async def stand_still(self, label: str) -> None:
+        """Have the process stand still in whose handler this is called."""

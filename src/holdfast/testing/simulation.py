@@ -177,7 +177,7 @@ class Simulation:
     def __init__(self, scenario: Scenario, seed: int) -> None:
         self.scenario = scenario
         self.world = World(seed)
-        self.history = History()
+        self.history = History(harmed=False)
         self.stopping = False
         self._calm_at = 0.0
         self._looked_at = 0.0
@@ -211,6 +211,16 @@ class Simulation:
         host = next((host for host, process in self.cluster.nodes.items() if process.loop is loop), "")
         if host:
             self.cluster.kill_node(host)
+        await asyncio.sleep(3600)
+
+    async def stand_still(self, label: str) -> None:
+        """Have the process stand still in whose handler this is called; its host ends it after a while."""
+        loop: Any = asyncio.get_running_loop()
+        says = self._random.random() < 0.8
+        self.history.standstills.setdefault(label, []).append(says)
+        host = next((host for host, process in self.cluster.nodes.items() if process.loop is loop), "")
+        if host:
+            self.cluster.stand_still(host, label, says)
         await asyncio.sleep(3600)
 
     # The run -------------------------------------------------------------------------------------------------------
@@ -276,6 +286,7 @@ class Simulation:
             host, kind = self._random.choice(self.cluster.hosts), self._random.choices(kinds, weights)[0]
             seconds = self._random.uniform(0.5, self.scenario.harm_seconds)
             self._calm_at = max(self._calm_at, self.world.now + seconds + 3)
+            self.history.harmed = self.history.harmed or kind != harms.stop_node.__name__
             harms.ALL[kind](self.cluster, self._random, host, seconds)
 
     def _heal(self) -> None:

@@ -82,6 +82,14 @@ class Story:
             self.cluster.kill_node(host)
         await asyncio.sleep(3600)
 
+    async def stand_still(self, label: str) -> None:
+        """Have the process stand still in whose handler this is called."""
+        loop: Any = asyncio.get_running_loop()
+        self.history.standstills.setdefault(label, []).append(True)
+        for host in [host for host, process in self.cluster.nodes.items() if process.loop is loop]:
+            self.cluster.stand_still(host, label, True)
+        await asyncio.sleep(3600)
+
     # Names ---------------------------------------------------------------------------------------------------------
 
     def _host(self, name: str) -> str:

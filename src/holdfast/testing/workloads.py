@@ -163,6 +163,11 @@ class Actor(Agent[Tape], capabilities={"simulated"}, idle_seconds=1.0):
         """A message that ends the process."""
         await _current[-1].die(label)
 
+    @handler
+    async def still(self, label: str) -> None:
+        """A message in which its node stands still."""
+        await _current[-1].stand_still(label)
+
     @reader
     async def length(self) -> int:
         """How long the tape is."""
@@ -280,6 +285,21 @@ class Clerk:
             handler = Actor.rogue if way == "ask" else Actor.rogue_later
             await self._ask("bad", self._agent(), handler, self._random.choice(rogues.HOWS))
 
+    async def _longs(self) -> None:
+        """A turn that takes longer than a stop in order waits for it."""
+        agent, label = self._agent("l"), self._label()
+        ref = self._node.agent(Actor, agent).options(timeout_seconds=120)
+        await self._do("slow", agent, label, lambda: ref.ask(Actor.slow, label, 250))
+
+    async def _stills(self) -> None:
+        agent, label = f"x{self._name}{self._number}", self._label()
+        ref = self._node.agent(Actor, agent).options(timeout_seconds=60)
+        if self._random.random() < 0.5:
+            await self._do("still", agent, label, lambda: ref.ask(Actor.still, label))
+        else:
+            await self._do("send", agent, f"still {label}", lambda: ref.send(Actor.still, label))
+        await asyncio.sleep(8)
+
     async def _send(self, agent: str, handler: Any) -> None:
         sender = f"{self._name}.{agent}"
         number = self._sent[sender] = self._sent.get(sender, -1) + 1
@@ -321,7 +341,7 @@ class Clerk:
 
 
 KINDS = (
-    "adds", "retries", "slows", "spreads", "nests", "timers", "edges", "bads", "deadlies", "swells", "sends", "bursts",
-    "peeks", "reads", "rogues",
+    "adds", "retries", "slows", "spreads", "nests", "timers", "edges", "bads", "deadlies", "stills", "longs", "swells", "sends",
+    "bursts", "peeks", "reads", "rogues",
 )  # fmt: skip
 """What a scenario may ask for."""
