@@ -172,10 +172,32 @@ def level() -> int:
     return found
 
 
+class _Shown(logging.Formatter):
+    """Text of users is data in a log as well: only what can be seen, and no second line that looks like a first one."""
+
+    def __init__(self) -> None:
+        super().__init__(_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        first, *others = super().format(record).expandtabs(4).split("\n")
+        return "\n".join([visible(first), *(f"  {visible(line)}" for line in others)])
+
+
+def show_warnings() -> None:
+    """Have warnings shown that nobody has said how to show; an application's own settings come first, whenever it makes
+    them."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Shown())
+    logging.lastResort = handler
+
+
 def set_up_logging(from_level: int | None = None) -> None:
     """Show what is logged, unless the application has said itself how. Raises `ConfigError`."""
     chosen = level() if from_level is None else from_level
-    logging.basicConfig(level=chosen, format=_FORMAT)  # does nothing where the root has a handler
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Shown())
+    logging.basicConfig(level=chosen, handlers=[handler])  # does nothing where the root has a handler
 
 
 class _Written(logging.Handler):
@@ -193,7 +215,7 @@ class _Written(logging.Handler):
 def log_to(writer: Writer) -> None:
     """Have what this process logs written by a writer, so that logging waits for nobody. Raises `ConfigError`."""
     handler = _Written(writer)
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Shown())
     logging.basicConfig(level=level(), handlers=[handler])
 
 

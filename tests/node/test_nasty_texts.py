@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from holdfast import said
 from holdfast.admin.doctor import Diagnosis
 from holdfast.admin.findings import KINDS, Finding
 from holdfast.admin.hosts import HostView
@@ -205,3 +207,23 @@ def test_what_up_shows(capfd: pytest.CaptureFixture[str]) -> None:
     line = capfd.readouterr().out
     assert line.count("\n") == 1 and json.loads(line)["text"] == NASTY
     clean(line)
+
+
+def test_what_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("app[/x]")  # not of the tree that the tests' own handlers listen to
+    kept = logging.lastResort
+    try:
+        said.show_warnings()
+        assert logging.lastResort is not None
+        logger.addHandler(logging.lastResort)
+        logger.info("%s", "too little to be shown")
+        try:
+            raise ValueError(NASTY)
+        except ValueError as error:
+            logger.warning("failed: %s", error, exc_info=True)
+    finally:
+        logging.lastResort = kept
+    shown = capfd.readouterr().err
+    clean(shown)
+    assert shown.startswith("WARNING app[/x]: failed: " + SEEN) and "Traceback" in shown
+    assert all(line.startswith("  ") for line in shown.splitlines()[1:])

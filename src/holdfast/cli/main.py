@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast import said
 from holdfast.cli import agents, backup, cohort, dead_letters, messages, placement
 from holdfast.cli.bench import bench
 from holdfast.cli.bounds import Commands
@@ -76,6 +77,7 @@ def show_version() -> None:
 
 def main() -> None:
     """What the console script runs."""
+    said.show_warnings()
     app()
 
 

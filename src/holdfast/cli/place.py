@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import typer
 
 from holdfast import files
+from holdfast.cli.printing import problems
 from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError
 
@@ -100,10 +100,11 @@ def _confirm(path: Path, urls: list[str]) -> None:
     if _confirmed().get(str(path.absolute())) == urls:
         return
     text = f"{path} names {shown(urls)}, and this command has a password or certificates to show"
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin.isatty() and problems.is_terminal):
         raise ConfigError(
             f"{text}. Name the servers with --at URL or HOLDFAST_AT, or run the command once in a terminal to confirm them"
         )
-    if not typer.confirm(f"{text}. Are these your servers?", err=True):
+    problems.print(f"{text}. Are these your servers? [y/N] ", end="")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise ConfigError("nothing was sent: name the servers with --at URL")
     keep_confirmed(path, urls)

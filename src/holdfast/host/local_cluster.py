@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast import ids, signals
+from holdfast import files, ids, signals
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError, DataLoss
@@ -152,8 +152,8 @@ class LocalCluster:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         else:
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{line}\n")
+            with files.appending(self._log) as file:
+                file.write(f"{line}\n".encode(errors="backslashreplace"))
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one more host on loopback, which joins without a vote; return once its nodes are ready.
