@@ -82,6 +82,8 @@ def from_agent_token(token: str) -> tuple[str, str]:
 
 def parse_agent_id(agent_id: str) -> tuple[str, str]:
     """The kind and name of ``kind/name`` as a person writes it. Raises `InvalidName`."""
+    if not isinstance(agent_id, str):
+        raise InvalidName(f"an agent id is a str, KIND/NAME, not {type(agent_id).__name__}: {agent_id!r:.100}")
     kind, slash, name = agent_id.partition("/")
     if not slash:
         raise InvalidName(f"{agent_id!r} is no agent id: write KIND/NAME, for example Reviewer/acme")

@@ -22,8 +22,10 @@ from holdfast import (
     BadMessage,
     DeadlineExceeded,
     HandlerFailed,
+    InvalidName,
     OutcomeUnknown,
     State,
+    UnknownKind,
     handler,
     reader,
 )
@@ -122,9 +124,9 @@ async def test_addresses_and_verbs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "arguments", "text"),
     [
-        ("rings", [1], "1 arguments are more than rings takes: it takes no arguments"),
-        ("both", [1, "a", 2], r"3 arguments are more than both takes: it takes \(first, second\)"),
-        ("both", [], r"0 arguments are fewer than both takes: it takes \(first, second\)"),
+        ("rings", [1], r"too many arguments \(1\): it takes no arguments"),
+        ("both", [1, "a", 2], r"too many arguments \(3\): it takes \(first, second\)"),
+        ("both", [], r"too few arguments \(0\): it takes \(first, second\)"),
         ("both", {"first": 1, "third": 2}, r"there is no argument named `third`: it takes \(first, second\)"),
         ("both", {"second": "a"}, r"the argument `first` is missing: it takes \(first, second\)"),
         ("both", ["a"], r"Expected `int`, got `str` - at `\$.first`"),
@@ -134,6 +136,19 @@ async def test_arguments_by_name(tmp_path: Path, method: str, arguments: Any, te
     async with serving(tmp_path / "log.db", Bell) as node:
         with pytest.raises(BadMessage, match=f"Bell.{method}: {text}"):
             await node.call("Bell/a", method, arguments)
+
+
+async def test_names_that_are_none(tmp_path: Path) -> None:
+    async with serving(tmp_path / "log.db", Bell) as node:
+        with pytest.raises(UnknownKind, match=r"Bell has no handler or reader 'sing': it has .*ring, rings, start"):
+            await node.call("Bell/a", "sing")
+        for wrong in (5, None, "Bell", ("Bell", "a")):
+            with pytest.raises(InvalidName, match=r"KIND/NAME"):
+                await node.call(wrong, "ring")  # type: ignore[arg-type]
+        with pytest.raises(BadMessage, match="a capability to find is a word, or several, not 5"):
+            node.find(capability=5)  # type: ignore[arg-type]
+        with pytest.raises(BadMessage, match="a limit is a number, 0 or more, not '3'"):
+            node.find(limit="3")  # type: ignore[arg-type]
 
 
 async def test_arguments_in_a_program(tmp_path: Path) -> None:

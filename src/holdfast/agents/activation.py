@@ -20,7 +20,7 @@ from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
-from holdfast.errors import BadState, HoldfastError, UnknownKind
+from holdfast.errors import BadState, HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind
@@ -152,7 +152,7 @@ class Activation:
         assert call is not None
         method = self.kind.methods.get(call.handler)
         if method is None:
-            turn.refuse(message, UnknownKind(f"{self.kind.name} has no handler or reader {call.handler!r}"))
+            turn.refuse(message, self.kind.lacks(call.handler))
         elif method.reads_only:
             if call.suspect:
                 self.deliver_timer(message)  # one at a time, as whatever may end the process

@@ -19,7 +19,7 @@ from holdfast.agents.context import Context, Outcome, TurnHost
 from holdfast.agents.handler import Handler, P, _Method, check_reference, reader
 from holdfast.codec.kept import Losses, unknown_fields, unsendable
 from holdfast.core.pools import MAIN, Pool
-from holdfast.errors import BadMessage, BadState
+from holdfast.errors import BadMessage, BadState, UnknownKind
 
 if TYPE_CHECKING:
     from holdfast.agents.ref import AgentRef
@@ -69,6 +69,11 @@ class Kind:
         self.shares_view = self.frozen and codec.is_immutable(self.view_type)
         """Whether readers may share one view; else each gets its own, so that what one does to it stays with it."""
         self._said: set[str] = set()
+
+    def lacks(self, handler: str) -> UnknownKind:
+        """The error for a message to a handler that there is none of."""
+        names = ", ".join(sorted(self.methods))
+        return UnknownKind(f"{self.name} has no handler or reader {handler[:100]!r}: it has {names}"[:1000])
 
     def _construct(self) -> Any:
         origin = get_origin(self.state_type) or self.state_type

@@ -207,8 +207,8 @@ class _Method(Generic[A_contra, P, R_co]):
         """An error of the decoder, in the words of who wrote the call."""
         takes = f"it takes ({self._signature()})" if self.parameters else "it takes no arguments"
         if found := _COUNT.fullmatch(text):
-            many = "more" if found[1] == "most" else "fewer"
-            return f"{found[2]} arguments are {many} than {self.name} takes: {takes}"
+            many = "many" if found[1] == "most" else "few"
+            return f"too {many} arguments ({found[2]}): {takes}"
         if found := _UNKNOWN.fullmatch(text):
             return f"there is no argument named `{found[1]}`: {takes}"
         if found := _MISSING.fullmatch(text):

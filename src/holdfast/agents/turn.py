@@ -69,7 +69,7 @@ def overloaded(activation: Activation, call: Call) -> Overloaded | None:
 def method_of(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any, Any], tuple[Any, ...]]:
     method = activation.kind.methods.get(message.handler)
     if method is None:
-        raise UnknownKind(f"{activation.kind.name} has no handler {message.handler!r}")
+        raise activation.kind.lacks(message.handler)
     what = f"the arguments of {activation.kind.name}.{method.name}"
     return method, guard.call(BadMessage, what, method.decode_arguments, message.arguments)
 

@@ -162,8 +162,10 @@ class Registry:
 
         Raises `BadMessage` for a condition or limit that is none.
         """
-        if limit is not None and limit < 0:
-            raise BadMessage(f"a limit is 0 or more, not {limit}")
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise BadMessage(f"a limit is a number, 0 or more, not {limit!r:.100}")
+        if not isinstance(capability, Iterable):
+            raise BadMessage(f"a capability to find is a word, or several, not {capability!r:.100}")
         groups = [self._by_capability.get(one, {}) for one in capability]
         if kind is not None:
             groups.append(self._by_kind.get(kind, {}))

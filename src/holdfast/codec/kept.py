@@ -100,6 +100,8 @@ def fields_of(value: Any) -> dict[str, Any] | None:
 
 
 def _lost(live: Any, kept: Any, path: str) -> str:
+    if _equal(live, kept):
+        return ""
     fields, keeps = fields_of(live), fields_of(kept)
     if fields is not None and isinstance(kept, (list, tuple)):
         live, fields = list(fields.values()), None
@@ -132,6 +134,16 @@ def _lost(live: Any, kept: Any, path: str) -> str:
             return "" if odd is None else f"{path}: a {type(odd).__qualname__} is not of its declared type"
         return _first(_lost(one, other, f"{path}[{i}]") for i, (one, other) in enumerate(zip(live, kept, strict=True)))
     return ""
+
+
+def _equal(live: Any, kept: Any) -> bool:
+    """Whether two collections are seen to be equal at once, as large sets are that only have another order."""
+    if type(live) is not type(kept) or not isinstance(live, (dict, *_MANY)):
+        return False
+    try:
+        return bool(live == kept)
+    except Exception:  # arrays are not simply equal, and an item's own code may raise
+        return False
 
 
 _MANY: Final = (list, tuple, set, frozenset)
@@ -180,6 +192,9 @@ def unknown_fields(kind: Any, data: bytes) -> list[str]:
 
 def _unknown(kind: inspect.Type, raw: Any, path: str, found: dict[str, None]) -> None:
     kind = _by_tag(kind, raw) or moments.within(kind, raw)
+    closed = isinstance(kind, inspect.DictType) and types.loss_of(kind.value_type) == types.CLOSED
+    if closed or isinstance(kind, inspect.AnyType):
+        return
     if isinstance(raw, dict):
         fields = {field.encode_name: field.type for field in types.fields_of(kind)}
         if isinstance(kind, inspect.CustomType) and models.is_model_type(kind.cls):
@@ -199,6 +214,8 @@ def _unknown(kind: inspect.Type, raw: Any, path: str, found: dict[str, None]) ->
             items = [field.type for field in kind.fields]
             if any(not _empty(value) for value in raw[len(items) + (kind.tag is not None) :]):
                 found[f"{path}[{len(items)}]"] = None
+            return
+        if types.loss_of(getattr(kind, "item_type", moments.ANY)) == types.CLOSED:
             return
         for value, item in zip(raw, moments.item_types(kind, len(raw)), strict=True):
             _unknown(item, value, f"{path}[...]", found)
