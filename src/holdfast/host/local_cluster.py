@@ -241,6 +241,14 @@ class LocalCluster:
         except KeyError:
             raise ConfigError(f"there is no host {name!r}: there are {', '.join(self._hosts)}") from None
 
+    def settings_of(self, name: str) -> HostSettings:
+        """What a host was told. Raises `ConfigError`."""
+        return self._find(name).settings
+
+    async def ended(self, name: str) -> None:
+        """Return when a host's process has ended."""
+        await self._find(name).ended()
+
     def node_pid(self, node: str) -> int:
         """The process of a node, such as ``h1-1``. Raises `ConfigError` where it does not run."""
         pid = self._find(node.partition("-")[0]).nodes.get(node)

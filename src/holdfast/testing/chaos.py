@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import chance
-from holdfast.errors import ConfigError, NoResponders, NotDone, Unknown
+from holdfast.errors import ConfigError, NoResponders, NotDone, StorageFailed, Unknown
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.node.node import Node
 from holdfast.testing import chaos_harms, checkers, marks, measures, workloads
@@ -112,6 +112,8 @@ class Chaos:
         self.history = History(commits_are_all=False)
         self.harmed: list[Harmed] = []
         self.problems: list[str] = []
+        self._lost_disks: set[str] = set()
+        """Hosts whose files were removed, so that they are to end."""
         self.not_available: dict[str, str] = {}
         self.began = time.monotonic()
         self._report = report
@@ -186,7 +188,8 @@ class Chaos:
         error = str(facts.get("error", ""))
         if event == "node-ended" and "NodeFailed" in error:
             self.problems.append(f"a part of node {facts['node']} ended with an error of ours: {error}")
-        if event == "failed" and not self._stopped:
+        lost = facts.get("host") in self._lost_disks and error.startswith(StorageFailed.__name__)
+        if event == "failed" and not self._stopped and not lost:
             self.problems.append(f"host {facts['host']} ended: {error}")
 
     # Clients -------------------------------------------------------------------------------------------------------
@@ -277,6 +280,8 @@ class Chaos:
     async def _do(self, doing: Harms, kind: str, host: str, seconds: float) -> None:
         at = time.monotonic()
         harmed = Harmed(kind, host, at - self.began)
+        if kind == "lose-disk":
+            self._lost_disks.add(host)
         self._report(f"{kind} {host}")
         if await doing.do(kind, host, seconds):
             harmed.seconds = time.monotonic() - at

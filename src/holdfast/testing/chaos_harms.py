@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from random import Random
 from typing import Final
 
+import msgspec
+
 from holdfast.errors import ConfigError, HoldfastError
+from holdfast.host.host_child import HostChild
 from holdfast.host.local_cluster import LocalCluster
+from holdfast.host.nats_config import ServerSettings
+from holdfast.host.nats_server import free_ports
+from holdfast.host.supervisor import HostSettings
 from holdfast.testing.network import Network
 
 _FLAP_SECONDS: Final = (0.1, 1.5)
+_NOTICED_SECONDS: Final = 60.0
+_AGAIN_SECONDS: Final = 120.0
 
 KINDS: Final = {
     "kill-node": "kill -9 of a node's process; its host starts it again",
@@ -33,6 +43,8 @@ KINDS: Final = {
     "flapping": "a host is cut off and not, several times a second or once in some seconds",
     "renew-certificates": "all hosts get new certificates, and read them",
     "disk-full": "the last host's disk has no byte free",
+    "lose-disk": "all files of a host are removed while it runs; once in a run",
+    "second-host": "another host is started in a host's directory",
 }
 
 
@@ -53,11 +65,14 @@ class Harms:
         self._network = network
         self._random = random
         self._busy: set[str] = set()
+        self._lost_disk = False
         self._cuts: Counter[tuple[int, int]] = Counter()
         """How many harms that are under way have cut each way from a host to another."""
 
     def free_hosts(self, kind: str) -> list[str]:
         """Hosts that nothing is done to at this moment, and that this kind of harm can be done to."""
+        if kind == "lose-disk" and self._lost_disk:
+            return []  # a second one, before the first has its copies again, would be a majority's loss
         hosts = self._cluster.hosts[-1:] if kind == "disk-full" else self._cluster.hosts
         return [host for host in hosts if host not in self._busy]
 
@@ -76,6 +91,8 @@ class Harms:
             "flapping": self._flapping,
             "renew-certificates": self._renew,
             "disk-full": self._fill_disk,
+            "lose-disk": self._lose_disk,
+            "second-host": self._second_host,
         }
         with self._held(host):
             try:
@@ -179,3 +196,47 @@ class Harms:
             await asyncio.sleep(seconds)
         finally:
             self._network.empty()
+
+    async def _lose_disk(self, host: str, _seconds: float) -> None:
+        """The host is to notice and to end; started again, it gets everything from the others."""
+        if not self._cluster.pids(host):
+            raise ProcessLookupError
+        self._lost_disk = True
+        await asyncio.to_thread(_empty, Path(_server_of(self._cluster.settings_of(host)).directory))
+        try:
+            async with asyncio.timeout(_NOTICED_SECONDS):
+                await self._cluster.ended(host)
+        except TimeoutError:
+            raise AssertionError(f"host {host} went on for {_NOTICED_SECONDS:.0f} s without its files") from None
+        await self._cluster.start_host(host, _AGAIN_SECONDS)
+
+    async def _second_host(self, host: str, _seconds: float) -> None:
+        """It is to be refused."""
+        if not self._cluster.pids(host):
+            raise ProcessLookupError
+        told = self._cluster.settings_of(host)
+        port, cluster_port = free_ports(2)
+        server = msgspec.structs.replace(_server_of(told), port=port, cluster_port=cluster_port)
+        second = HostChild(msgspec.structs.replace(told, server=server), (), lambda _event, _facts: None)
+        try:
+            await second.start(_NOTICED_SECONDS)
+        except ConfigError as error:
+            if "belongs to a host" in str(error):
+                return
+            raise
+        finally:
+            await second.stop()
+        raise AssertionError(f"a second host started in the directory of {host}")
+
+
+def _server_of(settings: HostSettings) -> ServerSettings:
+    assert settings.server is not None
+    return settings.server
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
