@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+import signal
+import subprocess
+import sys
 import traceback
 from contextvars import ContextVar
 from pathlib import Path
@@ -249,3 +252,57 @@ async def test_a_task_of_a_turn_ends_no_process_of_ours(tmp_path: Path) -> None:
                     async with asyncio.timeout(10):
                         await agent.ask(way, name)
         assert not node._runtime.failures
+
+
+PROGRAM = """
+import asyncio, signal, sys, time
+from holdfast import Agent, Node, State, handler
+
+class Busy(Agent[State]):
+    @handler
+    async def work(self) -> None:
+        print("begun", flush=True)
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            sum(range(1000))
+
+    @handler
+    async def wait(self) -> None:
+        print("begun", flush=True)
+        await asyncio.sleep(60)
+
+async def main(log, way):
+    async with Node.join("local:" + log, serve=[Busy]) as node:
+        await node.agent(Busy, "a").options(timeout_seconds=60).ask(getattr(Busy, way))
+
+if sys.argv[3] == "handler":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+if sys.argv[3] == "plain":
+    asyncio.new_event_loop().run_until_complete(main(*sys.argv[1:3]))
+else:
+    asyncio.run(main(*sys.argv[1:3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "how", "sent", "code"),
+    [
+        ("work", "plain", signal.SIGINT, -signal.SIGINT),
+        ("work", "handler", signal.SIGTERM, 7),
+        ("wait", "runner", signal.SIGINT, -signal.SIGINT),
+    ],
+)
+def test_a_signal_means_the_whole_program(tmp_path: Path, way: str, how: str, sent: signal.Signals, code: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path / "log.db"), way, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == "begun\n"
+        child.send_signal(sent)
+        _, errors = child.communicate(timeout=50)
+    assert child.returncode in (code, 130), errors
+    assert "HandlerFailed" not in errors
