@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from random import Random
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from holdfast import codec, limits
 from holdfast.cluster.beats import Beat, HostBeat, Member, beat_door, host_door
+from holdfast.cluster.membership import Membership
+from holdfast.cluster.planner import Planner
+from holdfast.core import plan
 from holdfast.core.contest import Contest
+from holdfast.core.pools import PoolRecord, Table
 from holdfast.engines.base import Message
 
 BEAT = limits.BEAT_SECONDS
@@ -142,3 +148,44 @@ def test_a_shard_that_is_taken_again_and_again_is_left_alone_for_longer() -> Non
     assert contest.may_take(4, 0.0), "another one is free"
     assert contest.may_take(3, now + limits.CONTEST_SECONDS_MAX)
     assert contest.lost(3, now + 4 * limits.CONTEST_SECONDS_MAX) == 1, "it is forgiven after a while"
+
+
+async def test_a_claim_in_the_log_lifts_a_word_that_is_older_than_a_tail_may_lag() -> None:
+    membership = Membership(cast(Any, None), cast(Any, None), False)
+    now = asyncio.get_running_loop().time()
+    for name, ago in (("n-old", 10.0), ("n-new", 0.0)):
+        heard = msgspec.structs.replace(beat(5), incarnation=name)
+        membership._members[name] = Member(heard, now - ago, dead=True, word=True, called_at=now - ago)
+        membership.proved(name)
+    assert not membership._members["n-old"].dead and membership._members["n-new"].dead
+    membership._members["n-old"] = Member(beat(5), now, dead=True, final=True, called_at=now - 10.0)
+    membership.proved("n-old")
+    assert membership._members["n-old"].dead, "a sentence is final"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_one_member_never_ends_the_planner(
+    whole: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = beat(1), beat(1, incarnation="n-b")
+    table = Table([PoolRecord("main", 0, 8)], {"A": "main"})
+    parts = {
+        "membership": SimpleNamespace(live=lambda: [good, bad], warm=dict),
+        "placement": SimpleNamespace(table=table, manifest=SimpleNamespace(cells=["c"])),
+        "epochs": SimpleNamespace(holders=dict),
+        "life": SimpleNamespace(incarnation="n-a"),
+    }
+    planner = Planner(**cast(Any, parts))
+    if whole:
+        planner.look()
+        before = planner.plan
+        assert set(before.owners.values()) == {"n-a", "n-b"}
+        monkeypatch.setattr(plan, "make", lambda *_: 1 / 0)
+        planner.look()
+        assert planner.plan is before, "the one before is kept"
+    else:
+        bad.labels = cast(Any, None)
+        for _ in range(3):
+            planner.look()
+        assert set(planner.plan.owners.values()) == {"n-a"}, "it is left out"
+        assert len(caplog.records) == 1, "it is said once"

@@ -38,11 +38,11 @@ class Scene:
         live = self.node._membership.live()
         return {beat.name: msgspec.structs.replace(beat) for beat in live if beat.kinds}
 
-    def say(self, subject: str, payload: bytes, reply: str = "") -> None:
+    def say(self, subject: str, payload: bytes, reply: bytes = b"") -> None:
         """Say something on the bus, whatever it is."""
         engine = self.node.engine
         assert isinstance(engine, NatsEngine)
-        head = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
+        head = b"PUB %s %s %d\r\n" % (subject.encode(), reply, len(payload))
         engine.connection.send(head + payload + b"\r\n")
 
     async def all_is_well(self) -> None:
@@ -143,9 +143,10 @@ def nonsense(values: list[bytes], source: random.Random) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene) -> None:
+async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     beats, source = scene.beats(), scene.random
     beat = next(iter(beats.values()))
+    reconnections = scene.node.engine.statistics()["reconnections"]
     pids = {name: scene.cluster.node_pid(name) for name in beats}
     call = Call("Account/nobody", "value", b"\x90", 1 << 16, "p-x", 1, 1)
     good = {
@@ -159,7 +160,7 @@ async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene) -> N
         "hf.s.3": [codec.encode_raw(Frame("hf.r.p-x.0", [call]))],
         f"{scene.node._router._frames.reply}.1": [codec.encode_raw(Replies(beat.incarnation, [Reply(65537, 1, b"x")]))],
     }
-    replies = ["", "hf.x", "a..b", ">", "*.x", ".", "x" * 3000]
+    replies = [b"", b"hf.x", b"a..b", b">", b"*.x", b".", b"x" * 3000, b"\xff\xfe", "\u00e9.\u2028".encode()]
     for _ in range(400):
         for subject, values in good.items():
             payload = nonsense(values, source) if subject != "hf.d" else source.randbytes(5)
@@ -168,3 +169,5 @@ async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene) -> N
     await scene.all_is_well()
     assert {name: scene.cluster.node_pid(name) for name in beats} == pids
     assert scene.node.statistics()["malformed"] > 100
+    assert scene.node.engine.statistics()["reconnections"] == reconnections
+    assert not [record.getMessage() for record in caplog.records if "callback" in record.getMessage()]

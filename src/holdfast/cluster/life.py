@@ -29,6 +29,7 @@ _READS_MAX: Final = 6
 """How often it is read what came before a sentence, with pauses of some 0.3 s together."""
 
 _NEVER: Final = -math.inf
+_DIGITS_MAX: Final = 10
 _ISOLATED: Final = "this process reaches no majority of the servers"
 
 
@@ -40,7 +41,7 @@ def base(incarnation: str) -> str:
 def number(incarnation: str) -> int:
     """Which life of its process an incarnation is, from 1."""
     tail = incarnation.partition("~")[2]
-    return int(tail) if tail.isdecimal() else 1
+    return int(tail) if tail.isdecimal() and len(tail) < _DIGITS_MAX else 1
 
 
 class Life:

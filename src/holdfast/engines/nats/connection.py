@@ -56,17 +56,22 @@ class _Parser(Parser):
             start = line_end + 2
             if operation == 0x4D or operation == 0x48:  # MSG subject sid [reply] size, HMSG … header size
                 parts = buffer[position:line_end].split()
-                size = int(parts[-1])
+                try:
+                    size, number = int(parts[-1]), int(parts[2])
+                except (ValueError, IndexError):
+                    raise nats_errors.ProtocolError from None
                 position_after = start + size + 2
                 if position_after > end:
                     break
-                callback = callbacks.get(int(parts[2]))
+                callback = callbacks.get(number)
                 if callback is not None:
                     headed = operation == 0x48
                     payload_at = start + int(parts[-2]) if headed else start
-                    reply = parts[3].decode() if len(parts) == (6 if headed else 5) else ""
                     try:
+                        reply = parts[3].decode() if len(parts) == (6 if headed else 5) else ""
                         callback(parts[1].decode(), reply, buffer[start:payload_at], buffer[payload_at : start + size])
+                    except UnicodeDecodeError:
+                        pass  # somebody published under a name that is not text: it is not for us
                     except Exception:
                         _logger.exception("the callback of %s failed", parts[1])
                 position = position_after

@@ -103,7 +103,8 @@ class NatsEngine(Engine):
             raise ConfigError(f"the server at {url} runs without JetStream: add `jetstream {{}}` to its settings")
         if not facts.get("headers"):
             raise ConfigError(f"the server at {url} has headers turned off: Holdfast's batches need them")
-        if int(facts.get("max_payload", 0)) < _PAYLOAD_BYTES:
+        payload = facts.get("max_payload")
+        if not isinstance(payload, int) or payload < _PAYLOAD_BYTES:
             raise ConfigError(f"the server at {url} has max_payload below 1 MiB: leave it at its default")
 
     def _open(self) -> Connection:
@@ -230,7 +231,7 @@ class NatsEngine(Engine):
 
     def servers(self) -> int:
         known = self._connection._server_info.get("connect_urls", ()) if self._connection is not None else ()
-        return max(len(known), 1)
+        return max(len(known), 1) if isinstance(known, (list, tuple)) else 1
 
     def statistics(self) -> Mapping[str, int | float | str]:
         connection, reading = self._connection, self._reading
