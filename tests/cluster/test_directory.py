@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from holdfast.errors import ConfigError
-from holdfast.host import addresses, directory
+from holdfast.host import addresses, directory, processes
 from holdfast.host.directory import LOCK_FILE, STATE_FILE, DirectoryLock, Started, agree, recall, remember
 from holdfast.host.nats_server import free_ports
 
@@ -87,6 +87,22 @@ def test_a_server_that_outlived_its_host_keeps_the_lock(tmp_path: Path, monkeypa
         ending = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({server}, 9)"])
         DirectoryLock(tmp_path).take()  # it is waited for: the kernel ends a server soon after its host
         assert ending.wait() == 0
+
+
+def test_a_number_that_means_nothing_here_is_not_given_for_the_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a volume that a container still has, whose host is its process 1 as this one may be."""
+    monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 0.2)
+    with holder(tmp_path):
+        monkeypatch.setattr(processes, "lockers", lambda _paths: [])
+        for pid in (1, os.getpid()):
+            noted = {"pid": pid, "command": "holdfast up app.py"}
+            (tmp_path / LOCK_FILE).write_bytes(msgspec.json.encode(noted))
+            told = refusal(tmp_path)
+            assert "container" in told and f"`kill {pid}`" not in told
+        (tmp_path / LOCK_FILE).write_bytes(b"\xff not json")
+        assert "another process" in refusal(tmp_path)
 
 
 def test_links_files_and_directories_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class DirectoryLock:
         holders, noted = self._holders(), self._noted()
         if holders:
             return any(not _is_server(pid) for pid in holders)
-        return noted is None or processes.is_alive(noted.pid)
+        return noted is not None and _is_there(noted.pid, noted.command)
 
     def _holders(self) -> list[int]:
         return processes.lockers([self.directory / LOCK_FILE, self.directory])
@@ -153,7 +153,9 @@ class DirectoryLock:
     def _refusal(self) -> str:
         holders, noted = self._holders(), self._noted()
         if not holders and noted is not None:
-            holders = [pid for pid in (noted.pid, noted.server_pid) if pid and processes.is_alive(pid)]
+            # The kernel does not show who has it: another user's process, or one of another container or machine, whose
+            # numbers mean nothing here.
+            holders = [noted.pid] if _is_there(noted.pid, noted.command) else []
         servers = [pid for pid in holders if _is_server(pid)]
         hosts = [pid for pid in holders if pid not in servers]
         where = self.directory.resolve()
@@ -169,15 +171,23 @@ class DirectoryLock:
                 f"{where} is in use by a nats-server that outlived its host{host}: process {servers[0]} "
                 f"(`{processes.command_of(servers[0])}`). End it with `kill {servers[0]}`, then start again"
             )
-        of_noted = (
-            f"process {noted.pid} (`{noted.command}`), perhaps on another machine" if noted else "another process"
-        )
+        of_noted = "another process"
+        if noted is not None:
+            of_noted = f"process {noted.pid} (`{noted.command}`) of another user, container or machine"
         return f"{where} is locked by {of_noted}. End that one, or give this one another --dir"
 
 
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def _is_there(pid: int, command: str) -> bool:
+    """Whether a process that a file names is one of this machine, and still the same."""
+    if pid == os.getpid() or not processes.is_alive(pid):
+        return False
+    found = processes.command_of(pid)
+    return not found or found == command
 
 
 def _is_server(pid: int) -> bool:
