@@ -130,6 +130,16 @@ def test_an_id_answers_the_same_message_and_refuses_another(answer: bytes, diges
     assert seen.bytes_kept == 0
 
 
+def test_an_id_answers_whatever_means_the_same() -> None:
+    for noted, canonical in ((7, 9), (9, 0)):  # 0: its bytes are their own meaning
+        seen = empty()
+        seen.note_id("pr-42", 10.0, noted, b"a", canonical)
+        assert seen.check_id("pr-42", noted, lambda: 5) == b"a"
+        assert seen.check_id("pr-42", 8, lambda: 9) == b"a"
+        assert seen.check_id("pr-42", 8, lambda: 8) is Verdict.MISMATCH
+        assert seen.check_id("pr-42", 0, lambda: 0) is Verdict.MISMATCH
+
+
 def test_full_tables_say_so_and_still_answer_what_they_know() -> None:
     seen = empty()
     for index in range(limits.MESSAGE_IDS_MAX):

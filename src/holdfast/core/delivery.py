@@ -110,7 +110,7 @@ class Seen:
         kept = self.ids.get(message_id)
         if kept is None:
             return Verdict.NEW if len(self.ids) < limits.MESSAGE_IDS_MAX else Verdict.FULL
-        if kept.digest == digest or canonical() in (kept.digest, kept.canonical):
+        if kept.digest == digest or canonical() in (kept.digest, kept.canonical or kept.digest):
             return kept.answer
         return Verdict.MISMATCH
 
