@@ -114,6 +114,24 @@ def test_commands_beside_a_running_program(tmp_path: Path, running: subprocess.P
     assert not (tmp_path / "dev.db.sock").exists()
 
 
+def test_a_program_whose_log_is_removed_ends_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holdfast", "run", "app.py", "--at", "local:data/dev.db"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert "serving" in process.stdout.readline()
+        for path in (tmp_path / "data").iterdir():
+            path.unlink()
+        _, problems = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 3
+    assert "StorageFailed" in problems and "dev.db is gone" in problems and "Traceback" not in problems
+
+
 async def test_a_node_that_serves_nothing_is_a_client_of_the_one_that_does(tmp_path: Path) -> None:
     at = f"local:{tmp_path}/log.db"
     async with Node.join(at, serve=[Adder], name="owner") as owner:

@@ -15,7 +15,7 @@ from holdfast.cli.common import execute, security_from_environment
 from holdfast.cli.place import DIRECTORY
 from holdfast.cli.printing import bold, out
 from holdfast.engines.nats.urls import shown
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, StorageFailed
 from holdfast.host.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
 from holdfast.node.node import Node
@@ -76,4 +76,5 @@ async def _serve(app: str, at: str) -> None:
             return
         names = ", ".join(cls.__kind__.name for cls in agents)
         out.print("serving ", bold(names), f" at {shown(url)}; Ctrl-C ends it")
-        await asyncio.Event().wait()
+        await node.life.over.wait()
+        raise StorageFailed(node.life.failed)
