@@ -262,7 +262,7 @@ class Activation:
                     self._let_go(message)
                     message.turn_away(BUSY)
                     return
-        if message.suspect or self.attempts or self.shard.runtime.standstills.named(self.token, message.key):
+        if message.suspect or self.attempts or self.shard.runtime.standstills.names:
             suspects.start(self, message)
         else:
             turn.start(self, message)

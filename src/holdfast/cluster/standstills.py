@@ -50,7 +50,8 @@ class Standstills:
         self._of: dict[str, Standstill] = {}
         """The newest of each node, by the name that all its incarnations have in common."""
         self._heard_at: dict[str, float] = {}
-        self._named: dict[tuple[str, str], Standstill] = {}
+        self.names: dict[tuple[str, str], Standstill] = {}
+        """By agent and message; empty nearly always."""
         self._loads: dict[str, tuple[int, float, Standstill]] = {}
         """Agents that stood still while they were loaded: how often, and when that was heard."""
         self._killed: dict[str, None] = {}
@@ -70,14 +71,14 @@ class Standstills:
             if one.ended:
                 ended.append(one)
             if one.token and one.key:
-                self._named[one.token, one.key] = one
+                self.names[one.token, one.key] = one
             elif one.token:
                 times, _, before = self._loads.get(one.token, (0, 0.0, None))
                 again = before is None or before.incarnation != one.incarnation
                 self._loads[one.token] = times + again, self._loop.time(), one
         for name in killed:
             self._killed[base(name)] = None
-        for table in (self._of, self._heard_at, self._named, self._loads, self._killed):
+        for table in (self._of, self._heard_at, self.names, self._loads, self._killed):
             _trim(table)
         return ended
 
@@ -87,7 +88,7 @@ class Standstills:
 
     def named(self, token: str, key: str) -> Standstill | None:
         """How a node stood still in a message of an agent."""
-        return self._named.get((token, key)) if self._named else None
+        return self.names.get((token, key))
 
     def was_killed(self, incarnation: str) -> bool:
         """Whether a node's process was killed by somebody, so that nothing that it had in hand need have ended it."""
