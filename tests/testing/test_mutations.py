@@ -20,7 +20,7 @@ from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
 from holdfast.agents.relay import Relay
 from holdfast.agents.runtime import Runtime
-from holdfast.cluster import packs
+from holdfast.cluster import founding, packs
 from holdfast.cluster.claims import Claims
 from holdfast.cluster.epochs import Epochs
 from holdfast.cluster.life import Life
@@ -58,6 +58,14 @@ def mutation(scenario: str, *missed_by: str) -> Callable[[Change], Change]:
 def nothing_is_fast(patch: pytest.MonkeyPatch) -> None:
     """What is taken out is of the general way: `tests/agents/test_fast_path.py` holds the other to it."""
     patch.setattr(fast_path, "take", lambda *_: False)
+
+
+@mutation("firsts", "founded_as_told")
+def anybody_founds(patch: pytest.MonkeyPatch) -> None:
+    async def settle(engine: Any, shards: int, now: float, _mandate: Any) -> Any:
+        return await founding.find_or_found(engine, engine.servers(), shards, now)
+
+    patch.setattr(founding, "settle", settle)
 
 
 @mutation("late", "one_line", "memory_is_the_log")

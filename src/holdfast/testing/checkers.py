@@ -214,6 +214,15 @@ def settles(history: History) -> Iterator[str]:
             yield f"{op.kind} {op.label} of {op.agent}, begun at {op.began:.3f}, was never answered"
 
 
+def founded_as_told(history: History) -> Iterator[str]:
+    """Only processes that were told to make cells, with the copies that were said, however few servers they see."""
+    for process, told, copies, wanted in history.founders:
+        if not told or copies != wanted:
+            yield f"{process} made cells with {copies} copies: there were to be {wanted}" + (
+                "" if told else ", by others"
+            )
+
+
 def _found(history: History, agent: str, label: str) -> bool:
     return any(entry == label or entry.endswith(f" {label}") for entry in history.tapes.get(agent, ()))
 
@@ -252,4 +261,5 @@ ALL: tuple[Checker, ...] = (
     no_contagion,
     stands_still_alone,
     settles,
+    founded_as_told,
 )

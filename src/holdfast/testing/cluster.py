@@ -63,7 +63,8 @@ class Process:
 class SimCluster:
     """``hosts`` hosts with one node each, serving ``serve``; a node that ends is started again by its host.
 
-    ``clock_drift``: by how much each process's clocks are faster or slower at most, as a fraction.
+    ``clock_drift``: by how much each process's clocks are faster or slower at most, as a fraction. ``late_seconds``: within
+    which the hosts start for the first time, one by one; 0: all at once.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SimCluster:
         faults: Faults | None = None,
         shards: int = 128,
         clock_drift: float = 0.0,
+        late_seconds: float = 0.0,
     ) -> None:
         self.world = world
         self.shards = shards
@@ -92,7 +94,23 @@ class SimCluster:
         for host in self.hosts:
             loop, _ = world.process(f"host {host}")
             loop.call_soon(self._host, host, loop)
+            if late_seconds:
+                self._start_late(host, world.random.uniform(0, late_seconds))
+            else:
+                self.start_node(host)
+
+    def _start_late(self, host: str, seconds: float) -> None:
+        """Power on for the first time, while clients already try to join."""
+        self.host_up[host] = False
+        self.servers.down.add(host)
+
+        def begin() -> None:
+            self.world.tell(f"{host} starts for the first time")
+            self.host_up[host] = True
+            self.servers.down.discard(host)
             self.start_node(host)
+
+        self.world.later(seconds, begin)
 
     def _host(self, host: str, loop: SimLoop) -> None:
         self._task = loop.create_task(self._beat(host, SimEngine(self.servers, host, loop)))

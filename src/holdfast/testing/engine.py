@@ -67,7 +67,9 @@ class SimEngine(Engine):
             if not tail.done():
                 tail.set_result(None)
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:  # noqa: ARG002  # all hosts
+    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
+        if any(cell not in self.cluster.cells for cell in cells):
+            self.cluster.on_founding(self.loop.name, replicas)
         for cell in cells:
             self.cluster.make(checks.check_cell(cell), first_sequence)
 
@@ -88,7 +90,11 @@ class SimEngine(Engine):
         return not self.closed and bool(self.cluster.entry(self.host))
 
     def servers(self) -> int:
-        return len(self.cluster.hosts)
+        entry = self.cluster.entry(self.host)
+        seen = [
+            host for host in self.cluster.hosts if self.cluster.up(host) and self.cluster.world.connected(entry, host)
+        ]
+        return max(len(seen), 1)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {"appends": self.log.appends, "unknown": self.log.unknown}

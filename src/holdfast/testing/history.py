@@ -68,6 +68,8 @@ class History:
     """Each shard's epoch when the faults had been over for a while, and later."""
     owners: dict[str, list[str]] = field(default_factory=dict)
     """Per shard the nodes that serve it at the end."""
+    founders: list[tuple[str, bool, int, int]] = field(default_factory=list)
+    """Who made cells: the process, whether it had a mandate, with how many copies, and how many there were to be."""
     differences: list[str] = field(default_factory=list)
     """What nodes have in memory at the end that the log has not, or has otherwise."""
 

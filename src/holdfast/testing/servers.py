@@ -246,6 +246,7 @@ class Servers:
         self.planned: list[tuple[str, str, float]] = []
         """What is to happen to the next batch with a record whose subject ends so: ``lost``, ``late``, ``answer-lost``."""
         self.on_cell: Callable[[Cell], None] = lambda _: None
+        self.on_founding: Callable[[str, int], None] = lambda _process, _copies: None
         world.later(0.5, self._look)
 
     def up(self, host: str) -> bool:

@@ -67,6 +67,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long each may last."""
     still_seconds: float = 10.0
     """For how long nothing may move at the end."""
+    late_hosts: list[float] = []
+    """Within so many seconds the hosts start for the first time, one by one, while clients already try to join."""
     unjudged: list[str] = []
     """Checkers that do not judge: what they look for is not promised where somebody lies."""
 
@@ -185,8 +187,15 @@ class Simulation:
         random = self._random = self.world.random
         faults = Faults(**{name: random.choice(values) for name, values in scenario.faults.items()})
         self.world.tell(f"{faults}")
-        self.cluster = SimCluster(self.world, [Actor], scenario.hosts, faults, scenario.shards, scenario.clock_drift)
+        late = random.choice(scenario.late_hosts) if scenario.late_hosts else 0.0
+        self.cluster = SimCluster(
+            self.world, [Actor], scenario.hosts, faults, scenario.shards, scenario.clock_drift, late
+        )
+        self.cluster.servers.on_founding = self._founded
         self.cluster.servers.on_cell = self._watch
+
+    def _founded(self, process: str, copies: int) -> None:
+        self.history.founders.append((process, not process.startswith("client"), copies, self.scenario.hosts))
 
     def _watch(self, cell: Cell) -> None:
         def note(batch: list[Stored]) -> None:
