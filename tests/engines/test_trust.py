@@ -248,6 +248,30 @@ async def test_a_server_that_closes_is_not_tried_without_a_pause(
     assert len(caplog.records) <= 1, caplog.text
 
 
+async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
+    server: NatsServer, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = NatsEngine([server.url], **asdict(keys))
+    await engine.open()
+    was = server.settings
+    security = msgspec.structs.replace(was.security, password="another-one")
+    server.settings = msgspec.structs.replace(was, security=security)
+    await server.kill()
+    await server.start()
+    async with asyncio.timeout(60):
+        while engine.connection._pool.current.failures < 4:
+            await asyncio.sleep(0.05)
+    said = [record.getMessage() for record in caplog.records if "cannot be made again" in record.getMessage()]
+    assert len(said) == 1 and "Authorization Violation" in said[0] and SECRET not in caplog.text
+    server.settings = was
+    await server.kill()
+    await server.start()
+    async with asyncio.timeout(60):
+        while not engine.connected():
+            await asyncio.sleep(0.05)
+    await engine.close()
+
+
 async def test_urls_with_a_password_are_used_and_never_shown(server: NatsServer, keys: Keys) -> None:
     url = server.url.replace("tls://", f"tls://somebody:{SECRET}@")
     engine = NatsEngine([url], tls_ca=keys.tls_ca, tls_cert=keys.tls_cert, tls_key=keys.tls_key)

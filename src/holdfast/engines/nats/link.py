@@ -44,6 +44,7 @@ class Link(Client):
         self._refused = asyncio.Event()
         """No server can be used: each was tried, and one of them is not trusted, or does not trust us."""
         self._closing = False
+        self._said = ""
         self._loop: asyncio.AbstractEventLoop
         self._pool: Pool
         self._certificates: Certificates
@@ -147,6 +148,9 @@ class Link(Client):
         text = str(error) if server.where in str(error) else f"{server.where}: {str(error) or type(error).__name__}"
         await self._on_error(nats_errors.Error(text))
         server.failed(self._loop.time(), self._pool.random, text if refuses else "")
+        if refuses and text != self._said and self._reconnection_task is not None:
+            self._said = text  # it is tried again, but somebody may have to do something
+            _logger.log(self._level, "%s cannot be made again: %s", self._role, text)
         if self._pool.refusal():
             self._refused.set()
 
@@ -217,5 +221,6 @@ class Link(Client):
                 self._wire().write(f"SUB {sub._subject} {sub._queue} {number}\r\n".encode())
             self.reconnections += 1
             await asyncio.sleep(limits.RECONNECT_SECONDS_MIN)  # one that is lost again at once is not said to be back
+        self._said = ""
         if not self._closing:
             _logger.log(self._level, "%s is back, to %s", self._role, self._pool.current.where)
