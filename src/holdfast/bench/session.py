@@ -35,6 +35,8 @@ _logger = logging.getLogger(__name__)
 _LABELS: Final = sorted(kinds.POOL.labels)
 _PARTS: Final = ("st", "in", "out", "dl")
 _NODES: Final = 3
+_COPIES: Final = 3
+"""Of a cluster that is started for it: as many hosts, too."""
 _PURGES: Final = 3
 _START_SECONDS: Final = 60.0
 
@@ -102,11 +104,11 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
         urls, count = settings.at, settings.nodes or _NODES
         where = f"{len(urls)} servers that were there, {count} nodes and a client here"
         if not urls:
-            cluster = await stack.enter_async_context(LocalCluster(directory, nodes=0))
+            cluster = await stack.enter_async_context(LocalCluster(directory, hosts=_COPIES, nodes=0))
             urls, where = tuple(cluster.urls), f"3 servers, {count} nodes and a client, all here"
         host = HostSettings(
             new_id("bench"), None, list(urls), count, ["holdfast.bench.kinds"],
-            labels=_LABELS, security=settings.security,
+            replicas=None if settings.at else _COPIES, labels=_LABELS, security=settings.security,
         )  # fmt: skip
         nodes = HostChild(host, (), said.show)
         stack.push_async_callback(nodes.stop)
