@@ -186,3 +186,26 @@ def test_arguments_by_names_alone(served: Served, value: Any) -> None:
 
     served.runner.run(call())
     assert served.failures == []
+
+
+heads = st.tuples(
+    st.sampled_from(
+        ["<f8", "|b1", "<U3", "<U999999999", "<M8[ns]", "V3", "bfloat16", "finfo", "int4", "os", "<f8, <f8", ""]
+    ),
+    st.lists(st.integers(-1, 3) | st.integers(0, 2**64 - 1), max_size=4),
+).map(msgspec.msgpack.encode)
+bodies = st.binary(max_size=64)
+framed = st.builds(lambda head, body: len(head).to_bytes(4, "little") + head + body, heads | bodies, bodies)
+
+
+@given(st.integers(0, 4), framed | bodies | st.just(b"2026-01-01T10:00:00+02:00"))
+def test_extension_values(code: int, data: bytes) -> None:
+    """Arrays and moments as somebody else may have written them: exact, or a typed error."""
+    value = msgspec.msgpack.encode([msgspec.msgpack.Ext(code, data)])
+    for kind in (Any, list[np.ndarray], list[Any], set[Any]):
+        with suppress(BadMessage):
+            codec.decode(value, kind, "x")
+        with suppress(BadMessage):
+            codec.decode_by(codec.decoder(kind, borrowed=True).decode, value, "x")
+    with suppress(BadMessage):
+        codec.to_builtins(value)
