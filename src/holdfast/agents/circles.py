@@ -74,10 +74,17 @@ def _refuse(activation: Activation, message: Delivery, path: tuple[str, ...]) ->
 def hint(activation: Activation, known: Delivery, again: Delivery) -> None:
     """Tell a caller that tries again what its call waits for: it shows that where its deadline passes."""
     running, call = activation.running, again.call
-    if running is None or call is None or again.sink is None:
+    if call is None or again.sink is None:
         return
     opened = _awaited(activation)
-    why = f"its handler {running.handler} runs" if known is running else f"it waits behind a turn of {running.handler}"
+    if known is running:
+        why = f"its handler {running.handler} runs"
+    elif known in (activation.mailbox or ()) and running is not None:
+        why = f"it waits behind a turn of {running.handler}"
+    elif known in activation.pending or known in activation.in_batch:
+        why, opened = "its handler has ended, and what it did waits to be written", None
+    else:
+        return
     if opened is not None:
         why += f", which waits for {_name(opened.call.token)} ({opened.call.handler})"
     again.sink(call.reference, WAITS, why[: limits.ERROR_TEXT_MAX].encode())
