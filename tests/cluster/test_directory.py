@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from holdfast.cli.up import _adds, _as_known
 from holdfast.errors import ConfigError
 from holdfast.host import addresses, directory, processes
 from holdfast.host.directory import LOCK_FILE, STATE_FILE, DirectoryLock, Started, agree, recall, remember
@@ -150,6 +151,20 @@ def test_what_a_directory_was_started_as_is_compared(tmp_path: Path) -> None:
         for wanted in others:
             with pytest.raises(ConfigError, match="holdfast up"):
                 agree(where, wanted)
+
+
+def test_what_a_start_leaves_out_is_taken_from_the_directory() -> None:
+    founder = Started(1, name="a", cohort=("a:1", "b:1", "c:1"), join="")
+    bare = Started(1, name="", cohort=(), join="")
+    assert _as_known(founder, bare) == founder and _adds(founder, "", "", "")
+    joined = Started(1, name="a", cohort=(), join="b:4222")
+    assert _as_known(joined, bare) == joined and _adds(joined, "a", "", "")
+    told = Started(1, name="b", cohort=("x:1", "y:1", "z:1"), join="")
+    assert _as_known(founder, told) == told and not _adds(founder, "b", "x,y,z", "")
+    new = _as_known(None, bare)
+    assert new.name and (new.cohort, new.join) == ((), "")
+    alone = Started(1, name=new.name, cohort=(), join="")
+    assert _as_known(alone, bare) == alone and not _adds(alone, "", "", "")
 
 
 @pytest.mark.parametrize(

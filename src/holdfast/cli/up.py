@@ -104,10 +104,12 @@ def up(
                 await _up_many(hosts, nodes, directory, port, apps or [], say, lock)
                 return False
             urls = [url.strip() for url in servers.split(",") if url.strip()]
-            started = _as_known(known, Started(1, False, name, _cohort(cohort), _with_port(join)), say)
+            started = _as_known(known, Started(1, False, name, _cohort(cohort), _with_port(join)))
             server = None
             if not urls:
                 agree(directory, started)
+                if known is not None and _adds(known, name, cohort, join):
+                    say("again", {"directory": str(directory), "what": known.text})
                 address = addresses.check_listen(listen)
                 server = ServerSettings(
                     started.name,
@@ -185,19 +187,22 @@ def _with_port(join: str) -> str:
     return addresses.join(*addresses.split(join, CLIENT_PORT, "--join")) if join else ""
 
 
-def _as_known(known: Started | None, given: Started, say: _Speaker) -> Started:
+def _as_known(known: Started | None, given: Started) -> Started:
     """What to start: what was given, and for what was not given, what the directory was started as."""
     if given.name:
         check_machine(given.name, "host")
     if known is None or known.below:
         return msgspec.structs.replace(given, name=given.name or _machine())
     wanted = msgspec.structs.replace(given, name=given.name or known.name or _machine())
-    if not given.cohort and not given.join and (known.cohort or known.join):
-        wanted = msgspec.structs.replace(wanted, cohort=known.cohort, join=known.join)
-        say("again", {"directory": "this directory", "what": known.text})
-    elif not given.name and known.name and known.name != _machine():
-        say("again", {"directory": "this directory", "what": known.text})
-    return wanted
+    if given.cohort or given.join:
+        return wanted
+    return msgspec.structs.replace(wanted, cohort=known.cohort, join=known.join)
+
+
+def _adds(known: Started, name: str, cohort: str, join: str) -> bool:
+    """Whether the directory knows something that the command left out, and that a new directory would not have."""
+    network = not cohort and not join and bool(known.cohort or known.join)
+    return network or (not name and known.name not in ("", socket.gethostname()))
 
 
 def _machine() -> str:

@@ -297,6 +297,8 @@ def agree(directory: Path, wanted: Started) -> None:
     if found is None or _agrees(found, wanted):
         return
     advice = "A single host does not grow into a cluster. " if found.hosts == 1 and wanted.hosts > 1 else ""
+    if found.cohort and wanted.cohort and len(found.cohort) == len(wanted.cohort):
+        advice = f"If all hosts have new addresses, remove {_STARTED_FILE} there. "
     raise ConfigError(
         f"{directory.resolve()} holds {found.text}, not {wanted.text}. {advice}Start what is there with "
         f"`holdfast up {found.command}`, or give another --dir for a new one (or delete this one, if nobody needs what it holds)"
