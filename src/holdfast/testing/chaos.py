@@ -23,7 +23,7 @@ from holdfast import chance
 from holdfast.errors import ConfigError, NoResponders, NotDone, StorageFailed, Unknown
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.node.node import Node
-from holdfast.testing import chaos_harms, checkers, marks, measures, workloads
+from holdfast.testing import chaos_harms, checkers, marks, measures, nuisance, workloads
 from holdfast.testing.chaos_harms import Harms
 from holdfast.testing.client import ClientSettings, Said
 from holdfast.testing.history import History
@@ -40,6 +40,9 @@ WORK: Final = {
 
 CHECKERS: Final = tuple(checker for checker in checkers.ALL if checker is not checkers.memory_is_the_log)
 """From outside a process its memory is not seen."""
+
+LOOPS_MAX: Final = 2
+"""Processes that a handler that loops for ever may run in, for one message."""
 
 _ANSWER_SECONDS: Final = 150.0
 """An operation's own deadline is 100 s at most."""
@@ -125,6 +128,7 @@ class Chaos:
         """Start a cluster, work, do harm, heal, and judge. Raises `ConfigError` where there is no start."""
         directory = Path(self.settings.directory or tempfile.mkdtemp(prefix="holdfast-chaos-")).resolve()
         (directory / "marks").mkdir(parents=True, exist_ok=True)
+        (directory / "loops").mkdir(exist_ok=True)
         if any((directory / "marks").iterdir()):
             raise ConfigError(f"{directory} is of another run: chaos needs a new cluster, in an empty directory")
         wanted = self.settings.harms or tuple(chaos_harms.KINDS)
@@ -142,23 +146,26 @@ class Chaos:
             reading = [asyncio.create_task(self._read(*each)) for each in self._clients.items()]
             await self._all_work(reading)
             self.began = time.monotonic()
-            await self._harm(kinds, Harms(cluster, network, self._random))
+            await self._harm(kinds, Harms(cluster, network, node, self._random))
             ended = time.monotonic()
             await self._heal(cluster, node)
             await self._stop_clients(reading)
             await self._look(node, observer)
         self.history.marks, self.history.deaths = marks.read(directory / "marks")
+        for label, processes in nuisance.loops(directory / "loops").items():
+            if processes > LOOPS_MAX:
+                self.problems.append(f"poison: the handler that loops ran in {processes} processes for {label}")
         return self._judge(network, directory, ended)
 
     @asynccontextmanager
     async def _cluster(self, network: Network, directory: Path) -> AsyncIterator[tuple[LocalCluster, Node, Observer]]:
         app = directory / "app.py"
-        app.write_text(marks.APP.format(directory=str(directory / "marks")))
+        app.write_text(marks.APP.format(marks=str(directory / "marks"), loops=str(directory / "loops")))
         try:
             await network.open(directory)
             cluster = LocalCluster(
                 directory,
-                [f"{app}:Actor"],
+                [f"{app}:Actor,Nuisance"],
                 hosts=self.settings.hosts,
                 report=self._hear,
                 places=network.places,

@@ -18,17 +18,22 @@ from typing import Final
 
 import msgspec
 
-from holdfast.errors import ConfigError, HoldfastError
+from holdfast.agents.ref import AgentRef
+from holdfast.errors import ConfigError, HandlerFailed, HoldfastError
 from holdfast.host.host_child import HostChild
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import free_ports
 from holdfast.host.supervisor import HostSettings
+from holdfast.node.node import Node
 from holdfast.testing.network import Network
+from holdfast.testing.nuisance import Nuisance
 
 _FLAP_SECONDS: Final = (0.1, 1.5)
 _NOTICED_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 120.0
+_NUISANCE_SECONDS: Final = 60.0
+"""How long a handler that does harm may take until its caller hears of it."""
 
 KINDS: Final = {
     "kill-node": "kill -9 of a node's process; its host starts it again",
@@ -45,6 +50,9 @@ KINDS: Final = {
     "disk-full": "the last host's disk has no byte free",
     "lose-disk": "all files of a host are removed while it runs; once in a run",
     "second-host": "another host is started in a host's directory",
+    "loop-handler": "a handler on a host never returns",
+    "block-handler": "a handler on a host keeps its node's loop from running",
+    "print-handler": "a handler on a host prints what a host could take for more than text",
 }
 
 
@@ -60,9 +68,10 @@ def parse(names: Iterable[str]) -> list[str]:
 class Harms:
     """See the module. ``random``: for what a harm decides itself."""
 
-    def __init__(self, cluster: LocalCluster, network: Network, random: Random) -> None:
+    def __init__(self, cluster: LocalCluster, network: Network, node: Node, random: Random) -> None:
         self._cluster = cluster
         self._network = network
+        self._node = node
         self._random = random
         self._busy: set[str] = set()
         self._lost_disk = False
@@ -93,10 +102,15 @@ class Harms:
             "disk-full": self._fill_disk,
             "lose-disk": self._lose_disk,
             "second-host": self._second_host,
+            "loop-handler": self._loop_handler,
+            "block-handler": self._block_handler,
+            "print-handler": self._print_handler,
         }
         with self._held(host):
             try:
                 await actions[kind](host, seconds)
+            except HandlerFailed:
+                return True  # which is how a handler that loops, or blocks for long, is to end
             except (ProcessLookupError, HoldfastError):
                 return False
         return True
@@ -227,6 +241,27 @@ class Harms:
         finally:
             await second.stop()
         raise AssertionError(f"a second host started in the directory of {host}")
+
+    # Users' code --------------------------------------------------------------------------------------------------
+
+    def _nuisance(self, host: str) -> AgentRef[Nuisance]:
+        """A new agent on a host, or, where the host has none of the shards now, on any."""
+        name = ""
+        for _ in range(100):
+            name = f"{host}-{self._random.getrandbits(32):08x}"
+            if self._node.describe(f"Nuisance/{name}").host == host:
+                break
+        return self._node.agent(Nuisance, name).options(timeout_seconds=_NUISANCE_SECONDS)
+
+    async def _loop_handler(self, host: str, _seconds: float) -> None:
+        agent = self._nuisance(host)
+        await agent.ask(Nuisance.loop, agent.name)
+
+    async def _block_handler(self, host: str, seconds: float) -> None:
+        await self._nuisance(host).ask(Nuisance.block, seconds)
+
+    async def _print_handler(self, host: str, _seconds: float) -> None:
+        await self._nuisance(host).ask(Nuisance.shout)
 
 
 def _server_of(settings: HostSettings) -> ServerSettings:

@@ -17,11 +17,13 @@ from holdfast.testing import workloads
 from holdfast.testing.history import Mark
 
 APP = """from holdfast.testing.marks import Marks
+from holdfast.testing.nuisance import Nuisance
 from holdfast.testing.workloads import Actor
 
-Marks.begin({directory!r})
+Marks.begin({marks!r})
+Nuisance.begin({loops!r})
 """
-"""What the nodes of a real cluster serve; the class is `Actor`."""
+"""What the nodes of a real cluster serve; the classes are `Actor` and `Nuisance`."""
 
 
 class Marks:
