@@ -13,6 +13,7 @@ from holdfast import ConfigError, LocalCluster, Node, NotFound
 from holdfast.admin import cohort
 from holdfast.admin.doctor import examine
 from holdfast.admin.found import found
+from holdfast.admin.status import DOWN, of_cluster
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import NoQuorum
@@ -135,6 +136,13 @@ async def test_hosts_that_start_one_by_one_while_a_client_asks(tmp_path: Path) -
         async with asyncio.timeout(60):
             while len(refused) < 5:
                 await asyncio.sleep(0.1)
+        engine = NatsEngine(cluster.urls[:1])
+        await engine.open()
+        try:
+            seen = await of_cluster(engine)
+        finally:
+            await engine.close()
+        assert seen.state == DOWN and "1 of the 3 hosts that found the cluster are up (h1)" in seen.problems[0]
         starting += [asyncio.create_task(cluster.start_host(name, 120)) for name in ("h2", "h3")]
         await asyncio.gather(*starting)
         asking = False

@@ -52,6 +52,8 @@ class Presence(msgspec.Struct):
     sequence: int = 0
     answered: list[str] = []
     """Hosts that answered."""
+    founders: int = 0
+    """How many hosts are to found the cluster, as those that answer were told."""
 
     @property
     def gone(self) -> list[HostPresence]:
@@ -132,7 +134,8 @@ async def _ask(bus: Bus, seconds: float) -> Presence:
         up = name in sights or ago.get(name, limits.SUSPECT_SECONDS) < limits.SUSPECT_SECONDS
         heard_at = None if up or name not in ago else started - ago[name]
         hosts.append(HostPresence(name, up, record is not None and record.votes(name), heard_at))
-    return Presence(hosts, [], record, sequence, sorted(sights))
+    founders = max((sight.founders for sight in sights.values()), default=0)
+    return Presence(hosts, [], record, sequence, sorted(sights), founders)
 
 
 def _record(sights: Iterable[HostSight]) -> tuple[Cohort | None, int]:

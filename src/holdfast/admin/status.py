@@ -120,6 +120,12 @@ def judged(status: Status, seen: Presence) -> Status:
         down.append(
             "no majority of the hosts that vote is up: nothing can be read or written until one more is started"
         )
+    elif seen.record is None and len(seen.answered) < seen.founders:
+        names = ", ".join(seen.answered)
+        down.append(
+            f"{len(seen.answered)} of the {seen.founders} hosts that found the cluster are up ({names}): "
+            "it is founded when all of them are"
+        )
     elif status.shards is None:
         down.append(
             f"the log did not answer within {VIEW_SECONDS:g} s: after the loss of a host its leaders are elected anew, "

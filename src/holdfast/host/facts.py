@@ -79,6 +79,8 @@ class HostSight(msgspec.Struct):
     """The newest record of the cohort that it ever saw."""
     sequence: int = 0
     """Of that record."""
+    founders: int = 0
+    """How many hosts found the cluster, as it was told; 0 for one that joined, or that runs no server."""
 
 
 class Replicas(msgspec.Struct):

@@ -102,7 +102,11 @@ class Operations:
         heard = {name: now - at for name, at in host.heard.items()}
         votes, seat = host.votes, host.seat
         record, sequence = (None, 0) if seat is None else (seat.record, seat.sequence)
-        return HostSight(host.settings.name, time.time(), time.time() - host.started_at, votes, heard, record, sequence)
+        up_seconds = time.time() - host.started_at
+        sight = HostSight(host.settings.name, time.time(), up_seconds, votes, heard, record, sequence)
+        if host.server is not None:
+            sight.founders = len(host.server.settings.routes)
+        return sight
 
     def _certificates(self) -> list[Certificate]:
         host = self._host
