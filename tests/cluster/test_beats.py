@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from holdfast import codec, limits
+from holdfast import ConfigError, Node, codec, limits
 from holdfast.cluster.beats import Beat, HostBeat, Member, beat_door, host_door
 from holdfast.cluster.membership import Membership
 from holdfast.cluster.planner import Planner
@@ -189,3 +190,10 @@ async def test_one_member_never_ends_the_planner(
             planner.look()
         assert set(planner.plan.owners.values()) == {"n-a"}, "it is left out"
         assert len(caplog.records) == 1, "it is said once"
+
+
+@pytest.mark.parametrize("name", ["a b", "a.b", "a~0", "*", "x" * 200])
+async def test_a_node_takes_no_name_that_the_others_would_drop(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="incarnation"):
+        async with Node.join(f"local:{tmp_path / 'log.db'}", incarnation=name):
+            pass

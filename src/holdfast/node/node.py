@@ -35,7 +35,7 @@ from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
 from holdfast.engines.gate import Gate
-from holdfast.errors import NoResponders
+from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.ending import Ending
@@ -143,6 +143,8 @@ class Node:
         manifest = await founding.settle(engine, shards, clock.now(), mandate)
         registry, cells = registry_cell(manifest.generation), list(manifest.cells)
         supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
+        if not ids.is_incarnation(incarnation):
+            raise ConfigError(f"{incarnation[:40]!r} is not an incarnation's name: use letters, digits, - and _")
         node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
         node._labels, node._capacity = labels, check_capacity(capacity)
         node.placement = placement = Placement(engine, registry, manifest)
