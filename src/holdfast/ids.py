@@ -54,7 +54,7 @@ def check_machine(name: str, what: str) -> str:
     if not isinstance(name, str) or not _MACHINE.fullmatch(name):
         raise ConfigError(
             f"{str(name)[:40]!r} is not a {what}'s name: use 1 to 128 of the characters A-Z a-z 0-9 _ . : -, "
-            "with a letter or digit at the front"
+            "with a letter, digit or _ at the front"
         )
     return name
 

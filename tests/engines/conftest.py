@@ -11,6 +11,7 @@ from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.engines.nats.engine import NatsEngine
+from holdfast.host.nats_server import LocalServers
 
 
 class Visiting(SocketEngine):
@@ -32,13 +33,17 @@ class Visiting(SocketEngine):
 
 
 @pytest.fixture(params=["local", "socket", "nats"])
-async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
-    """An open engine of each kind."""
-    made: Engine
+def closed_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """An engine of each kind. Not a coroutine: the servers are started by a loop of their own."""
     if request.param == "nats":
-        made = NatsEngine(request.getfixturevalue("servers").urls)
-    else:
-        made = (LocalEngine if request.param == "local" else Visiting)(tmp_path / "log.db")
-    await made.open()
-    yield made
-    await made.close()
+        servers: LocalServers = request.getfixturevalue("servers")
+        return NatsEngine(servers.urls)
+    return (LocalEngine if request.param == "local" else Visiting)(tmp_path / "log.db")
+
+
+@pytest.fixture
+async def engine(closed_engine: Engine) -> AsyncIterator[Engine]:
+    """An open engine of each kind."""
+    await closed_engine.open()
+    yield closed_engine
+    await closed_engine.close()
