@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -104,6 +105,14 @@ def test_a_number_that_means_nothing_here_is_not_given_for_the_holder(
             assert "container" in told and f"`kill {pid}`" not in told
         (tmp_path / LOCK_FILE).write_bytes(b"\xff not json")
         assert "another process" in refusal(tmp_path)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert "cannot lock files" in refusal(tmp_path) and "local disk" in refusal(tmp_path)
 
 
 def test_links_files_and_directories_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:

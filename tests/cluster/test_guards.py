@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cluster.app import Account
 
-from holdfast import HoldfastError, LocalCluster, Node, NoQuorum, NotDone
+from holdfast import ConfigError, HoldfastError, LocalCluster, Node, NoQuorum, NotDone
 from holdfast.cluster import cohort
 from holdfast.core.replicas import Extent, majority, why_keep
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Conflict, InvalidName, NoResponders, Unknown
+from holdfast.host.directory import DirectoryLock
 from holdfast.host.exclusive import Exclusive
 from holdfast.host.facts import Replicas
 from holdfast.host.service import ask_host
@@ -76,6 +78,23 @@ async def copies(node: Node, cluster: LocalCluster, stream: str) -> list[tuple[i
         kept = await ask_host(node.engine.bus, host, "replicas", Replicas)
         found += [(copy.last_sequence, copy.messages) for copy in kept.replicas if copy.stream == stream]
     return found
+
+
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_second_cluster_in_the_same_directory_is_refused(cluster: LocalCluster) -> None:
+    directory = Path(_directory_of(cluster, "h1")).parent
+    for hosts in (1, 3):
+        with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+            await LocalCluster(directory, [APP], hosts=hosts).start()
+    with pytest.raises(ConfigError, match="belongs to a host that runs"):
+        DirectoryLock(directory / "h1").take()
+
+
+def _directory_of(cluster: LocalCluster, host: str) -> str:
+    server = cluster.settings_of(host).server
+    assert server is not None
+    return server.directory
 
 
 @pytest.mark.cluster
