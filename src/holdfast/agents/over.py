@@ -20,6 +20,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from holdfast.agents.context import Context, context_of, over_text
+from holdfast.agents.handler import _Method
 from holdfast.errors import TurnOver
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def _set_state(agent: Agent[Any], state: Any) -> None:
 
 def may_leave_code(cls: type) -> bool:
     """Whether some method of a class looks as if it began what may outlive a turn."""
-    functions = [getattr(one, "function", one) for base in cls.__mro__ for one in vars(base).values()]
+    members = [one for base in cls.__mro__ for one in vars(base).values()]
+    functions = [one.function if isinstance(one, _Method) else one for one in members]
     codes = [function.__code__ for function in functions if isinstance(function, FunctionType)]
     while codes:
         code = codes.pop()
