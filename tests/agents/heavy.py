@@ -46,8 +46,8 @@ class Heavy(Agent[Notes]):
         """Compute without giving up the interpreter, and without the thread that looks."""
         switch = sys.getswitchinterval()
         sys.setswitchinterval(100.0)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
             pass
         sys.setswitchinterval(switch)
 

@@ -81,7 +81,7 @@ class Stalls:
         self._due = self._cpu = self._waited = 0.0
         self._not_looked = 0.0
         """Since the last mark, the time in which neither thread ran: it is nobody's standstill."""
-        self._tell_at = _TELL_SECONDS
+        self._tell_at = self._named_at = _TELL_SECONDS
         self._scheduler = Path()
         self._where = ""
         self._handle: asyncio.TimerHandle | None = None
@@ -113,7 +113,8 @@ class Stalls:
             where = f" in {self._where}" if self._where else ", in C code"
             _logger.warning("the loop of node %s stood still for %.1f s%s: %s", self._node, late, where, _ADVICE)
         self._due, self._cpu, self._waited = now + _LOOK_SECONDS, cpu, waited
-        self._where, self._not_looked, self._tell_at = "", 0.0, _TELL_SECONDS
+        self._where, self._not_looked = "", 0.0
+        self._tell_at = self._named_at = _TELL_SECONDS
         self._handle = loop.call_later(_LOOK_SECONDS, self._mark, loop)
 
     def _waited_for_processor(self) -> float:
@@ -139,20 +140,26 @@ class Stalls:
                 seconds -= self._waited_for_processor() - self._waited
             if self.tell is not None and looks % _PULSE_LOOKS == 0:
                 self.tell("pulse", {"seconds": max(seconds, 0.0), "gone": max(gone, 0.0)})
-            if gone <= limits.STALL_SECONDS or late >= _LOOK_SECONDS / 2:
+            if gone <= limits.STALL_SECONDS:
                 continue
             frame = sys._current_frames().get(thread)
-            if not self._where:
+            if not self._where and late < _LOOK_SECONDS / 2:
                 self._where = "" if frame is None else _line(frame)
-            if seconds >= self._tell_at and frame is not None:
+            if frame is not None and gone - self._not_looked >= self._named_at:
+                self._named_at *= 2
+                self._name(seconds, in_hand(frame))
+            if frame is not None and seconds >= self._tell_at:
                 self._standing(seconds, in_hand(frame))
+
+    def _name(self, seconds: float, what: InHand) -> None:
+        """Tell what is in hand: also of a loop that gets no processor, as it may be taken over for that."""
+        if self.tell is not None:
+            facts = {"token": what.token, "key": what.key, "where": what.where, "functions": what.functions}
+            self.tell("standing", {"seconds": max(seconds, 0.0), **facts})
 
     def _standing(self, seconds: float, what: InHand) -> None:
         stack = "\n" + what.stack if self._tell_at == _TELL_SECONDS else ""
         self._tell_at = seconds * 2
-        if self.tell is not None:
-            facts = {"token": what.token, "key": what.key, "where": what.where, "functions": what.functions}
-            self.tell("standing", {"seconds": seconds, **facts})
         _logger.warning(
             "the loop of node %s has stood still for %.1f s in %s: %s%s",
             self._node, seconds, what.text, _ADVICE, stack,

@@ -14,7 +14,6 @@ from holdfast import limits
 from holdfast.agents import attempts, mailbox, reading, turn
 from holdfast.agents.attempts import ANY_MESSAGE
 from holdfast.agents.mailbox import Delivery
-from holdfast.cluster.life import base
 from holdfast.errors import BadState, DeadlineExceeded, HandlerFailed
 
 if TYPE_CHECKING:
@@ -105,12 +104,10 @@ def _guilty(activation: Activation, name: str, still: Standstill | None) -> str:
     """Why a message is to be given up; empty where it is not."""
     marks, claim = activation.attempts or {}, activation.shard.claim
     if not attempts.ends(marks, name, activation.shard.epoch):
-        # Behind the mark of the agent it ran for the second time, and it is heard that its node stood still in it.
+        # Behind the mark of the agent it ran for the second time, if the word that it stood still came late.
         marked = ANY_MESSAGE in marks and not activation.probation
-        second = still is not None and bool(still.key) and base(still.incarnation) == base(claim.owner)
-        if marked and second and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before:
-            return still.text if still is not None else ""
-        return ""
+        second = marked and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before > 0
+        return still.text if second and still is not None and still.key else ""
     newest = still.text if still is not None else ""
     return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
 

@@ -77,7 +77,7 @@ class Watchman:
         watch = child.watch
         watch.look(process.pid, passed)
         still = watch.standstill(process.pid)
-        if still is None or still.seconds < _REPORT_SECONDS:
+        if still is None or (still.seconds < _REPORT_SECONDS and not watch.is_to_end()):
             return
         if not watch.told:
             watch.told = True
@@ -129,7 +129,7 @@ class Watch:
             if self._gone < _TELL_SECONDS / 2:
                 self._named, self.told, self.stack = {}, False, ""
         elif what == "standing":
-            self._seconds = self._gone = _number(event.get("seconds"))
+            self._seconds = _number(event.get("seconds"))
             self._named = {name: str(event.get(name, ""))[:_TEXT_MAX] for name in ("token", "key", "where")}
             functions = event.get("functions", ())
             self._functions = _cut(functions) if isinstance(functions, list) else ()
@@ -160,7 +160,7 @@ class Watch:
             functions, where = _running(self.stack)
             seconds = self._quiet + self._gone
             return Standstill(self.incarnation, seconds, where=where, functions=functions)
-        if self._named and self._seconds >= _TELL_SECONDS:
+        if self._named:
             token, key, where = (self._named[name] for name in ("token", "key", "where"))
             return Standstill(self.incarnation, self._seconds, token, key, where, self._functions)
         return None
