@@ -238,12 +238,13 @@ async def test_a_host_with_its_directory_has_its_data_and_one_that_was_removed_h
     assert (await cohort.show(node)).members == ["h1", "h2", "h4"]
 
 
+@pytest.mark.parametrize("lost", ["", "jetstream"])
 async def test_a_host_whose_disk_was_lost_gets_everything_from_the_others(
-    cluster: LocalCluster, node: Node, directory: Path, load: Load
+    cluster: LocalCluster, node: Node, directory: Path, load: Load, lost: str
 ) -> None:
     former = (await host(node, "h2")).server
     await cluster.stop_host("h2")
-    shutil.rmtree(directory / "h2")
+    shutil.rmtree(directory / "h2" / lost)
     await cluster.start_host("h2")
     await until(lambda: took_its_place(node, "h2", former))
     await identical(node)

@@ -91,6 +91,8 @@ def test_a_host_ends_when_its_servers_files_are_removed(tmp_path: Path) -> None:
         assert "jetstream" in gone["text"]
         assert "server" not in [one["event"] for one in events], "it was started again, without data"
         assert not (tmp_path / ".holdfast" / "jetstream" / "jetstream" / "HF").exists()
+        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert again.returncode == 1 and "DataLoss" in again.stdout and "restore a backup" in again.stdout
     finally:
         process.kill()
         process.wait()

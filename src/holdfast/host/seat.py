@@ -28,7 +28,7 @@ from holdfast import chance, files, limits
 from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import ConfigError, HoldfastError, InvalidName, NoResponders, NotDone, Unknown
+from holdfast.errors import ConfigError, DataLoss, HoldfastError, InvalidName, NoResponders, NotDone, Unknown
 from holdfast.host import addresses
 from holdfast.host.directory import STATE_FILE, explain
 from holdfast.host.facts import HostFacts
@@ -84,7 +84,7 @@ class Seat:
     # Before the server starts --------------------------------------------------------------------------------------
 
     async def take(self) -> None:
-        """Find out what part this host has, before its server starts. Raises `ConfigError`, `NoQuorum`."""
+        """Find out what part this host has, before its server starts. Raises `ConfigError`, `NoQuorum`, `DataLoss`."""
         if self._path.exists():
             try:
                 self._state = msgspec.json.decode(self._path.read_bytes(), type=State)
@@ -92,6 +92,7 @@ class Seat:
                 raise ConfigError(
                     f"{self._path} cannot be read ({error}): restore it, or move the directory away"
                 ) from None
+            self._miss_store()
             await self._look_before()
         elif self._join:
             await self._learn_from(self._join)
@@ -102,6 +103,14 @@ class Seat:
             self._dress()
         except OSError as error:
             raise ConfigError(explain(error, self._path.parent)) from None
+
+    def _miss_store(self) -> None:
+        """A store that was removed takes its server's name along. Raises `DataLoss` where nobody else has what was in it."""
+        state, store = self._state, self._path.parent / "jetstream"
+        if state.votes and state.sequence and not (store.is_dir() and any(store.iterdir())):
+            if not (self._server.settings.routes or state.others):
+                raise DataLoss(f"{store} is gone: restore a backup, or remove {self._path.parent} to begin anew")
+            self._state = msgspec.structs.replace(state, identity=_identity())
 
     async def _learn_from(self, join: str) -> None:
         security = self._server.settings.security
