@@ -72,16 +72,34 @@ def keep_private(opened: int) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file for this user alone, whole or not at all; what is there, a link too, is replaced. Raises `OSError`."""
+    """Write a file for this user alone, whole or not at all; what is there, a link too, is replaced. Raises `OSError`.
+
+    It is on the disk before it has its name: else a power cut leaves an empty file.
+    """
     scratch = path.with_name(f"{path.name}.{os.getpid()}.new")
     scratch.unlink(missing_ok=True)
     try:
         with os.fdopen(create(scratch), "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         scratch.replace(path)
+        sync_directory(path.parent)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def sync_directory(path: Path) -> None:
+    """Have a directory's names on the disk, where its file system does that. Raises `OSError`."""
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
 
 
 def read_own(path: Path) -> bytes:

@@ -148,3 +148,17 @@ def test_files_are_opened_for_writing_in_one_place() -> None:
                     assert "O_CREAT" not in ast.unparse(node), f"{name}:{node.lineno}"
                 elif node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
                     assert node.args[0].value == "rb", f"{name}:{node.lineno}"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ours"
+    synced: list[tuple[str, int]] = []
+
+    def fsync(opened: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(opened).st_mode)
+        synced.append(("directory" if is_directory else "file", os.fstat(opened).st_size if not is_directory else 0))
+        assert path.exists() is is_directory
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_private(path, "precious")
+    assert synced == [("file", 8), ("directory", 0)] and path.read_text() == "precious"
