@@ -107,6 +107,15 @@ def test_a_number_that_means_nothing_here_is_not_given_for_the_holder(
         assert "another process" in refusal(tmp_path)
 
 
+def test_a_command_is_shown_without_the_password_in_it() -> None:
+    url = "nats://u:se@cret@host:4222"
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "--servers", url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        shown = processes.command_of(process.pid)
+        process.communicate()
+    assert shown.endswith("nats://host:4222") and "cret" not in shown
+
+
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_descriptor: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -6,11 +6,12 @@ Elsewhere, and of other users' processes, it shows nothing: then nothing is clai
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from holdfast.engines.nats.urls import shown
 
 _PROC: Final = Path("/proc")
 _LISTENING: Final = "0A"
@@ -43,8 +44,7 @@ def command_of(pid: int) -> str:
             text = file.read(_COMMAND_BYTES_MAX).replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
-    text = re.sub(r"://[^@/\s]*@", "://", text)
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = "".join(character if character.isprintable() else "?" for character in shown(text))
     return text if len(text) <= _COMMAND_CHARACTERS_MAX else f"{text[:_COMMAND_CHARACTERS_MAX]}…"
 
 
