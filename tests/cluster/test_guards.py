@@ -6,7 +6,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -20,6 +21,7 @@ from holdfast.core.replicas import Extent, majority, why_keep
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Conflict, InvalidName, NoResponders, Unknown
+from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.exclusive import Exclusive
 from holdfast.host.facts import Replicas
@@ -190,6 +192,31 @@ async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(cluster
     for n in range(AGENTS):
         assert await node.agent(Account, f"a{n}").ask(Account.value) == n
     await cluster.start_host("h3")
+
+
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
+async def test_work_that_an_orderly_stop_cuts_short_is_taken_up_by_the_next_process(node: Node) -> None:
+    host = cast(Any, SimpleNamespace(engine=node.engine, settings=SimpleNamespace(name="c")))
+    for cut_short in (True, False):
+        changes = Changes(host, "before")
+        begun = asyncio.Event()
+
+        async def work(changes: Changes = changes, begun: asyncio.Event = begun, last: bool = cut_short) -> None:
+            await changes._exclusive.take("it works")
+            async with changes._working():
+                begun.set()
+                while last:
+                    await asyncio.sleep(60)
+
+        changes._task = asyncio.create_task(work())
+        await begun.wait()
+        if not cut_short:
+            await changes._task
+        await changes.close()
+        after = Exclusive(node.engine, "c", "after")
+        assert await after.adopt() is cut_short
+        await after.release()
 
 
 EXTENTS = st.builds(Extent, st.integers(0, 50), st.integers(0, 50))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from holdfast import ids, limits
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.streams import OURS
-from holdfast.errors import HoldfastError, InvalidName, NotDone, NotFound, Unknown
+from holdfast.errors import HoldfastError, InvalidName, NotDone, NotFound, StorageFailed, Unknown
 from holdfast.host.exclusive import Exclusive
 from holdfast.host.guards import Guards
 
@@ -28,6 +28,7 @@ _ANSWER_SECONDS: Final = 0.2
 """The answer to a request goes through the very server that is then stopped."""
 
 _LOOK_SECONDS: Final = 0.5
+_DISCARDED: Final = "discarded"
 _WHOLE_PART: Final = 0.99
 """Of the leader's records: under load the two are never counted at the same moment."""
 
@@ -77,6 +78,9 @@ class Changes:
             except (NotDone, Unknown):
                 await asyncio.sleep(_LOOK_SECONDS)
         async with self._working():
+            if self._host.server is not None:
+                for path in Path(self._host.server.settings.directory).glob(f"{_DISCARDED}-*"):
+                    await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
             for stream in await self._own_streams():
                 await self._whole(stream)
 
@@ -109,19 +113,23 @@ class Changes:
         server = self._host.server
         assert server is not None
         await asyncio.sleep(_ANSWER_SECONDS)
-        away = Path(server.settings.directory) / ids.new_id("discarded")
+        away = Path(server.settings.directory) / ids.new_id(_DISCARDED)
 
         def move() -> None:
             away.mkdir()
             for number, path in enumerate(paths):
-                with suppress(OSError):  # what stays is found by the next comparison
+                with suppress(FileNotFoundError):
                     path.rename(away / str(number))
 
         async with self._working():
-            self._host.say("copy-discarded", {"stream": stream})
             assert self._host.keeper is not None
-            await self._host.keeper.restart(move)
-            await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
+            try:
+                await self._host.keeper.restart(move)
+            except StorageFailed:  # the keeper said so; the next comparison finds what stays
+                return
+            finally:
+                await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
+            self._host.say("copy-discarded", {"stream": stream})
             await self._whole(stream)
             self._host.say("copy-whole", {"stream": stream})
 
@@ -129,14 +137,20 @@ class Changes:
 
     @asynccontextmanager
     async def _working(self) -> AsyncIterator[None]:
-        """The record is written again while this lasts, and taken away afterwards."""
+        """The record is written again while this lasts, and taken away afterwards. Whoever is cancelled leaves it: the next
+        process of this host takes up what is under way."""
         renewing = asyncio.get_running_loop().create_task(self._renew())
+        ended = True
         try:
             yield
+        except asyncio.CancelledError:
+            ended = False
+            raise
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
-            await self._exclusive.release()
+            if ended:
+                await self._exclusive.release()
 
     async def _renew(self) -> None:
         while True:

@@ -41,7 +41,11 @@ class Keeper:
         """Whether the host ends, so that nothing is started again."""
         self.store_gone = False
         self._say = say
+        self._restarting = asyncio.Lock()
         self._between: Callable[[], None] | None = None
+        """What is to be done before the next start, until that begins."""
+        self._failed: OSError | None = None
+        """What came of it."""
         self._restarted = asyncio.Event()
 
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -65,11 +69,32 @@ class Keeper:
         self._say("server", {**self._facts, "server_pid": self.server.pid, "url": self.server.url})
 
     async def restart(self, between: Callable[[], None]) -> None:
-        """End the server, do something, and start it again."""
-        self._restarted.clear()
-        self._between = between
-        await self.server.stop()
-        await self._restarted.wait()
+        """End the server, do something, and start it again; one caller at a time.
+
+        Raises `StorageFailed` where what was to be done ended with an `OSError`: the server runs again all the same.
+        Whoever is cancelled may find it done or not, but it is not done later.
+        """
+        async with self._restarting:
+            self._restarted.clear()
+            self._between, self._failed = between, None
+            try:
+                await self.server.stop()
+                await self._restarted.wait()
+            finally:
+                self._between = None
+            if self._failed is not None:
+                raise StorageFailed(f"the store of {self.server.settings.name} stays as it is: {self._failed}")
+
+    def _work(self) -> None:
+        """Do what is to be done while the server is down."""
+        between, self._between = self._between, None
+        if between is None:
+            return
+        try:
+            between()
+        except OSError as error:
+            self._failed = error
+            self._say("store-unchanged", {**self._facts, "error": str(error)})
 
     async def _keep(self) -> None:
         delay = RESTART_SECONDS_MIN
@@ -81,9 +106,7 @@ class Keeper:
                 return
             if self.store_gone:
                 await asyncio.Event().wait()  # it would begin an empty store
-            between, self._between = self._between, None
-            if between is not None:
-                between()
+            if self._between is not None:
                 delay = 0.0
             else:
                 self._say("server-ended", {**self._facts, "code": code})
@@ -91,13 +114,17 @@ class Keeper:
                 delay = RESTART_SECONDS_MIN if stable else longer(delay)
             while True:
                 await asyncio.sleep(delay)
+                self._work()
                 try:
                     await self.start()
                     break
-                except HoldfastError as error:
+                except (HoldfastError, OSError) as error:
                     self._say("server-failed", {**self._facts, "error": str(error)})
                     delay = longer(delay)
-            self._restarted.set()
+            if self._between is None:
+                self._restarted.set()
+            else:  # it was asked for while the server started
+                await self.server.stop()
 
     async def _watch_store(self) -> None:
         """A server whose disk failed or was full goes on without its store, for good: a start finds out if it can now."""

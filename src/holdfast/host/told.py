@@ -26,6 +26,7 @@ EVENTS: Final = frozenset(
         "server-frozen",
         "server-back",
         "store-gone",
+        "store-unchanged",
         "copy-discarded",
         "copy-whole",
         "copy-not-whole",
