@@ -18,11 +18,9 @@ themselves say at that moment, and what takes a server away for a while is done 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from holdfast import limits
 from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort
 from holdfast.core.replicas import Extent, majority, why_keep
@@ -55,10 +53,14 @@ class Guards:
             return None
         return record
 
-    async def _kept(self, record: Cohort) -> dict[str, Replicas]:
-        """What each server keeps, by its own word; those that do not answer are not there."""
+    async def _kept(self, record: Cohort, server: str = "") -> dict[str, Replicas]:
+        """What each server keeps, by its own word; those that do not answer are not there.
+
+        It waits for those who vote, and for the host of ``server``: a host of the record that is gone for long costs no time.
+        """
+        expected = [name for name, entry in record.hosts.items() if record.votes(name) or entry.server == server]
         found = await ask_hosts(
-            self._host.engine.bus, "replicas", Replicas, expected=list(record.hosts), wait_seconds=_ANSWER_SECONDS
+            self._host.engine.bus, "replicas", Replicas, expected=expected, wait_seconds=_ANSWER_SECONDS
         )
         return {kept.server: kept for kept in found.values() if isinstance(kept, Replicas)}
 
@@ -78,11 +80,6 @@ class Guards:
                 f"without {server} only {len(there)} of {len(members)} servers that vote would be left, which is no "
                 f"majority{text}"
             )
-
-    def _is_heard(self, host: str) -> bool:
-        """Whether a host is there: its server may be about to start again."""
-        heard_at = self._host.heard.get(host)
-        return heard_at is not None and time.monotonic() - heard_at < limits.TAKEOVER_SECONDS
 
     # Each operation ------------------------------------------------------------------------------------------------
 
@@ -145,7 +142,7 @@ class Guards:
         record = await self._record()
         if record is None:
             return "this cluster has no record of a cohort"
-        kept = await self._kept(record)
+        kept = await self._kept(record, server)
         host = next((name for name, entry in record.hosts.items() if entry.server == server), "")
         if host in (record.target or record.members) and server in kept:
             return (
@@ -174,7 +171,7 @@ class Guards:
     async def may_lead(self, server: str) -> None:
         """Raises `NoQuorum` where a server does not answer."""
         record = await self._record()
-        if record is None or server not in await self._kept(record):
+        if record is None or server not in await self._kept(record, server):
             raise NoQuorum(f"the server {server} does not answer, so it cannot lead")
 
 
