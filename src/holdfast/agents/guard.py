@@ -76,6 +76,18 @@ def call(failure: type[HoldfastError], what: str, function: Callable[..., T], *a
         raise named(failure, what, error) from None
 
 
+def begun(make: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Coroutine[Any, Any, Any]:
+    """The coroutine that ``make`` gives; where it raises instead, one that raises the same."""
+    try:
+        return make(*args)
+    except BaseException as error:
+        return _raises_it(error)
+
+
+async def _raises_it(error: BaseException) -> None:
+    raise error
+
+
 def at_once(make: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
     """Run a coroutine that waits for nothing to its end; return its value, or `Raised`."""
     context = fresh()

@@ -220,10 +220,6 @@ class _Method(Generic[A_contra, P, R_co]):
         index = int(place[1])
         return f"$.{self.parameters[index].name}" if index < len(self.parameters) else place[0]
 
-    async def call(self, agent: object, args: tuple[Any, ...]) -> Any:
-        """Run the method itself on an instance."""
-        return await self.bind(agent, args)
-
     def bind(self, agent: object, args: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """The coroutine of one run, with keyword-only arguments where the signature has them."""
         if not self._keyword_only:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from holdfast import codec, errors, ids
+from holdfast.agents import guard
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
-from holdfast.errors import DeadlineExceeded
+from holdfast.errors import BadMessage, DeadlineExceeded, HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
@@ -139,9 +140,19 @@ def digest(handler: str, arguments: bytes) -> int:
     return ids.digest64(handler.encode() + b"\n" + arguments)
 
 
-def canonical_digest(method: _Method[Any, Any, Any] | None, handler: str, arguments: bytes) -> int:
-    """The digest of what a message means: the same for a set in any order, and for a whole number as a float.
+def meaning(method: _Method[Any, Any, Any] | None, arguments: bytes) -> bytes:
+    """What a message means: the same for a set in any order, and for a whole number as a float.
 
-    ``method``: its handler's; a message without one means its bytes.
+    ``method``: its handler's. A message without one means its bytes, and so does one that code of users cannot read.
     """
-    return digest(handler, arguments if method is None else method.canonical(arguments))
+    if method is None:
+        return arguments
+    try:
+        return guard.call(BadMessage, method.name, method.canonical, arguments)
+    except HoldfastError:
+        return arguments
+
+
+def canonical_digest(method: _Method[Any, Any, Any] | None, handler: str, arguments: bytes) -> int:
+    """The digest of what a message means."""
+    return digest(handler, meaning(method, arguments))

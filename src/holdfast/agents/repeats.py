@@ -49,7 +49,7 @@ def _means_the_same(activation: Activation, known: Delivery, call: Call) -> bool
     if known.handler != call.handler or known.arguments == call.arguments:
         return known.handler == call.handler
     method = activation.kind.methods.get(call.handler)
-    return method is not None and method.canonical(known.arguments) == method.canonical(call.arguments)
+    return mailbox.meaning(method, known.arguments) == mailbox.meaning(method, call.arguments)
 
 
 def _check_id(activation: Activation, message: Call | InboxMessage) -> Verdict | bytes:

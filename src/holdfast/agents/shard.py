@@ -75,7 +75,7 @@ class Shard:
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
-        self._purged_at = self.claimed_at = runtime.loop.time()
+        self.claimed_at = runtime.loop.time()
 
     # Recovery ----------------------------------------------------------------------------------------------------
 

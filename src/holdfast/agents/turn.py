@@ -127,7 +127,7 @@ async def _run(
     runtime, agent = activation.shard.runtime, activation.agent
     over.begin_waiting(agent, context, activation.state)
     if method.runs_in == "loop":
-        work: Any = method.bind(agent, args)
+        work: Any = guard.begun(method.bind, agent, args)
     else:
         work = _off_loop(activation, message, method, context)
     try:
@@ -198,6 +198,7 @@ def finished(
         what = f"what {activation.kind.name}.{method.name} left cannot be kept"
         left = guard.call(BadMessage, what, _left, activation, method, context, value, state)
         message.reply, state_bytes, state = left
+        digests = _digests(activation, message)
     except BaseException as error:
         raised(activation, message, error)
         return
@@ -209,7 +210,7 @@ def finished(
             _keep_timers(activation, context)
         message.outgoing = context.outgoing
     activation.running = None
-    _consume(activation, message)
+    _consume(activation, message, digests)
     activation.note(message)
     activation.pump()
 
@@ -237,7 +238,19 @@ def _keep_timers(activation: Activation, context: Context) -> None:
     activation.timers = timers or None
 
 
-def _consume(activation: Activation, message: Delivery) -> None:
+def _digests(activation: Activation, message: Delivery) -> tuple[int, int]:
+    """Of a message with an id: what it is, and what it means, 0 where that is the same. Code of users may run for it."""
+    of = message.call or message.message
+    if of is None or not of.message_id:
+        return 0, 0
+    arguments = of.arguments
+    form = mailbox.meaning(activation.kind.methods.get(of.handler), arguments)
+    digest = mailbox.digest(of.handler, arguments)
+    canonical = digest if form is arguments else mailbox.digest(of.handler, form)
+    return digest, canonical * (canonical != digest)
+
+
+def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]) -> None:
     """Put into the tables of the record that this message was handled."""
     call = message.call
     if activation.attempts:
@@ -249,7 +262,7 @@ def _consume(activation: Activation, message: Delivery) -> None:
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
-            _note_id(activation, call, until, message.reply)
+            activation.seen.note_id(call.message_id, until, digests[0], message.reply, digests[1])
         elif call.number:
             activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, message.reply)
     elif (letter := message.message) is not None:
@@ -261,17 +274,10 @@ def _consume(activation: Activation, message: Delivery) -> None:
             activation.senders[letter.sender] = (letter.number, now)
         if letter.message_id:
             until = now + activation.kind.dedup_seconds
-            _note_id(activation, letter, until, message.reply)
+            activation.seen.note_id(letter.message_id, until, digests[0], message.reply, digests[1])
     elif (timer := message.timer) is not None and (activation.timers or {}).get(timer.name) == timer:
         assert activation.timers is not None
         del activation.timers[timer.name]
-
-
-def _note_id(activation: Activation, message: Call | InboxMessage, until: float, reply: bytes) -> None:
-    handler, arguments = message.handler, message.arguments
-    digest = mailbox.digest(handler, arguments)
-    canonical = mailbox.canonical_digest(activation.kind.methods.get(handler), handler, arguments)
-    activation.seen.note_id(message.message_id, until, digest, reply, canonical * (canonical != digest))
 
 
 # Failing -----------------------------------------------------------------------------------------------------------
@@ -285,7 +291,7 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
             activation.shard.runtime.complaints.failed(activation.token, message, error)
         if ran and (call.number or call.message_id):
             message.reply = ERROR_MARK + error_bytes(error)
-            _consume(activation, message)
+            _consume(activation, message, _digests(activation, message))
             activation.note(message)
         else:
             activation.settle(message, error)
@@ -320,5 +326,5 @@ def bury(activation: Activation, message: Delivery, error: HoldfastError) -> Non
         dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
         message.dead = codec.seal(codec.encode_raw(dead))
     message.reply = ERROR_MARK + error_bytes(error)
-    _consume(activation, message)
+    _consume(activation, message, _digests(activation, message))
     activation.note(message)
