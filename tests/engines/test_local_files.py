@@ -161,6 +161,24 @@ async def test_others_may_not_read_what_is_made(tmp_path: Path) -> None:
         os.umask(kept)
 
 
+async def test_a_log_that_an_earlier_version_made_open_to_all_is_so_no_more(tmp_path: Path) -> None:
+    engine = LocalEngine(tmp_path / "log.db")
+    await engine.open()
+    await engine.ensure_cells(["c"], 1)
+    await engine.log.append("c", [Record("c.a", b"")])
+    left = tmp_path / "left"
+    shutil.copytree(tmp_path, left)  # as a process that was killed leaves it
+    await engine.close()
+    names = ("log.db", "log.db-wal", "log.db-shm", "log.db.lock")
+    for name in names:
+        (left / name).chmod(0o644)
+    engine = LocalEngine(left / "log.db")
+    await engine.open()
+    assert [name for name in names if readable_by_others(left / name)] == []
+    assert await engine.log.last_sequence("c") == 1
+    await engine.close()
+
+
 async def test_the_lock_follows_no_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from holdfast.cli.place import WHERE_FILE
+from holdfast.host.directory import STATE_FILE, Started, remember
 from holdfast.host.nats_server import free_ports
 
 APP = """
@@ -120,6 +122,19 @@ def test_beyond_loopback_nothing_starts_without_tls_and_credentials(directory: P
     holdfast(directory, "up", "--listen", "0.0.0.0", "--user", "u", "--password-file", "secret", code=2)
 
 
+@pytest.mark.parametrize("option", [("--label", "gpu"), ("--capacity", "2"), ("--cluster-port", "7000")])
+@pytest.mark.parametrize("hosts", [(), ("--hosts", "3")])
+def test_what_several_hosts_have_no_use_for_is_refused(
+    directory: Path, option: tuple[str, ...], hosts: tuple[str, ...]
+) -> None:
+    (directory / ".holdfast" / "h1").mkdir(parents=True)
+    (directory / ".holdfast" / "h1" / STATE_FILE).write_text("{}")
+    remember(directory / ".holdfast", Started(3, below=True))
+    told = holdfast(directory, "up", *hosts, *option, code=2)
+    assert "leave --name" in told and option[0] in told
+    assert hosts or "cluster of 3 hosts" in told
+
+
 def test_version(directory: Path) -> None:
     assert holdfast(directory, "version").strip() == holdfast(directory, "--version").strip() == "0.1.0"
     as_module = subprocess.run(
@@ -141,18 +156,28 @@ def free_base() -> int:
         return base
 
 
+def until_ready(process: subprocess.Popen[str], directory: Path, hosts: int) -> list[str]:
+    """Wait until each host has its node, and commands find the cluster; what was said until then."""
+    assert process.stdout is not None
+    said: list[str] = []
+    while said.count("node-ready") < hosts:
+        line = process.stdout.readline()
+        assert line, said
+        said.append(json.loads(line)["event"])
+    while not (directory / ".holdfast" / WHERE_FILE).exists():
+        assert process.poll() is None, said
+        time.sleep(0.05)
+    return said
+
+
 @pytest.fixture(params=["1", "3"])
 def cluster(request: pytest.FixtureRequest, directory: Path) -> Iterator[subprocess.Popen[str]]:
     base = free_base()
     command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--hosts", request.param, "--json"]
-    command += ["--port", str(base), "--cluster-port", str(base + 100)]
+    command += ["--port", str(base)]
+    command += ["--cluster-port", str(base + 100)] if request.param == "1" else []
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    ready = 0
-    while ready < int(request.param):
-        line = process.stdout.readline()
-        assert line, "it ended"
-        ready += json.loads(line)["event"] == "node-ready"
+    until_ready(process, directory, int(request.param))
     yield process
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -162,7 +187,7 @@ def cluster(request: pytest.FixtureRequest, directory: Path) -> Iterator[subproc
 def all_served(directory: Path) -> Any:
     """The status, once all is well; just after a start fewer shards are served, and it ends with 1 or 3."""
     command = [str(Path(sys.executable).parent / "holdfast"), "status", "--json"]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
         found = json.loads(done.stdout)
@@ -174,16 +199,16 @@ def all_served(directory: Path) -> Any:
 
 @pytest.mark.cluster
 def test_up_call_and_find_it_all_again(directory: Path, cluster: subprocess.Popen[str]) -> None:
-    time.sleep(0.5)
     assert holdfast(directory, "call", "Adder/a", "add", "4").strip() == "4"
     assert "durable" in holdfast(directory, "send", "Adder/a", "add", "5")
     holdfast(directory, "send", "Adder/a", "fail")
     status = all_served(directory)
     assert status["served"] == status["shards"] and len(status["nodes"]) in (1, 3)
     assert {node["kinds"][0] for node in status["nodes"]} == {"Adder"}
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while not (letters := json.loads(holdfast(directory, "dead-letters", "list", "--json"))):
         assert time.monotonic() < deadline
+        time.sleep(0.2)
     assert letters[0]["handler"] == "fail"
     assert "as told" in holdfast(directory, "dead-letters", "show", letters[0]["id"])
     holdfast(directory, "dead-letters", "drop", letters[0]["id"])
@@ -216,13 +241,7 @@ def starts_what_is_there(directory: Path, hosts: int) -> None:
     base = str(free_base())
     command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--json", "--port", base]
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    ready, said = 0, []
-    while ready < hosts:
-        line = process.stdout.readline()
-        assert line, said
-        said.append(json.loads(line)["event"])
-        ready += said[-1] == "node-ready"
+    said = until_ready(process, directory, hosts)
     assert said.count("again") == (hosts > 1)
     assert holdfast(directory, "call", "Adder/a", "value").strip() == "9"
     process.send_signal(signal.SIGINT)

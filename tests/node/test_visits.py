@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast import Agent, Closed, ConfigError, HandlerFailed, Node, State, handler, reader
+from holdfast import Agent, Closed, ConfigError, HandlerFailed, Node, NoQuorum, State, handler, limits, reader
 from holdfast.engines.local import socket_engine, wire
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine
@@ -159,6 +159,54 @@ async def test_a_node_that_serves_nothing_is_a_client_of_the_one_that_does(tmp_p
     async with Node.join(at) as alone:
         assert isinstance(alone.engine, LocalEngine)
         assert not (tmp_path / "log.db.sock").exists(), "one that serves nothing lets nobody in"
+
+
+def crowd(log: Path) -> list[socket.socket]:
+    """Visitors that nobody takes in, as many as may wait."""
+    waiting = []
+    while True:
+        try:
+            waiting.append(wire.connect(log))
+        except BlockingIOError:
+            return waiting
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for")
+@pytest.mark.timeout(120)
+async def test_a_process_that_takes_nobody_in_blocks_no_visitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.5)
+    log = tmp_path / "log.db"
+    log.touch()
+    log.with_name("log.db.lock").write_text("4711\n")
+    with wire.listen(wire.socket_path(log)) as listening:
+        for crowded in (False, True):  # it waits to be taken in, and for a place to wait at
+            waiting = crowd(log) if crowded else []
+            assert socket_engine.answers(log)
+            with pytest.raises(NoQuorum, match=r"process 4711 has .*log\.db open and does not answer"):
+                await SocketEngine(log).open()
+            for one in waiting:
+                one.close()
+        while True:
+            try:
+                listening.accept()[0].close()
+            except BlockingIOError:
+                break
+    assert not socket_engine.answers(log)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for")
+@pytest.mark.timeout(240)
+def test_commands_beside_a_stopped_program_end_and_say_why(tmp_path: Path, running: subprocess.Popen[str]) -> None:
+    running.send_signal(signal.SIGSTOP)
+    waiting = crowd(tmp_path / "dev.db")
+    for command in (("status",), ("call", "Adder/a", "add")):
+        assert f"process {running.pid} has" in holdfast(tmp_path, *command, code=3)
+    for one in waiting:
+        one.close()
+    running.send_signal(signal.SIGCONT)
+    assert holdfast(tmp_path, "call", "Adder/a", "add").strip() == "1"
 
 
 async def test_when_the_owner_ends_its_visitors_are_told(tmp_path: Path) -> None:

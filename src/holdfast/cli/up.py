@@ -92,11 +92,14 @@ def up(
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
         _check_ways(cohort, join, servers)
         network = bool(cohort or join or servers or security != Security() or listen != "127.0.0.1")
-        if hosts is not None and hosts != 1 and (network or name or labels or capacity != 1.0):
+        single = bool(labels or capacity != 1.0 or cluster_port != CLUSTER_PORT)  # what _up_many has no use for
+        if hosts is not None and hosts != 1 and (network or name or single):
             raise ConfigError(_ALONE)
         with DirectoryLock(directory) as lock:
             known = None if servers else recall(directory)
             if hosts is None and known is not None and known.below and not (network or name):
+                if single:
+                    raise ConfigError(f"{directory} has {known.text}, which is started again: {_ALONE}")
                 say("again", {"directory": str(directory), "what": known.text})
                 await _up_many(known.hosts, nodes, directory, port, apps or [], say, lock)
                 return False
@@ -149,8 +152,8 @@ def up(
 
 
 _ALONE: Final = (
-    "--hosts is for development on loopback: leave --name, --cohort, --join, --servers, --listen, --label, --capacity and "
-    "TLS out"
+    "--hosts is for development on loopback: leave --name, --cohort, --join, --servers, --listen, --label, --capacity, "
+    "--cluster-port and TLS out"
 )
 
 

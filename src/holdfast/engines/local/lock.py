@@ -14,6 +14,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,9 +44,9 @@ class Lock:
 
     def take(self) -> None:
         """Lock, making the files that are missing. Raises `InUse`, `OSError`."""
-        beside = files.descriptor(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT)
+        beside = files.descriptor(_beside(self._path), os.O_RDWR | os.O_CREAT)
         try:
-            _flock(beside, lambda: os.pread(beside, 32, 0).decode(errors="replace").strip())
+            _flock(beside, lambda: _noted(beside))
         except BaseException:
             os.close(beside)
             raise
@@ -74,9 +75,20 @@ class Lock:
                 os.close(itself)
                 raise
         self._itself = itself
+        self._keep_private()
         found = os.fstat(itself)
         self.identity = found.st_dev, found.st_ino
         _held[self.identity] = self
+
+    def _keep_private(self) -> None:
+        """Take others' rights to the log away, which one from an earlier version may have. SQLite's own files copy them."""
+        files.keep_private(self._itself)
+        path = self._path.resolve()
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                left = files.descriptor(path.with_name(path.name + suffix), os.O_RDONLY)
+                files.keep_private(left)
+                os.close(left)  # no connection is open yet, which would lose its locks by that
 
     def release(self) -> None:
         """Let others have it. The log's connections are closed by then."""
@@ -94,6 +106,26 @@ class Lock:
             if opened >= 0:
                 os.close(opened)
         self._itself = self._beside = -1
+
+
+def owner(path: Path) -> str:
+    """The number of the process that a log's lock file names, as text."""
+    try:
+        beside = files.descriptor(_beside(path), os.O_RDONLY)
+    except OSError:
+        return "unknown"
+    try:
+        return _noted(beside) or "unknown"
+    finally:
+        os.close(beside)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _noted(beside: int) -> str:
+    return os.pread(beside, 32, 0).decode(errors="replace").strip()
 
 
 def _flock(opened: int, owner: Callable[[], str]) -> None:

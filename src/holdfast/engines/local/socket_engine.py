@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +18,11 @@ import msgspec
 from holdfast import limits
 from holdfast.engines import checks
 from holdfast.engines.base import Blobs, Bus, Chunk, Engine, Log, Message, Record, Stored, Subscription
-from holdfast.engines.local import wire
+from holdfast.engines.local import lock, wire
 from holdfast.engines.local.bus import request
-from holdfast.errors import Closed, ConfigError, DataLoss, InvalidName, NotFound, TooLarge, Unknown, from_wire
+from holdfast.errors import Closed, ConfigError, DataLoss, InvalidName, NoQuorum, NotFound, TooLarge, Unknown, from_wire
 
+_AGAIN_SECONDS: Final = 0.02
 _WRITES: Final = frozenset({"append", "purge", "blob_put", "blob_delete"})
 
 
@@ -28,6 +30,8 @@ def answers(log: Path) -> bool:
     """Whether a process has the log open, and lets this one visit it."""
     try:
         wire.connect(log).close()
+    except BlockingIOError:
+        return True  # it does, and takes nobody in at the moment
     except OSError:
         return False
     return True
@@ -46,14 +50,27 @@ class _Line:
         self.over = ""
 
     async def connect(self) -> int:
-        """Connect; the number of the other process. Raises `ConfigError`."""
+        """Connect; the number of the other process. Raises `ConfigError`, and `NoQuorum` where that one stands still."""
         try:
-            reader, self._writer = await asyncio.open_unix_connection(sock=wire.connect(self._log))
+            async with asyncio.timeout(limits.CONNECT_SECONDS):
+                reader, self._writer = await asyncio.open_unix_connection(sock=await self._taken_in())
+                self._reading = asyncio.get_running_loop().create_task(self._read(reader))
+                pid, _ = msgspec.convert(await self.ask("hello", wire.FORMAT), tuple[int, int])
+        except TimeoutError:
+            raise NoQuorum(
+                f"process {lock.owner(self._log)} has {self._log} open and does not answer: it is stopped, or one of its "
+                "handlers keeps it busy. Let it go on, or end it"
+            ) from None
         except OSError as error:
             raise ConfigError(f"the process that has {self._log} open does not answer: {error}") from None
-        self._reading = asyncio.get_running_loop().create_task(self._read(reader))
-        pid, _ = msgspec.convert(await self.ask("hello", wire.FORMAT), tuple[int, int])
         return pid
+
+    async def _taken_in(self) -> socket.socket:
+        while True:
+            try:
+                return wire.connect(self._log)
+            except BlockingIOError:
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     def number(self) -> int:
         """One that was not given before."""

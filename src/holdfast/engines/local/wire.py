@@ -93,18 +93,21 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(log: Path) -> socket.socket:
-    """Connect to the process that has a log open. Raises `OSError` where none listens, or somebody else's does."""
+    """Connect to the process that has a log open. Raises `OSError` where none listens, or somebody else's does.
+
+    It waits for nothing: `BlockingIOError` says that so many wait there already that no more may.
+    """
     path = socket_path(log)
     if not stat.S_ISSOCK(path.lstat().st_mode):
         raise OSError(errno.ENOTSOCK, "it is not a socket", str(path))
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        made.setblocking(False)  # else it waits, with the loop, until the other process takes somebody in
         with address(path) as place:
             made.connect(place)
         owner = log.stat().st_uid
         if peer(made) not in (-1, 0, os.geteuid(), owner):
             raise OSError(errno.EPERM, "another user listens there", str(path))
-        made.setblocking(False)
     except BaseException:
         made.close()
         raise
