@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 import gc
 import math
 import random
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,58 @@ from holdfast import Agent, BadState, Node, State, handler, reader
 from holdfast.agents import fast_path
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Sink
-from holdfast.agents.messages import Call
+from holdfast.agents.messages import WAITS, Call
 from holdfast.agents.record import AgentRecord, unpack
 
 
 class Pad(State):
     n: int = 0
     text: str = ""
+
+
+word: ContextVar[str] = ContextVar("word", default="")
+
+
+class Marked(msgspec.Struct):
+    """Its code sets what each entry into code of users' has for itself."""
+
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n:  # none is made where the classes are defined
+            word.set(f"{word.get()}{self.n}")
+            decimal.getcontext().prec += 1
+
+
+class Marks(State):
+    one: Marked = msgspec.field(default_factory=Marked)
+    seen: list[str] = msgspec.field(default_factory=list)
+
+
+class Marking(Agent[Marks], kind="Fast"):
+    """What its handlers see of the context in which the code of arguments, states and replies ran."""
+
+    def _see(self) -> None:
+        self.state.seen = [*self.state.seen[-20:], f"{word.get()} {decimal.getcontext().prec}"]
+
+    @handler
+    async def add(self, by: int) -> int:
+        self._see()
+        self.state.one = Marked(by)
+        return len(self.state.seen)
+
+    @handler
+    async def mark(self, one: Marked) -> Marked:
+        self._see()
+        self.state.one = one
+        return Marked(7)
+
+    @handler
+    async def all(self) -> list[str]:
+        self._see()
+        word.set("left behind")
+        decimal.getcontext().prec = 5
+        return self.state.seen
 
 
 class Fast(Agent[Pad]):
@@ -155,6 +202,8 @@ async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
         future = answers[place] = asyncio.get_running_loop().create_future()
 
         def sink(_reference: int, outcome: int, payload: bytes, future: asyncio.Future[Any] = future) -> None:
+            if outcome == WAITS:  # only a hint
+                return
             value = msgspec.msgpack.decode(payload) if payload else None
             future.set_result((outcome, value[:2] if outcome == 1 else value))
 
@@ -171,12 +220,11 @@ async def record_of(node: Node, token: str = "Fast/a") -> AgentRecord:
     return unpack(stored.payload, token)
 
 
-def rounds(seed: int) -> Iterator[list[Call]]:
+def rounds(seed: int, kinds: Sequence[tuple[str, Any]]) -> Iterator[list[Call]]:
     """Calls of three callers, some of them out of order, again, or past their lowest open number."""
     draw = random.Random(seed)
     number = dict.fromkeys(("p-1", "p-2", "p-3"), 0)
     sent: list[Call] = []
-    kinds = [*PLAIN.items(), *GENERAL.items()]
     for _ in range(60):
         calls = []
         for _ in range(draw.randint(1, 6)):
@@ -196,17 +244,23 @@ def rounds(seed: int) -> Iterator[list[Call]]:
         yield calls
 
 
-@pytest.mark.parametrize("seed", range(6))
+OWN_CODE = {"mark": [{"n": 3}], "all": []}
+
+
+@pytest.mark.parametrize(("cls", "seed"), [*((Fast, seed) for seed in range(6)), (Marking, 6), (Marking, 7)])
 async def test_it_ends_as_by_the_general_way(
-    seed: int, tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+    cls: type[Agent[Any]], seed: int, tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
+    kinds = [*PLAIN.items(), *GENERAL.items()] if cls is Fast else [*OWN_CODE.items()]
+    word.set("of the program")
+    precision = decimal.getcontext().prec
     for way in ("fast", "general"):
         if way == "general":
             assert taken.count(True) > 25
             monkeypatch.setattr(fast_path, "take", lambda *_: False)
-        async with serving(tmp_path / way, Fast) as node:
-            answers = {number: await give(node, calls) for number, calls in enumerate(rounds(seed))}
+        async with serving(tmp_path / way, cls) as node:
+            answers = {number: await give(node, calls) for number, calls in enumerate(rounds(seed, kinds))}
             await give(node, [call(1, 1, caller="p-last")])  # behind what it told itself
             record = await record_of(node)
             callers = {name: (one.low, one.answers, one.deadline) for name, one in record.callers.items()}
@@ -214,6 +268,7 @@ async def test_it_ends_as_by_the_general_way(
             found.append((answers, record.state, callers, record.ids, timers, record.generation))
     for fast, general in zip(*found, strict=True):
         assert fast == general
+    assert (word.get(), decimal.getcontext().prec) == ("of the program", precision)
 
 
 async def test_a_late_ask_does_not_forget_the_answer_to_a_later_one(tmp_path: Path, taken: list[bool]) -> None:

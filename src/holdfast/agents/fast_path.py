@@ -65,7 +65,8 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     if (pending or in_batch) and len(pending) + len(in_batch) >= activation.kind.mailbox_max:
         return False
     try:
-        args = astuple(method.decode_ordered(call.arguments))
+        decode = method.decode_ordered
+        args = astuple(decode(call.arguments) if method.plain else fresh().run(decode, call.arguments))
     except BaseException as error:  # by name, or not what the handler takes
         turn.pass_on(activation, error)
         return False
@@ -100,11 +101,14 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         fits = context.outgoing is None and context.timers is None
     if fits:
         try:
-            reply = encode_raw(value) if type(value) is method.plain_reply else method.encode_reply(value)
             kind = activation.kind
-            state_bytes = kind.encode_bytes(live)
-            state = kind.decode_state(state_bytes)  # what a reload would give: `Kind.keep`
-            fits = type(live) is kind.exact or not kind.losses.find(live, state_bytes, state)
+            if type(value) is method.plain_reply and type(live) is kind.plain:  # no code of users' runs
+                reply = encode_raw(value)
+                state_bytes = kind.encode_bytes(live)
+                state = kind.decode_state(state_bytes)  # what a reload would give: `Kind.keep`
+                fits = kind.exact is not None or not kind.losses.find(live, state_bytes, state)
+            else:
+                reply, state_bytes, state = fresh().run(turn.left, activation, method, None, value, live)
             fits = fits and len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
         except BaseException as error:
             turn.pass_on(activation, error)

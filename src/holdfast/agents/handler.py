@@ -104,6 +104,8 @@ class _Method(Generic[A_contra, P, R_co]):
         """Whether the fast path may run it: on the loop, to its end without a wait, its arguments by their places."""
         self.decode_ordered: Callable[[bytes], Any] = msgspec.msgpack.decode
         """The arguments as a struct, once the shapes are known."""
+        self.plain = False
+        """Whether they decode without code of users'."""
         self.plain_reply: Any = ()
         """The type of which each value, once it is encoded, is a reply that decodes, where there is one."""
         self._locals: Mapping[str, Any] = {}
@@ -153,6 +155,7 @@ class _Method(Generic[A_contra, P, R_co]):
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
         self.plain_reply = returns if isinstance(returns, type) and returns in _PLAIN else ()
         self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
+        self.plain = not any(types.runs_code(kind) for _, kind, *_ in fields)
         one_form = len(fields) < 16 and all(has_one_form(kind) for _, kind, *_ in fields)
         self._shapes = shapes = _Shapes(
             ordered, decode_named, encode, encode_reply, decode_reply, one_form, types.of(ordered).anything

@@ -196,8 +196,8 @@ def finished(
     """The handler returned: its state, reply, timers and messages wait for the batch. ``context``: if it was asked for."""
     try:
         what = f"what {activation.kind.name}.{method.name} left cannot be kept"
-        left = guard.call(BadMessage, what, _left, activation, method, context, value, state)
-        message.reply, state_bytes, state = left
+        found = guard.call(BadMessage, what, left, activation, method, context, value, state)
+        message.reply, state_bytes, state = found
         digests = _digests(activation, message)
     except BaseException as error:
         raised(activation, message, error)
@@ -215,7 +215,7 @@ def finished(
     activation.pump()
 
 
-def _left(
+def left(
     activation: Activation, method: _Method[Any, Any, Any], context: Context | None, value: Any, state: Any
 ) -> tuple[bytes, bytes, Any]:
     """The reply, and the state as bytes and as these give it back."""

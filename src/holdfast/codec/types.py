@@ -1,7 +1,7 @@
 """What can be said of a type before any of its values: read once, when a class is defined.
 
-Whether its values may hold arrays, or moments with an offset, or lose something on their way through bytes: where none
-of these can be, the hot path does none of the work that they need.
+Whether its values may hold arrays, or moments with an offset, or run code of users', or lose something on their way through
+bytes: where none of these can be, the hot path does none of the work that they need.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ OPEN: Final = 2
 """A value may hold what its type does not know."""
 
 _MOMENTS: Final = (inspect.DateTimeType,)
+_CODELESS: Final = (
+    inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType, inspect.StrType, inspect.BytesType,
+    inspect.ByteArrayType, inspect.MemoryViewType, inspect.LiteralType, inspect.UnionType, inspect.Metadata,
+    inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.TupleType, inspect.VarTupleType, inspect.DictType,
+)  # fmt: skip
+"""What is encoded and decoded without code of users'. A date may have a time zone of theirs."""
 _FIELDS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType, inspect.NamedTupleType)
 
 
@@ -43,6 +49,21 @@ def of(kind: Any) -> Traits:
     names = set[str]()
     _collect(found, names, set())
     return Traits("moments" in names, "arrays" in names, "anything" in names, loss_of(found))
+
+
+def runs_code(kind: Any) -> bool:
+    """Whether code of users' may run where a value of a type is encoded or decoded."""
+    found = inspect.type_info(kind)
+    if not isinstance(found, inspect.StructType):
+        return not _codeless(found)
+    if hasattr(found.cls, "__post_init__"):
+        return True
+    makers = {field.default_factory for field in found.fields} - {msgspec.NODEFAULT, list, dict, set, bytearray}
+    return bool(makers) or not all(_codeless(field.type) for field in found.fields)
+
+
+def _codeless(found: inspect.Type) -> bool:
+    return isinstance(found, _CODELESS) and all(map(_codeless, parts_of(found)))
 
 
 def fields_of(found: inspect.Type) -> tuple[inspect.Field, ...]:

@@ -99,7 +99,6 @@ def why_keep(
     if own is not None and own.last > after.last:
         return f"this copy goes up to {own.last}, and the leader {leader} only to {after.last}"
     between = after.last - before.last
-    between = after.last - before.last
     if own is not None and own.messages > max(before.messages, after.messages) + between:
         return (
             f"this copy has {own.messages} records, and the leader's {after.messages}: it may have what the others lost"
