@@ -10,13 +10,13 @@ import sys
 import traceback
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from tests.agents.kinds import on, until
+from tests.agents.kinds import on, serving, until
 from tests.agents.rogues import NAMES, Broken, Pit, Rogue, throw
 
-from holdfast import Agent, BadMessage, BadState, HandlerFailed, HoldfastError, Node, handler, limits, reader
+from holdfast import Agent, BadMessage, BadState, HandlerFailed, HoldfastError, Node, State, handler, limits, reader
 from holdfast.agents import child_tasks
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -306,3 +306,57 @@ def test_a_signal_means_the_whole_program(tmp_path: Path, way: str, how: str, se
         _, errors = child.communicate(timeout=50)
     assert child.returncode in (code, 130), errors
     assert "HandlerFailed" not in errors
+
+
+class Unmade(State):
+    how: ClassVar[str] = ""
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        throw(Unmade.how)
+
+
+class Newborn(Agent[Unmade], state_version=2):
+    """A new one has no state while ``Unmade.how`` names an error."""
+
+    @handler
+    async def add(self, by: int) -> int:
+        self.state.n += by
+        return self.state.n
+
+    @reader
+    async def value(self) -> int:
+        return self.state.n
+
+
+async def test_a_new_agent_whose_state_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BACKOFF_SECONDS_MIN", 0.001)
+    names = ("KeyboardInterrupt", "CancelledError", "Mute", "TimeoutError")
+    for mended in ("at once", "later"):
+        kinds: list[Any] = [Newborn, Rogue]
+        monkeypatch.setattr(Unmade, "how", "Odd")
+        async with serving(tmp_path / "log.db", *kinds) as node:
+            agent, before = node.agent(Newborn, mended), len(await node.dead_letters.all())
+            for name in names:
+                monkeypatch.setattr(Unmade, "how", name)
+                await agent.send(Newborn.add, 1)
+            for call in (agent.ask(Newborn.add, 1), agent.ask(Newborn.value)):
+                with pytest.raises(BadState, match=r"a new state of Newborn cannot be made: \w+.*rogues\.py:"):
+                    await call
+
+            async def buried(node: Node = node, count: int = before + len(names)) -> bool:
+                return len(await node.dead_letters.all()) == count
+
+            await until(buried)
+            assert (await node.inspect(f"Newborn/{mended}")).state is None
+            assert await node.agent(Rogue, mended).ask(Rogue.add) == 1
+            if mended == "at once":
+                monkeypatch.setattr(Unmade, "how", "")
+                assert await agent.ask(Newborn.value) == 0
+                assert await asyncio.gather(*(agent.ask(Newborn.add, 1) for _ in range(3))) == [1, 2, 3]
+            assert not node._runtime.failures
+        monkeypatch.setattr(Unmade, "how", "")
+        async with serving(tmp_path / "log.db", *kinds) as node:
+            assert await node.agent(Newborn, mended).ask(Newborn.value) == 3 * (mended == "at once")
+            assert await node.agent(Newborn, mended).ask(Newborn.add, 5) == 5 + 3 * (mended == "at once")
+            assert (await node.inspect(f"Newborn/{mended}")).state["n"] == 5 + 3 * (mended == "at once")

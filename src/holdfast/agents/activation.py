@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
-from holdfast.agents import attempts, circles, guard, reading, repeats, reviving, suspects, turn
+from holdfast.agents import attempts, circles, reading, repeats, reviving, suspects, turn
 from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask, too_late
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
-from holdfast.errors import BadState, HoldfastError
+from holdfast.errors import HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind
@@ -47,7 +47,7 @@ class Activation:
         self.state: Any = None
         """With all turns that were finished, and the one that runs."""
         self.state_bytes = b""
-        """… as of the last finished turn: what a handler that raises goes back to."""
+        """… as of the last finished turn: what a handler that raises goes back to. No bytes: no state was made yet."""
         self.state_version = kind.state_version
         """The version of the schema of ``state_bytes``: an older one while the code that upgrades it raises."""
         self.broken: HoldfastError | None = None
@@ -114,10 +114,7 @@ class Activation:
 
     def load(self, record: AgentRecord | None, state: bytes, sequence: int) -> None:
         """Take over what the log has; None: nothing. Raises `BadState` for a newer schema; see `reviving` for the rest."""
-        if record is None:
-            what = f"a new state of {self.kind.name} cannot be kept"
-            self.state_bytes, self.state = guard.call(BadState, what, self.kind.keep, self.kind.new_state())
-        else:
+        if record is not None:
             self.kind.check_version(record.state_version)
             self.state_bytes = state
             self.state_version = record.state_version
@@ -136,7 +133,7 @@ class Activation:
                     self.shard.watch(self.token, timer)
         self.sequence = sequence
         self.committed_bytes = self.state_bytes
-        reviving.revive(self, known=record is None)
+        reviving.revive(self)
         self.loaded = True
         readers, self.waiting_readers = self.waiting_readers, None
         for reader in readers or ():
@@ -325,7 +322,7 @@ class Activation:
         """The batch was acknowledged: release what waited for it."""
         self.sequence = sequence
         self.version += 1
-        if self.committed_bytes is not state_bytes:
+        if self.committed_bytes is not state_bytes and state_bytes:
             self.committed_bytes = state_bytes
             self.view = None
         done, self.in_batch = self.in_batch, ()

@@ -82,11 +82,12 @@ class Kind:
         origin = get_origin(self.state_type) or self.state_type
         return None if origin in (None, type(None)) else origin()
 
-    def new_state(self) -> Any:
-        """The state of an agent that never had a message; it shares nothing with another's. Raises `BadState`."""
-        return guard.call(
-            BadState, f"a new state of {self.name} cannot be made", lambda: self.keep(self._construct())[1]
-        )
+    def new_state(self) -> tuple[bytes, Any]:
+        """The state of an agent that never had a message, as `keep` gives it: it shares nothing with another's.
+
+        Raises `BadState`.
+        """
+        return guard.call(BadState, f"a new state of {self.name} cannot be made", lambda: self.keep(self._construct()))
 
     def new_agent(self) -> Any:
         """An instance for one activation. Raises `BadState` where its ``__init__`` raises."""

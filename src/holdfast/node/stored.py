@@ -44,7 +44,7 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
     record = unpack(stored.payload, subject)
     data = await engine.blobs.get(record.blob) if record.blob else record.state
     try:
-        state = codec.to_builtins(data)
+        state = codec.to_builtins(data) if data else None  # none was made yet
     except BadMessage as error:
         state = f"<{error}>"
     timers = [StoredTimer(timer.name, timer.handler, timer.due) for timer in record.timers]
