@@ -295,6 +295,18 @@ SERVER_FROZEN_LOOKS: Final = 3
 SERVER_FROZEN_LOOKS_MAX: Final = 10
 """So many, and the host kills it and starts it again."""
 
+SERVER_IDLE_SECONDS: Final = 20.0
+"""A server that starts, takes no connections yet, and used no processor time for so long is killed and started again."""
+
+SERVER_START_SECONDS_MAX: Final = 1800.0
+"""… and so is one that still takes none after this: it reads what it stores before, at 100 MB/s or so."""
+
+HOSTS_HEARD_MAX: Final = 1000
+"""Hosts that one host remembers to have heard; further ones are not noted."""
+
+HOST_REMEMBERED_SECONDS: Final = 600.0
+"""For so long a host that no record names is missed; then it is forgotten."""
+
 EXCLUSIVE_SECONDS: Final = 30.0
 """Work that takes copies or a server away belongs to nobody any more, when its host did not write so again for this long."""
 
@@ -360,6 +372,9 @@ assert RECONNECT_SECONDS_MIN < RECONNECT_SECONDS_MAX < TAKEOVER_SECONDS, "who co
 assert RECONNECT_SECONDS_MAX < CONNECT_SECONDS, "a server that failed is tried again before nothing is said to answer"
 assert CONNECT_SECONDS + QUORUM_WAIT_SECONDS < JOIN_SECONDS <= FOUND_SECONDS, "a join outlasts what it waits for"
 assert EXCLUSIVE_RENEW_SECONDS + QUORUM_WAIT_SECONDS < EXCLUSIVE_SECONDS, "an election does not end what is exclusive"
+assert SERVER_FROZEN_LOOKS_MAX < SERVER_IDLE_SECONDS < SERVER_START_SECONDS_MAX, "who starts is given longer"
+assert HOSTS_HEARD_MAX * (NAME_BYTES_MAX + 16) < MESSAGE_BYTES_MAX, "all that are remembered fit an answer"
+assert TAKEOVER_SECONDS < HOST_REMEMBERED_SECONDS, "who is gone is missed before it is forgotten"
 assert 1 < SERVER_FROZEN_LOOKS < SERVER_FROZEN_LOOKS_MAX, "a server is said to be frozen before it is killed for it"
 assert QUIET_SECONDS < TAKEOVER_SECONDS < STANDSTILL_SECONDS, "told before it is taken over, ended after"
 assert 4 * STANDSTILL_SECONDS < ASK_TIMEOUT_SECONDS, "an ask that stands still is answered in its time"

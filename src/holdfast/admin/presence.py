@@ -27,8 +27,6 @@ LOOK_SECONDS: Final = 2.5 * limits.BEAT_SECONDS
 """A look takes so long at most: every node that is there beats twice meanwhile, and hosts answer at once."""
 
 _NODES_MAX: Final = 10_000
-REMEMBERED_SECONDS: Final = 600.0
-"""For so long a host that no record names is missed."""
 
 
 class HostPresence(msgspec.Struct):
@@ -151,7 +149,7 @@ def _expected(sights: Collection[HostSight]) -> set[str]:
     found = {sight.host for sight in sights}
     if record is not None:
         return found | {*record.hosts}
-    heard = (host for sight in sights for host, ago in sight.heard.items() if ago < REMEMBERED_SECONDS)
+    heard = (host for sight in sights for host, ago in sight.heard.items() if ago < limits.HOST_REMEMBERED_SECONDS)
     return found.union(heard)
 
 

@@ -10,20 +10,24 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from holdfast import chance, files
+from holdfast import chance, files, limits
 from holdfast.children import die_with_parent, share, wake_late
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
 from holdfast.host.directory import DirectoryLock, explain
 from holdfast.host.nats_config import ServerSettings, check, render
+from holdfast.host.processes import progress_of
 
 VERSION_MIN: Final = (2, 15, 0)
-_START_SECONDS: Final = 20.0
+_LOOK_SECONDS: Final = 1.0
+_VERSION_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 10.0
 _GREETING_SECONDS: Final = 2.0
 _TIMERS_LATE_SECONDS: Final = 0.005
@@ -57,9 +61,18 @@ async def check_version(binary: Path) -> tuple[int, ...]:
     """The version of a nats-server. Raises `ConfigError` where it is too old, or none."""
     try:
         process = await asyncio.create_subprocess_exec(str(binary), "--version", stdout=asyncio.subprocess.PIPE)
-        out, _ = await process.communicate()
     except OSError as error:
         raise ConfigError(f"{binary} cannot be run: {error}") from None
+    try:
+        async with asyncio.timeout(_VERSION_SECONDS):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        raise ConfigError(f"{binary} does not say its version within {_VERSION_SECONDS:.0f} s: is it one?") from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
     found = re.search(rb"v(\d+)\.(\d+)\.(\d+)", out)
     version = tuple(int(part) for part in found.groups()) if found else ()
     if version < VERSION_MIN:
@@ -135,28 +148,45 @@ class NatsServer:
         # With all processors each server would keep threads awake that look for work which the others are about to do.
         limit = {"GOMAXPROCS": str(settings.processors)} if settings.processors else {}
         with log:
-            self._process = await asyncio.create_subprocess_exec(
-                str(binary),
-                "-c",
-                str(self.config_path),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**limit, **os.environ},
-                pass_fds=self.lock.descriptors,
-                start_new_session=True,  # Ctrl-C is for the host, which then stops it in order
-                preexec_fn=functools.partial(_begin, os.getpid()),
-            )
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    str(binary),
+                    "-c",
+                    str(self.config_path),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**limit, **os.environ},
+                    pass_fds=self.lock.descriptors,
+                    start_new_session=True,  # Ctrl-C is for the host, which then stops it in order
+                    preexec_fn=functools.partial(_begin, os.getpid()),
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise ConfigError(f"nats-server {settings.name} cannot be started: {error}") from None
         self.lock.note(self._process.pid)
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                while not await self._listens():
-                    if self._process.returncode is not None:
-                        raise ConfigError(f"nats-server {settings.name} ended at once:\n{self.log_end()}")
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            await self.kill()
-            raise ConfigError(f"nats-server {settings.name} takes no connections:\n{self.log_end()}") from None
+        await self._until_it_listens(self._process)
+
+    async def _until_it_listens(self, process: asyncio.subprocess.Process) -> None:
+        """A server reads all that it stores before it takes connections. As long as it works it is not to begin anew."""
+        loop = asyncio.get_running_loop()
+        begun = moved_at = looked_at = loop.time()
+        ticks = -1
+        while not await self._listens():
+            if process.returncode is not None:
+                raise ConfigError(f"nats-server {self.settings.name} ended at once:\n{self.log_end()}")
+            await asyncio.sleep(0.02)
+            now = loop.time()
+            if now - looked_at < _LOOK_SECONDS:
+                continue
+            # A host that was frozen itself learns nothing from a clock.
+            moved_at += max(now - looked_at - _GREETING_SECONDS - 2 * _LOOK_SECONDS, 0.0)
+            looked_at = now
+            found = progress_of(process.pid)
+            if found is not None and found.ticks != ticks:
+                ticks, moved_at = found.ticks, now
+            if now - moved_at > limits.SERVER_IDLE_SECONDS or now - begun > limits.SERVER_START_SECONDS_MAX:
+                await self.kill()
+                raise ConfigError(f"nats-server {self.settings.name} takes no connections:\n{self.log_end()}")
 
     def _write_config(self) -> None:
         # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
@@ -173,7 +203,11 @@ class NatsServer:
         self.send_signal(signal.SIGHUP)
 
     async def _listens(self) -> bool:
-        line = await self._greeting()
+        try:
+            async with asyncio.timeout(_GREETING_SECONDS):
+                line = await self._greeting()
+        except TimeoutError:
+            return False
         return line.startswith(b"INFO") and f'"server_name":"{self.name}"'.encode() in line
 
     async def _greeting(self) -> bytes:

@@ -98,8 +98,7 @@ class Operations:
     async def sight(self, _: Nothing) -> HostSight:
         """Whom it hears, and who votes as far as it knows: from memory, without asking anybody."""
         host = self._host
-        now = time.monotonic()
-        heard = {name: now - at for name, at in host.heard.items()}
+        heard = host.heard.ago()
         votes, seat = host.votes, host.seat
         record, sequence = (None, 0) if seat is None else (seat.record, seat.sequence)
         up_seconds = time.time() - host.started_at

@@ -61,7 +61,12 @@ async def start(
     ``on_text`` gets each line of its standard output and its standard error.
     """
     events, events_end = os.pipe()
-    text, text_end = pipes.make()
+    try:
+        text, text_end = pipes.make()
+    except BaseException:
+        os.close(events)
+        os.close(events_end)
+        raise
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from holdfast.errors import Closed, HoldfastError
 from holdfast.host import spawn
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
+from holdfast.host.heard import Heard
 from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
@@ -114,8 +116,7 @@ class Host:
         self.seat: Seat | None = None
         if self.server is not None and self.keeper is not None:
             self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart)
-        self.heard: dict[str, float] = {}
-        """When each host was heard last, on the monotonic clock."""
+        self.heard = Heard()
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._watchman = Watchman(self.children, report, self._say_who_lives)
         self._service: HostService | None = None
@@ -186,7 +187,7 @@ class Host:
 
     def _on_host(self, message: Message) -> None:
         if (beat := self._door.read(message)) is not None:
-            self.heard[beat.host] = time.monotonic()
+            self.heard.note(beat.host)
 
     async def _beat(self) -> None:
         while True:
@@ -213,6 +214,8 @@ class Host:
         return max((size for size in SIZES if size <= known), default=self.settings.replicas)
 
     async def _run_node(self, child: NodeChild) -> int:
+        if self._stopping:  # meanwhile
+            return os.EX_OK
         # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
         child.incarnation = ids.new_id("n")
         child.ready, child.error, child.watch = False, "", Watch(child.incarnation)
@@ -236,23 +239,30 @@ class Host:
             user=security.user,
             password=security.password,
         )
-        started = await spawn.start(
-            python("holdfast.node"),
-            lambda events: msgspec.json.encode(msgspec.structs.replace(settings, events=events)) + b"\n",
-            lambda event, facts: self._heard(child, event, facts),
-            lambda text: self._said(child, text),
-        )
-        child.process = started.process
+        started: spawn.Child | None = None
         try:
-            return await started.wait()
+            started = await spawn.start(
+                python("holdfast.node"),
+                lambda events: msgspec.json.encode(msgspec.structs.replace(settings, events=events)) + b"\n",
+                lambda event, facts: self._heard(child, event, facts),
+                lambda text: self._said(child, text),
+            )
+            child.process = started.process
+            if not self._stopping:  # else nobody would tell it to end
+                return await started.wait()
+        except (OSError, subprocess.SubprocessError) as error:
+            # The machine has no processes, files or memory left, which a user's code may have taken: it may have some soon.
+            child.error = f"no process can be started: {error}"
         finally:
-            await started.kill()
+            if started is not None:
+                await started.kill()
+                if started.process.returncode == -signal.SIGKILL and not child.watch.over:
+                    self._killed.append(child.incarnation)
             self._ended.append(child.incarnation)
-            if started.process.returncode == -signal.SIGKILL and not child.watch.over:
-                self._killed.append(child.incarnation)
             child.incarnation = ""
             child.process = None
             self._say_who_lives()
+        return os.EX_OSERR
 
     def _heard(self, child: NodeChild, event: str, facts: dict[str, Any]) -> None:
         """A node told this host something; what is not known here comes from a newer version."""

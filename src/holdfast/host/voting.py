@@ -6,7 +6,6 @@ step fits the cohort's record and costs no majority (`holdfast.host.guards`).
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -83,8 +82,7 @@ def operations(host: Host) -> dict[str, Operation]:
         await streams.set_copies(host.engine.connection, wanted.stream, wanted.copies)
 
     async def heard(_: Nothing) -> dict[str, float]:
-        now = time.monotonic()
-        return {name: now - at for name, at in host.heard.items()}
+        return host.heard.ago()
 
     return {
         "vote": Operation(Since, vote),
