@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.agents.kinds import Append, Counter, Fault, Gate, serving, until
+from tests.agents.kinds import Append, Count, Counter, Fault, Gate, serving, until
 
 from holdfast import (
     Agent,
@@ -22,6 +22,7 @@ from holdfast import (
     handler,
     limits,
 )
+from holdfast.agents import places
 from holdfast.engines.base import Record
 
 
@@ -322,3 +323,39 @@ async def test_an_answer_from_memory_waits_for_the_commit_of_what_it_says(path: 
         assert await asking == 5
         with pytest.raises(ReplayMismatch):
             await wrong
+
+
+class Hopping(Agent[Count]):
+    @handler
+    async def hop(self, left: int) -> int:
+        self.state.n += 1
+        if left:
+            self.agent(Hopping, f"h{left - 1}").tell(Hopping.hop, left - 1)
+        return left
+
+
+async def test_a_long_chain_of_tells_on_one_node_comes_to_its_end(path: Path) -> None:
+    async with serving(path, Hopping) as node:
+        await asyncio.gather(*(node.agent(Hopping, f"h{place}").ask(Hopping.hop, 0) for place in range(400)))
+        await node.agent(Hopping, "h400").ask(Hopping.hop, 400)
+        resident = node._runtime.resident
+
+        async def at_the_end() -> bool:
+            return resident["Hopping/h0"].state.n == 2
+
+        await until(at_the_end)
+        assert [token for token, one in resident.items() if one.running is not None] == []
+
+
+async def test_an_agent_whose_error_cannot_be_described_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_stack(error: BaseException) -> str:
+        raise RecursionError
+
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(places, "of", no_stack)
+            with pytest.raises(HandlerFailed, match="ValueError"):
+                await agent.options(timeout_seconds=5).ask(Counter.break_after, 1)
+        assert await agent.options(timeout_seconds=5).ask(Counter.add, 1) == 2

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from holdfast import chance, ids, limits, loops
-from holdfast.agents import skew
+from holdfast.agents import guard, skew
 from holdfast.agents.frames import Frames, decode_replies
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, WAITS, Call, Probe
 from holdfast.agents.opened import Open
@@ -206,11 +206,11 @@ class Router:
         await self.sender.send(token, handler, arguments, timeout_seconds, message_id)
 
     def tell(self, token: str, handler: str, arguments: bytes) -> None:
-        """Hand over a message that may be lost."""
+        """Hand over a message that may be lost. Here too its turn begins later: a chain of them must not nest their turns."""
         call = Call(token, handler, arguments, 0, self.caller)
         runtime, shard = self.runtime, self.space.shard_of(token)
         if runtime is not None and shard in runtime.shards:
-            runtime.take(call, None)
+            self._loop.call_soon(runtime.take, call, None, context=guard.fresh())
         else:
             self._frames.add(self._owners.get(shard) or shard, call)
 

@@ -162,9 +162,14 @@ async def _off_loop(
 def raised(activation: Activation, message: Delivery, error: BaseException) -> None:
     """The state goes back; an error of our own keeps its class, a user's becomes `HandlerFailed`."""
     pass_on(activation, error)
-    failure = guard.shown(f"{activation.kind.name}.{message.handler}", error)  # its text may take the time of the turn
-    reviving.restore(activation)
-    activation.running = None
+    title = f"{activation.kind.name}.{message.handler}"
+    try:
+        failure = guard.shown(title, error)  # its text may take the time of the turn
+    except Exception:  # no stack or memory is left
+        failure = HandlerFailed(f"{title}: {(name := type(error).__name__)}", name)
+    finally:
+        activation.running = None
+        reviving.restore(activation)
     _failed(activation, message, failure, ran=True)
     activation.pump()
 
