@@ -11,9 +11,10 @@ import pytest
 from msgspec import field
 from tests.agents.kinds import until
 
-from holdfast import Agent, HandlerFailed, Node, State, handler, limits, reader
+from holdfast import Agent, HandlerFailed, Node, Overloaded, State, handler, limits, reader
 from holdfast.agents import attempts
 from holdfast.agents.attempts import ANY_MESSAGE
+from holdfast.agents.opened import Open
 from holdfast.agents.record import unpack
 from holdfast.cluster.standstills import Standstill, Standstills
 
@@ -237,6 +238,8 @@ async def test_a_message_that_fails_alone_is_tried_again_and_not_blamed(path: Pa
 
 
 async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path: Path) -> None:
+    async with life(path, "killed") as node:
+        await names(node)
     async with life(path) as node:
         ends[-1].set()
         await node.agent(Worker, "a").ask(Worker.work, "first")
@@ -263,6 +266,62 @@ async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path:
         with pytest.raises(HandlerFailed, match="ended 3 processes"):
             await node.agent(Worker, "a").ask(Worker.gaze, "deadly")
         assert "deadly" not in runs
+
+
+def asked_again(node: Node) -> None:
+    """As the router does it where an attempt was not answered in its time."""
+    for opened in list(node._router._open.values()):
+        opened.call.suspect = True
+        node._router._send(opened)
+
+
+@pytest.mark.parametrize("first", ["in order", "killed"])
+@pytest.mark.parametrize("commits", [False, True])
+async def test_further_attempts_of_a_reader_that_lasts_join_it_and_hold_nobody_up(
+    path: Path, first: str, commits: bool
+) -> None:
+    async with life(path, first) as node:
+        await node.agent(Worker, "a").ask(Worker.names)
+    async with life(path) as node:
+        agent = node.agent(Worker, "a")
+        lasting = asyncio.create_task(agent.options(fresh=commits).ask(Worker.gaze, "slow"))
+        await ran("slow", 1)
+        for times in range(3):
+            asked_again(node)
+            with pytest.raises(HandlerFailed):
+                await agent.ask(Worker.fail, f"meanwhile {times}")
+        assert runs.count("slow") == 1 and not lasting.done()
+        ends[-1].set()
+        assert await lasting == "slow"
+        shard = node._runtime.shards[node.describe("Worker/a").shard]
+        assert not shard.activations["Worker/a"].readers
+
+
+async def test_a_reader_that_may_have_ended_a_process_is_refused_where_too_many_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with life(path, "killed") as node:
+        await node.agent(Worker, "a").ask(Worker.names)
+    async with life(path) as node:
+        agent = node.agent(Worker, "a")
+        working = asyncio.create_task(agent.ask(Worker.work, "first"))
+        await ran("first", 1)
+        shard = node._runtime.shards[node.describe("Worker/a").shard]
+        monkeypatch.setattr(shard.activations["Worker/a"].kind, "mailbox_max", 3)
+        send = node._router._send
+
+        def suspected(opened: Open) -> None:
+            opened.call.suspect = True
+            send(opened)
+
+        monkeypatch.setattr(node._router, "_send", suspected)
+        asking = [asyncio.create_task(agent.ask(Worker.gaze, f"r{number}")) for number in range(5)]
+        done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        assert isinstance(done.pop().exception(), Overloaded)
+        ends[-1].set()
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert [one for one in found if not isinstance(one, Overloaded)] == ["r0", "r1", "r2"]
+        await working
 
 
 def test_marks_by_names_that_look_like_others() -> None:

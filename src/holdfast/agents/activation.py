@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
 from holdfast.agents import attempts, circles, reading, repeats, reviving, suspects, turn
-from holdfast.agents.mailbox import Delivery, call_key, error_bytes, is_same_ask, too_late
+from holdfast.agents.mailbox import Delivery, Sink, call_key, error_bytes, is_same_ask, too_late
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
@@ -34,7 +34,7 @@ class Activation:
     __slots__ = (
         "agent", "at_rest", "attempts", "blob", "broken", "committed_bytes", "consumed", "digest_part",
         "generation", "held", "in_batch", "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs",
-        "outgoing_bytes", "outgoing_records", "pending", "probation", "pumping", "reading", "retry_at",
+        "outgoing_bytes", "outgoing_records", "pending", "probation", "pumping", "readers", "reading", "retry_at",
         "running", "seen", "senders", "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob",
         "state_version", "task", "timers", "token", "turn_from_inbox", "version", "view", "waiting_readers"
     )  # fmt: skip
@@ -81,6 +81,8 @@ class Activation:
         """Messages from the log, in order; beyond the read-ahead only their sequences."""
         self.reading = False
         self.waiting_readers: list[Delivery] | None = None
+        self.readers: dict[str, tuple[Call, Sink | None]] | None = None
+        """Of each reader that is not answered yet, the newest attempt."""
         self.in_hand: dict[str, Delivery] | None = None
         self.pending: list[Delivery] = []
         self.in_batch: Sequence[Delivery] = ()
@@ -137,7 +139,7 @@ class Activation:
         self.loaded = True
         readers, self.waiting_readers = self.waiting_readers, None
         for reader in readers or ():
-            self._read(reader)
+            reading.begin(self, reader)
         self.pump()
 
     # Arrival -----------------------------------------------------------------------------------------------------
@@ -151,12 +153,7 @@ class Activation:
         if method is None:
             turn.refuse(message, self.kind.lacks(call.handler))
         elif method.reads_only:
-            if call.suspect:
-                self.deliver_timer(message)  # one at a time, as whatever may end the process
-            elif not self.loaded:
-                self.waiting_readers = [*(self.waiting_readers or ()), message]
-            else:
-                self._read(message)
+            reading.take(self, message, method)
         elif (call.number or call.message_id) and (known := repeats.in_hand(self, call, message)) is not None:
             repeats.join(self, known, call, message)
         elif (error := turn.overloaded(self, call)) is not None:
@@ -171,13 +168,6 @@ class Activation:
             else:  # nothing is before it
                 self._begin(message)
 
-    def _read(self, message: Delivery) -> None:
-        if message.call is not None and message.call.fresh:
-            message.read_after = True
-            self.note(message)
-        else:
-            reading.read(self, message)
-
     def _put(self, message: Delivery) -> None:
         if self.mailbox is None:
             self.mailbox = deque()
@@ -185,7 +175,7 @@ class Activation:
         self.pump()
 
     def deliver_timer(self, message: Delivery) -> None:
-        """Take a timer that is due."""
+        """Take a timer that is due, or a reader that is to run alone."""
         self.last_used = self.shard.runtime.loop.time()
         self.at_rest = False
         self._put(message)
@@ -259,7 +249,8 @@ class Activation:
                     self._let_go(message)
                     message.turn_away(BUSY)
                     return
-        if message.suspect or self.attempts or self.shard.runtime.standstills.names:
+        names = self.shard.runtime.standstills.names
+        if message.suspect or self.attempts or (names and (self.token, message.key) in names):
             suspects.start(self, message)
         else:
             turn.start(self, message)

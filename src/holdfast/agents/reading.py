@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from holdfast.agents import guard, over, reviving, workers
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
-from holdfast.agents.mailbox import Delivery, too_late
-from holdfast.agents.messages import NOT_OWNER
-from holdfast.agents.turn import method_of, refuse
+from holdfast.agents.mailbox import Delivery, Sink, is_same_ask, too_late
+from holdfast.agents.messages import NOT_OWNER, Call
+from holdfast.agents.turn import method_of, overloaded, refuse
 from holdfast.errors import BadMessage, BadState, HoldfastError
 
 if TYPE_CHECKING:
@@ -30,6 +31,51 @@ def committed_view(activation: Activation) -> Any:
     if activation.view is None:
         activation.view = activation.kind.view(activation.committed_bytes)
     return activation.view
+
+
+def take(activation: Activation, message: Delivery, method: _Method[Any, Any, Any]) -> None:
+    """Take a reader that was asked. Another attempt of one that is not answered yet gets its answer, and runs nothing."""
+    call = message.call
+    assert call is not None
+    known = activation.readers.get(message.key) if activation.readers else None
+    if known is not None and is_same_ask(known[0], call):
+        activation.readers[message.key] = call, message.sink  # type: ignore[index]  # it is there: see above
+        return
+    lasts = method.waits or method.runs_in != "loop" or call.fresh or call.suspect or not activation.loaded
+    if lasts and known is None and call.reference:
+        readers = activation.readers = {} if activation.readers is None else activation.readers
+        readers[message.key] = call, message.sink
+        message.sink = partial(_answer, readers, message.key)
+    if activation.loaded:
+        begin(activation, message)
+    else:
+        activation.waiting_readers = [*(activation.waiting_readers or ()), message]
+
+
+def begin(activation: Activation, message: Delivery) -> None:
+    """Run a reader of an agent that is loaded; one that may have ended a process takes its turn, as handlers do."""
+    call, shard = message.call, activation.shard
+    assert call is not None
+    if call.suspect and (shard.suspect_before or activation.attempts or shard.runtime.standstills.names):
+        if (error := overloaded(activation, call)) is not None:
+            refuse(message, error)
+        else:
+            activation.deliver_timer(message)
+        return
+    message.suspect = False  # whoever had it before let go of it in order
+    if call.fresh:
+        message.read_after = True
+        activation.note(message)
+    else:
+        read(activation, message)
+
+
+def _answer(
+    readers: dict[str, tuple[Call, Sink | None]], key: str, _reference: int, outcome: int, payload: bytes
+) -> None:
+    call, sink = readers.pop(key, (None, None))  # one that was turned away may come to its end nevertheless
+    if call is not None and sink is not None:
+        sink(call.reference, outcome, payload)
 
 
 def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None:
