@@ -30,6 +30,9 @@ def rows() -> list[Row]:
     ]
 
 
+WAITING: list[str] = []
+
+
 class Kept(State):
     text: str = ""
 
@@ -59,15 +62,21 @@ class Heavy(Agent[Kept], mailbox_max=1):
 
     @handler
     async def wait(self) -> None:
+        WAITING.append(self.name)
         await asyncio.Event().wait()
 
 
 async def crowd(node: Node) -> None:
-    agent = node.agent(Heavy, "crowd").options(timeout_seconds=60)
+    agent = node.agent(Heavy, "crowd").options(timeout_seconds=90)
+    WAITING.clear()
     held = asyncio.create_task(agent.ask(Heavy.wait))
+    others: list[asyncio.Task[int]] = []
     try:
+        async with asyncio.timeout(60):
+            while not WAITING:  # else the others are done before it, or it is the one that is refused
+                await asyncio.sleep(0.01)
         others = [asyncio.create_task(agent.ask(Heavy.take, "x")) for _ in range(5)]
-        for done in asyncio.as_completed(others, timeout=30):
+        for done in asyncio.as_completed(others, timeout=60):
             await done
     finally:
         for task in (held, *others):

@@ -18,7 +18,7 @@ from holdfast.errors import ConfigError, Conflict, NoQuorum, Unknown
 from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import LocalServers, NatsServer, find_binary, free_ports
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(eng
     for n in range(300):
         await engine.log.append("c", [Record(f"c.in.{n}", b"%d" % n)])
         if n == 100:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not found:  # the tail has to have begun
                     await asyncio.sleep(0.01)
             assert engine._reading is not None
@@ -129,23 +129,23 @@ async def test_who_waits_for_a_batch_hears_of_a_new_leader(
     leader = (await streams.info(engine.connection, "c")).cluster.leader
     other = next(server.settings.name for server in cohort.servers if server.settings.name != leader)
     await streams.move_leader(engine.connection, "c", other)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await elected.wait()
 
     # Somebody listens to this subject, who is no stream.
-    monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 60.0)
-    await engine.bus.subscribe("limbo.>", lambda _message: None)
-    started = asyncio.get_running_loop().time()
+    monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 600.0)
+    sent = asyncio.Event()
+    await engine.bus.subscribe("limbo.>", lambda _message: sent.set())
     waiting = asyncio.create_task(engine.log.append("limbo", [Record("limbo.x", b"")]))
-    await asyncio.sleep(0.2)
-    engine.connection.send(f"PUB {subject[:-1]}limbo 0\r\n\r\n".encode())
-    with pytest.raises(Unknown):
-        await waiting
-    assert asyncio.get_running_loop().time() - started < limits.APPEND_TIMEOUT_SECONDS / 2
+    async with asyncio.timeout(60):
+        await sent.wait()
+        engine.connection.send(f"PUB {subject[:-1]}limbo 0\r\n\r\n".encode())
+        with pytest.raises(Unknown):
+            await waiting
 
 
 async def wait_for_record(engine: NatsEngine, subject: str):  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 stored = await engine.log.read("c", subject)
@@ -160,7 +160,7 @@ async def test_without_servers_nothing_is_written(cohort: LocalServers, engine: 
     await append(engine, "c.before")
     for server in cohort.servers:
         await server.kill()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while engine.connected():
             await asyncio.sleep(0.05)
     with pytest.raises(NoQuorum):

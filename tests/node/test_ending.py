@@ -9,7 +9,16 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.agents.kinds import Counter, on, until
 
-from holdfast import Closed, Node, NotDone, Unknown
+from holdfast import Agent, Closed, Node, NotDone, State, Unknown, handler
+
+BEGAN: list[str] = []
+
+
+class Waiter(Agent[State]):
+    @handler
+    async def wait(self) -> None:
+        BEGAN.append(self.name)
+        await asyncio.Event().wait()
 
 
 def parts(before: set[asyncio.Task[None]]) -> dict[str, asyncio.Task[None]]:
@@ -25,7 +34,7 @@ def parts(before: set[asyncio.Task[None]]) -> dict[str, asyncio.Task[None]]:
 @asynccontextmanager
 async def joined(url: list[str]) -> AsyncIterator[tuple[Node, dict[str, asyncio.Task[None]]]]:
     before = asyncio.all_tasks()
-    async with on(url, Counter) as node:
+    async with on(url, Counter, Waiter) as node:
         assert await node.agent(Counter, "a").ask(Counter.add, 1)
         yield node, parts(before)
 
@@ -57,13 +66,17 @@ async def test_a_part_that_is_cancelled_ends_its_node(url: list[str], caplog: py
 
 
 async def test_what_is_open_when_a_part_ends_is_answered(url: list[str]) -> None:
+    BEGAN.clear()
     async with joined(url) as (node, there):
-        asked = [asyncio.create_task(node.agent(Counter, f"{n}").ask(Counter.slow, 30.0)) for n in range(3)]
-        await asyncio.sleep(0.05)
+        agents = [node.agent(Waiter, f"{n}").options(timeout_seconds=600) for n in range(3)]
+        asked = [asyncio.create_task(agent.ask(Waiter.wait)) for agent in agents]
+        async with asyncio.timeout(60):
+            while len(BEGAN) < len(asked):
+                await asyncio.sleep(0.01)
         there["Ownership._run"].cancel()
         for one in asked:
             with pytest.raises((Closed, Unknown), match="has failed"):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await one
 
 
