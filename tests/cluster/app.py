@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -34,7 +36,13 @@ class Account(Agent[Total], capabilities={"account"}):
         return self.state.n
 
     @handler(runs_in="process")
-    async def compute(self, seconds: float) -> int:
+    async def compute(self, seconds: float, begun: str = "", until: str = "") -> int:
+        """Note in a file that it began, wait for another file, and compute for so long."""
+        if begun:
+            with Path(begun).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        while until and not Path(until).exists():
+            time.sleep(0.02)
         time.sleep(seconds)
         self.state.n += 1
         return self.state.n

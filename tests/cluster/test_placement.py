@@ -18,7 +18,7 @@ APPS = [str(Path(__file__).parent / name) for name in ("app.py", "pools_app.py")
 NAMES = [f"a{n}" for n in range(60)]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
@@ -85,9 +85,9 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         for trainer in trainers:
             assert await trainer.ask(Trainer.step, 1000) == 2
         assert heirs
-        await until(lambda: all(node.describe(agent_id).owner in standbys for agent_id, standbys in heirs.items()), 5)
+        await until(lambda: all(node.describe(agent_id).owner in standbys for agent_id, standbys in heirs.items()))
         # An event is written beside the work, so it may come a little after the first answers.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for event in node.events.read(follow=True):
                 if event.what == "shards-claimed" and event.facts["unclean"] and event.facts["warm"]:
                     break
