@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 from msgspec import field
 from tests.agents.kinds import until
 
-from holdfast import Agent, HandlerFailed, Node, Overloaded, State, handler, limits, reader
+from holdfast import Agent, HandlerFailed, Node, Overloaded, State, codec, handler, limits, reader
 from holdfast.agents import attempts
 from holdfast.agents.attempts import ANY_MESSAGE
+from holdfast.agents.messages import ERROR, Call
 from holdfast.agents.opened import Open
 from holdfast.agents.record import unpack
 from holdfast.cluster.standstills import Standstill, Standstills
 
+DEADLY = codec.encode_raw(("deadly",))
 runs: list[str] = []
 ends = [asyncio.Event()]
 """The last one lets handlers end."""
@@ -144,6 +147,44 @@ async def test_the_third_end_is_the_last_and_others_of_the_agent_are_handled(pat
         assert runs.count("deadly") == 3
 
 
+async def test_fresh_calls_of_its_agent_do_not_acquit_a_deadly_ask(path: Path) -> None:
+    """Each owner handles some before its caller asks again."""
+    given_up: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    for times in range(1, 5):
+        async with life(path, "killed") as node:
+            for _ in range(2):
+                with pytest.raises(HandlerFailed):
+                    await node.agent(Worker, "a").ask(Worker.fail, "fresh")
+            deadline = time.time() + 60
+            ask = Call("Worker/a", "work", DEADLY, (7 << 16) | times, "elsewhere", 7, 7, deadline, suspect=times > 1)
+            node._runtime.take(ask, lambda _, outcome, payload: outcome == ERROR and given_up.set_result(payload))
+            if times < 4:
+                await ran("deadly", times)
+            else:
+                async with asyncio.timeout(30):
+                    assert b"this message ended 3 processes" in await given_up
+    assert runs.count("deadly") == 3
+
+
+async def test_a_mark_of_an_agent_goes_when_its_suspects_had_their_time(path: Path) -> None:
+    for times in range(1, 3):
+        async with life(path, "killed") as node:
+            if times == 1:
+                await node.agent(Worker, "a").send(Worker.work, "long")
+            await ran("long", times)
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "long")
+        assert list(await marks(node)) == [ANY_MESSAGE]
+        shard = node._runtime.shards[node.describe("Worker/a").shard]
+        shard.claimed_at += 60  # however long this test takes
+        await node.agent(Worker, "a").ask(Worker.work, "soon")
+        assert list(await marks(node)) == [ANY_MESSAGE]
+        shard.claimed_at -= 60 + 2 * limits.ATTEMPT_SECONDS
+        await node.agent(Worker, "a").ask(Worker.work, "later")
+        assert await marks(node) == {}
+
+
 async def test_who_was_killed_by_somebody_is_tried_again_and_not_for_ever(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +274,7 @@ async def test_a_message_that_fails_alone_is_tried_again_and_not_blamed(path: Pa
         await given_up(node)
         assert [one.kind_of_error for one in await node.dead_letters.all()] == ["ValueError"]
         assert runs.count("fails") == limits.ATTEMPTS_MAX
+        node._runtime.shards[node.describe("Worker/a").shard].claimed_at -= 2 * limits.ATTEMPT_SECONDS
         await node.agent(Worker, "a").ask(Worker.work, "new")
         assert await marks(node) == {}
 

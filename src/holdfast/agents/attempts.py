@@ -15,6 +15,7 @@ from holdfast.agents import mailbox
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
+    from holdfast.agents.mailbox import Delivery
 
 ANY_MESSAGE: Final = "*"
 _WHY: Final = "!"
@@ -24,6 +25,9 @@ _OTHER: Final = "="
 _COUNT_BITS: Final = 4
 _COUNT_MAX: Final = 3
 """Of either count."""
+
+_AGAIN_SECONDS: Final = 2 * limits.ATTEMPT_SECONDS
+"""After a claim: by then callers have asked again what was in the hands of the owner before."""
 
 Marks = dict[str, int]
 
@@ -86,6 +90,22 @@ def forget(marks: Marks, name: str) -> None:
     """The message was handled, or given up."""
     if marks.pop(name, None) is not None:
         _forget_why(marks, name)
+
+
+def handled(activation: Activation, message: Delivery) -> None:
+    """A message is done with: its own mark goes, and the agent's where no suspect may come that is the cause of it.
+
+    Behind one that was loaded a process ended. What ended it comes again a moment after the claim, if it comes at all.
+    """
+    marks, shard = activation.attempts or {}, activation.shard
+    forget(marks, name_of(message.key))
+    if message.suspect:
+        over = activation.probation and not shard.has_suspects(activation)
+    else:
+        over = activation.probation or shard.runtime.loop.time() > shard.claimed_at + _AGAIN_SECONDS
+    if over:
+        marks.pop(ANY_MESSAGE, None)
+    activation.attempts = marks or None
 
 
 def take_back(marks: Marks, name: str) -> None:

@@ -126,7 +126,7 @@ class Shard:
 
     def start(self, timers: list[tuple[str, Timer]], inbox: list[Stored]) -> None:
         """Begin to serve."""
-        self.active = True
+        self.active, self.claimed_at = True, self.runtime.loop.time()
         for token, timer in timers:
             self.watch(token, timer)
         for stored in inbox:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast import codec, limits
 from holdfast.agents import attempts, guard, mailbox, over, reviving, workers
-from holdfast.agents.attempts import ANY_MESSAGE
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
@@ -259,11 +258,7 @@ def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]
     """Put into the tables of the record that this message was handled."""
     call = message.call
     if activation.attempts:
-        attempts.forget(activation.attempts, attempts.name_of(message.key))
-        # A mark that was loaded stays, where suspects come: behind it a process ended, by one of them.
-        if not message.suspect or (activation.probation and not activation.shard.has_suspects(activation)):
-            activation.attempts.pop(ANY_MESSAGE, None)
-        activation.attempts = activation.attempts or None
+        attempts.handled(activation, message)
     if call is not None:
         if call.message_id:
             until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
