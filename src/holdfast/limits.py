@@ -93,7 +93,7 @@ WORKERS_IDLE_MAX: Final = 16
 """Worker processes of one node that wait for jobs; over it, the one that waits the longest ends."""
 
 WORKER_CAUSES_MAX: Final = 64
-"""Errors of one kind of agents that are remembered, for not to replace processes in vain."""
+"""Errors of one kind of agents that a node remembers, so that it does not replace processes in vain."""
 
 WORKER_DOUBT_SECONDS: Final = 60.0
 """A process is replaced for the same error of two agents in a row so often at most."""
@@ -143,7 +143,10 @@ DEGRADED_SECONDS: Final = 60.0
 """For so long after it a node counts as degraded."""
 
 HANDLER_THREADS_MAX: Final = 32
-"""Handlers of one node that run in threads at a time; more wait."""
+"""Handlers of one node that run in threads at a time; more wait, but for the first one of a kind."""
+
+LONG_JOB_SECONDS: Final = 60.0
+"""A handler that runs in a thread or a process for so long is told of in the log, and again each time that this doubles."""
 
 CIRCLE_MAX: Final = 32
 """Agents whose turns wait for one another in a circle that is found; a longer one ends with its deadlines."""
@@ -320,8 +323,8 @@ CONNECT_SECONDS: Final = 5.0
 
 RECONNECT_SECONDS_MIN: Final = 0.1
 RECONNECT_SECONDS_MAX: Final = 2.0
-"""How long a server that failed is left alone: longer each time, with jitter. A connection that lasted longer than the
-most of it was a good one."""
+"""How long a server that failed is left alone: longer each time, with jitter. A connection that lasted longer than
+`RECONNECT_SECONDS_MAX` was a good one, and begins again with the least."""
 
 JOIN_SECONDS: Final = 30.0
 """How long a process tries to join before it says that no majority answers: longer than an election of the engine."""

@@ -22,6 +22,7 @@ from tests.agents.workshop import Neighbour, Workshop
 from holdfast import HandlerFailed, Node, limits
 from holdfast.agents import soundness, worker_pool
 from holdfast.agents.channel import Failed
+from holdfast.children import PROCESSORS
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -218,9 +219,9 @@ async def test_more_jobs_than_processes_wait_and_few_processes_are_kept(
 ) -> None:
     await asyncio.gather(*(agent(node, f"many-{n}").ask(Workshop.add) for n in range(20)))
     processes = {await agent(node, f"many-{n}").ask(Workshop.process) for n in range(20)}
-    assert len(processes) <= worker_pool.PROCESSORS
+    assert len(processes) <= PROCESSORS
     pool = node._runtime.workers._processes
-    assert pool is not None and len(pool._timers) <= worker_pool.PROCESSORS * 2
+    assert pool is not None and len(pool._timers) <= PROCESSORS * 2
     monkeypatch.setattr(limits, "WORKERS_IDLE_MAX", 1)
     await agent(node, "a").ask(Workshop.process)
     await node.agent(Neighbour, "a").ask(Neighbour.process)
@@ -385,3 +386,26 @@ asyncio.run(main())
         program.wait(60)
         program.stdout.close()
         asyncio.run(until(lambda: _gone(worker)))  # noqa: B023
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files where the system shows them")
+async def test_a_process_that_cannot_be_spoken_to_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[asyncio.subprocess.Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def starting(*args: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await start(*args, **options))
+        return started[-1]
+
+    async def no_connection(**_: Any) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
+    monkeypatch.setattr(asyncio, "open_unix_connection", no_connection)
+    with pytest.raises(OSError, match="too many"):
+        await worker_pool._start()
+    assert started[-1].returncode is not None
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="too many"):
+        await worker_pool._start()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

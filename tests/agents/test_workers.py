@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.agents.heavy import Heavy
 from tests.agents.kinds import Count, Counter, serving, until
 
-from holdfast import Agent, BadState, HandlerFailed, NoQuorum, TooLarge, handler
+from holdfast import Agent, BadState, HandlerFailed, NoQuorum, TooLarge, handler, limits
+from holdfast.agents import circles
+from holdfast.agents.mailbox import from_call
+from holdfast.agents.slots import Slots
 
 
 @pytest.fixture
@@ -204,3 +210,81 @@ async def test_code_that_keeps_the_interpreter_is_noticed_and_a_frozen_process_i
         await waker.wait()
         await asyncio.sleep(0.3)
         assert node.statistics()["stalls"] == count
+
+
+class Endless(Agent[Count]):
+    go_on = threading.Event()
+
+    @handler(runs_in="thread")
+    async def wait(self) -> int:
+        self.go_on.wait(60)
+        return 1
+
+
+class Quick(Agent[Count]):
+    @handler(runs_in="thread")
+    async def count(self) -> int:
+        self.state.n += 1
+        return self.state.n
+
+
+async def test_endless_handlers_of_one_kind_leave_others_theirs_and_are_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "HANDLER_THREADS_MAX", 2)
+    monkeypatch.setattr(limits, "LONG_JOB_SECONDS", 0.05)
+    Endless.go_on.clear()
+    async with serving(path, Endless, Quick) as node:
+        asks = [asyncio.ensure_future(node.agent(Endless, f"e{place}").ask(Endless.wait)) for place in range(4)]
+        try:
+            resident = node._runtime.resident
+            named = re.compile(r"Endless/e\d: wait has run in a thread for \d s, and 2 of them run at a time")
+
+            async def all_run() -> bool:
+                return len([one for one in resident.values() if one.running is not None]) == 4
+
+            async def named_often() -> bool:
+                return len(named.findall(caplog.text)) > 4
+
+            await until(all_run)
+            quick = [node.agent(Quick, f"q{place}").ask(Quick.count) for place in range(4)]
+            assert await asyncio.gather(*quick) == [1] * 4
+            await until(named_often)
+            hints = []
+            for one in resident.values():
+                if (message := one.running) is not None and message.call is not None:
+                    again = msgspec.structs.replace(message.call)
+                    circles.hint(one, message, from_call(again, lambda _r, _o, text: hints.append(text.decode())))
+            waits = "its handler wait waits until a thread is free"
+            assert sorted(hints) == ["its handler wait runs"] * 2 + [waits] * 2
+        finally:
+            Endless.go_on.set()
+        assert await asyncio.gather(*asks) == [1] * 4
+        assert node._runtime.workers._slots["thread"]._held.total() == 0
+
+
+async def test_a_slot_goes_to_the_kind_with_the_fewest(path: Path) -> None:
+    slots = Slots(2, "process")
+    taken: list[str] = []
+
+    async def take(kind: str) -> None:
+        await slots.take(kind)
+        taken.append(kind)
+
+    tasks = [asyncio.ensure_future(take(kind)) for kind in ("a", "a", "a", "a", "b", "b", "b")]
+    await asyncio.sleep(0)
+    assert taken == ["a", "a", "b"]
+    slots.release("b")
+    await asyncio.sleep(0)
+    assert taken[3:] == ["b"]
+    tasks[-1].cancel()
+    slots.release("a")
+    await asyncio.sleep(0)
+    assert taken[4:] == []
+    slots.release("a")
+    await asyncio.sleep(0)
+    assert taken[4:] == ["a"]
+    slots.release("b")
+    await asyncio.sleep(0)
+    assert taken[5:] == ["a"]
+    await asyncio.gather(*tasks, return_exceptions=True)

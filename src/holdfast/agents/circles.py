@@ -77,10 +77,13 @@ def hint(activation: Activation, known: Delivery, again: Delivery) -> None:
     if call is None or again.sink is None:
         return
     opened = _awaited(activation)
+    awaited = activation.shard.runtime.workers.awaited(activation.token, running.key) if running is not None else ""
     if known is running:
-        why = f"its handler {running.handler} runs"
+        why = f"its handler {running.handler} " + (f"waits until a {awaited} is free" if awaited else "runs")
     elif known in (activation.mailbox or ()) and running is not None:
-        why = f"it waits behind a turn of {running.handler}"
+        why = f"it waits behind a turn of {running.handler}" + (
+            f", which waits until a {awaited} is free" if awaited else ""
+        )
     elif known in activation.pending or known in activation.in_batch:
         why, opened = "its handler has ended, and what it did waits to be written", None
     else:

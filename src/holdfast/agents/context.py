@@ -216,9 +216,9 @@ def over_text(undone: str) -> str:
 
 
 def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = False) -> Context:
-    """The context of a turn that handles a message; None: of who goes on when his message is done.
+    """The context of a turn that handles a message. None stands for code that goes on after its turn ended.
 
-    The latter has a key of its own, so that its calls are nobody else's.
+    Such code has a key of its own, so that its calls are nobody else's.
     """
     if message is None:
         return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))

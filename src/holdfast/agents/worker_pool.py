@@ -22,7 +22,6 @@ import msgspec
 
 from holdfast import codec, ids, limits, pipes, said
 from holdfast.agents.channel import LENGTH_BYTES, Answer, Begun, Done, Failed, Job, Told, framed
-from holdfast.children import PROCESSORS
 from holdfast.errors import HandlerFailed
 from holdfast.lines import TextReader
 
@@ -205,7 +204,6 @@ class Processes:
     """See the module: the worker processes of one node."""
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(PROCESSORS)
         self._kinds: dict[str, _Kind] = {}
         self._busy: set[_Worker] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -216,23 +214,22 @@ class Processes:
     async def run(self, kind: str, job: Job) -> Done | Failed:
         """Have a job done. Raises `HandlerFailed` where its process ended, or could not begin."""
         found = self._kinds.setdefault(kind, _Kind())
-        async with self._turns:
-            for _ in range(limits.WORKER_ATTEMPTS_MAX):
-                worker = self._take(found) or await self._start()
-                try:
-                    answer = await worker.do(job)
-                except _NotBegun as error:
-                    why = str(error)
-                    _logger.warning("a worker process of %s is replaced: it %s", kind, why)
-                    self._end(worker)
-                except BaseException as error:
-                    if isinstance(error, HandlerFailed):
-                        _logger.warning("%s; it is replaced", error)
-                    self._end(worker)
-                    raise
-                else:
-                    self._did(found, worker, answer)
-                    return answer.result
+        for _ in range(limits.WORKER_ATTEMPTS_MAX):
+            worker = self._take(found) or await self._start()
+            try:
+                answer = await worker.do(job)
+            except _NotBegun as error:
+                why = str(error)
+                _logger.warning("a worker process of %s is replaced: it %s", kind, why)
+                self._end(worker)
+            except BaseException as error:
+                if isinstance(error, HandlerFailed):
+                    _logger.warning("%s; it is replaced", error)
+                self._end(worker)
+                raise
+            else:
+                self._did(found, worker, answer)
+                return answer.result
         raise HandlerFailed(f"the worker process of {kind}.{job.handler} {why}, before it began", "BrokenWorkerProcess")
 
     def _did(self, kind: _Kind, worker: _Worker, answer: Answer) -> None:
@@ -328,8 +325,17 @@ async def _start() -> _Worker:
         theirs.close()
         for _, writing in outputs:
             os.close(writing)
-    ours.setblocking(False)
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    try:
+        ours.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+    except BaseException:
+        ours.close()
+        for reading, _ in outputs:
+            os.close(reading)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
     worker = _Worker(process, reader, writer, (outputs[0][0], outputs[1][0]))
     path = [str(Path(entry).resolve()) for entry in sys.path]
     worker.told(Told(os.getpid(), path, logging.getLogger().getEffectiveLevel()))

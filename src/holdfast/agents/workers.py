@@ -20,7 +20,9 @@ from holdfast.agents.channel import Done, Failed, Job
 from holdfast.agents.context import Context
 from holdfast.agents.mailbox import Delivery
 from holdfast.agents.ref import AgentRef
+from holdfast.agents.slots import Slots
 from holdfast.agents.worker_pool import Processes
+from holdfast.children import PROCESSORS
 from holdfast.errors import HandlerFailed, from_wire
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _NO_LOOP: Final = (
     "what runs in a thread or a process has no loop, so it cannot wait: it may send and set timers, "
     "but it cannot ask or tell"
 )
+_UNBOUNDED: Final = 1 << 20
+"""Threads of the pool: `Slots` says how many run."""
 
 
 def job(
@@ -49,6 +53,11 @@ class Workers:
     """The threads and processes of one node; they are started when they are first needed."""
 
     def __init__(self) -> None:
+        self._slots = {
+            "thread": Slots(limits.HANDLER_THREADS_MAX, "thread"),
+            "process": Slots(PROCESSORS, "process"),
+        }
+        self._waiting: dict[tuple[str, str], str] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._processes: Processes | None = None
 
@@ -57,19 +66,46 @@ class Workers:
 
         Cancelled, it ends the process; a thread cannot be ended, so it is waited for.
         """
+        kind, slots, key = activation.kind.name, self._slots[method.runs_in], (job.token, job.message_key)
+        self._waiting[key] = method.runs_in
+        try:
+            await slots.take(kind)
+        finally:
+            self._waiting.pop(key, None)
+        watch = slots.watch(job.token, job.handler)
+
+        def ended(_: Any = None) -> None:
+            watch.end()
+            slots.release(kind)
+
         if method.runs_in == "process":
-            return await self._in_process(activation.kind.name, job)
-        agent = object.__new__(activation.kind.cls)
-        agent.__dict__ = activation.agent.__dict__
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(limits.HANDLER_THREADS_MAX, "holdfast-handler")
-        running = asyncio.wrap_future(self._threads.submit(_guarded, activation.kind, agent, job, activation.is_live))
+            try:
+                return await self._in_process(kind, job)
+            finally:
+                ended()
+        try:
+            running = self._in_thread(activation, job)
+        except BaseException:
+            ended()
+            raise
+        running.add_done_callback(ended)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             if activation.loaded:  # its next turn must not run beside this one
                 await asyncio.gather(running, return_exceptions=True)
             raise
+
+    def awaited(self, token: str, message_key: str) -> str:
+        """What a message waits for before its job can begin: a thread, a process, or nothing."""
+        return self._waiting.get((token, message_key), "")
+
+    def _in_thread(self, activation: Activation, job: Job) -> asyncio.Future[Done]:
+        agent = object.__new__(activation.kind.cls)
+        agent.__dict__ = activation.agent.__dict__
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_UNBOUNDED, "holdfast-handler")
+        return asyncio.wrap_future(self._threads.submit(_guarded, activation.kind, agent, job, activation.is_live))
 
     async def _in_process(self, kind: str, job: Job) -> Done:
         if self._processes is None:
