@@ -71,6 +71,41 @@ def test_whoever_was_frozen_says_nothing_about_others() -> None:
             story.world.close()
 
 
+def test_whoever_wakes_calls_nobody_dead_before_it_could_read_what_came() -> None:
+    for seed in range(4):
+        story = Story(seed)
+        try:
+            assert story.client.node is not None
+            membership, dead = story.client.node._membership, list[str]()
+            membership.on_death = dead.append
+            story.client.loop.freeze()
+            story.cluster.partition("h1", 6.0)  # what was said meanwhile comes a moment after it wakes
+            story.world.later(6.1, story.client.loop.thaw)
+            story.world.run(6.1 + limits.BEAT_SECONDS / 2)
+            others = [story.cluster.incarnations[host] for host in ("h2", "h3")]
+            assert not {*others} & {*dead} and not any(membership.silent(other) for other in others)
+            assert {"h2", "h3"} <= membership._hosts_heard_at.keys()
+        finally:
+            story.world.close()
+
+
+def test_whoever_stands_still_often_suspects_the_silent_all_the_same() -> None:
+    for seed in range(4):
+        story = Story(seed)
+        try:
+            node = story.cluster.nodes["h1"].node
+            assert node is not None
+            membership = node._membership
+            assert {"h2", "h3"} <= membership._hosts_heard_at.keys()
+            story.cluster.kill_host("h2", 1000.0)
+            for _ in range(20):
+                story.cluster.freeze_node("h1", 3 * limits.BEAT_SECONDS)
+                story.world.run(4.5 * limits.BEAT_SECONDS)
+            assert "h3" in membership._hosts_heard_at and "h2" not in membership._hosts_heard_at
+        finally:
+            story.world.close()
+
+
 def test_each_silence_is_written_once_and_the_next_one_again() -> None:
     for seed in range(4):
         story = Story(seed)

@@ -56,14 +56,16 @@ async def found(engine: NatsEngine, replicas: int) -> Founded:
 
 
 async def _raise_copies(engine: NatsEngine, replicas: int) -> list[str]:
-    """Give every stream that has fewer so many copies, and wait until they are complete."""
-    raised = []
-    for name in await streams.names(engine.connection):
+    """Give every stream that has fewer so many copies, and wait until those of all are complete: a command before this one
+    may have given up waiting."""
+    raised, names = [], await streams.names(engine.connection)
+    for name in names:
         if (await streams.info(engine.connection, name)).copies < replicas:
             await streams.set_copies(engine.connection, name, replicas)
             raised.append(name)
-    while not all([await _complete(engine, name, replicas) for name in raised]):
-        await asyncio.sleep(_LOOK_SECONDS)
+    for name in names:
+        while not await _complete(engine, name, replicas):
+            await asyncio.sleep(_LOOK_SECONDS)
     return raised
 
 

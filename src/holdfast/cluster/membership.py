@@ -70,21 +70,10 @@ class Membership:
         self._task = loops.start(self._run(), "membership")
 
     async def _run(self) -> None:
-        looked_at = self._loop.time()
         while True:
-            self._not_listened(self._loop.time() - looked_at - 2 * limits.BEAT_SECONDS)
-            looked_at = self._loop.time()
             self.beat()
             self._look()
             await asyncio.sleep(limits.BEAT_SECONDS)
-
-    def _not_listened(self, seconds: float) -> None:
-        """Nobody is silent because this process stood still: what was said meanwhile is heard in a moment."""
-        if seconds > 0:
-            now = self._loop.time()
-            for member in self._members.values():
-                member.heard_at = min(member.heard_at + seconds, now)
-            self._hosts_heard_at = {host: min(at + seconds, now) for host, at in self._hosts_heard_at.items()}
 
     def beat(self, leaving: bool = False) -> None:
         """Publish this node's snapshot now."""
@@ -197,17 +186,17 @@ class Membership:
                     self.on_event("host-silent", host, _silence(self._hosts[host]), seconds=round(now - heard_at, 1))
 
     def _forgive(self, now: float) -> None:
-        """Whoever stood still, or was cut off from the bus, says nothing about others: their silence begins again.
+        """Nobody is silent because this process stood still: what was said meanwhile is heard in a moment.
 
-        A process that was frozen wakes with every clock of silence run out, before it reads what has come meanwhile.
+        A process that was frozen wakes with every clock of silence run out, before it reads what has come. All silences go
+        on where they were, and no further back: else a node that stands still often would suspect nobody.
         """
         elapsed, self._looked_at = now - self._looked_at, now
-        if elapsed > 2 * limits.BEAT_SECONDS:
-            for member in self._members.values():
-                member.heard_at = min(member.heard_at + elapsed, now)
-        if elapsed > 2 * limits.BEAT_SECONDS or not self._engine.connected():
-            for host in self._hosts_heard_at:
-                self._hosts_heard_at[host] = min(self._hosts_heard_at[host] + elapsed, now)
+        missed = max(elapsed - 2 * limits.BEAT_SECONDS, 0.0)
+        for member in self._members.values():
+            member.heard_at = min(member.heard_at + missed, now)
+        missed = missed if self._engine.connected() else elapsed  # who is cut off from the bus says nothing about hosts
+        self._hosts_heard_at = {host: min(at + missed, now) for host, at in self._hosts_heard_at.items()}
 
     def _call_dead(self, incarnation: str, why: str, word: bool = False) -> None:
         member = self._members[incarnation]
