@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from tests.agents.kinds import Counter, on, until
 
-from holdfast import Agent, Closed, Node, NotDone, State, Unknown, handler
+from holdfast import Agent, Closed, Node, NoQuorum, NotDone, State, Unknown, handler, limits, loops
 
 BEGAN: list[str] = []
 
@@ -84,3 +85,59 @@ async def test_a_node_that_is_closed_in_order_says_nothing(url: list[str], caplo
     async with joined(url) as (_, there):
         assert there
     assert not caplog.records
+
+
+async def test_whoever_closes_a_node_waits_for_its_turns(tmp_path: Path) -> None:
+    async with on([f"local:{tmp_path / 'log.db'}"], Counter) as node:
+        asked = asyncio.create_task(node.agent(Counter, "a").ask(Counter.slow, 0.3))
+
+        async def runs() -> bool:
+            return any(one.running for one in node._runtime.resident.values())
+
+        await until(runs)
+        given_up, one, other = (asyncio.create_task(node.close()) for _ in range(3))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await node.close()
+        assert await asked == 1, "the turn was finished, and its caller was told"
+        await asyncio.gather(one, other)
+
+
+async def test_a_part_that_cannot_be_closed_keeps_no_other_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def bad() -> None:
+        raise NoQuorum("no majority")
+
+    def raises(*_: object) -> None:
+        raise SystemExit("who hears of it raises")
+
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
+    before = asyncio.all_tasks()
+    for close in (bad, never):
+        async with on([f"local:{tmp_path / 'log.db'}"], Counter) as node:
+            close_ownership, node._ownership.close = node._ownership.close, close  # type: ignore[method-assign]
+            with monkeypatch.context() as patch, pytest.raises(SystemExit):
+                patch.setattr(loops, "report", raises)
+                node._runtime.on_failed("a part failed", None)
+            await node.close()
+            await close_ownership()
+            assert not node._runtime.shards and node._ending._failing is not None
+            assert "its Ownership could not be closed" in caplog.text
+            with pytest.raises(Closed, match=r"has failed \(a part failed\)"):
+                await node.ready()
+            with pytest.raises(Closed, match="has failed"):
+                await node.agent(Counter, "a").ask(Counter.add, 1)
+        caplog.clear()
+    node = await Node.open(f"local:{tmp_path / 'log.db'}", serve=[Counter])
+    close_ownership, node._ownership.close = node._ownership.close, bad  # type: ignore[method-assign]
+    with pytest.raises(NoQuorum):
+        await node.close()
+    await close_ownership()
+    assert not node._runtime.shards
+    assert asyncio.all_tasks() <= before
+    async with on([f"local:{tmp_path / 'log.db'}"], Counter) as node:  # the engine was closed as well
+        assert await node.agent(Counter, "a").ask(Counter.add, 1) == 1

@@ -134,6 +134,11 @@ class Router:
         await self.placement.knows(token[: token.find("/")])
         return self.space.shard_of(token)
 
+    def check_open(self) -> None:
+        """Raise `Closed`, which says why, where no more calls are taken."""
+        if self._closed:
+            raise Closed(self._closed)
+
     def _check(self, what: str) -> None:
         if self._closed:
             raise Closed(self._closed)

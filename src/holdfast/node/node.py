@@ -38,7 +38,7 @@ from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
-from holdfast.node.ending import Ending
+from holdfast.node.ending import Ending, Part
 from holdfast.node.options import JoinOptions, check
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
@@ -59,7 +59,7 @@ class Node:
         self._supervised = supervised
         self._clock = clock
         self._started_at = clock.now()
-        self._ending = Ending(name, self._end, engine.close)
+        self._ending = Ending(name, self._parts, engine.close)
         self._labels: list[str] = []
         self._capacity = 1.0
         self.life: Life
@@ -227,17 +227,15 @@ class Node:
 
     async def close(self) -> None:
         """Finish what runs, let go of the shards, and leave. Closing twice is harmless."""
-        await self.leave()
-        await self.engine.close()
+        await self._ending.close(cut=True)
 
     async def leave(self) -> None:
         """As `close`, but for the engine, which stays open."""
         await self._ending.close()
 
-    async def _end(self) -> None:
-        parts: list[Any] = [self._holding, self._ownership, self._runtime, self._router, self._membership]
-        for part in (*parts, self.life, self.registry, self.placement, self.events):
-            await part.close()
+    def _parts(self) -> list[Part]:
+        parts: list[Part] = [self._holding, self._ownership, self._runtime, self._router, self._membership]
+        return [*parts, self.life, self.registry, self.placement, self.events]
 
     # Agents ------------------------------------------------------------------------------------------------------
 
@@ -356,16 +354,22 @@ class Node:
         return await read_stored(self.engine, self._runtime.cell_of(shard), shard, agent_id)
 
     async def settled(self) -> None:
-        """Wait until every live node has had the time to be heard: about a second after joining."""
+        """Wait until every live node has had the time to be heard: about a second after joining. Raises `Closed`."""
         while not self._membership.settled():
+            self._router.check_open()
             await asyncio.sleep(0.02)
 
     async def ready(self, timeout_seconds: float = 30.0) -> None:
-        """Wait until every shard of the cluster has an owner that serves it. Raises `NoResponders` after it."""
+        """Wait until every shard of the cluster has an owner that serves it.
+
+        Raises `NoResponders` after it, and `Closed` where this node was closed, or has failed.
+        """
         try:
             async with asyncio.timeout(timeout_seconds):
+                self._router.check_open()
                 while not self._all_owned():
                     await asyncio.sleep(0.02)
+                    self._router.check_open()
         except TimeoutError:
             raise NoResponders(
                 f"after {timeout_seconds} s not every shard has an owner: does a node serve agents?"
