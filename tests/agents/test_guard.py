@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+import logging
 import signal
 import subprocess
 import sys
@@ -360,3 +361,26 @@ async def test_a_new_agent_whose_state_cannot_be_made(tmp_path: Path, monkeypatc
             assert await node.agent(Newborn, mended).ask(Newborn.value) == 3 * (mended == "at once")
             assert await node.agent(Newborn, mended).ask(Newborn.add, 5) == 5 + 3 * (mended == "at once")
             assert (await node.inspect(f"Newborn/{mended}")).state["n"] == 5 + 3 * (mended == "at once")
+
+
+async def test_a_log_that_raises_fails_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name.startswith("holdfast"):
+                raise KeyError(record.name)
+
+    monkeypatch.setattr(limits, "BACKOFF_SECONDS_MIN", 0.001)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [Raises()])
+    async with serving(tmp_path / "log.db", Rogue) as node:
+        agent = node.agent(Rogue, "a").options(timeout_seconds=10)
+        await agent.send(Rogue.at_once, "Odd")
+        for way in WAYS:
+            with pytest.raises(HandlerFailed):
+                await agent.ask(way, "Odd")  # type: ignore[call-overload]
+        await agent.ask(Rogue.remind, ["Odd"])
+
+        async def buried() -> bool:
+            return len(await node.dead_letters.all()) == 2
+
+        await until(buried)
+        assert await agent.ask(Rogue.add) == 1 and not node._runtime.failures

@@ -8,7 +8,9 @@ handler, class and line) is said once a second, with the number of the others.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from holdfast import errors, ids, limits
@@ -29,7 +31,17 @@ class Complaints:
         self._untold: dict[tuple[str, str, str], int] = {}
 
     def failed(self, token: str, message: Delivery, error: HoldfastError, buried: bool = False) -> None:
-        """Say that a message failed; ``buried``: for good, as a dead letter."""
+        """Say that a message failed; ``buried``: for good, as a dead letter.
+
+        Handlers of the log are the program's: where one raises, that is printed, and the node goes on.
+        """
+        try:
+            self._say(token, message, error, buried)
+        except Exception:
+            with suppress(Exception):
+                traceback.print_exc()
+
+    def _say(self, token: str, message: Delivery, error: HoldfastError, buried: bool) -> None:
         kind, name = ids.from_agent_token(token)
         text, where = errors.text_of(error), errors.where_of(error)
         key = (kind, message.handler, f"{buried}{where[-limits.ERROR_TEXT_MAX :] or text}")

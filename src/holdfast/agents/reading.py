@@ -160,8 +160,8 @@ def _done(activation: Activation, message: Delivery, method: _Method[Any, Any, A
     title = f"{activation.kind.name}.{message.handler}"
     if type(value) is Raised:
         error = guard.shown(title, value.error)
-        activation.shard.runtime.complaints.failed(activation.token, message, error)
         refuse(message, error)
+        activation.shard.runtime.complaints.failed(activation.token, message, error)
         return
     try:
         if type(value) is Done:

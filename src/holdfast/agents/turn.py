@@ -287,30 +287,31 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
     """A message without an effect: the caller gets the error; a durable message is tried again, then buried."""
     call = message.call
     if call is not None:
-        if ran or activation.broken is not None:
-            activation.shard.runtime.complaints.failed(activation.token, message, error)
+        says = ran or activation.broken is not None
         if ran and (call.number or call.message_id):
             message.reply = ERROR_MARK + error_bytes(error)
             _consume(activation, message, _digests(activation, message))
             activation.note(message)
         else:
             activation.settle(message, error)
+        if says:
+            activation.shard.runtime.complaints.failed(activation.token, message, error)
         return
     message.attempts += 1
     if message.attempts >= limits.ATTEMPTS_MAX or isinstance(error, (BadMessage, UnknownKind)):
         bury(activation, message, error)
         return
-    activation.shard.runtime.complaints.failed(activation.token, message, error)
     seconds = limits.BACKOFF_SECONDS_MIN * 4**message.attempts
     if message.timer is not None:
         # It may have left memory by then, as nothing keeps it there.
         activation.shard.later(seconds, activation.shard.hand, activation.token, message)
-        return
-    if activation.inbox is None:
-        activation.inbox = deque()
-    activation.inbox.appendleft(message)
-    activation.retry_at = activation.shard.runtime.loop.time() + seconds
-    activation.shard.later(seconds, _reopen, activation)
+    else:
+        if activation.inbox is None:
+            activation.inbox = deque()
+        activation.inbox.appendleft(message)
+        activation.retry_at = activation.shard.runtime.loop.time() + seconds
+        activation.shard.later(seconds, _reopen, activation)
+    activation.shard.runtime.complaints.failed(activation.token, message, error)
 
 
 def _reopen(activation: Activation) -> None:
@@ -321,10 +322,11 @@ def _reopen(activation: Activation) -> None:
 def bury(activation: Activation, message: Delivery, error: HoldfastError) -> None:
     """Give up a message: its caller gets the error, a durable one becomes a dead letter."""
     if message.call is None:
-        activation.shard.runtime.complaints.failed(activation.token, message, error, buried=True)
         letter = message.message or InboxMessage(message.handler, message.arguments, sent_at=activation.now())
         dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
         message.dead = codec.seal(codec.encode_raw(dead))
     message.reply = ERROR_MARK + error_bytes(error)
     _consume(activation, message, _digests(activation, message))
     activation.note(message)
+    if message.call is None:
+        activation.shard.runtime.complaints.failed(activation.token, message, error, buried=True)
