@@ -236,7 +236,7 @@ STANDSTILL_SECONDS: Final = 5.0
 """A node whose loop stands still for so long is ended by its host, and what it had in hand is tried once more, elsewhere."""
 
 STARVED_SECONDS: Final = 20.0
-"""… also where it was the machine that gave it no processor for most of so long a time."""
+"""… also where it was the machine that gave it no processor for most of so long a time, or where it used none."""
 
 QUIET_SECONDS: Final = 1.5
 """A node of which its host hears nothing for so long is taken to stand still."""

@@ -22,6 +22,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.cluster.standstills import FUNCTIONS_MAX, TEXT_MAX, Standstill
+from holdfast.host import processes
 from holdfast.node.process import STACKS_SIGNAL
 
 _LOOK_SECONDS: Final = 0.25
@@ -119,6 +120,9 @@ class Watch:
         self._asked = False
         self._watched = False
         self._state = "?"
+        self._ticks = -1
+        self._idle = 0.0
+        """Of the time in which nothing was heard: for so long it used no processor at all."""
 
     def heard(self, what: str, event: dict[str, Any]) -> None:
         """The node said something."""
@@ -145,11 +149,21 @@ class Watch:
         if not self._watched:
             return
         self._quiet += passed
-        self._state = _state(pid) if self._quiet >= limits.QUIET_SECONDS else "?"
+        self._see(pid, passed)
         if self._quiet >= limits.QUIET_SECONDS and not self._asked and self._stacks >= 0 and STACKS_SIGNAL:
             self._asked = True
             with suppress(OSError):
                 os.kill(pid, STACKS_SIGNAL)
+
+    def _see(self, pid: int, passed: float) -> None:
+        if self._quiet < limits.QUIET_SECONDS:
+            self._state, self._ticks, self._idle = "?", -1, 0.0
+            return
+        found = processes.progress_of(pid)
+        self._state = "?" if found is None else found.state
+        if found is not None:
+            self._idle += passed if found.ticks == self._ticks else 0.0
+            self._ticks = found.ticks
 
     def standstill(self, pid: int) -> Standstill | None:
         """How it stands still now, if it does."""
@@ -174,8 +188,10 @@ class Watch:
         if self._quiet < limits.QUIET_SECONDS:
             starved = self._gone >= limits.STARVED_SECONDS and self._seconds >= _TELL_SECONDS
             return self._seconds >= limits.STANDSTILL_SECONDS or starved
-        longest = limits.FROZEN_SECONDS if self.stopped() else limits.STANDSTILL_SECONDS
-        return self._state != _HELD and self._quiet >= longest
+        if self.stopped():
+            return self._state != _HELD and self._quiet >= limits.FROZEN_SECONDS
+        # It may be swapped out, or wait for a disk: it could not say anything.
+        return self._quiet - self._idle >= limits.STANDSTILL_SECONDS or self._quiet >= limits.STARVED_SECONDS
 
     def _read_stacks(self, pid: int) -> str:
         if self._stacks < 0:
@@ -189,14 +205,6 @@ class Watch:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e9 else 0.0
-
-
-def _state(pid: int) -> str:
-    """A process's state as the system shows it: ``T`` stopped, ``t`` held by a debugger; "?" where it shows none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "?"
 
 
 def _running(stack: str) -> tuple[tuple[str, ...], str]:
