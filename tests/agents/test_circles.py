@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 from tests.agents.kinds import Count, on, serving
 
@@ -21,6 +22,8 @@ from holdfast import (
     limits,
     reader,
 )
+from holdfast.agents.messages import ERROR, OK, Call
+from holdfast.agents.opened import Open
 
 
 class Crosser(Agent[Count]):
@@ -194,3 +197,25 @@ async def test_an_error_at_the_deadline_says_what_it_waited_for(tmp_path: Path) 
         slow.cancel()
         with pytest.raises((asyncio.CancelledError, HandlerFailed)):
             await slow
+
+
+async def test_what_was_refused_runs_at_no_later_attempt(tmp_path: Path) -> None:
+    async with serving(tmp_path / "log.db", Crosser) as node:
+        calls: list[Call] = []
+        send = node._router._send
+
+        def sent(opened: Open) -> None:
+            send(opened)
+            if opened.call.handler == "touch":
+                calls.append(msgspec.structs.replace(opened.call))
+
+        node._router._send = sent  # type: ignore[method-assign]
+        found = await outcomes(*(node.agent(Crosser, a).ask(Crosser.meet, b, 2) for a, b in ("ab", "ba")))
+        refused = [one for one in found if isinstance(one, WouldDeadlock)]
+        assert len(refused) == 1 and len(calls) == 2, found
+        before = [await node.agent(Crosser, name).ask(Crosser.value) for name in "ab"]
+        answers: list[tuple[int, bytes]] = []
+        for call in calls:
+            node._runtime.take(call, lambda _, outcome, payload: answers.append((outcome, payload)))
+        assert [await node.agent(Crosser, name).ask(Crosser.value) for name in "ab"] == before
+        assert sorted(outcome for outcome, _ in answers) == [OK, ERROR]

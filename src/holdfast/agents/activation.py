@@ -264,6 +264,13 @@ class Activation:
         else:
             self._release(message)
 
+    def refuse(self, message: Delivery, error: HoldfastError) -> None:
+        """Take a call that waits out of the mailbox, and have it never happen."""
+        assert self.mailbox is not None
+        self.mailbox.remove(message)
+        if not repeats.already_seen(self, message):
+            turn.never(self, message, error)
+
     def note(self, message: Delivery) -> None:
         """The message waits for the batch that will cover it."""
         if not self.loaded:  # it was abandoned while a task of it went on: nothing of it may be written any more

@@ -65,10 +65,8 @@ def _awaited(activation: Activation) -> Open | None:
 
 def _refuse(activation: Activation, message: Delivery, path: tuple[str, ...]) -> None:
     names = " → ".join(_name(token) for token in (*path, path[0]))
-    assert activation.mailbox is not None
-    activation.mailbox.remove(message)
     text = f"turns that wait for one another: {names}, and none can end. Send, or ask in one direction only"
-    activation.settle(message, WouldDeadlock(text))
+    activation.refuse(message, WouldDeadlock(text))
 
 
 def hint(activation: Activation, known: Delivery, again: Delivery) -> None:

@@ -260,11 +260,7 @@ def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]
     if activation.attempts:
         attempts.handled(activation, message)
     if call is not None:
-        if call.message_id:
-            until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
-            activation.seen.note_id(call.message_id, until, digests[0], message.reply, digests[1])
-        elif call.number:
-            activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, message.reply)
+        _remember(activation, call, message.reply, digests)
     elif (letter := message.message) is not None:
         activation.consumed = message.sequence
         now = activation.now()
@@ -278,6 +274,14 @@ def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]
     elif (timer := message.timer) is not None and (activation.timers or {}).get(timer.name) == timer:
         assert activation.timers is not None
         del activation.timers[timer.name]
+
+
+def _remember(activation: Activation, call: Call, answer: bytes, digests: tuple[int, int]) -> None:
+    if call.message_id:
+        until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
+        activation.seen.note_id(call.message_id, until, digests[0], answer, digests[1])
+    elif call.number:
+        activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, answer)
 
 
 # Failing -----------------------------------------------------------------------------------------------------------
@@ -312,6 +316,14 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
         activation.retry_at = activation.shard.runtime.loop.time() + seconds
         activation.shard.later(seconds, _reopen, activation)
     activation.shard.runtime.complaints.failed(activation.token, message, error)
+
+
+def never(activation: Activation, message: Delivery, error: HoldfastError) -> None:
+    """Refuse a call that waits, for good: another attempt of it, which may be on its way, must not run. A turn may run."""
+    assert message.call is not None
+    message.reply = ERROR_MARK + error_bytes(error)
+    _remember(activation, message.call, message.reply, _digests(activation, message))
+    activation.note(message)
 
 
 def _reopen(activation: Activation) -> None:
