@@ -345,6 +345,9 @@ HOLD_SECONDS: Final = 2.0
 """How long a process holds its writes at most: while a backup notes how far each cell goes, which takes some 0.05 s, and while
 a cell gets another leader."""
 
+STORES_ASIDE_MAX: Final = 8
+"""How many stores a host keeps that its server had before it lost its vote; nobody else deletes them."""
+
 KEEP_BLOBS_SECONDS: Final = 10.0
 """How long blobs that nothing names any more stay while a backup runs; it asks again every second."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from holdfast import limits
 from holdfast.cli.up import _adds, _as_known
-from holdfast.errors import ConfigError
-from holdfast.host import addresses, directory, processes
-from holdfast.host.directory import LOCK_FILE, STATE_FILE, DirectoryLock, Started, agree, recall, remember
+from holdfast.cluster.cohort import Cohort, HostEntry
+from holdfast.errors import ConfigError, DataLoss
+from holdfast.host import addresses, directory, processes, state
+from holdfast.host.directory import LOCK_FILE, DirectoryLock, Started, agree, recall, remember
 from holdfast.host.nats_server import free_ports
+from holdfast.host.state import STATE_FILE, State
 
 _HOLD = """
 import os, subprocess, sys, time
@@ -109,8 +113,11 @@ def test_a_number_that_means_nothing_here_is_not_given_for_the_holder(
 
 def test_a_command_is_shown_without_the_password_in_it() -> None:
     url = "nats://u:se@cret@host:4222"
-    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "--servers", url]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, "--servers", url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the kernel shows it from a moment after its start
         shown = processes.command_of(process.pid)
         process.communicate()
     assert shown.endswith("nats://host:4222") and "cret" not in shown
@@ -169,6 +176,74 @@ def test_what_a_directory_was_started_as_is_compared(tmp_path: Path) -> None:
         for wanted in others:
             with pytest.raises(ConfigError, match="holdfast up"):
                 agree(where, wanted)
+
+
+def record(*names: str) -> Cohort:
+    """Of hosts whose servers' names end in their own."""
+    return Cohort(list(names), {name: HostEntry(f"{name}-of{name}", f"{name}:1", f"nats://{name}:2") for name in names})
+
+
+def test_a_host_of_a_cohort_is_not_started_alone_or_under_another_name(tmp_path: Path) -> None:
+    def kept(**more: object) -> None:
+        state.save(tmp_path, msgspec.convert({"identity": "ofh1", "votes": True, "address": "h1", **more}, State))
+
+    state.check(tmp_path, "h1", founds=False, joins=False)  # a new one
+    for founder in ({"founders": ["h1", "h2", "h3"]}, {"record": msgspec.to_builtins(record("h1", "h2", "h3"))}):
+        kept(**founder)
+        state.check(tmp_path, "h1", founds=True, joins=False)
+        for joins in (False, True):
+            with pytest.raises(ConfigError, match="--cohort"):
+                state.check(tmp_path, "h1", founds=False, joins=joins)
+    with pytest.raises(ConfigError, match="give --name h1"):
+        state.check(tmp_path, "h2", founds=True, joins=False)
+    assert recall(tmp_path) == Started(1, name="h1"), "its name is in the record"
+    kept(others=["h2:1"])
+    state.check(tmp_path, "h1", founds=False, joins=False)  # it joined, and knows the way
+    kept(founders=["h1", "h2", "h3"], others=["h4:1"])
+    with pytest.raises(ConfigError, match="--cohort"):
+        state.check(tmp_path, "h1", founds=False, joins=False)
+
+
+def test_a_command_that_is_refused_leaves_no_name_behind(tmp_path: Path) -> None:
+    """What the version before wrote: no record, and nothing of what it was started as."""
+    (tmp_path / STATE_FILE).write_text(
+        '{"identity":"a","votes":true,"address":"a","founders":["a","b","c"],"sequence":3}'
+    )
+    command = [sys.executable, "-m", "holdfast", "up", "--nodes", "0", "--dir", str(tmp_path), "--name", "other"]
+    (port, cluster_port) = free_ports(2)
+    command += ["--port", str(port), "--cluster-port", str(cluster_port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "--hosts N" in done.stdout + done.stderr
+    assert not (tmp_path / "started.json").exists() and not (tmp_path / "jetstream").exists()
+
+
+def test_stores_that_were_put_aside_are_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="put aside"):
+        for _ in range(100):
+            state.room_aside(tmp_path).mkdir()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(names) == limits.STORES_ASIDE_MAX and {"jetstream-left", "jetstream-left-2"} <= names
+
+
+def test_a_host_that_ever_stored_something_does_not_begin_again_without_it(tmp_path: Path) -> None:
+    stream = tmp_path / "jetstream" / "jetstream" / "HF" / "streams" / "g1c0"
+    single = State("a", True, "a", sequence=1, founded=True)
+    cohort = State("a", True, "a", sequence=1, founded=True, founders=["a", "b", "c"])
+    state.save(tmp_path, single)
+    for gone in (stream / "meta.inf", stream.parents[1], stream.parents[2], stream.parents[3]):
+        stream.mkdir(parents=True, exist_ok=True)
+        (stream / "meta.inf").write_text("{}")
+        assert all(state.check_store(tmp_path, kept, founds=False) for kept in (single, cohort))
+        assert not state.is_lost(tmp_path)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        with pytest.raises(DataLoss, match="restore"):
+            state.check_store(tmp_path, single, founds=False)
+        assert state.is_lost(tmp_path)
+    assert not state.check_store(tmp_path, cohort, founds=False), "it needs another name"
+    assert not state.check_store(tmp_path, single, founds=True), "it had not read the record yet"
+    assert state.check_store(tmp_path, State("a", True, "a"), founds=False), "it is new"
+    (tmp_path / STATE_FILE).write_text('{"identity":"a","votes":true,"address":"a","sequence":3}')
+    assert state.is_lost(tmp_path), "of the version before"
 
 
 def test_what_a_start_leaves_out_is_taken_from_the_directory() -> None:

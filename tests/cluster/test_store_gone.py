@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from holdfast import LocalCluster, Node, NotFound
+from holdfast.errors import DataLoss
 from holdfast.host.nats_server import free_ports
 from holdfast.host.store import Store
 
@@ -92,7 +97,89 @@ def test_a_host_ends_when_its_servers_files_are_removed(tmp_path: Path) -> None:
         assert "server" not in [one["event"] for one in events], "it was started again, without data"
         assert not (tmp_path / ".holdfast" / "jetstream" / "jetstream" / "HF").exists()
         again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert again.returncode == 1 and "DataLoss" in again.stdout and "restore a backup" in again.stdout
+        assert again.returncode == 1 and "DataLoss" in again.stdout and "a backup" in again.stdout
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.cluster
+async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    directory, app = tmp_path / "hosts", str(tmp_path / "app.py")
+    async with LocalCluster(directory, [app], log=tmp_path / "log") as cluster:
+        for name in cluster.hosts:
+            shutil.rmtree(directory / name / "jetstream")
+        async with asyncio.timeout(60):
+            with pytest.raises(DataLoss, match="Restore a backup"):
+                await cluster.keep()
+    with pytest.raises(DataLoss):
+        async with LocalCluster(directory, [app], log=tmp_path / "log"):
+            pass
+
+    # Hosts of several machines do not know of each other's files.
+    monkeypatch.setattr(LocalCluster, "_refuse_loss", lambda *_: None)
+    waiting: set[str] = set()
+    told = asyncio.Event()
+
+    def heard(event: str, facts: dict[str, Any]) -> None:
+        if event == "nothing-left":
+            waiting.add(facts["host"])
+        if len(waiting) == 3:
+            told.set()
+
+    cluster = LocalCluster(directory, [app], log=tmp_path / "log", report=heard)
+    starting = [asyncio.create_task(cluster.start_host(name, 120)) for name in cluster.hosts]
+    try:
+        waits = asyncio.create_task(told.wait())
+        await asyncio.wait([waits, *starting], timeout=90, return_when=asyncio.FIRST_COMPLETED)
+        assert waits.done(), [task.exception() for task in starting if task.done()]
+        with pytest.raises(NotFound, match="no cluster here yet"):
+            async with Node.join(cluster.urls):
+                pass
+    finally:
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        await cluster.stop()
+
+
+@pytest.mark.cluster
+def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
+    """The directory is as the version before left it: what it was started as is not noted, nor who its host is."""
+    (tmp_path / "app.py").write_text(APP)
+    client, routes = free_ports(2)
+    kept = tmp_path / ".holdfast" / "host.json"
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "holdfast", "up", "app.py", "--json", "--name", name, *ports]
+
+    def run(name: str) -> None:
+        """Until its node is ready, and the record is known."""
+        with subprocess.Popen(command(name), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if json.loads(line)["event"] == "node-ready":
+                        break
+                while process.poll() is None and json.loads(kept.read_text()).get("record") is None:
+                    time.sleep(0.05)
+                process.terminate()
+                process.stdout.read()
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+
+    ports = ["--port", str(client), "--cluster-port", str(routes)]
+    run("right")
+    state = json.loads(kept.read_text())
+    kept.write_text(json.dumps({key: state[key] for key in ("identity", "votes", "address", "sequence")}))
+    (tmp_path / ".holdfast" / "started.json").unlink()
+    run("wrong")
+    assert list(kept.parent.glob("jetstream*")) == [kept.parent / "jetstream"]
+    assert json.loads(kept.read_text())["identity"] == state["identity"]
+    again = subprocess.run(command("wrong"), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2 and "--name right" in again.stdout
+    run("right")

@@ -19,7 +19,7 @@ from holdfast.cli.place import DIRECTORY, WHERE_FILE, keep_confirmed
 from holdfast.cli.printing import Printer, Styled
 from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError
-from holdfast.host import addresses
+from holdfast.host import addresses, state
 from holdfast.host.addresses import CLIENT_PORT, CLUSTER_PORT
 from holdfast.host.directory import DirectoryLock, Started, agree, explain, recall, remember
 from holdfast.host.local_cluster import LocalCluster
@@ -124,6 +124,7 @@ def up(
                     security=security,
                 )
                 check(server)
+                state.check(directory, started.name, bool(started.cohort), bool(started.join))
                 addresses.check_free(address, port, "--port")
                 remember(directory, started)
                 scheme = "tls" if security.tls_cert else "nats"
@@ -276,6 +277,7 @@ _TEXTS: Final = {
     "copy-not-whole": "the copy of {stream} gets no further; run holdfast doctor",
     "store-unchanged": "the store of server {server} stays as it is: {error}",
     "store-gone": "server {server} was stopped: {text}",
+    "nothing-left": "server {server}: {text}",
     "node-ready": "node {node} serves {kinds} (pid {node_pid})",
     "node-still": "node {node} {text}: its host ends it when that goes on",
     "node-ended": "node {node} ended with code {code}; it is started again. {error}",
@@ -298,6 +300,7 @@ _STYLES: Final = {
     "copy-not-whole": "red",
     "store-gone": "red",
     "store-unchanged": "red",
+    "nothing-left": "red",
     "node-still": "red",
     "reload-failed": "red",
     "host-ended": "red",

@@ -26,12 +26,10 @@ import msgspec
 
 from holdfast import files
 from holdfast.errors import ConfigError
-from holdfast.host import processes
+from holdfast.host import processes, state
+from holdfast.host.state import STATE_FILE
 
 LOCK_FILE: Final = "host.lock"
-STATE_FILE: Final = "host.json"
-"""What `holdfast.host.seat` keeps: its presence shows that a host has data here."""
-
 _STARTED_FILE: Final = "started.json"
 _ORPHAN_SECONDS: Final = 5.0
 """How long a server that lost its host may take to end: the kernel kills it."""
@@ -275,10 +273,13 @@ def recall(directory: Path) -> Started | None:
         found = None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore it, or move {directory} away") from None
-    if found is not None and found.below is not single:
+    if single:
+        found = found if found is not None and not found.below else Started(1)
+        return msgspec.structs.replace(found, name=state.owner(directory) or found.name)
+    if found is not None and found.below:
         return found
     hosts = sum(_HOST_DIRECTORY.fullmatch(name) is not None for name in many)
-    return Started(1) if single else Started(hosts, below=True) if hosts else None
+    return Started(hosts, below=True) if hosts else None
 
 
 def remember(directory: Path, started: Started) -> None:

@@ -22,8 +22,8 @@ from holdfast import files, ids, signals
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError, DataLoss
-from holdfast.host import addresses
-from holdfast.host.directory import STATE_FILE, DirectoryLock, Started, agree, remember
+from holdfast.host import addresses, state
+from holdfast.host.directory import DirectoryLock, Started, agree, explain, remember
 from holdfast.host.host_child import HostChild
 from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, longer
 from holdfast.host.nats_config import Security, ServerSettings
@@ -198,6 +198,8 @@ class LocalCluster:
         await asyncio.to_thread(self._lock.take)
         agree(self._directory, self._started)
         remember(self._directory, self._started)
+        self._refuse_loss(name, self._lost())
+        self._note_one(self._find(name).settings)
         await self._find(name).start(timeout_seconds)
 
     async def keep(self) -> None:
@@ -214,17 +216,38 @@ class LocalCluster:
             await host.ended()
             delay = RESTART_SECONDS_MIN if loop.time() - started > STABLE_SECONDS else longer(delay)
             await asyncio.sleep(delay)
-            empty = [other for other in self._hosts if not (self._directory / other / STATE_FILE).exists()]
-            if name in empty and len(empty) * 2 >= len(self._hosts):
-                raise DataLoss(
-                    f"the directories of {', '.join(empty)} below {self._directory} lost their data: they are not started "
-                    "again, as they would begin an empty cluster. Restore a backup"
-                )
+            self._refuse_loss(name, [other for other in self._hosts if not self._has_state(other)] + self._lost())
             try:
                 await self.start_host(name)
             except ConfigError as error:
                 self._report("host-failed", {"host": name, "error": str(error)})
                 await host.stop()
+
+    def _has_state(self, name: str) -> bool:
+        return (self._directory / name / state.STATE_FILE).exists()
+
+    def _lost(self) -> list[str]:
+        return [name for name in self._hosts if state.is_lost(self._directory / name)]
+
+    def _refuse_loss(self, name: str, gone: list[str]) -> None:
+        """Raises `DataLoss` for one of half of those who vote, or more, whose data are gone."""
+        voters = [other for other in self._hosts if state.counts(self._directory / other)]
+        if name in gone and len(gone) * 2 >= len(voters):
+            raise DataLoss(
+                f"{', '.join(sorted(gone))} below {self._directory} lost their data: they are not started again, as they "
+                "would begin an empty cluster. Restore a backup into a new --dir, or remove this one to begin anew"
+            )
+
+    def _note_one(self, settings: HostSettings) -> None:
+        """Keep what one host was started as: it is not to be started alone. Raises `ConfigError`."""
+        if settings.server is None:
+            return
+        directory, name = self._directory / settings.name, settings.name
+        try:
+            files.make_directory(directory)
+        except OSError as error:
+            raise ConfigError(explain(error, directory)) from None
+        remember(directory, Started(1, False, name, settings.server.routes, settings.join))
 
     def reload(self) -> None:
         """Have all hosts read their settings and certificates again."""

@@ -13,37 +13,31 @@ not come back for minutes. With a new directory, or a new vote, comes a new name
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import shutil
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from holdfast import chance, files, limits
-from holdfast.cluster import cohort
+from holdfast import chance, limits
+from holdfast.cluster import cohort, founding
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import ConfigError, DataLoss, HoldfastError, InvalidName, NoResponders, NotDone, Unknown
-from holdfast.host import addresses
-from holdfast.host.directory import STATE_FILE, explain
+from holdfast.errors import ConfigError, HoldfastError, NotDone, Unknown
+from holdfast.host import addresses, arrival, state
+from holdfast.host.directory import explain
 from holdfast.host.facts import HostFacts
 from holdfast.host.nats_server import NatsServer
-from holdfast.host.service import ask_host, ask_hosts
+from holdfast.host.service import ask_hosts
+from holdfast.host.state import State
 from holdfast.host.system import System, peer_id
-
-_LEFT: Final = "jetstream-left"
-"""What a server kept when it lost its vote; the next one to be put aside replaces it."""
 
 _LOOK_SECONDS: Final = 1.0
 _UNFIT_SECONDS: Final = 0.25
 _ELECTION_SECONDS: Final = 10.0
 """For so long what cannot be read is no trouble: it comes back by itself."""
-_JOIN_SECONDS: Final = 20.0
 _PEEK_SECONDS: Final = 2.0
 
 _logger = logging.getLogger(__name__)
@@ -52,32 +46,30 @@ Restart = Callable[[Callable[[], None]], Awaitable[None]]
 """Ends the server, calls what it is given, and starts the server again."""
 
 
-class State(msgspec.Struct):
-    """What is in the file. ``sequence``: of the newest record seen, so that a stale one is known for that."""
+Say = Callable[[str, dict[str, Any]], None]
+"""Hears of an event."""
 
-    identity: str
-    votes: bool
-    address: str
-    others: list[str] = []
-    urls: list[str] = []
-    founders: list[str] = []
-    """The hosts that the command line's routes lead to."""
-    sequence: int = 0
-    record: Cohort | None = None
-    """The newest record seen: what this host knows of the others while no majority answers."""
+NOTHING_LEFT: Final = (
+    "this host belonged to a cluster, and nothing of that is left on any host that answers. It waits for the others, and "
+    "founds no empty one. Start the hosts that have data; or remove all hosts' directories, to begin anew or to restore a "
+    "backup"
+)
 
 
 class Seat:
     """See the module. ``join``: HOST:PORT of a host of the cluster, empty for a founder."""
 
-    def __init__(self, host: str, server: NatsServer, join: str, restart: Restart) -> None:
+    def __init__(self, host: str, server: NatsServer, join: str, restart: Restart, say: Say) -> None:
         self.host = host
         self.trouble = ""
         """Why it is not as the record says, empty where it is."""
         self._server = server
         self._join = join
         self._restart = restart
-        self._path = Path(server.settings.directory) / STATE_FILE
+        self._say = say
+        self._empty_since = 0.0
+        self._said = False
+        self._directory = Path(server.settings.directory)
         self._state = State("", True, "")
         self._changing = asyncio.Lock()
 
@@ -85,82 +77,38 @@ class Seat:
 
     async def take(self) -> None:
         """Find out what part this host has, before its server starts. Raises `ConfigError`, `NoQuorum`, `DataLoss`."""
-        if self._path.exists():
-            try:
-                self._state = msgspec.json.decode(self._path.read_bytes(), type=State)
-            except msgspec.MsgspecError as error:
-                raise ConfigError(
-                    f"{self._path} cannot be read ({error}): restore it, or move the directory away"
-                ) from None
-            self._miss_store()
+        kept = state.load(self._directory)
+        if kept is not None:
+            founds = bool(self._server.settings.routes)
+            state.check(self._directory, self.host, founds, bool(self._join))
+            if not state.check_store(self._directory, kept, founds):
+                kept.identity = _identity()  # a store that was removed takes its server's name along
+            self._state = kept
             await self._look_before()
         elif self._join:
-            await self._learn_from(self._join)
+            own = self._server.settings
+            record, sequence = await arrival.learn(self.host, own.security, self._join)
+            urls = [entry.url for entry in record.hosts.values()]
+            address = arrival.address_of(own, self._join)
+            self._state = State(_identity(), False, address, record.routes(), urls, sequence=sequence)
         else:
-            self._state = State(_identity(), True, self._address(""))
+            self._state = State(_identity(), True, arrival.address_of(self._server.settings, ""))
         try:
             self._save()
             self._dress()
         except OSError as error:
-            raise ConfigError(explain(error, self._path.parent)) from None
-
-    def _miss_store(self) -> None:
-        """A store that was removed takes its server's name along. Raises `DataLoss` where nobody else has what was in it."""
-        state, store = self._state, self._path.parent / "jetstream"
-        if state.votes and state.sequence and not (store.is_dir() and any(store.iterdir())):
-            if not (self._server.settings.routes or state.others):
-                raise DataLoss(f"{store} is gone: restore a backup, or remove {self._path.parent} to begin anew")
-            self._state = msgspec.structs.replace(state, identity=_identity())
-
-    async def _learn_from(self, join: str) -> None:
-        security = self._server.settings.security
-        scheme = "tls" if security.tls_cert else "nats"
-        engine = NatsEngine([f"{scheme}://{join}"], **msgspec.structs.asdict(security))
-        await engine.open()
-        try:
-            record, sequence = await self._joinable(engine, join)
-            if self.host in record.hosts:
-                try:
-                    await ask_host(engine.bus, self.host, "facts", HostFacts)
-                except NoResponders:
-                    pass  # the same host, without its disk
-                else:
-                    raise ConfigError(f"there is a host {self.host!r} in the cluster: give another --name")
-        finally:
-            await engine.close()
-        address = self._address(join)
-        urls = [entry.url for entry in record.hosts.values()]
-        self._state = State(_identity(), False, address, record.routes(), urls, sequence=sequence)
-
-    async def _joinable(self, engine: NatsEngine, join: str) -> tuple[Cohort, int]:
-        """The record of a cluster that may just be founded."""
-        try:
-            async with asyncio.timeout(_JOIN_SECONDS):
-                while True:
-                    record, sequence = await _read(engine)
-                    if record is not None and not any(entry.route for entry in record.hosts.values()):
-                        raise ConfigError(f"{join} is a single host, and does not grow: start a cluster with --cohort")
-                    if record is not None:
-                        return record, sequence
-                    await asyncio.sleep(_UNFIT_SECONDS)
-        except TimeoutError:
-            raise ConfigError(
-                f"{join} belongs to no cluster that can be joined: its servers have no record of a cohort. "
-                "For servers of your own, give --servers URL"
-            ) from None
+            raise ConfigError(explain(error, self._directory)) from None
 
     async def _look_before(self) -> None:
         """A vote that was taken away while this host was gone is given up before its server speaks to anybody."""
-        if not self._state.votes or not self._state.urls:
+        urls = [url for url in self._state.urls if url != self._server.url]
+        if not self._state.votes or not urls:
             return
-        own = self._server.settings
-        engine = NatsEngine(
-            [url for url in self._state.urls if url != self._server.url], **msgspec.structs.asdict(own.security)
-        )
+        engine = NatsEngine(urls, **msgspec.structs.asdict(self._server.settings.security))
         try:
             async with asyncio.timeout(_PEEK_SECONDS):
                 await engine.open()
-                record, sequence = await _read(engine)
+                record, sequence = await arrival.read(engine)
         except (TimeoutError, HoldfastError):
             return
         finally:
@@ -170,37 +118,19 @@ class Seat:
         if not record.votes(self.host):
             self._state = msgspec.structs.replace(self._state, identity=_identity(), votes=False, sequence=sequence)
 
-    def _address(self, join: str) -> str:
-        """Where others reach this host: where it listens, or else the address that faces them."""
-        listen = self._server.settings.listen
-        if listen not in addresses.EVERYWHERE:
-            return listen
-        for route in self._server.settings.routes:
-            name = addresses.bare(route.rpartition(":")[0])
-            if route.endswith(f":{self._server.settings.cluster_port}") and _is_here(name):
-                return name
-        host, _, port = join.rpartition(":")
-        if not host:
-            return socket.gethostname()
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((addresses.bare(host), int(port)))
-            return str(probe.getsockname()[0])
-
     def _save(self) -> None:
-        files.write_private(self._path, msgspec.json.encode(self._state).decode())
+        state.save(self._directory, self._state)
 
     def _dress(self) -> None:
-        """The server as the file says."""
-        state = self._state
-        self._server.name = f"{self.host}-{state.identity}"
+        """The server as the file says. Raises `ConfigError` where a store cannot be put aside."""
+        own = self._state
+        self._server.name = f"{self.host}-{own.identity}"
         self._server.settings = msgspec.structs.replace(
-            self._server.settings, others=tuple(state.others), votes=state.votes
+            self._server.settings, others=tuple(own.others), votes=own.votes
         )
-        kept = self._path.parent / "jetstream"
-        if not state.votes and kept.exists():
-            left = self._path.parent / _LEFT
-            shutil.rmtree(left, ignore_errors=True)
-            kept.rename(left)
+        kept = self._directory / state.STORE
+        if not own.votes and kept.exists():
+            kept.rename(state.room_aside(self._directory))
 
     @property
     def record(self) -> Cohort | None:
@@ -238,6 +168,18 @@ class Seat:
         route = addresses.join(address, own.cluster_port) if clustered else ""
         return HostEntry(self._server.name, route, f"{scheme}://{addresses.join(address, own.port)}")
 
+    @property
+    def founded(self) -> bool:
+        """Whether this host ever saw a cluster: then it founds none, whatever was removed."""
+        return bool(self._state.founded)
+
+    def saw_cluster(self) -> None:
+        """There is a cluster, and this host belongs to it. Raises `OSError`."""
+        if not self.founded:
+            seen = msgspec.structs.replace(self._state, founded=True)
+            state.save(self._directory, seen)
+            self._state = seen
+
     # Afterwards ----------------------------------------------------------------------------------------------------
 
     async def run(self, engine: NatsEngine, system: System) -> None:
@@ -258,15 +200,18 @@ class Seat:
 
     async def _fit(self, engine: NatsEngine, system: System) -> bool:
         """Do one thing that brings this host nearer to what the record says; return whether nothing was to be done."""
-        record, sequence = await _read(engine)
+        record, sequence = await arrival.read(engine)
         if record is None:
             return await self._found(engine)
+        self._empty_since = 0.0
         async with self._changing:
             if sequence < self._state.sequence:
                 return False  # a replica that lags
             self._remember(record, sequence)
             votes = self._server.settings.votes
             known = record.hosts.get(self.host)
+            if votes and not record.votes(self.host) and self._is_not_itself():
+                return False
             if votes and not record.votes(self.host) and not record.target:
                 await self._give_up(system)
                 await self._sit(False)
@@ -275,12 +220,26 @@ class Seat:
                 await self._sit(True)
                 return False
             if known == self.entry:
+                if not self.founded and await founding.look(engine) is not None:
+                    self.saw_cluster()  # it has no node that would tell
                 return True
             lost = votes and known is not None and known.server != self.entry.server
             if lost and known is not None and not await self._succeed(system, known.server):
                 return False
             await cohort.change(engine, cohort.CELL, self._entered)
             return False
+
+    def _is_not_itself(self) -> bool:
+        """Whether it has another host's store, or has no other voter beside it: then it puts nothing aside."""
+        owner, own = self._state.owner, self._server.settings
+        if owner and owner != self.host:
+            self.trouble = f"this is the directory of host {owner}: give --name {owner}"
+        elif not own.routes and not own.others:
+            members = ", ".join(self.record.members if self.record is not None else ())
+            self.trouble = f"by the record the only copy belongs to {members}, not to {self.host}: give that --name"
+        else:
+            return False
+        return True
 
     def _entered(self, record: Cohort | None) -> Cohort:
         assert record is not None
@@ -304,6 +263,13 @@ class Seat:
         """Write the first record, once all founders are there."""
         founders = self._server.settings.routes
         if not self._state.votes:
+            return False
+        if self.founded and await founding.look(engine) is None:
+            self.trouble = NOTHING_LEFT
+            self._empty_since = self._empty_since or time.monotonic()
+            if time.monotonic() - self._empty_since > _ELECTION_SECONDS and not self._said:
+                self._said = True
+                self._say("nothing-left", {"server": self._server.settings.name, "text": NOTHING_LEFT})
             return False
         await engine.ensure_cells([cohort.CELL], len(founders) or 1)
         hosts = {self.host: self.entry}
@@ -368,6 +334,8 @@ class Seat:
             return self.entry
 
     async def _sit(self, votes: bool) -> None:
+        if not votes:
+            state.room_aside(self._directory)  # refused before anything is changed
         self._state.votes = votes
         if not votes:
             self._state.identity = _identity()
@@ -375,25 +343,5 @@ class Seat:
         await self._restart(self._dress)
 
 
-async def _read(engine: NatsEngine) -> tuple[Cohort | None, int]:
-    try:
-        return await cohort.read(engine, cohort.CELL)
-    except InvalidName:  # there is no registry yet
-        return None, 0
-
-
 def _identity() -> str:
     return f"{chance.bits(24):06x}"
-
-
-def _is_here(name: str) -> bool:
-    """Whether an address belongs to this machine."""
-    try:
-        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
-        for family, kind, _, _, address in found:
-            with socket.socket(family, kind) as probe:
-                probe.bind((ipaddress.ip_address(address[0]).compressed, 0))
-                return True
-    except (OSError, ValueError):
-        return False
-    return False

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -115,7 +116,7 @@ class Host:
         self.keeper = None if self.server is None else Keeper(self.server, self.say)
         self.seat: Seat | None = None
         if self.server is not None and self.keeper is not None:
-            self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart)
+            self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart, self.say)
         self.heard = Heard()
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._watchman = Watchman(self.children, report, self._say_who_lives)
@@ -229,7 +230,7 @@ class Host:
             name=child.name,
             host=self.settings.name,
             incarnation=child.incarnation,
-            found=self.settings.replicas is not None,
+            found=self.settings.replicas is not None and not (self.seat is not None and self.seat.founded),
             replicas=self._copies(),
             labels=self.settings.labels,
             capacity=self.settings.capacity,
@@ -269,6 +270,9 @@ class Host:
         child.watch.heard(event, facts)
         if event == "ready" and child.process is not None:
             child.ready = True
+            if self.seat is not None:
+                with suppress(OSError):  # the seat tries again
+                    self.seat.saw_cluster()
             told = {
                 "node": child.name,
                 "node_pid": child.process.pid,

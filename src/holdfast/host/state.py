@@ -1,0 +1,148 @@
+"""What a host keeps of itself beside its data, and what that says of the store before a server opens it.
+
+A server started on a store that is not its own, or that is not whole, does harm at once: alone on a cohort's store it makes
+every stream anew with one copy, and on an empty one it begins a cluster in which nothing ever was. So a host looks at what
+it kept first, and refuses in words what it cannot mend.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from holdfast import files, limits
+from holdfast.cluster.cohort import Cohort
+from holdfast.errors import ConfigError, DataLoss
+
+STATE_FILE: Final = "host.json"
+"""Its presence shows that a host has data here."""
+
+STORE: Final = "jetstream"
+_LEFT: Final = "jetstream-left"
+"""What a server kept when it lost its vote; with a number from the second on."""
+
+
+class State(msgspec.Struct):
+    """What is in the file. ``sequence``: of the newest record seen, so that a stale one is known for that."""
+
+    identity: str
+    votes: bool
+    address: str
+    others: list[str] = []
+    urls: list[str] = []
+    founders: list[str] = []
+    """The hosts that the command line's routes lead to."""
+    sequence: int = 0
+    record: Cohort | None = None
+    """The newest record seen: what this host knows of the others while no majority answers."""
+    founded: bool | None = None
+    """Whether it ever saw a cluster, so that it founds none any more; None in a file of a version that did not note it."""
+
+    @property
+    def owner(self) -> str:
+        """The host whose server this is by the record; empty where it does not say."""
+        hosts = {} if self.record is None else self.record.hosts
+        return next((name for name, entry in hosts.items() if entry.server == f"{name}-{self.identity}"), "")
+
+    @property
+    def in_cohort(self) -> bool:
+        """Whether it is one of several hosts."""
+        hosts = {} if self.record is None else self.record.hosts
+        return bool(self.founders or self.others or any(entry.route for entry in hosts.values()))
+
+
+def load(directory: Path) -> State | None:
+    """What a host kept; None where there is none. Raises `ConfigError`."""
+    path = directory / STATE_FILE
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=State)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): restore it, or move the directory away") from None
+    if state.founded is None:
+        state.founded = state.sequence > 0
+    return state
+
+
+def save(directory: Path, state: State) -> None:
+    """Keep it. Raises `OSError`."""
+    files.write_private(directory / STATE_FILE, msgspec.json.encode(state).decode())
+
+
+def owner(directory: Path) -> str:
+    """The name of the host whose directory this is; empty where nothing says it."""
+    try:
+        state = load(directory)
+    except ConfigError:
+        return ""  # its start says that
+    return "" if state is None else state.owner
+
+
+def check(directory: Path, name: str, founds: bool, joins: bool) -> None:
+    """Raises `ConfigError` where a host would start alone, or under another's name, on what a host of a cohort kept.
+
+    ``founds``: whether it was told all founders; ``joins``: whether it was told a host of its cluster.
+    """
+    state = load(directory)
+    if state is None:
+        return
+    if state.owner and state.owner != name:
+        raise ConfigError(
+            f"{directory} is the directory of host {state.owner}, not of {name}: give --name {state.owner}"
+        )
+    alone = not founds and (not state.others or (bool(state.founders) and not joins))
+    if state.in_cohort and alone:
+        raise ConfigError(
+            f"{directory} is the directory of one of several hosts, and alone it would lose what they acknowledged: start it "
+            "with --cohort HOST:PORT,... as before, or all of one machine with `holdfast up --hosts N --dir PARENT`"
+        )
+
+
+def check_store(directory: Path, state: State, founds: bool) -> bool:
+    """Whether a server may keep its name: one whose store was removed may not. ``founds``: whether it has fellow founders.
+
+    Raises `DataLoss` where nobody else has what was in it.
+    """
+    if not state.votes or not (state.sequence or state.founded):
+        return True
+    if not founds and not state.in_cohort and not _has_streams(directory):
+        raise DataLoss(
+            f"the data in {directory / STORE} are gone: put them back, or remove {directory} to begin anew, or to restore "
+            "a backup into it"
+        )
+    return not _is_empty(directory / STORE)
+
+
+def is_lost(directory: Path) -> bool:
+    """Whether a host votes that saw a cluster, and has nothing of it any more. Raises `ConfigError`."""
+    state = load(directory)
+    return state is not None and state.votes and bool(state.founded) and not _has_streams(directory)
+
+
+def counts(directory: Path) -> bool:
+    """Whether a host votes, or did before its directory was removed. Raises `ConfigError`."""
+    state = load(directory)
+    return state is None or state.votes
+
+
+def _is_empty(store: Path) -> bool:
+    return not store.is_dir() or not any(store.iterdir())
+
+
+def _has_streams(directory: Path) -> bool:
+    return any((directory / STORE / "jetstream").glob("*/streams/*/meta.inf"))
+
+
+def room_aside(directory: Path) -> Path:
+    """Where to put a store that lost its vote; none that lies there is replaced. Raises `ConfigError` for too many."""
+    for number in range(1, limits.STORES_ASIDE_MAX + 1):
+        path = directory / (_LEFT if number == 1 else f"{_LEFT}-{number}")
+        if not path.exists():
+            return path
+    raise ConfigError(
+        f"{directory} has {limits.STORES_ASIDE_MAX} stores that were put aside ({_LEFT}, {_LEFT}-2, ...): remove those that "
+        "nobody needs"
+    )
