@@ -63,6 +63,38 @@ async def rung(bell: Any, count: int) -> bool:
     return len(await bell.ask(Bell.rung)) >= count
 
 
+class Failing(Agent[Rings], idle_seconds=0.1):
+    runs = 0
+
+    @handler
+    async def arm(self) -> None:
+        self.set_timer("t", 0.0, Failing.ring)
+
+    @handler
+    async def ring(self) -> None:
+        Failing.runs += 1
+        raise ValueError("cannot ring")
+
+
+async def test_a_timer_that_fails_has_its_attempts_however_soon_its_agent_is_idle(path: Path) -> None:
+    Failing.runs = 0
+    async with serving(path, Failing) as node:
+        await node.agent(Failing, "f").ask(Failing.arm)
+
+        async def buried() -> bool:
+            return bool(await node.dead_letters.all())
+
+        await until(buried)
+
+        async def gone() -> bool:
+            return not node._runtime.resident
+
+        await until(gone)
+        assert Failing.runs == limits.ATTEMPTS_MAX
+        assert len(node._runtime.timers) == 0
+        assert len(await node.dead_letters.all()) == 1
+
+
 async def test_a_timer_fires_once(path: Path) -> None:
     async with serving(path, Bell) as node:
         bell = node.agent(Bell, "b")

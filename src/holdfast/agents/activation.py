@@ -34,7 +34,7 @@ class Activation:
     __slots__ = (
         "agent", "at_rest", "attempts", "blob", "broken", "committed_bytes", "consumed", "digest_part",
         "generation", "held", "in_batch", "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs",
-        "outgoing_bytes", "outgoing_records", "pending", "probation", "pumping", "readers", "reading", "retry_at",
+        "outgoing_bytes", "outgoing_records", "pending", "probation", "pumping", "readers", "reading", "retry_at", "ringing",
         "running", "seen", "senders", "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob",
         "state_version", "task", "timers", "token", "turn_from_inbox", "version", "view", "waiting_readers"
     )  # fmt: skip
@@ -62,6 +62,8 @@ class Activation:
         self.seen = Seen({}, NO_IDS)
         self.senders: dict[str, tuple[int, float]] | None = None
         self.timers: dict[str, Timer] | None = None
+        self.ringing: set[str] | None = None
+        """The keys of those that fired and are not settled: their messages wait here, or for another attempt."""
         self.generation = 0
         self.attempts: dict[str, int] | None = None
         self.probation = False
@@ -175,10 +177,21 @@ class Activation:
         self.pump()
 
     def deliver_timer(self, message: Delivery) -> None:
-        """Take a timer that is due, or a reader that is to run alone."""
+        """Take a timer that is due, unless it is in hand already, or a reader that is to run alone."""
+        if message.timer is not None:
+            self.ringing = self.ringing or set()
+            if message.key in self.ringing and not message.attempts:
+                return
+            self.ringing.add(message.key)
         self.last_used = self.shard.runtime.loop.time()
         self.at_rest = False
         self._put(message)
+
+    def rang(self, message: Delivery) -> None:
+        """A timer's message is settled."""
+        if self.ringing is not None:
+            self.ringing.discard(message.key)
+            self.ringing = self.ringing or None
 
     def deliver_inbox(self, message: Delivery | int) -> None:
         """Take the next inbox message, or the sequence of one that is still to be read."""
@@ -237,6 +250,8 @@ class Activation:
 
     def _begin(self, message: Delivery) -> None:
         if repeats.already_seen(self, message):
+            if message.timer is not None:
+                self.rang(message)
             return
         call = message.call
         if call is not None:
@@ -376,7 +391,7 @@ class Activation:
         for more in (self.mailbox, self.inbox, self.waiting_readers):
             found.update(dict.fromkeys(more or ()))
         self.in_batch, self.pending, self.in_hand = (), [], None
-        self.mailbox = self.inbox = self.waiting_readers = self.running = None
+        self.mailbox = self.inbox = self.waiting_readers = self.running = self.ringing = None
         self.loaded = self.at_rest = False
         for place, item in enumerate(found):
             if isinstance(item, Delivery):
@@ -389,4 +404,4 @@ class Activation:
     def idle(self, now: float) -> bool:
         """Whether it may leave memory."""
         busy = self.running or self.pending or self.in_batch or self.mailbox or self.inbox
-        return not busy and self.loaded and now - self.last_used > self.kind.idle_seconds
+        return not (busy or self.ringing) and self.loaded and now - self.last_used > self.kind.idle_seconds

@@ -271,9 +271,10 @@ def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]
         if letter.message_id:
             until = now + activation.kind.dedup_seconds
             activation.seen.note_id(letter.message_id, until, digests[0], message.reply, digests[1])
-    elif (timer := message.timer) is not None and (activation.timers or {}).get(timer.name) == timer:
-        assert activation.timers is not None
-        del activation.timers[timer.name]
+    elif (timer := message.timer) is not None:
+        activation.rang(message)
+        if activation.timers is not None and activation.timers.get(timer.name) == timer:
+            del activation.timers[timer.name]
 
 
 def _remember(activation: Activation, call: Call, answer: bytes, digests: tuple[int, int]) -> None:
@@ -307,7 +308,6 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
         return
     seconds = limits.BACKOFF_SECONDS_MIN * 4**message.attempts
     if message.timer is not None:
-        # It may have left memory by then, as nothing keeps it there.
         activation.shard.later(seconds, activation.shard.hand, activation.token, message)
     else:
         if activation.inbox is None:
