@@ -154,6 +154,12 @@ CIRCLE_MAX: Final = 32
 COMPLAINT_SECONDS: Final = 1.0
 """So often the same failure in users' code is said in the log."""
 
+UNKNOWN_FIELDS_OF_LOAD: Final = 8
+"""Stored values without a field in the state's type that the log names when one agent is loaded."""
+
+UNKNOWN_FIELDS_MAX: Final = 64
+"""… and of one kind of agents in all."""
+
 COMPLAINTS_MAX: Final = 256
 """Different failures that are told apart for that."""
 

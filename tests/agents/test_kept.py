@@ -29,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.agents.kinds import serving
 
-from holdfast import Agent, BadState, HandlerFailed, State, codec, handler, reader
+from holdfast import Agent, BadState, HandlerFailed, State, codec, handler, limits, reader
 from holdfast.codec.kept import unknown_fields
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -713,3 +713,57 @@ def test_a_state_that_was_kept_stays_as_it_is(value: Any) -> None:
     again, later = kind.keep(kept)
     assert form(kept) == form(kind.load_state(data, 1)) == form(later) == form(kind.load_state(again, 1))
     assert form(kind.view(data).value) == form(kind.view(again).value)
+
+
+class Free(State):
+    parts: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Part(msgspec.Struct):
+    x: int = 0
+
+
+class Bound(State):
+    parts: Part = msgspec.field(default_factory=Part)
+
+
+class Sets(State):
+    names: set[str] = msgspec.field(default_factory=set)
+
+
+class FewerSets(State):
+    others: set[str] = msgspec.field(default_factory=set)
+
+
+def test_what_the_log_says_of_stored_fields_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Many(Agent[Bound]):
+        """Its fields were keys before."""
+
+    kind = Many.__kind__
+    monkeypatch.setattr(limits, "UNKNOWN_FIELDS_OF_LOAD", 3)
+    monkeypatch.setattr(limits, "UNKNOWN_FIELDS_MAX", 7)
+    for load in range(10):
+        data = codec.encode_raw(Free({f"{load}-{place}": 1 for place in range(3000)}))
+        kind.note_unknown("Many/a", data, kind.decode_state(data))
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.startswith("Many/a holds a value of $.parts.") for text in said].count(True) == 7
+    assert len(said) == 8 and len(kind._said) == 7
+
+
+def test_a_state_without_inner_fields_is_not_encoded_to_find_stored_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Renamed(Agent[FewerSets]):
+        """Its field had another name before."""
+
+    kind = Renamed.__kind__
+    monkeypatch.setattr(kind, "encode_bytes", None)
+    for names in ({"a", "b"}, set[str]()):
+        data = codec.encode_raw(Sets(names))
+        kind.note_unknown("Renamed/a", data, kind.decode_state(data))
+    kind.note_unknown("Renamed/a", codec.encode_raw(FewerSets({"a", "b"})), None)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "Renamed/a holds a value of $.names"
+    ]

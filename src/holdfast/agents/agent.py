@@ -18,7 +18,7 @@ from holdfast.agents import guard, over, places
 from holdfast.agents.context import Context, Outcome, TurnHost
 from holdfast.agents.handler import Handler, P, _Method, check_reference, reader
 from holdfast.codec import types
-from holdfast.codec.kept import Losses, unknown_fields, unsendable
+from holdfast.codec.kept import NOTHING, Losses, unknown_at_top, unknown_fields, unsendable
 from holdfast.core.pools import MAIN, Pool
 from holdfast.errors import BadMessage, BadState, UnknownKind
 
@@ -122,14 +122,26 @@ class Kind:
             raise BadState(f"the state of {self.name} cannot be shown: {_said(error)}") from error
 
     def note_unknown(self, token: str, data: bytes, state: Any) -> None:
-        """Say once, when an agent was loaded, which stored values this code's state type has no field for."""
+        """Say once, when an agent was loaded, which stored values this code's state type has no field for.
+
+        A type without fields below its own is not encoded for that: its bytes may differ for ever, as those of sets do.
+        """
+        most = limits.UNKNOWN_FIELDS_MAX - len(self._said)
+        if most <= 0:
+            return
         try:
-            if self.encode_bytes(state) == data:
+            if self.losses.exact is not NOTHING:
+                found = unknown_at_top(self.losses.exact, data)
+            elif self.encode_bytes(state) == data:
                 return
-            fields = [field for field in unknown_fields(self.state_type, data) if field not in self._said]
+            else:
+                found = unknown_fields(self.state_type, data)
         except Exception:  # a state's own code: its next turn says more
             return
+        fields = [field for field in found if field not in self._said][: min(most, limits.UNKNOWN_FIELDS_OF_LOAD)]
         self._said.update(fields)
+        if len(self._said) >= limits.UNKNOWN_FIELDS_MAX:
+            _logger.warning("the log names no more than %d such fields of %s", limits.UNKNOWN_FIELDS_MAX, self.name)
         for field in fields:
             _logger.warning(
                 "%s holds a value of %s, which the state of %s does not have: it stays in the log until the agent's next "

@@ -32,7 +32,7 @@ class Losses:
         self._arrays = types.of(kind).arrays
         self._counted: list[str] = []
         self._root_counted = False
-        self.exact: Any = _Nothing
+        self.exact: Any = NOTHING
         if isinstance(found, inspect.StructType) and not found.cls.__struct_config__.dict:
             worst = {field.name: types.loss_of(field.type) for field in found.fields}
             if types.OPEN not in worst.values():
@@ -41,7 +41,7 @@ class Losses:
         elif types.loss_of(found) != types.OPEN:
             self.exact = _class_of(found)
             self._root_counted = types.loss_of(found) == types.COUNTED
-        self.always = self.exact is _Nothing or bool(self._counted) or self._root_counted
+        self.always = self.exact is NOTHING or bool(self._counted) or self._root_counted
         """Whether each value has to be looked at; else only one that is not of the exact type."""
 
     def find(self, live: Any, data: bytes, kept: Any) -> str:
@@ -63,7 +63,7 @@ class Losses:
         return "" if same else _lost(live, kept, "$")
 
 
-class _Nothing:
+class NOTHING:
     """The type of no value."""
 
 
@@ -74,7 +74,7 @@ def _class_of(found: inspect.Type) -> Any:
         inspect.IntType: int, inspect.FloatType: float, inspect.StrType: str, inspect.BytesType: bytes,
         inspect.NoneType: type(None), inspect.BoolType: bool,
     }  # fmt: skip
-    return names.get(type(found), _Nothing)
+    return names.get(type(found), NOTHING)
 
 
 def _beyond_fields(live: Any, kept: Any) -> str:
@@ -188,6 +188,21 @@ def unknown_fields(kind: Any, data: bytes) -> list[str]:
     found: dict[str, None] = {}
     _unknown(inspect.type_info(kind), raw, "$", found)
     return list(found)
+
+
+def unknown_at_top(kind: Any, data: bytes) -> list[str]:
+    """`unknown_fields` for a type that holds no others with fields: nothing but what has no field is decoded."""
+    if not issubclass(kind, msgspec.Struct):
+        return []
+    if kind.__struct_config__.array_like:
+        return unknown_fields(kind, data)
+    known = {*kind.__struct_encode_fields__, kind.__struct_config__.tag_field}
+    stored = _decode_names(data)
+    return [f"$.{name}" for name in stored if name not in known and not _empty(_decode_any(stored[name]))]
+
+
+_decode_names: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_any: Final = msgspec.msgpack.Decoder(ext_hook=codec.own_extension).decode
 
 
 def _unknown(kind: inspect.Type, raw: Any, path: str, found: dict[str, None]) -> None:
