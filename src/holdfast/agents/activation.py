@@ -178,20 +178,11 @@ class Activation:
 
     def deliver_timer(self, message: Delivery) -> None:
         """Take a timer that is due, unless it is in hand already, or a reader that is to run alone."""
-        if message.timer is not None:
-            self.ringing = self.ringing or set()
-            if message.key in self.ringing and not message.attempts:
-                return
-            self.ringing.add(message.key)
+        if attempts.rings(self, message):
+            return
         self.last_used = self.shard.runtime.loop.time()
         self.at_rest = False
         self._put(message)
-
-    def rang(self, message: Delivery) -> None:
-        """A timer's message is settled."""
-        if self.ringing is not None:
-            self.ringing.discard(message.key)
-            self.ringing = self.ringing or None
 
     def deliver_inbox(self, message: Delivery | int) -> None:
         """Take the next inbox message, or the sequence of one that is still to be read."""
@@ -250,8 +241,7 @@ class Activation:
 
     def _begin(self, message: Delivery) -> None:
         if repeats.already_seen(self, message):
-            if message.timer is not None:
-                self.rang(message)
+            attempts.rang(self, message)
             return
         call = message.call
         if call is not None:

@@ -140,3 +140,25 @@ def _rewrite(activation: Activation) -> None:
     """Have the log drop them as well: the next owner does not know any more that they count for nothing."""
     if activation.loaded:
         activation.note(mailbox.mark(activation.shard.runtime.loop.create_future()))
+
+
+# Timers --------------------------------------------------------------------------------------------------------------
+
+
+def rings(activation: Activation, message: Delivery) -> bool:
+    """Whether a timer that is due is in hand already, or waits for another attempt; now it is."""
+    if message.timer is None:
+        return False
+    if activation.ringing is None:
+        activation.ringing = set()
+    if message.key in activation.ringing and not message.attempts:
+        return True
+    activation.ringing.add(message.key)
+    return False
+
+
+def rang(activation: Activation, message: Delivery) -> None:
+    """A timer's message is settled."""
+    if message.timer is not None and activation.ringing is not None:
+        activation.ringing.discard(message.key)
+        activation.ringing = activation.ringing or None

@@ -272,7 +272,7 @@ def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]
             until = now + activation.kind.dedup_seconds
             activation.seen.note_id(letter.message_id, until, digests[0], message.reply, digests[1])
     elif (timer := message.timer) is not None:
-        activation.rang(message)
+        attempts.rang(activation, message)
         if activation.timers is not None and activation.timers.get(timer.name) == timer:
             del activation.timers[timer.name]
 
