@@ -17,8 +17,21 @@ import pytest
 from tests.agents.kinds import on, serving, until
 from tests.agents.rogues import NAMES, Broken, Pit, Rogue, throw
 
-from holdfast import Agent, BadMessage, BadState, HandlerFailed, HoldfastError, Node, State, handler, limits, reader
+from holdfast import (
+    Agent,
+    BadMessage,
+    BadState,
+    HandlerFailed,
+    HoldfastError,
+    Node,
+    OutcomeUnknown,
+    State,
+    handler,
+    limits,
+    reader,
+)
 from holdfast.agents import child_tasks
+from holdfast.agents.opened import Open
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -384,3 +397,28 @@ async def test_a_log_that_raises_fails_nothing_else(tmp_path: Path, monkeypatch:
 
         await until(buried)
         assert await agent.ask(Rogue.add) == 1 and not node._runtime.failures
+
+
+async def test_a_refusal_that_is_not_recorded_vouches_for_no_other_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path / "log.db", Newborn) as node:
+        router = node._router
+        answered = router._answered
+
+        def late(opened: Open, reference: int, outcome: int, payload: bytes) -> None:
+            opened.unanswered |= 1  # another attempt is on its way
+            answered(opened, reference, outcome, payload)
+
+        for agent in (node.agent(Newborn, "a"), node.agent(Newborn, "b").options(message_id="id")):
+            monkeypatch.setattr(Unmade, "how", "Odd")
+            with pytest.raises(BadState):
+                await agent.ask(Newborn.add, 1)
+            with monkeypatch.context() as patch:
+                patch.setattr(router, "_answered", late)
+                with pytest.raises(BadState):
+                    await agent.ask(Newborn.value)
+                with pytest.raises(OutcomeUnknown, match=r"cannot be made: Odd.*earlier attempt"):
+                    await agent.ask(Newborn.add, 1)
+            monkeypatch.setattr(Unmade, "how", "")
+            assert await agent.ask(Newborn.add, 1) == 1

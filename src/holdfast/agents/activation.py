@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast import limits
 from holdfast.agents import attempts, circles, reading, repeats, reviving, suspects, turn
-from holdfast.agents.mailbox import Delivery, Sink, call_key, error_bytes, is_same_ask, too_late
+from holdfast.agents.mailbox import Delivery, Sink, call_key, is_same_ask, refusal_bytes, too_late
 from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
 from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
@@ -263,7 +263,7 @@ class Activation:
     def settle(self, message: Delivery, error: HoldfastError | None = None) -> None:
         """Answer a call that needs no turn, but not before what is uncommitted now is committed."""
         if error is not None:
-            message.error = error_bytes(error)
+            message.error = refusal_bytes(error)
         if self.pending or self.in_batch:
             self.note(message)
         else:

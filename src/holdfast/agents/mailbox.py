@@ -10,7 +10,7 @@ import msgspec
 
 from holdfast import codec, errors, ids
 from holdfast.agents import guard
-from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, Call, InboxMessage, Outgoing, Timer
+from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, UNRECORDED, Call, InboxMessage, Outgoing, Timer
 from holdfast.errors import BadMessage, DeadlineExceeded, HoldfastError
 
 if TYPE_CHECKING:
@@ -127,6 +127,12 @@ def from_timer(timer: Timer, suspect: bool) -> Delivery:
 def error_bytes(error: BaseException) -> bytes:
     """An error as it travels in a reply."""
     return codec.encode_raw(errors.to_wire(error))
+
+
+def refusal_bytes(error: BaseException) -> bytes:
+    """An error as `error_bytes` gives it, of a call that left nothing in the agent's record."""
+    name, text, kind, details = errors.to_wire(error)
+    return codec.encode_raw((name, text, kind or UNRECORDED, details))
 
 
 def too_late(call: Call, now: float) -> DeadlineExceeded:

@@ -21,6 +21,10 @@ ATTEMPT_BITS = 16
 """A reference is the number of an ask, unique in its process, and in its lowest bits the number of the attempt."""
 
 
+UNRECORDED = "unrecorded"
+"""In an error's place for a class of users': the call left nothing in the record, so another attempt may be done."""
+
+
 class Call(msgspec.Struct, array_like=True, gc=False):
     """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a message without them."""
 

@@ -20,7 +20,7 @@ import msgspec
 from holdfast import chance, ids, limits, loops
 from holdfast.agents import guard, skew
 from holdfast.agents.frames import Frames, decode_replies
-from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, WAITS, Call, Probe
+from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, UNRECORDED, WAITS, Call, Probe
 from holdfast.agents.opened import Open
 from holdfast.agents.over import current
 from holdfast.agents.ref import AgentRef, Options
@@ -30,6 +30,7 @@ from holdfast.core import backoff
 from holdfast.core.pools import Pool
 from holdfast.engines.base import Bus, Message, Subscription
 from holdfast.errors import (
+    BadState,
     Closed,
     DeadlineExceeded,
     HoldfastError,
@@ -222,10 +223,14 @@ class Router:
     def error(self, opened: Open, payload: bytes) -> HoldfastError:
         """What an answer says that is none."""
         try:
-            error = from_wire(*_decode_error(payload))
+            error = from_wire(*(wire := _decode_error(payload)))
         except msgspec.MsgspecError:
             return OutcomeUnknown(f"the answer of {opened.call.token} cannot be read")
-        if isinstance(error, NotDone) and opened.unanswered:
+        # The code that an agent is broken for may be mended when another attempt comes to it.
+        mended = (
+            isinstance(error, BadState) and wire[2] == UNRECORDED and (opened.call.number or opened.call.message_id)
+        )
+        if (mended or isinstance(error, NotDone)) and opened.unanswered:
             return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt {_SILENT}")
         return skew.explained(error, opened.deadline - self._clock.now(), not opened.call.message_id)
 

@@ -324,7 +324,7 @@ class Runtime:
             activation = shard.activations.get(call.token) or suspects.reach(shard, call.token)
         except HoldfastError as error:
             if sink is not None:
-                sink(call.reference, ERROR, mailbox.error_bytes(error))
+                sink(call.reference, ERROR, mailbox.refusal_bytes(error))
             return
         activation.deliver(mailbox.from_call(call, sink))
 

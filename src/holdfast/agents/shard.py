@@ -207,7 +207,7 @@ class Shard:
     def drop(self, activation: Activation, error: HoldfastError, seconds: float = 0.0) -> None:
         """Forget what of the agent is not committed: calls get the error, its inbox and timers come again later."""
         self._leave(activation.token)
-        payload = mailbox.error_bytes(error)
+        payload = mailbox.refusal_bytes(error)
         kept: list[Delivery | int] = []
         for message in activation.abandon():
             if isinstance(message, int) or message.call is None:

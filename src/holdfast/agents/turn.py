@@ -21,7 +21,7 @@ from holdfast.agents import attempts, guard, mailbox, over, reviving, workers
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
-from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes
+from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes, refusal_bytes
 from holdfast.agents.messages import BUSY, Call, DeadRecord, InboxMessage
 from holdfast.errors import (
     BadMessage,
@@ -46,7 +46,7 @@ def refuse(message: Delivery, error: HoldfastError) -> None:
     if isinstance(error, Overloaded) and message.call is not None and message.call.message_id:
         message.turn_away(BUSY)
         return
-    message.error = error_bytes(error)
+    message.error = refusal_bytes(error)
     message.respond()
 
 
