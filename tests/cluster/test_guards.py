@@ -20,7 +20,8 @@ from holdfast.cluster import cohort
 from holdfast.core.replicas import Extent, majority, why_keep
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import Conflict, InvalidName, NoResponders, Unknown
+from holdfast.errors import Conflict, InvalidName, NoResponders, StorageFailed, Unknown
+from holdfast.host import guards
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.exclusive import Exclusive
@@ -217,6 +218,45 @@ async def test_work_that_an_orderly_stop_cuts_short_is_taken_up_by_the_next_proc
         after = Exclusive(node.engine, "c", "after")
         assert await after.adopt() is cut_short
         await after.release()
+
+
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_copy_that_cannot_be_put_aside_is_not_said_to_be_whole(node: Node, tmp_path: Path) -> None:
+    said: list[str] = []
+    failing = [True, False]
+
+    async def restart(between: Callable[[], None]) -> None:
+        between()
+        if failing.pop(0):
+            raise StorageFailed("the store stays as it is")
+
+    host = SimpleNamespace(engine=node.engine, settings=SimpleNamespace(name="c"), system=None)
+    host.server = SimpleNamespace(settings=SimpleNamespace(directory=str(tmp_path)))
+    host.keeper, host.say = SimpleNamespace(restart=restart), lambda event, facts: said.append(event)
+    copy = tmp_path / "copy"
+    for wanted in ([], ["copy-discarded", "copy-not-whole"]):  # nobody says that it has everything
+        copy.mkdir()
+        changes = Changes(cast(Any, host), "now")
+        await changes._exclusive.take("it gets a new copy")
+        await changes._rebuild("s", [copy])
+        assert said == wanted and list(tmp_path.iterdir()) == []
+        after = Exclusive(node.engine, "c", "after")
+        assert not await after.adopt(), "it is over"
+
+
+@pytest.mark.cluster
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_host_that_does_not_vote_and_is_gone_is_not_waited_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = await cohort.read(node.engine, cohort.CELL)
+    assert record is not None
+    gone = record.with_host("gone", cohort.HostEntry("gone-0", "127.0.0.1:1", "nats://127.0.0.1:2"))
+    monkeypatch.setattr(guards, "_ANSWER_SECONDS", 120.0)
+    async with asyncio.timeout(60):
+        kept = await guards.Guards(cast(Any, SimpleNamespace(engine=node.engine)))._kept(gone)
+    assert kept.keys() == {entry.server for entry in record.hosts.values()}
 
 
 EXTENTS = st.builds(Extent, st.integers(0, 50), st.integers(0, 50))

@@ -130,8 +130,8 @@ class Changes:
             finally:
                 await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
             self._host.say("copy-discarded", {"stream": stream})
-            await self._whole(stream)
-            self._host.say("copy-whole", {"stream": stream})
+            if await self._whole(stream):
+                self._host.say("copy-whole", {"stream": stream})
 
     # Until it is whole ---------------------------------------------------------------------------------------------
 
@@ -167,8 +167,8 @@ class Changes:
             await asyncio.sleep(_LOOK_SECONDS)
         return []
 
-    async def _whole(self, stream: str) -> None:
-        """Return when the own copy has all that the leader has, or gets no further for long: then the host says so."""
+    async def _whole(self, stream: str) -> bool:
+        """Wait until the own copy has all that the leader has; False where it gets no further for long: the host says so."""
         system, loop = self._host.system, asyncio.get_running_loop()
         most, moved_at = -1, loop.time()
         while system is not None and loop.time() - moved_at < limits.REBUILD_SECONDS:
@@ -178,8 +178,9 @@ class Changes:
                 if own is not None:
                     behind = own.last_sequence < facts.state.last_seq
                     if not behind and own.messages >= facts.state.messages * _WHOLE_PART:
-                        return
+                        return True
                     if own.messages > most:
                         most, moved_at = own.messages, loop.time()
             await asyncio.sleep(_LOOK_SECONDS)
         self._host.say("copy-not-whole", {"stream": stream})
+        return False
