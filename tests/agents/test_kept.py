@@ -767,3 +767,32 @@ def test_a_state_without_inner_fields_is_not_encoded_to_find_stored_ones(
     assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
         "Renamed/a holds a value of $.names"
     ]
+
+
+class Weights(State):
+    one: float = 0.0
+    other: float | None = None
+
+
+class Nested(State):
+    parts: list[Weights] = msgspec.field(default_factory=list)
+
+
+class Weighing(Agent[Weights]):
+    """Has floats."""
+
+
+class WeighingParts(Agent[Nested]):
+    """Has them further down."""
+
+
+def test_a_whole_number_that_a_float_rounds_is_refused() -> None:
+    kind, parts = Weighing.__kind__, WeighingParts.__kind__
+    assert kind.keep(Weights(one=2**53, other=2**60))[1] == Weights(one=float(2**53), other=float(2**60))
+    assert parts.keep(Nested([Weights(one=3)]))[1] == Nested([Weights(one=3.0)])
+    with pytest.raises(BadState, match=r"would lose \$\.one: a float does not have all the digits"):
+        kind.keep(Weights(one=2**53 + 1))
+    with pytest.raises(BadState, match=r"would lose \$\.other: a float"):
+        kind.keep(Weights(other=2**53 + 1))
+    with pytest.raises(BadState, match=r"would lose \$\.parts\[0\]\.one: a float"):
+        parts.keep(Nested([Weights(one=2**53 + 1)]))

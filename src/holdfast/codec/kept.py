@@ -21,6 +21,7 @@ from holdfast.codec import arrays, models, moments, types
 
 _NOT_DECLARED: Final = "its declared type does not have that field"
 _FEWER: Final = "some of its items become one"
+_ROUNDED: Final = "a float does not have all the digits of this whole number"
 
 
 class Losses:
@@ -32,16 +33,18 @@ class Losses:
         self._arrays = types.of(kind).arrays
         self._counted: list[str] = []
         self._root_counted = False
+        self._floats: list[str] = []
         self.exact: Any = NOTHING
         if isinstance(found, inspect.StructType) and not found.cls.__struct_config__.dict:
             worst = {field.name: types.loss_of(field.type) for field in found.fields}
             if types.OPEN not in worst.values():
                 self.exact = found.cls
                 self._counted = [name for name, loss in worst.items() if loss == types.COUNTED]
+                self._floats = [field.name for field in found.fields if _is_float(field.type)]
         elif types.loss_of(found) != types.OPEN:
             self.exact = _class_of(found)
             self._root_counted = types.loss_of(found) == types.COUNTED
-        self.always = self.exact is NOTHING or bool(self._counted) or self._root_counted
+        self.always = self.exact is NOTHING or bool(self._counted or self._floats) or self._root_counted
         """Whether each value has to be looked at; else only one that is not of the exact type."""
 
     def find(self, live: Any, data: bytes, kept: Any) -> str:
@@ -53,6 +56,9 @@ class Losses:
                 one, other = getattr(live, name), getattr(kept, name)
                 if one is not None and len(one) != len(other):
                     return f"$.{name}: {_FEWER}"
+            for name in self._floats:
+                if _is_rounded(getattr(live, name), getattr(kept, name)):
+                    return f"$.{name}: {_ROUNDED}"
             return ""
         if extra := _beyond_fields(live, kept):
             return f"$.{extra}: {_NOT_DECLARED}"
@@ -61,6 +67,17 @@ class Losses:
         else:
             same = self._encode(kept) == data
         return "" if same else _lost(live, kept, "$")
+
+
+def _is_float(found: inspect.Type) -> bool:
+    """Whether a whole number becomes a float in a field of a type."""
+    if isinstance(found, (inspect.UnionType, inspect.Metadata)):
+        return any(map(_is_float, types.parts_of(found)))
+    return isinstance(found, inspect.FloatType)
+
+
+def _is_rounded(live: Any, kept: Any) -> bool:
+    return type(kept) is float and type(live) is int and kept != live
 
 
 class NOTHING:
@@ -102,6 +119,8 @@ def fields_of(value: Any) -> dict[str, Any] | None:
 def _lost(live: Any, kept: Any, path: str) -> str:
     if _equal(live, kept):
         return ""
+    if _is_rounded(live, kept):
+        return f"{path}: {_ROUNDED}"
     fields, keeps = fields_of(live), fields_of(kept)
     if fields is not None and isinstance(kept, (list, tuple)):
         live, fields = list(fields.values()), None
