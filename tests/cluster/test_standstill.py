@@ -8,6 +8,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,40 @@ async def test_each_way_to_stand_still_ends_after_two_nodes(cluster: LocalCluste
     for agent in ("napper", "matcher", "looper", "reader"):
         assert await node.agent(Still, agent).options(timeout_seconds=60).ask(Still.value) == 0
     assert len(await node.dead_letters.all()) == len(letters)
+
+
+def stacks_written(pid: int) -> bool:
+    """Whether a process noted where its threads were, as its host asks it to when it is silent."""
+    with suppress(OSError):
+        for opened in Path(f"/proc/{pid}/fd").iterdir():
+            if "holdfast-stacks" in str(opened.readlink()):
+                return opened.stat().st_size > 0
+    return not Path(f"/proc/{pid}").exists()
+
+
+async def test_what_stands_still_is_named_though_its_node_was_silent_before(
+    cluster: LocalCluster, node: Node, runs: Path
+) -> None:
+    await all_there(node)
+    pids = {name: cluster.node_pid(name) for name in ("h1-1", "h1-2", "h1-3")}
+    EVENTS.clear()
+    for pid in pids.values():
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):
+            while {one["node"] for one in EVENTS if one["event"] == "node-still"} < {*pids}:
+                await asyncio.sleep(0.05)
+    finally:
+        for pid in pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(60):
+        while not all(map(stacks_written, pids.values())):
+            await asyncio.sleep(0.05)
+    await all_there(node)
+    await node.agent(Still, "again").send(Still.backtrack, "again")
+    assert "(backtrack)" in await letter(node, "backtrack", "again")
+    assert len(processes(runs)["again"]) == 2
 
 
 async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(cluster: LocalCluster, node: Node) -> None:

@@ -117,6 +117,7 @@ class Watch:
         self._named: dict[str, str] = {}
         self._functions: tuple[str, ...] = ()
         self._stacks = -1
+        self._written = 0
         self._asked = False
         self._watched = False
         self._state = "?"
@@ -151,8 +152,9 @@ class Watch:
         self._quiet += passed
         self._see(pid, passed)
         if self._quiet >= limits.QUIET_SECONDS and not self._asked and self._stacks >= 0 and STACKS_SIGNAL:
-            self._asked = True
+            self._asked, self.stack = True, ""
             with suppress(OSError):
+                self._written = self._file(pid).stat().st_size  # of an earlier silence: nothing of this one
                 os.kill(pid, STACKS_SIGNAL)
 
     def _see(self, pid: int, passed: float) -> None:
@@ -170,7 +172,7 @@ class Watch:
         if self.over:
             return None
         if self._quiet >= limits.QUIET_SECONDS:
-            self.stack = self.stack or self._read_stacks(pid)
+            self.stack = self._read_stacks(pid) or self.stack  # again, because it may have been half written
             functions, where = _running(self.stack)
             seconds = self._quiet + self._gone
             return Standstill(self.incarnation, seconds, where=where, functions=functions)
@@ -193,11 +195,16 @@ class Watch:
         # It may be swapped out, or wait for a disk: it could not say anything.
         return self._quiet - self._idle >= limits.STANDSTILL_SECONDS or self._quiet >= limits.STARVED_SECONDS
 
+    def _file(self, pid: int) -> Path:
+        """Where the node writes its stacks, one time behind the other."""
+        return Path(f"/proc/{pid}/fd/{self._stacks}")
+
     def _read_stacks(self, pid: int) -> str:
         if self._stacks < 0:
             return ""
         try:
-            with Path(f"/proc/{pid}/fd/{self._stacks}").open("rb") as file:
+            with self._file(pid).open("rb") as file:
+                file.seek(self._written)
                 return file.read(_STACK_BYTES_MAX).decode(errors="replace")
         except OSError:
             return ""
