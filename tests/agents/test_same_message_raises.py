@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.agents.kinds import Gate, serving, until
@@ -91,3 +91,27 @@ async def test_a_marked_function_that_raises_fails_its_own_message(tmp_path: Pat
                 await node.agent(Marked, "a").options(timeout_seconds=10).ask(Marked.take, name)
         assert await node.agent(Marked, "a").ask(Marked.take, "") == 1
         assert not node._runtime.failures
+
+
+class Once(State):
+    """A reply that its agent's node can make, and its caller cannot."""
+
+    made: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        Once.made += 1
+        throw("TimeoutError" if Once.made == 3 else "")
+
+
+class Giver(Agent[State]):
+    @handler
+    async def give(self) -> Once:
+        return Once()
+
+
+async def test_a_reply_whose_code_raises_is_a_bad_message(tmp_path: Path) -> None:
+    async with serving(tmp_path / "log.db", Giver) as node:
+        Once.made = 0
+        with pytest.raises(BadMessage, match=r"the reply of Giver\.give: TimeoutError.*rogues\.py:"):
+            await node.agent(Giver, "a").ask(Giver.give)
+        assert Once.made == 3

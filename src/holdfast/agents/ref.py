@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overl
 import msgspec
 
 from holdfast import codec, ids, limits
+from holdfast.agents import guard
 from holdfast.agents.context import Outcome
 from holdfast.agents.handler import Handler, Reader, _Method, check_reference
 from holdfast.agents.messages import OK
-from holdfast.errors import BadMessage, TooLarge
+from holdfast.errors import BadMessage, HoldfastError, TooLarge
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Agent
@@ -180,7 +181,12 @@ class AgentRef(Generic[AgentT_co]):
             router.give_up(opened, context)
             raise
         if outcome == OK:
-            return method.decode_reply(payload)
+            try:
+                return method.decode_reply(payload)
+            except HoldfastError:
+                raise
+            except Exception as error:  # code of the reply's type
+                raise guard.named(BadMessage, f"the reply of {method.__qualname__}", error) from error
         raise router.error(opened, payload)
 
     async def send(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
