@@ -13,7 +13,7 @@ from msgspec import field
 from tests.agents.kinds import until
 
 from holdfast import Agent, HandlerFailed, Node, Overloaded, State, codec, handler, limits, reader
-from holdfast.agents import attempts
+from holdfast.agents import attempts, suspects
 from holdfast.agents.attempts import ANY_MESSAGE
 from holdfast.agents.messages import ERROR, Call
 from holdfast.agents.opened import Open
@@ -85,8 +85,9 @@ async def ran(what: str, times: int) -> None:
 async def marks(node: Node, agent: str = "a") -> dict[str, int]:
     info = node.describe(f"Worker/{agent}")
     shard = node._runtime.shards[info.shard]
-    stored = await node.engine.log.read_sequence(shard.cell, shard.index[f"Worker/{agent}"])
-    assert stored is not None
+    stored = None
+    while stored is None:  # a newer record may have taken its place
+        stored = await node.engine.log.read_sequence(shard.cell, shard.index[f"Worker/{agent}"])
     return unpack(stored.payload, "").attempts
 
 
@@ -126,6 +127,26 @@ async def test_a_stop_in_order_counts_for_nothing_between_two_ends(path: Path, m
             if times == 1:
                 await node.agent(Worker, "a").send(Worker.work, "long")
             await ran("long", times)
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "long")
+        assert await node.dead_letters.all() == []
+
+
+async def test_a_stop_in_order_is_known_to_whoever_comes_after_an_owner_that_wrote_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
+    for times, end in enumerate(["killed", "killed", "in order"], 1):
+        async with life(path, end) as node:
+            if times == 1:
+                await node.agent(Worker, "a").send(Worker.work, "long")
+            await ran("long", times)
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts, "_rewrite", lambda *_: None)
+        patch.setattr(suspects, "start", lambda *_: None)
+        async with life(path, "killed"):
+            pass
     ends[-1].set()
     async with life(path) as node:
         await handled(node, "long")

@@ -125,8 +125,7 @@ def _forget_why(marks: Marks, name: str) -> None:
 
 def counting(activation: Activation, marks: Marks) -> Marks:
     """Those that count for a new owner: not of an owner that let go of the shard in order, nor of this very process."""
-    claim, outlived = activation.shard.claim, activation.shard.runtime.marks
-    released = claim.before if claim.clean else 0
+    released, outlived = activation.shard.claim.released, activation.shard.runtime.marks
     found = dict(marks)
     for name, number in marks.items():
         if (activation.token, name) in outlived or (released and number >> _COUNT_BITS == released):

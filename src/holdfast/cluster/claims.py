@@ -76,8 +76,9 @@ class Claims:
 
     def _claim(self, sequence: int, before: Epoch, chain: str, settled: bool) -> Claim:
         if self._let_go(before):
-            return Claim(sequence, True, chain, settled, before.record.released)
-        return Claim(sequence, False, chain, settled, before.sequence, before.record.owner)
+            return Claim(sequence, True, chain, settled, before.record.released, released=before.record.released)
+        owner, released = before.record.owner, before.record.released
+        return Claim(sequence, False, chain, settled, before.sequence, owner, released)
 
     def _let_go(self, epoch: Epoch) -> bool:
         """Whether its owner did not end with it in hand."""
@@ -85,12 +86,13 @@ class Claims:
 
     def _records(self, name: str, before: Mapping[int, Epoch]) -> dict[int, EpochRecord]:
         record = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
-        if self._life.alone:
-            return dict.fromkeys(before, record)
-        return {
-            number: msgspec.structs.replace(record, chain=name, packs=sorted(self._epochs.packs(number)))
-            for number in before
+        claims = {
+            number: msgspec.structs.replace(record, released=epoch.record.released) for number, epoch in before.items()
         }
+        if not self._life.alone:
+            for number, claim in claims.items():
+                claim.chain, claim.packs = name, sorted(self._epochs.packs(number))
+        return claims
 
     async def _breaks(self, cell: str, before: Mapping[int, Epoch]) -> list[Record]:
         """The records that break the chains of those that did not let go. Raises `NoQuorum`, `Unknown`."""

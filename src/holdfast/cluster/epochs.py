@@ -31,13 +31,14 @@ class EpochRecord(msgspec.Struct, array_like=True):
     packs: list[str] = []
     """Other chains in whose packs there may be records of the shard."""
     released: int = 0
-    """Of a shard that was let go of in order: the epoch that ended so."""
+    """The newest epoch of the shard that ended in order; owners that come after it say so too."""
 
 
 class Claim(NamedTuple):
     """A shard that was claimed: its epoch, whether the owner before let go of it, the chain that fences it, and whether
     nothing of it can be in the packs of other chains. ``before``: the epoch in which it was served before, 0 where that is
-    not known; ``owner``: who owned it then, where that owner did not let go of it."""
+    not known; ``owner``: who owned it then, where that owner did not let go of it; ``released``: the newest epoch that ended
+    in order, 0 where none is known to."""
 
     epoch: int
     clean: bool
@@ -45,6 +46,7 @@ class Claim(NamedTuple):
     settled: bool
     before: int = 0
     owner: str = ""
+    released: int = 0
 
 
 class Epoch(msgspec.Struct, frozen=True):
