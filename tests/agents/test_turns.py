@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from holdfast import (
     handler,
     limits,
 )
-from holdfast.agents import places
+from holdfast.agents import guard, places, reading
+from holdfast.agents.mailbox import from_call
+from holdfast.agents.messages import Call
 from holdfast.engines.base import Record
 
 
@@ -359,3 +362,24 @@ async def test_an_agent_whose_error_cannot_be_described_goes_on(path: Path, monk
             with pytest.raises(HandlerFailed, match="ValueError"):
                 await agent.options(timeout_seconds=5).ask(Counter.break_after, 1)
         assert await agent.options(timeout_seconds=5).ask(Counter.add, 1) == 2
+
+
+async def test_a_plain_read_enters_code_of_users_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state is made, and it runs: plain arguments and replies hold no code."""
+    made: list[Context] = []
+
+    def fresh() -> Context:
+        made.append(Context())
+        return made[-1]
+
+    async with serving(path) as node:
+        agent = node.agent(Counter, "a")
+        await agent.ask(Counter.add, 3)
+        activation = node._runtime.resident["Counter/a"]
+        answers: list[bytes] = []
+        call = Call("Counter/a", "value", b"\x90", 1, "p-elsewhere")
+        monkeypatch.setattr(guard, "fresh", fresh)
+        reading.read(activation, from_call(call, lambda _reference, _outcome, payload: answers.append(payload)))
+        monkeypatch.undo()
+        assert answers == [b"\x03"]
+        assert len(made) == 2

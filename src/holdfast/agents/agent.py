@@ -41,6 +41,7 @@ class Kind:
     def __init__(self, cls: type[Agent[Any]], name: str, state: Any, options: _Options) -> None:
         self.cls = cls
         self.name = ids.check_kind(name)
+        self.unreadable = f"the state of {name} cannot be read"
         self.capabilities = options.capabilities
         self.state_version = options.state_version
         self.idle_seconds = options.idle_seconds

@@ -98,7 +98,7 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
         work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(activation, method, job)
         return activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
     try:
-        agent = guard.call(BadState, f"the state of {activation.kind.name} cannot be read", _twin, activation, context)
+        agent = guard.call(BadState, activation.kind.unreadable, _twin, activation, context)
     except HoldfastError as error:
         refuse(message, error)
         return None
@@ -157,17 +157,19 @@ def _done(activation: Activation, message: Delivery, method: _Method[Any, Any, A
         if type(value) is Raised and isinstance(value.error, asyncio.CancelledError):
             raise value.error
         return
-    title = f"{activation.kind.name}.{message.handler}"
     if type(value) is Raised:
-        error = guard.shown(title, value.error)
+        error = guard.shown(f"{activation.kind.name}.{message.handler}", value.error)
         refuse(message, error)
         activation.shard.runtime.complaints.failed(activation.token, message, error)
         return
     try:
         if type(value) is Done:
             message.reply = value.reply
+        elif type(value) is method.plain_reply:  # no code of users' runs
+            message.reply = method.encode_reply(value)
         else:
-            message.reply = guard.call(BadMessage, f"the reply of {title}", method.encode_reply, value)
+            what = f"the reply of {activation.kind.name}.{message.handler}"
+            message.reply = guard.call(BadMessage, what, method.encode_reply, value)
     except HoldfastError as error:
         refuse(message, error)
         return

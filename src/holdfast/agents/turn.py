@@ -69,6 +69,8 @@ def method_of(activation: Activation, message: Delivery) -> tuple[_Method[Any, A
     method = activation.kind.methods.get(message.handler)
     if method is None:
         raise activation.kind.lacks(message.handler)
+    if method.plain:  # no code of users' runs
+        return method, method.decode_arguments(message.arguments)
     what = f"the arguments of {activation.kind.name}.{method.name}"
     return method, guard.call(BadMessage, what, method.decode_arguments, message.arguments)
 
