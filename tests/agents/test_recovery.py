@@ -169,6 +169,9 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
         assert await marks() == {"*": 1}
         node._router._send = send  # type: ignore[method-assign]
         assert await agent.ask(Counter.add, 1) == 8
+        assert await marks() == {"*": 1}, "whoever asks again had no time to yet"
+        shard.claimed_at -= 2 * limits.ATTEMPT_SECONDS
+        assert await agent.ask(Counter.add, 1) == 9
         assert await marks() == {}
 
 
