@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.agents.kinds import Append, Counter, Fault, Receiver, serving, until
 
-from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum
+from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum, limits
 from holdfast.agents.record import unpack
 from holdfast.agents.shard import Shard
 from holdfast.cluster.epochs import Claim
