@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from holdfast.engines.base import Record
 from holdfast.engines.local.engine import LocalEngine
-from holdfast.errors import ConfigError, DataLoss
+from holdfast.errors import Closed, ConfigError, DataLoss
 
 WRITER = """
 import asyncio, resource, sys
@@ -149,4 +150,38 @@ async def test_replicas_cannot_be_had(tmp_path: Path) -> None:
     await engine.open()
     with pytest.raises(ConfigError):
         await engine.ensure_cells(["c"], 3)
+    await engine.close()
+
+
+async def test_whoever_closes_waits_for_what_is_written(tmp_path: Path) -> None:
+    engine = LocalEngine(tmp_path / "log.db")
+    await engine.open()
+    await engine.ensure_cells(["c"], 1)
+    writer = engine._writer
+    assert writer is not None
+    goes_on = threading.Event()
+    begun = threading.Event()
+
+    def slow(connection: sqlite3.Connection) -> None:
+        begun.set()
+        goes_on.wait(30)
+        connection.execute("INSERT INTO blobs (key, checksum, value) VALUES ('k', 0, x'')")
+
+    work = writer.call(slow)
+    await asyncio.to_thread(begun.wait, 30)
+    cancelled = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    closes = [asyncio.create_task(engine.close()) for _ in range(3)]
+    done, _ = await asyncio.wait(closes, timeout=0.1)
+    assert not done
+    assert not engine.connected()
+    with pytest.raises(Closed):
+        await engine.ensure_cells(["d"], 1)
+    goes_on.set()
+    await asyncio.gather(work, *closes)
+    assert cancelled.cancelled()
+    await engine.open()
+    assert await engine.cells() == ["c"]
+    assert await engine.blobs.keys("k") == ["k"]
     await engine.close()

@@ -108,12 +108,17 @@ class LocalEngine(Engine):
         return connection
 
     async def close(self) -> None:
+        """Several may close at once, and be cancelled: each goes on only when the thread that writes has ended.
+
+        SQLite's connections are that thread's; closed under it, they end the process (SIGSEGV).
+        """
         await self._socket_server.close()
-        writer, self._writer = self._writer, None
+        writer = self._writer
         if writer is not None:
             self.log.close()
             self.blobs.closed = self.bus.closed = True
             await writer.close()
+            self._writer = None
         connections, self._connections = self._connections, []
         for connection in reversed(connections):
             connection.close()
@@ -147,12 +152,12 @@ class LocalEngine(Engine):
         self.log.note_cells()
 
     def _open(self) -> Writer:
-        if self._writer is None:
+        if self._writer is None or self._writer.closing:
             raise Closed("the engine is not open")
         return self._writer
 
     def connected(self) -> bool:
-        return self._writer is not None
+        return self._writer is not None and not self._writer.closing
 
     def servers(self) -> int:
         return 1

@@ -108,7 +108,8 @@ class Writer:
         self._gathered: list[_Append | _Task] = []
         self._handed: deque[list[_Append | _Task]] = deque()
         self._wake = threading.Semaphore(0)
-        self._closing = False
+        self.closing = False
+        """Nothing more is taken; what was handed over is still written."""
         self._dead: str = ""
         self.on_failed: Callable[[str], None] = _nobody
         """Called on the loop when it dies."""
@@ -147,7 +148,7 @@ class Writer:
         return future
 
     def _gather(self, item: _Append | _Task) -> None:
-        if self._closing:
+        if self.closing:
             raise Closed("the log was closed")
         if self._dead:
             raise StorageFailed(self._dead)
@@ -162,8 +163,8 @@ class Writer:
 
     async def close(self) -> None:
         """Write what waits, and end."""
-        if not self._closing:
-            self._closing = True
+        if not self.closing:
+            self.closing = True
             if self._gathered:
                 self._hand_over()
             self._wake.release()
@@ -184,7 +185,7 @@ class Writer:
             if waiting:
                 changed = self._write(waiting)
                 self._loop.call_soon_threadsafe(self._tell, waiting, changed)
-            elif self._closing and not self._handed:
+            elif self.closing and not self._handed:
                 return
 
     def _write(self, waiting: list[_Append | _Task]) -> dict[str, list[Stored]]:
