@@ -59,9 +59,9 @@ def excused(marks: Marks, name: str) -> int:
     return marks.get(name, 0) >> 2 & _COUNT_MAX
 
 
-def excuse(marks: Marks, name: str) -> None:
-    """The last end behind a mark had another cause."""
-    marks[name] = value(0, max((marks[name] & _COUNT_MAX) - 1, 0), excused(marks, name) + 1)
+def excuse(marks: Marks, name: str, counted: bool) -> None:
+    """The last end behind a mark had another cause. ``counted``: such ends are counted."""
+    marks[name] = value(0, max((marks[name] & _COUNT_MAX) - 1, 0), excused(marks, name) + counted)
 
 
 def put(marks: Marks, name: str, epoch: int, ends: int, why: str = "") -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from holdfast import limits
 from holdfast.agents import guard, over, reviving, workers
 from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
@@ -22,6 +23,9 @@ from holdfast.errors import BadMessage, BadState, HoldfastError
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.handler import _Method
+    from holdfast.agents.shard import Shard
+
+_ASKED_AGAIN_SECONDS: Final = 2 * limits.ASK_TIMEOUT_SECONDS
 
 
 def committed_view(activation: Activation) -> Any:
@@ -56,7 +60,7 @@ def begin(activation: Activation, message: Delivery) -> None:
     """Run a reader of an agent that is loaded; one that may have ended a process takes its turn, as handlers do."""
     call, shard = message.call, activation.shard
     assert call is not None
-    if call.suspect and (shard.suspect_before or activation.attempts or shard.runtime.standstills.names):
+    if call.suspect and (_after_an_end(shard) or activation.attempts or shard.runtime.standstills.names):
         if (error := overloaded(activation, call)) is not None:
             refuse(message, error)
         else:
@@ -68,6 +72,11 @@ def begin(activation: Activation, message: Delivery) -> None:
         activation.note(message)
     else:
         read(activation, message)
+
+
+def _after_an_end(shard: Shard) -> bool:
+    """Whether a process ended with the shard in hand so short a while ago that callers still ask it again."""
+    return not shard.claim.clean or shard.runtime.clock.now() - shard.suspect_due < _ASKED_AGAIN_SECONDS
 
 
 def _answer(

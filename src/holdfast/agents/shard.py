@@ -69,9 +69,8 @@ class Shard:
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, Relay] = {}
-        self.suspect_before = 0 if claim.clean else epoch
         self.claim = claim
-        self._suspect_timers_before = 0.0 if claim.clean else runtime.clock.now()
+        self.suspect_before, self.suspect_due = claim.suspects
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
@@ -351,7 +350,7 @@ class Shard:
     def fire(self, token: str, timer: Timer) -> None:
         """A timer is due."""
         if self.active:
-            self.hand(token, mailbox.from_timer(timer, timer.due <= self._suspect_timers_before))
+            self.hand(token, mailbox.from_timer(timer, timer.due <= self.suspect_due))
 
     def later(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """Call in a while, if the shard is still served then."""

@@ -34,26 +34,31 @@ def reach(shard: Shard, token: str) -> Activation:
     return shard.activation(token)
 
 
-def start(activation: Activation, message: Delivery) -> None:
+def start(activation: Activation, message: Delivery, told: bool = False) -> None:
     """Run a message so that it ends three processes at most, and stands still on two nodes at most.
 
     First behind a committed mark on the agent. Where that process ended too, or where it is heard that the message stood
     still: one message of the node at a time, each behind a mark that names it. A message that bears such a mark of a process
-    that ended is given up. Marks of this very process do not count when it claims the agent's shard anew
-    (`Activation.load`): it has not ended.
+    that ended is given up. A process may lose a shard and claim it anew: its own marks in it blame nobody, as it has not
+    ended (`attempts.counting`). ``told``: nothing more is to be heard of how the owner before ended.
     """
     marks = activation.attempts = activation.attempts or {}
     name = attempts.name_of(message.key)
+    if not told and _is_open(activation, message, name):
+        activation.running = message
+        turn.spawn(activation, message, _when_told(activation, message))
+        return
     still = _standstill(activation, message)
     for marked in (name, ANY_MESSAGE):
-        if marked in marks and _excused(activation, message, marked):
-            attempts.excuse(marks, marked)
+        if marked in marks:
+            _excuse(activation, message, marked)
     if why := _guilty(activation, name, still):
         _give_up(activation, message, why)
     elif still is not None or name in marks or (message.suspect and _alone(activation)):
         if still is not None:  # whoever owns the agent next is to know it, however this one lets go of it
             marks.setdefault(name, 0)
-            attempts.explain(marks, name, still.text)
+            if still.ended:
+                attempts.explain(marks, name, still.text)
         _begin(activation, message, name)
     elif not message.suspect or (activation.probation and ANY_MESSAGE in marks and not _reads(activation, message)):
         activation.attempts = marks or None
@@ -63,23 +68,52 @@ def start(activation: Activation, message: Delivery) -> None:
         _begin(activation, message, ANY_MESSAGE)
 
 
+def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
+    """Whether the owner before wrote a mark that may accuse this message, and stands still, but has not ended yet."""
+    accuse = (name, ANY_MESSAGE) if message.suspect else (name,)
+    heard = activation.shard.runtime.standstills
+    return any(heard.stands(owner) for marked in accuse if (owner := _writer(activation, marked)))
+
+
+async def _when_told(activation: Activation, message: Delivery) -> None:
+    """Wait for the last word of the host of the owner before, and judge then."""
+    runtime, name = activation.shard.runtime, attempts.name_of(message.key)
+    end = runtime.loop.time() + 3 * limits.FROZEN_SECONDS
+    while _is_open(activation, message, name) and runtime.loop.time() < end:
+        await asyncio.sleep(_LOOK_SECONDS)
+    if activation.running is message:
+        activation.running = None
+        start(activation, message, told=True)
+        activation.pump()
+
+
 def _alone(activation: Activation) -> bool:
     """Whether a process ended that ran suspects of this agent behind the mark of the agent, and it may be for one of them."""
     marks = activation.attempts or {}
     return attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
 
 
-def _excused(activation: Activation, message: Delivery, name: str) -> bool:
-    """Whether something else is known to have ended the process that wrote a mark; not again and again."""
-    marks, claim = activation.attempts or {}, activation.shard.claim
-    if not claim.owner or attempts.epoch_of(marks, name) != claim.before:
-        return False
-    if attempts.excused(marks, name) >= limits.ALONE_ENDS_MAX - 1:
-        return False
+def _excuse(activation: Activation, message: Delivery, name: str) -> None:
+    """Take back an end behind a mark that something else is known to have caused.
+
+    A standstill in another message always does, as that one is given up for it. Whatever else is heard does so a few
+    times: if the cause is this message nevertheless, it would come back for ever.
+    """
+    owner, marks = _writer(activation, name), activation.attempts or {}
+    if not owner:
+        return
     heard = activation.shard.runtime.standstills
-    if (still := heard.of(claim.owner)) is not None:
-        return not _may_be(activation, message, still)
-    return name != ANY_MESSAGE and heard.was_killed(claim.owner)
+    if (still := heard.of(owner)) is not None and still.ended:
+        excused, sure = not _may_be(activation, message, still), bool(still.token)
+    else:
+        excused, sure = name != ANY_MESSAGE and heard.was_killed(owner), False
+    if excused and (sure or attempts.excused(marks, name) < limits.ALONE_ENDS_MAX - 1):
+        attempts.excuse(marks, name, counted=not sure)
+
+
+def _writer(activation: Activation, name: str) -> str:
+    """Whose process wrote a mark, and ended without letting go of the shard; empty where that is not known."""
+    return activation.shard.claim.owner_in(attempts.epoch_of(activation.attempts or {}, name))
 
 
 def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
@@ -107,8 +141,8 @@ def _guilty(activation: Activation, name: str, still: Standstill | None) -> str:
         # Behind the mark of the agent it ran for the second time, if the word that it stood still came late.
         marked = ANY_MESSAGE in marks and not activation.probation
         second = marked and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before > 0
-        return still.text if second and still is not None and still.key else ""
-    newest = still.text if still is not None else ""
+        return still.text if second and still is not None and still.key and still.ended else ""
+    newest = still.text if still is not None and still.ended else ""
     return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
 
 
@@ -135,9 +169,12 @@ def _begin(activation: Activation, message: Delivery, name: str) -> None:
 async def _behind_mark(activation: Activation, message: Delivery, name: str) -> None:
     runtime = activation.shard.runtime
     try:
-        if attempts.why(activation.attempts or {}, name):
+        heard = name != ANY_MESSAGE and _standstill(activation, message) is not None
+        if heard or attempts.why(activation.attempts or {}, name):
             await _marked(activation)
             await _calm(activation)
+            if (still := _standstill(activation, message)) is not None and still.ended:
+                attempts.explain(activation.attempts or {}, name, still.text)
         async with nullcontext() if name == ANY_MESSAGE else runtime.quarantine:
             call = message.call
             if (

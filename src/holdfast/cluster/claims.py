@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from holdfast import ids
 from holdfast.clock import Clock
 from holdfast.cluster import chain, epochs
@@ -20,6 +18,8 @@ from holdfast.errors import Conflict, Unknown
 
 _TRIES: Final = 4
 """Attempts at a claim that others disturb, who break the same chains."""
+_ENDED_MAX: Final = 4
+"""Owners that are remembered, as they ended without letting go: a mark that one of them wrote is judged by how it ended."""
 
 
 class Claims:
@@ -70,28 +70,31 @@ class Claims:
         for number, sequence in zip(before, sequences, strict=False):
             self._epochs.note(number, sequence, claims[number])
         return {
-            number: self._claim(sequence, before[number], name, not claims[number].packs)
+            number: self._claim(Epoch(sequence, claims[number]), before[number], name)
             for number, sequence in zip(before, sequences, strict=False)
         }
 
-    def _claim(self, sequence: int, before: Epoch, chain: str, settled: bool) -> Claim:
-        if self._let_go(before):
-            return Claim(sequence, True, chain, settled, before.record.released, released=before.record.released)
-        owner, released = before.record.owner, before.record.released
-        return Claim(sequence, False, chain, settled, before.sequence, owner, released)
+    def _claim(self, now: Epoch, before: Epoch, chain: str) -> Claim:
+        record, clean = now.record, self._let_go(before)
+        last = (record.released, "") if clean else (before.sequence, before.record.owner)
+        ended = tuple(record.ended)
+        return Claim(now.sequence, clean, chain, not record.packs, *last, record.released, ended, now.suspects)
 
     def _let_go(self, epoch: Epoch) -> bool:
         """Whether its owner did not end with it in hand."""
         return not epoch.record.owner or base(epoch.record.owner) == base(self._life.incarnation)
 
     def _records(self, name: str, before: Mapping[int, Epoch]) -> dict[int, EpochRecord]:
-        record = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
-        claims = {
-            number: msgspec.structs.replace(record, released=epoch.record.released) for number, epoch in before.items()
-        }
-        if not self._life.alone:
-            for number, claim in claims.items():
+        claims = {}
+        for number, epoch in before.items():
+            claim = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
+            claim.released, claim.ended, claim.suspects = epoch.record.released, epoch.record.ended, epoch.suspects
+            if not self._let_go(epoch):
+                claim.ended = [*claim.ended, (epoch.sequence, epoch.record.owner)][-_ENDED_MAX:]
+                claim.suspects = (-1, 0.0)
+            if not self._life.alone:
                 claim.chain, claim.packs = name, sorted(self._epochs.packs(number))
+            claims[number] = claim
         return claims
 
     async def _breaks(self, cell: str, before: Mapping[int, Epoch]) -> list[Record]:

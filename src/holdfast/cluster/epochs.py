@@ -32,13 +32,18 @@ class EpochRecord(msgspec.Struct, array_like=True):
     """Other chains in whose packs there may be records of the shard."""
     released: int = 0
     """The newest epoch of the shard that ended in order; owners that come after it say so too."""
+    ended: list[tuple[int, str]] = []
+    """The last epochs that ended otherwise, with their owners. Of the newest record's owner it is not known yet."""
+    suspects: tuple[int, float] = (0, 0.0)
+    """See `Epoch.suspects`; a sequence of -1 stands for this record's own, with its time."""
 
 
 class Claim(NamedTuple):
     """A shard that was claimed: its epoch, whether the owner before let go of it, the chain that fences it, and whether
     nothing of it can be in the packs of other chains. ``before``: the epoch in which it was served before, 0 where that is
     not known; ``owner``: who owned it then, where that owner did not let go of it; ``released``: the newest epoch that ended
-    in order, 0 where none is known to."""
+    in order, 0 where none is known to; ``ended``: the last epochs that ended otherwise, with their owners; ``suspects``: see
+    `Epoch`."""
 
     epoch: int
     clean: bool
@@ -47,6 +52,12 @@ class Claim(NamedTuple):
     before: int = 0
     owner: str = ""
     released: int = 0
+    ended: tuple[tuple[int, str], ...] = ()
+    suspects: tuple[int, float] = (0, 0.0)
+
+    def owner_in(self, epoch: int) -> str:
+        """Who did not let go of the shard in an epoch before; empty where that is not known."""
+        return next((owner for ended, owner in self.ended if ended == epoch), "")
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -54,6 +65,13 @@ class Epoch(msgspec.Struct, frozen=True):
 
     sequence: int
     record: EpochRecord
+
+    @property
+    def suspects(self) -> tuple[int, float]:
+        """A sequence and a time: what came before, and timers due by then, may have been in the hands of a process that
+        ended. Owners that let go of the shard in order change nothing about that."""
+        before, due = self.record.suspects
+        return (self.sequence, self.record.at) if before < 0 else (before, due)
 
 
 NOBODY: Final = Epoch(0, EpochRecord("", "", "", 0.0))

@@ -140,7 +140,7 @@ class Membership:
             self.on_event("host-returned", beat.host, _silence(known))
         self._hosts[beat.host] = beat
         self._hosts_heard_at[beat.host] = self._loop.time()
-        for one in self.standstills.note(beat.still, beat.killed):
+        for one in self.standstills.note(beat.still, beat.killed, beat.host):
             what = {"seconds": one.seconds, "where": one.where, "agent": one.token}
             self.on_event("node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what)
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):

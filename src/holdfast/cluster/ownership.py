@@ -349,7 +349,9 @@ class Ownership:
             by_cell: dict[str, dict[int, EpochRecord]] = {}
             for number in held:
                 next_owner, nonce = targets.get(number, ""), ids.new_id("r")
+                mine = self.epochs.get(number)
                 release = EpochRecord("", self._host_name, nonce, self._clock.now(), next_owner, released=held[number])
+                release.ended, release.suspects = mine.record.ended, mine.suspects
                 by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = release
             await asyncio.gather(*(self._write_release(cell, some, held) for cell, some in by_cell.items()))
         finally:
@@ -386,7 +388,8 @@ class Ownership:
         if self.owned and self._engine.connected():
             try:
                 # What still runs is given up; that it is, is said in any case: else it would count as an end of this process.
-                async with asyncio.timeout(_DRAIN_SECONDS_MIN + limits.APPEND_TIMEOUT_SECONDS):
+                drain = max(end - self._loop.time(), _DRAIN_SECONDS_MIN)
+                async with asyncio.timeout(drain + limits.APPEND_TIMEOUT_SECONDS):
                     await self._release(dict.fromkeys(self.owned, ""))
             except (TimeoutError, Closed):
                 pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -50,15 +51,21 @@ class Standstills:
         self._of: dict[str, Standstill] = {}
         """The newest of each node, by the name that all its incarnations have in common."""
         self._heard_at: dict[str, float] = {}
+        self._hosts: dict[str, str] = {}
+        """Which host said it."""
         self.names: dict[tuple[str, str], Standstill] = {}
-        """By agent and message; empty nearly always."""
-        self._loads: dict[str, tuple[int, float, Standstill]] = {}
-        """Agents that stood still while they were loaded: how often, and when that was heard."""
+        """By agent and message. It is empty until a message stands still, and what was not ended for it goes again."""
+        self._loads: dict[str, dict[str, tuple[float, Standstill]]] = {}
+        """Agents that stood still while they were loaded: on which nodes, and when that was heard."""
         self._killed: dict[str, None] = {}
 
-    def note(self, still: Sequence[Standstill], killed: Sequence[str]) -> list[Standstill]:
-        """Take what a host says; return the standstills that ended, and were not known to."""
+    def note(self, still: Sequence[Standstill], killed: Sequence[str], host: str = "") -> list[Standstill]:
+        """Take all that a host says; return the standstills that ended, and were not known to."""
         ended = []
+        listed = {base(one.incarnation) for one in still}
+        for name in [name for name, one in self._of.items() if not one.ended and name not in listed]:
+            if self._hosts[name] == host:  # it goes on, or something else ended it
+                self._forget(name)
         for one in still:
             name = base(one.incarnation)
             known = self._of.get(name)
@@ -67,20 +74,34 @@ class Standstills:
                 continue
             if known is not None and known.token and not one.token:  # what was named once stays so
                 one = msgspec.structs.replace(known, seconds=max(one.seconds, known.seconds), ended=one.ended)
-            self._of[name] = one
+            self._forget(name)
+            self._of[name], self._hosts[name] = one, host
             if one.ended:
                 ended.append(one)
             if one.token and one.key:
-                self.names[one.token, one.key] = one
+                before = self.names.get((one.token, one.key))
+                if one.ended or before is None or not before.ended:
+                    self.names[one.token, one.key] = one
             elif one.token:
-                times, _, before = self._loads.get(one.token, (0, 0.0, None))
-                again = before is None or before.incarnation != one.incarnation
-                self._loads[one.token] = times + again, self._loop.time(), one
+                loads = self._loads.setdefault(one.token, {})
+                loads[name] = self._loop.time(), one
+                _trim(loads)
         for name in killed:
             self._killed[base(name)] = None
-        for table in (self._of, self._heard_at, self.names, self._loads, self._killed):
+        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed):
             _trim(table)
         return ended
+
+    def _forget(self, name: str) -> None:
+        """Drop what is known of a standstill that its node was not ended for."""
+        if (known := self._of.pop(name, None)) is None or not known.token:
+            return
+        if self.names.get((known.token, known.key)) is known:
+            del self.names[known.token, known.key]
+        if not known.key and (loads := self._loads.get(known.token)) is not None:
+            loads.pop(name, None)
+            if not loads:
+                del self._loads[known.token]
 
     def of(self, incarnation: str) -> Standstill | None:
         """How a node stands still, or stood when it ended."""
@@ -94,17 +115,21 @@ class Standstills:
         """Whether a node's process was killed by somebody, so that nothing that it had in hand need have ended it."""
         return base(incarnation) in self._killed
 
+    def stands(self, incarnation: str) -> bool:
+        """Whether a node stands still now, as far as is heard, so that its host may still end it for that."""
+        still, heard_at = self.of(incarnation), self._heard_at.get(base(incarnation), 0.0)
+        return still is not None and not still.ended and heard_at > self._loop.time() - _HEARD_SECONDS
+
     def under_way(self) -> bool:
         """Whether some node stands still now, as far as is heard."""
-        oldest = self._loop.time() - _HEARD_SECONDS
-        return any(not one.ended and self._heard_at.get(name, 0.0) > oldest for name, one in self._of.items())
+        return any(map(self.stands, self._of))
 
     def rests(self, token: str) -> Standstill | None:
         """How an agent stood still when it was loaded last, if that is so short a while ago that it is not loaded again."""
-        if (found := self._loads.get(token)) is None:
+        if not (found := self._loads.get(token)):
             return None
-        times, at, still = found
-        seconds = min(limits.LOAD_REST_SECONDS * 4 ** (times - 1), limits.LOAD_REST_SECONDS_MAX)
+        at, still = max(found.values(), key=itemgetter(0))
+        seconds = min(limits.LOAD_REST_SECONDS * 4 ** (len(found) - 1), limits.LOAD_REST_SECONDS_MAX)
         return still if self._loop.time() - at < seconds else None
 
 
