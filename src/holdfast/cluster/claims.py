@@ -88,7 +88,8 @@ class Claims:
         claims = {}
         for number, epoch in before.items():
             claim = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
-            claim.released, claim.ended, claim.suspects = epoch.record.released, epoch.record.ended, epoch.suspects
+            claim.released = epoch.record.released
+            claim.inherit(epoch)
             if not self._let_go(epoch):
                 claim.ended = [*claim.ended, (epoch.sequence, epoch.record.owner)][-_ENDED_MAX:]
                 claim.suspects = (-1, 0.0)

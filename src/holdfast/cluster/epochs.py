@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from holdfast import codec
+from holdfast import codec, ids
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import DataLoss, NoQuorum, Unknown
 
@@ -36,6 +36,10 @@ class EpochRecord(msgspec.Struct, array_like=True):
     """The last epochs that ended otherwise, with their owners. Of the newest record's owner it is not known yet."""
     suspects: tuple[int, float] = (0, 0.0)
     """See `Epoch.suspects`; a sequence of -1 stands for this record's own, with its time."""
+
+    def inherit(self, before: Epoch) -> None:
+        """What is known of owners that ended goes on from record to record."""
+        self.ended, self.suspects = before.record.ended, before.suspects
 
 
 class Claim(NamedTuple):
@@ -123,6 +127,12 @@ class Epochs:
         newest = self.get(number)
         found = {newest.record.chain} - {""}
         return found if self._settled.get(number) == newest.sequence else found.union(newest.record.packs)
+
+    def release(self, number: int, epoch: int, host: str, at: float, next_owner: str) -> EpochRecord:
+        """The record by which the owner of this epoch lets go of a shard in order."""
+        record = EpochRecord("", host, ids.new_id("r"), at, next_owner, released=epoch)
+        record.inherit(self.get(number))
+        return record
 
     def note(self, number: int, sequence: int, record: EpochRecord) -> None:
         """Take what is known of a shard; an older one changes nothing."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
-from holdfast import chance, ids, limits, loops
+from holdfast import chance, limits, loops
 from holdfast.clock import Clock
 from holdfast.cluster import epochs
 from holdfast.cluster.claims import Claims
@@ -347,11 +347,8 @@ class Ownership:
             stay = await self._host.drain(targets, max(seconds, _DRAIN_SECONDS_MIN))
             held = {n: self.owned.pop(n) for n in targets if n in self.owned and n not in stay}
             by_cell: dict[str, dict[int, EpochRecord]] = {}
-            for number in held:
-                next_owner, nonce = targets.get(number, ""), ids.new_id("r")
-                mine = self.epochs.get(number)
-                release = EpochRecord("", self._host_name, nonce, self._clock.now(), next_owner, released=held[number])
-                release.ended, release.suspects = mine.record.ended, mine.suspects
+            for number, epoch in held.items():
+                release = self.epochs.release(number, epoch, self._host_name, self._clock.now(), targets[number])
                 by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = release
             await asyncio.gather(*(self._write_release(cell, some, held) for cell, some in by_cell.items()))
         finally:
@@ -388,8 +385,8 @@ class Ownership:
         if self.owned and self._engine.connected():
             try:
                 # What still runs is given up; that it is, is said in any case: else it would count as an end of this process.
-                drain = max(end - self._loop.time(), _DRAIN_SECONDS_MIN)
-                async with asyncio.timeout(drain + limits.APPEND_TIMEOUT_SECONDS):
+                drained_at = max(end, self._loop.time() + _DRAIN_SECONDS_MIN)
+                async with asyncio.timeout_at(drained_at + limits.APPEND_TIMEOUT_SECONDS):
                     await self._release(dict.fromkeys(self.owned, ""))
             except (TimeoutError, Closed):
                 pass
