@@ -51,8 +51,11 @@ def is_ours(path: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _is_users(path: str) -> bool:
-    return not is_ours(path) and not path.startswith((*_LIBRARIES, "<frozen "))
+def is_users(path: str) -> bool:
+    """Whether a file is of a user's: not of Holdfast, nor of a library, nor made at run time as a dataclass makes methods."""
+    if path.startswith("<"):
+        return path.startswith(("<stdin>", "<ipython-input", "<doctest"))
+    return not is_ours(path) and not path.startswith(_LIBRARIES)
 
 
 def _steps(error: BaseException) -> list[tuple[str, int, str]]:
@@ -72,7 +75,7 @@ def _steps(error: BaseException) -> list[tuple[str, int, str]]:
 def of(error: BaseException) -> str:
     """``file:line`` of the innermost line of a user's, else of any; empty where nothing is known."""
     steps = _steps(error)
-    inner = next((step for step in reversed(steps) if _is_users(step[0])), steps[-1] if steps else None)
+    inner = next((step for step in reversed(steps) if is_users(step[0])), steps[-1] if steps else None)
     if inner is None:  # Python made it of another, as it does of a `StopIteration`
         return "" if error.__cause__ is None or error.__cause__.__cause__ is not None else of(error.__cause__)
     return f"{short(inner[0])}:{inner[1]}"

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
+from holdfast.errors import text_of
+
 _BROKEN: Final = frozenset(
     {
         "AcceleratorError", "CudaError", "CUDAError", "CUDARuntimeError", "CUDADriverError", "CudaAPIError", "CudaDriverError",
@@ -68,7 +70,7 @@ def why_broken(error: BaseException | None) -> str:
             if cls.__name__ in _BROKEN:
                 return f"its job raised {cls.__name__}"
         if isinstance(one, RuntimeError):
-            text = _text(one)
+            text = text_of(one)
             if found := next((known for known in _BROKEN_TEXTS if known in text), ""):
                 return f"its job raised {type(one).__name__}: {found}"
     return ""
@@ -86,13 +88,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         waiting += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             waiting += one.exceptions
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return ""
 
 
 class Baseline:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -26,6 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import limits
+from holdfast.agents import places
 from holdfast.agents.mailbox import Delivery
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _TELL_SECONDS: Final = 1.0
 _PULSE_LOOKS: Final = 2
 _FRAMES_MAX: Final = 500
 _HERE: Final = str(Path(__file__).parents[1])
-_LIBRARIES: Final = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _ADVICE: Final = 'a handler that computes says runs_in="process", one that blocks runs_in="thread"'
 
 
@@ -206,7 +205,7 @@ def _own(frame: FrameType | None) -> Iterator[FrameType]:
     for _ in range(_FRAMES_MAX):
         if frame is None:
             return
-        if not frame.f_code.co_filename.startswith((_HERE, *_LIBRARIES, "<")):
+        if places.is_users(frame.f_code.co_filename):
             yield frame
         frame = frame.f_back
 

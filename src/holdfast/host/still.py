@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from holdfast import limits
+from holdfast.agents import places
 from holdfast.cluster.standstills import FUNCTIONS_MAX, TEXT_MAX, Standstill
 from holdfast.host import processes
 from holdfast.node.process import STACKS_SIGNAL
@@ -38,7 +39,6 @@ _STOPPED: Final = ("T", _HELD)
 _TEXT_MAX: Final = 1000
 _STACK_BYTES_MAX: Final = 64 * 1024
 _FRAME: Final = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
-_PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 class Child(Protocol):
@@ -218,7 +218,7 @@ def _running(stack: str) -> tuple[tuple[str, ...], str]:
     """The functions of a user's that the current thread of these stacks is in, and in which line."""
     current = stack.rpartition("Current thread")[2].partition("\n\n")[0]
     frames = _FRAME.findall(current)
-    own = [frame for frame in frames if not frame[0].startswith((_PACKAGE, "<")) and "/lib/python" not in frame[0]]
+    own = [frame for frame in frames if places.is_users(frame[0])]
     where = f"{Path(own[0][0]).name}:{own[0][1]} ({own[0][2]})" if own else ""
     return _cut([name for _, _, name in own]), where[:TEXT_MAX]
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from holdfast.agents import places
 from holdfast.agents.agent import Agent
 from holdfast.agents.modules import load_file
 from holdfast.errors import ConfigError
 
-_NOT_OWN: Final = (str(Path(__file__).parents[1]) + os.sep, importlib.__file__, "<frozen importlib")
+_IMPORTS: Final = (importlib.__file__, "<frozen importlib")
 _FRAMES_MAX: Final = 20
 _CHAIN_MAX: Final = 20
 
@@ -61,7 +61,8 @@ def _own_traceback(error: BaseException) -> str:
         one = following
         chain.append(one)
     for one in chain:
-        kept = [frame for frame in one.stack if not frame.filename.startswith(_NOT_OWN)]
+        own = (frame for frame in one.stack if not places.is_ours(frame.filename))
+        kept = [frame for frame in own if not frame.filename.startswith(_IMPORTS)]
         one.stack = traceback.StackSummary.from_list(kept[-_FRAMES_MAX:])
     is_own = found.stack or isinstance(error, SyntaxError)
     return "".join(found.format()).rstrip() if is_own else ""
