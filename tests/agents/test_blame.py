@@ -467,9 +467,9 @@ async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path:
         # As it is found after two ends behind the mark of the very call.
         key = f"{node._router.caller}?{node._router._number + 1}"
         activation.attempts = {attempts.name_of(key): attempts.value(1, 1)}
-        with pytest.raises(HandlerFailed, match="ended 3 processes"):
+        with pytest.raises(HandlerFailed, match="ended 3 processes") as failed:
             await node.agent(Worker, "a").ask(Worker.gaze, "deadly")
-        assert "deadly" not in runs
+        assert "deadly" not in runs and failed.value.kind_of_error == ""
 
 
 def asked_again(node: Node) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -261,6 +262,32 @@ async def test_endless_handlers_of_one_kind_leave_others_theirs_and_are_named(
             Endless.go_on.set()
         assert await asyncio.gather(*asks) == [1] * 4
         assert node._runtime.workers._slots["thread"]._held.total() == 0
+
+
+class Noted(Agent[Count]):
+    runs: ClassVar[list[str]] = []
+
+    @handler(runs_in="thread")
+    async def note(self, what: str) -> None:
+        self.runs.append(what)
+
+
+async def test_what_got_no_thread_is_never_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, refused = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("holdfast-handler") and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    Noted.runs.clear()
+    async with serving(path, Noted) as node:
+        with pytest.raises(HandlerFailed, match="can't start new thread"):
+            await node.agent(Noted, "a").ask(Noted.note, "failed")
+        await node.agent(Noted, "a").ask(Noted.note, "done")
+        assert Noted.runs == ["done"], "a caller was told that the first one failed"
 
 
 async def test_a_slot_goes_to_the_kind_with_the_fewest(path: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from holdfast import codec, errors, ids
 from holdfast.agents import guard
 from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, UNRECORDED, Call, InboxMessage, Outgoing, Timer
-from holdfast.errors import BadMessage, DeadlineExceeded, HoldfastError
+from holdfast.errors import BadMessage, DeadlineExceeded, HandlerFailed, HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.agents.handler import _Method
@@ -132,7 +132,7 @@ def error_bytes(error: BaseException) -> bytes:
 def refusal_bytes(error: BaseException) -> bytes:
     """An error as `error_bytes` gives it, of a call that left nothing in the agent's record."""
     name, text, kind, details = errors.to_wire(error)
-    return codec.encode_raw((name, text, kind or UNRECORDED, details))
+    return codec.encode_raw((name, text, kind if isinstance(error, HandlerFailed) else UNRECORDED, details))
 
 
 def too_late(call: Call, now: float) -> DeadlineExceeded:

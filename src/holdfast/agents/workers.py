@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from holdfast import limits
@@ -105,7 +106,17 @@ class Workers:
         agent.__dict__ = activation.agent.__dict__
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_UNBOUNDED, "holdfast-handler")
-        return asyncio.wrap_future(self._threads.submit(_guarded, activation.kind, agent, job, activation.is_live))
+        done = Future[Done]()
+        work = partial(_do, done, activation.kind, agent, job, activation.is_live)
+        try:
+            submitted = self._threads.submit(work)
+        except BaseException:
+            # No thread could be started, and the pool keeps the job for the next one, which would do it out of its turn.
+            if done.cancel():
+                raise
+        else:
+            submitted.add_done_callback(lambda dropped: dropped.cancelled() and done.cancel())
+        return asyncio.wrap_future(done)
 
     async def _in_process(self, kind: str, job: Job) -> Done:
         if self._processes is None:
@@ -126,9 +137,14 @@ class Workers:
 # In the thread or the process ----------------------------------------------------------------------------------------
 
 
-def _guarded(kind: Kind, *args: Any) -> Done:
-    """Do a job in a context of its own. Whatever it raises is one of our errors: a thread's pool takes no others well."""
-    return guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", perform, kind, *args)
+def _do(done: Future[Done], kind: Kind, *args: Any) -> None:
+    """Do a job in a context of its own, unless it was given up. Whatever it raises is one of our errors."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        done.set_result(guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", perform, kind, *args))
+    except BaseException as error:
+        done.set_exception(error)
 
 
 def perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lambda: True) -> Done:
