@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from holdfast import Agent, Node, State, StorageFailed, handler, reader
+from holdfast import Agent, Node, NoResponders, State, StorageFailed, handler, reader
 from holdfast.admin.local_doctor import examine_file
 from holdfast.cli.main import app
 from holdfast.engines.base import Record
@@ -143,6 +144,33 @@ async def test_a_full_disk_is_named_and_everything_goes_on_when_there_is_room(tm
                 await counter.ask(Counter.add, 400_000)
         await writer.call(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchone())
         assert await counter.ask(Counter.add, 400_000) == done + 1
+
+
+async def test_a_disk_that_is_full_at_the_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare = LocalEngine._prepare
+
+    def without_room(engine: LocalEngine) -> sqlite3.Connection:
+        connection = prepare(engine)
+        connection.execute("VACUUM")  # no page is free then
+        connection.execute("PRAGMA max_page_count = 1").fetchone()
+        return connection
+
+    async with Node.join(f"local:{tmp_path}/log.db", serve=[Counter]) as node:
+        await node.ready()
+        done = await node.agent(Counter, "a").ask(Counter.add)
+    monkeypatch.setattr(LocalEngine, "_prepare", without_room)
+    async with Node.join(f"local:{tmp_path}/log.db", serve=[Counter]) as node:
+        with pytest.raises(NoResponders, match=r"log\.db: its disk is full"):
+            await node.ready(1)
+        said = [record.message for record in caplog.records if "cannot be served" in record.message]
+        assert len(said) == 1 and "its disk is full" in said[0]
+        writer = node.engine._writer  # type: ignore[attr-defined]
+        await writer.call(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchone())
+        await node.ready()
+        assert node.statistics()["recovery_failures"] == {}
+        assert await node.agent(Counter, "a").ask(Counter.value) == done
 
 
 def readable_by_others(path: Path) -> bool:

@@ -5,6 +5,7 @@ All of it is one batch, so that nothing of an owner before comes behind the clai
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -14,7 +15,9 @@ from holdfast.cluster import chain, epochs
 from holdfast.cluster.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.cluster.life import Life, base
 from holdfast.engines.base import Engine, Record
-from holdfast.errors import Conflict, Unknown
+from holdfast.errors import Conflict, StorageFailed, Unknown
+
+_logger = logging.getLogger(__name__)
 
 _TRIES: Final = 4
 """Attempts at a claim that others disturb, who break the same chains."""
@@ -23,10 +26,18 @@ _ENDED_MAX: Final = 4
 
 
 class Claims:
-    """One node's claims. ``reclaim``: stop all shards of a cell, and end this node's chain there."""
+    """One node's claims. ``reclaim``: stop all shards of a cell, and end this node's chain there. ``failures``: takes, for
+    each cell, why it cannot be claimed."""
 
     def __init__(
-        self, engine: Engine, clock: Clock, known: Epochs, life: Life, host: str, reclaim: Callable[[str], None]
+        self,
+        engine: Engine,
+        clock: Clock,
+        known: Epochs,
+        life: Life,
+        host: str,
+        reclaim: Callable[[str], None],
+        failures: dict[str, str],
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -34,6 +45,7 @@ class Claims:
         self._life = life
         self._host = host
         self._reclaim = reclaim
+        self._failures = failures
         self._broken: set[tuple[str, str]] = set()
         """Chains that are known to be broken, with their cells."""
 
@@ -54,6 +66,9 @@ class Claims:
             first = [mine.next_link()] if begins else []
             try:
                 sequences = await self._engine.log.append(cell, [*records, *breaks, *first])
+            except StorageFailed as error:
+                self._failed(cell, error)
+                raise
             except (Conflict, Unknown) as error:
                 if begins and mine.name == name:
                     mine.end()
@@ -73,6 +88,12 @@ class Claims:
             number: self._claim(Epoch(sequence, claims[number]), before[number], name)
             for number, sequence in zip(before, sequences, strict=False)
         }
+
+    def _failed(self, cell: str, error: StorageFailed) -> None:
+        """A node whose disk was full before it began says so, as no call can: nothing of it is served yet."""
+        if self._failures.get(cell) != str(error):
+            _logger.error("%s cannot be served: %s", cell, error)
+        self._failures[cell] = str(error)
 
     def _claim(self, now: Epoch, before: Epoch, chain: str) -> Claim:
         record, clean = now.record, self._let_go(before)

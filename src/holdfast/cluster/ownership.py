@@ -77,7 +77,7 @@ class Ownership:
         """Shards served by this node, with their epochs."""
         self.takeovers = 0
         self.failures: dict[str, str] = {}
-        """Cells whose recovery fails, and why."""
+        """Cells whose claim or recovery fails, and why."""
         self.lost_cells: dict[str, str] = {}
         """Cells that are served here no more, because their logs lost what they had acknowledged; and how that shows."""
         self._engine = engine
@@ -93,7 +93,7 @@ class Ownership:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._busy: set[int] = set()
         """Shards being claimed, recovered or released."""
-        self._claims = Claims(engine, clock, self.epochs, life, host_name, host.reclaim)
+        self._claims = Claims(engine, clock, self.epochs, life, host_name, host.reclaim, self.failures)
         self._claiming = {cell: asyncio.Lock() for cell in cells}
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""

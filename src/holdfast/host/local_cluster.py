@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -216,15 +217,15 @@ class LocalCluster:
             await host.ended()
             delay = RESTART_SECONDS_MIN if loop.time() - started > STABLE_SECONDS else longer(delay)
             await asyncio.sleep(delay)
-            self._refuse_loss(name, [other for other in self._hosts if not self._has_state(other)] + self._lost())
             try:
+                self._refuse_loss(name, [other for other in self._hosts if not self._has_state(other)] + self._lost())
                 await self.start_host(name)
-            except ConfigError as error:
+            except (ConfigError, OSError, subprocess.SubprocessError) as error:
                 self._report("host-failed", {"host": name, "error": str(error)})
                 await host.stop()
 
     def _has_state(self, name: str) -> bool:
-        return (self._directory / name / state.STATE_FILE).exists()
+        return state.is_there(self._directory / name)
 
     def _lost(self) -> list[str]:
         return [name for name in self._hosts if state.is_lost(self._directory / name)]

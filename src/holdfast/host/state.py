@@ -72,12 +72,28 @@ def save(directory: Path, state: State) -> None:
     files.write_private(directory / STATE_FILE, msgspec.json.encode(state).decode())
 
 
+def is_there(directory: Path) -> bool:
+    """Whether a host kept anything; also where that cannot be read."""
+    try:
+        (directory / STATE_FILE).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # its start says that
+    return True
+
+
+def _readable(directory: Path) -> State | None:
+    """What a host kept; None where that is nothing, or cannot be read: its start says that."""
+    try:
+        return load(directory)
+    except ConfigError:
+        return None
+
+
 def owner(directory: Path) -> str:
     """The name of the host whose directory this is; empty where nothing says it."""
-    try:
-        state = load(directory)
-    except ConfigError:
-        return ""  # its start says that
+    state = _readable(directory)
     return "" if state is None else state.owner
 
 
@@ -117,14 +133,14 @@ def check_store(directory: Path, state: State, founds: bool) -> bool:
 
 
 def is_lost(directory: Path) -> bool:
-    """Whether a host votes that saw a cluster, and has nothing of it any more. Raises `ConfigError`."""
-    state = load(directory)
+    """Whether a host votes that saw a cluster, and has nothing of it any more."""
+    state = _readable(directory)
     return state is not None and state.votes and bool(state.founded) and not _has_streams(directory)
 
 
 def counts(directory: Path) -> bool:
-    """Whether a host votes, or did before its directory was removed. Raises `ConfigError`."""
-    state = load(directory)
+    """Whether a host votes, or did before its directory was removed, as far as that can be read."""
+    state = _readable(directory)
     return state is None or state.votes
 
 

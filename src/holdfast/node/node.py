@@ -371,9 +371,8 @@ class Node:
                     await asyncio.sleep(0.02)
                     self._router.check_open()
         except TimeoutError:
-            raise NoResponders(
-                f"after {timeout_seconds} s not every shard has an owner: does a node serve agents?"
-            ) from None
+            why = "; ".join(dict.fromkeys(self._ownership.failures.values())) or "does a node serve agents?"
+            raise NoResponders(f"after {timeout_seconds} s not every shard has an owner: {why}") from None
 
     def _all_owned(self) -> bool:
         live = {beat.incarnation: beat for beat in self._membership.live()}
