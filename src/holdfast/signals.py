@@ -27,8 +27,9 @@ _INTERRUPTED: Final = 128 + signal.SIGINT
 class Signals:
     """Use it with ``with``, inside a running loop. ``stop`` is set at the first signal that ends the program.
 
-    ``on_reload``: called at SIGHUP; without it SIGHUP ends the program in order. ``at_once``: called before a second Ctrl-C
-    ends the process, to end its children.
+    ``on_reload``: called at SIGHUP; without it SIGHUP ends the program in order. `nohup` has a program ignore SIGHUP, so that
+    nothing ends with its terminal: then it is not ended by SIGHUP, but reloads. ``at_once``: called before a second Ctrl-C ends
+    the process, to end its children.
     """
 
     def __init__(self, on_reload: Callable[[], None] | None = None, at_once: Callable[[], None] | None = None) -> None:
@@ -41,12 +42,12 @@ class Signals:
         self._interrupted_at = 0.0
         self._before: dict[int, Any] = {}
         self._reaping: asyncio.Task[None] | None = None
-        self._had_terminal = _has_terminal()
+        self._ends_with_terminal = _has_terminal() and not _ignores_hangup()
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # as `nohup` wants it
+            if number == signal.SIGHUP and self._on_reload is None and _ignores_hangup():
+                continue
             self._before[number] = signal.signal(number, self._heard)
         if os.getpid() == 1:
             self._reaping = self._loop.create_task(reap_orphans())
@@ -71,7 +72,11 @@ class Signals:
 
     def _act(self, number: int) -> None:
         # The kernel sends SIGHUP as well when a terminal is closed: then nobody is there any more who could stop this.
-        if number == signal.SIGHUP and self._on_reload is not None and (_has_terminal() or not self._had_terminal):
+        if (
+            number == signal.SIGHUP
+            and self._on_reload is not None
+            and (_has_terminal() or not self._ends_with_terminal)
+        ):
             self._on_reload()
             return
         self.number = self.number or number
@@ -91,6 +96,10 @@ def kill(pids: list[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _ignores_hangup() -> bool:
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def _has_terminal() -> bool:
