@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.hearing import let_children_hear
 
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
@@ -19,6 +20,8 @@ from holdfast.host.nats_server import LocalServers
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("soak", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+let_children_hear()
 
 _cells = itertools.count(1)
 
