@@ -80,6 +80,25 @@ async def stop(*tasks: asyncio.Task[Any] | None) -> None:
     await asyncio.gather(*there, return_exceptions=True)
 
 
+async def together(*works: Coroutine[Any, Any, object]) -> None:
+    """Run all at once. The first error ends the others, and is raised when they have ended."""
+    tasks = [asyncio.get_running_loop().create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await stop(*tasks)
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Call in a thread. Whoever is cancelled meanwhile waits for its end, so that nothing happens behind its back."""
+    task = asyncio.get_running_loop().create_task(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
 async def by_and_by(items: Iterable[T]) -> AsyncIterator[T]:
     """The items, with a turn for all else that the loop has to do after every few hundred.
 

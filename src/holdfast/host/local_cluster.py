@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast import files, ids, signals
+from holdfast import files, ids, loops, signals
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError, DataLoss
@@ -192,11 +192,11 @@ class LocalCluster:
         """Start the hosts, and return once all their nodes are ready. Raises `ConfigError` with what went wrong."""
         for joining in (False, True):
             names = [name for name, host in self._hosts.items() if bool(host.settings.join) is joining]
-            await asyncio.gather(*(self.start_host(name, timeout_seconds) for name in names))
+            await loops.together(*(self.start_host(name, timeout_seconds) for name in names))
 
     async def start_host(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Start one host, and return once its nodes are ready. Raises `ConfigError`."""
-        await asyncio.to_thread(self._lock.take)
+        await loops.in_thread(self._lock.take)
         agree(self._directory, self._started)
         remember(self._directory, self._started)
         self._refuse_loss(name, self._lost())

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import codec, ids, limits, pipes, said, signals
+from holdfast import codec, ids, limits, loops, pipes, said, signals
 from holdfast.children import python
 from holdfast.cluster.beats import HOST_SUBJECT, HostBeat, host_door
 from holdfast.cluster.cohort import SIZES
@@ -143,7 +143,7 @@ class Host:
         """Start the server and the nodes. Raises `ConfigError`, `NoQuorum`."""
         loop = asyncio.get_running_loop()
         if self.server is not None and self.seat is not None and self.keeper is not None:
-            await asyncio.to_thread(self.server.lock.take)
+            await loops.in_thread(self.server.lock.take)
             await self.seat.take()
             await self.keeper.start()
             self._tasks += self.keeper.tasks()
