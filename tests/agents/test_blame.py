@@ -580,3 +580,14 @@ async def test_what_is_heard_is_forgotten_when_its_host_says_it_no_more_and_its_
     )
     known.note([], [], "here")
     assert known.named("K/a", "m") is not None and known.rests("K/load") is not None
+
+
+async def test_a_host_that_says_more_than_is_remembered_does_no_harm() -> None:
+    known = Standstills()
+    known.note([Standstill("n-a", 1.6)], [], "here")
+    others = [Standstill(f"n-{number}", 1.6) for number in range(limits.STANDSTILLS_MAX)]
+    known.note([*others, Standstill("n-a", 2.0)], [], "here")
+    known.note([], [], "there")
+    assert known.stands("n-a")
+    known.note([], [], "here")
+    assert not known.under_way()

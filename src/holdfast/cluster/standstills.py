@@ -69,6 +69,7 @@ class Standstills:
         for one in still:
             name = base(one.incarnation)
             known = self._of.get(name)
+            self._heard_at.pop(name, None)  # the one that was heard last comes last
             self._heard_at[name] = self._loop.time()
             if known is not None and (known.ended or known == one):
                 continue
@@ -94,6 +95,7 @@ class Standstills:
 
     def _forget(self, name: str) -> None:
         """Drop what is known of a standstill that its node was not ended for."""
+        self._hosts.pop(name, None)  # so that it has the order of the other table, and is trimmed with it
         if (known := self._of.pop(name, None)) is None or not known.token:
             return
         if self.names.get((known.token, known.key)) is known:
