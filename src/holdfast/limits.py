@@ -295,6 +295,9 @@ EVENTS_MAX: Final = 10_000
 DRAIN_SECONDS: Final = 10.0
 """How long turns that run may take to finish before their shard is let go of."""
 
+CANCELLED_SECONDS: Final = 2.0
+"""… and to end once they are cancelled after that, as their node closes; who goes on is left to itself."""
+
 APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 

@@ -91,7 +91,8 @@ async def marks(node: Node, agent: str = "a") -> dict[str, int]:
     info = node.describe(f"Worker/{agent}")
     shard = node._runtime.shards[info.shard]
     stored = None
-    while stored is None:  # a newer record may have taken its place
+    while stored is None:  # a newer record may have taken its place, which the loop hears of in one of its next turns
+        await asyncio.sleep(0)
         stored = await node.engine.log.read_sequence(shard.cell, shard.index[f"Worker/{agent}"])
     return unpack(stored.payload, "").attempts
 

@@ -6,11 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.agents.kinds import Counter, on, until
 
-from holdfast import Agent, Closed, HoldfastError, Node, NoQuorum, NotDone, State, Unknown, handler, limits, loops
+from holdfast import (
+    Agent,
+    Closed,
+    HoldfastError,
+    Node,
+    NoQuorum,
+    NotDone,
+    State,
+    Unknown,
+    handler,
+    limits,
+    loops,
+    reader,
+)
 
 BEGAN: list[str] = []
 
@@ -101,6 +115,55 @@ async def test_whoever_closes_a_node_waits_for_its_turns(tmp_path: Path) -> None
         await node.close()
         assert await asked == 1, "the turn was finished, and its caller was told"
         await asyncio.gather(one, other)
+
+
+class Stubborn(Agent[State]):
+    ends = asyncio.Event()
+
+    async def goes_on(self) -> None:
+        BEGAN.append(self.name)
+        while not self.ends.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.ends.wait()
+
+    @handler
+    async def handle(self) -> None:
+        await self.goes_on()
+
+    @reader
+    async def read(self) -> None:
+        await self.goes_on()
+
+
+@pytest.mark.parametrize("method", [Stubborn.handle, Stubborn.read])
+async def test_a_handler_that_swallows_each_cancellation_keeps_no_node_open(
+    tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "CANCELLED_SECONDS", 0.1)
+    BEGAN.clear()
+    Stubborn.ends = asyncio.Event()
+    before = asyncio.all_tasks()
+    node = await Node.open(f"local:{tmp_path / 'log.db'}", serve=[Stubborn])
+    asked = asyncio.create_task(node.agent(Stubborn, "a").ask(method))
+
+    async def began() -> bool:
+        return bool(BEGAN)
+
+    try:
+        await until(began)
+        async with asyncio.timeout(30):
+            await node.close()
+        with pytest.raises(HoldfastError):
+            await asked
+        (said,) = [record.getMessage() for record in caplog.records if "goes on though" in record.getMessage()]
+        assert said.startswith(f"Stubborn/a: {method.name} ")
+    finally:
+        Stubborn.ends.set()
+        await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
+    assert len(caplog.records) == 1
+    async with Node.join(f"local:{tmp_path / 'log.db'}", serve=[Stubborn]):
+        pass
 
 
 async def test_a_part_that_cannot_be_closed_keeps_no_other_open(

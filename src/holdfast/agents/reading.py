@@ -87,6 +87,14 @@ def _answer(
         sink(call.reference, outcome, payload)
 
 
+def _spawn(
+    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
+) -> asyncio.Task[None]:
+    task = activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+    task.set_name(f"{activation.token}: {message.handler}")
+    return task
+
+
 def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None:
     """Run a reader on the committed state, beside whatever turn runs; return its task where it waits."""
     call = message.call
@@ -105,7 +113,7 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
     if method.runs_in != "loop":
         job = workers.job(activation, method, message, context, activation.committed_bytes)
         work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(activation, method, job)
-        return activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+        return _spawn(activation, message, method, work)
     try:
         agent = guard.call(BadState, activation.kind.unreadable, _twin, activation, context)
     except HoldfastError as error:
@@ -113,7 +121,7 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
         return None
     if method.waits:
         work = _in_turn(method.bind, agent, args, context)
-        return activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+        return _spawn(activation, message, method, work)
     _done(activation, message, method, _at_once(activation, method, agent, args, context))
     return None
 

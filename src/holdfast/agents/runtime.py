@@ -7,6 +7,7 @@ call goes to its agent, and the replies of one tick go back as one frame.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -34,6 +35,7 @@ from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
 from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
 
+_logger = logging.getLogger(__name__)
 _LINGER_SECONDS: Final = 1.0
 
 
@@ -386,7 +388,9 @@ class Runtime:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, left = await asyncio.wait(tasks, timeout=limits.CANCELLED_SECONDS) if tasks else (set(), set())
+        for task in left:
+            _logger.warning("%s goes on though it was cancelled, and is left to itself", task.get_name())
         await self.workers.close()
 
 

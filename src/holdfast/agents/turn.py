@@ -115,6 +115,7 @@ def spawn(activation: Activation, message: Delivery, work: Coroutine[Any, Any, N
             cancelled(activation, message)
 
     activation.task = task = activation.shard.runtime.spawn(work, may_be_cancelled=True)
+    task.set_name(f"{activation.token}: {message.handler}")
     task.add_done_callback(ended)
 
 
