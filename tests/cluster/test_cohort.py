@@ -314,14 +314,17 @@ async def test_the_commands_say_it(cluster: LocalCluster, node: Node) -> None:
         printed, _ = await process.communicate()
         return process.returncode or 0, printed.decode()
 
-    code, printed = await holdfast("hosts", "--json")
+    hosts, shown, removed = await asyncio.gather(
+        holdfast("hosts", "--json"), holdfast("cohort", "show"), holdfast("remove", "h4")
+    )
+    code, printed = hosts
     assert code == 0, printed
     assert {one["name"]: one["state"] for one in json.loads(printed)} == {
         "h1": MEMBER, "h2": JOINED, "h3": JOINED, "h4": MEMBER, "h5": MEMBER,
     }  # fmt: skip
-    code, printed = await holdfast("cohort", "show")
+    code, printed = shown
     assert code == 0 and "h1, h4, h5 vote" in printed and "h2, h3 joined without a vote" in printed
-    code, printed = await holdfast("remove", "h4")
+    code, printed = removed
     assert code == 2 and "alive" in printed
 
 

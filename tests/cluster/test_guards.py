@@ -134,16 +134,17 @@ async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalC
 async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, node: Node) -> None:
     record, _ = await cohort.read(node.engine, cohort.CELL)
     assert record is not None
-    for host, entry in record.hosts.items():
-        for operation in ("remove", "evacuate"):
-            other = next(name for name in cluster.hosts if name != host)
-            answer = await asked(node, other, operation, {"server": entry.server})
-            assert isinstance(answer, NotDone), answer
-        answer = await asked(node, host, "stand_down", {"sequence": 0})
-        assert isinstance(answer, NotDone) and "gives" in str(answer)
     cell = node.manifest.cells[0]
-    for wanted in (0, 1, 2, 7):
-        assert isinstance(await asked(node, "h1", "copies", {"stream": cell, "copies": wanted}), NotDone)
+    leaving, standing_down = [], []
+    for host, entry in record.hosts.items():
+        other = next(name for name in cluster.hosts if name != host)
+        leaving += [asked(node, other, operation, {"server": entry.server}) for operation in ("remove", "evacuate")]
+        standing_down.append(asked(node, host, "stand_down", {"sequence": 0}))
+    copying = [asked(node, "h1", "copies", {"stream": cell, "copies": wanted}) for wanted in (0, 1, 2, 7)]
+    # A host that refuses looks several times before. So all are asked at once.
+    answers = await asyncio.gather(*leaving, *standing_down, *copying)
+    assert len(answers) == 13 and all(isinstance(answer, NotDone) for answer in answers), answers
+    assert all("gives" in str(answer) for answer in answers[6:9]), answers
     assert isinstance(await asked(node, "h1", "copies", {"stream": "somebody-elses", "copies": 3}), InvalidName)
     assert isinstance(await asked(node, "h1", "lead_elsewhere", {"server": "nobody"}), NoQuorum)
     after, _ = await cohort.read(node.engine, cohort.CELL)
@@ -185,11 +186,13 @@ async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(cluster
     cell = node.manifest.cells[0]
     arguments = {"stream": cell, "raft_group": await raft_group(node, cell)}
     await cluster.kill_host("h3")
-    for operation, what in (("rebuild", arguments), ("restart", None)):
-        answer = await asked(node, "h1", operation, what)
-        assert isinstance(answer, NoQuorum), answer
-    answer = await asked(node, "h1", "evacuate", {"server": record.hosts["h2"].server})
-    assert isinstance(answer, NotDone)
+    *needed, leaving = await asyncio.gather(
+        asked(node, "h1", "rebuild", arguments),
+        asked(node, "h1", "restart"),
+        asked(node, "h1", "evacuate", {"server": record.hosts["h2"].server}),
+    )
+    assert all(isinstance(answer, NoQuorum) for answer in needed), needed
+    assert isinstance(leaving, NotDone), leaving
     for n in range(AGENTS):
         assert await node.agent(Account, f"a{n}").ask(Account.value) == n
     await cluster.start_host("h3")
