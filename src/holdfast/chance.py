@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from random import Random
 
-_source: ContextVar[Random | None] = ContextVar("holdfast.chance", default=None)
+
+class _Source(threading.local):
+    """No context variable: users' code runs in empty contexts, and draws for us there too."""
+
+    random: Random | None = None
+
+
+_source = _Source()
 
 
 def random() -> Random:
@@ -18,15 +25,15 @@ def random() -> Random:
 
 def bits(count: int) -> int:
     """Random bits that no other process draws: the operating system's, or the simulation's."""
-    source = _source.get()
+    source = _source.random
     return secrets.randbits(count) if source is None else source.getrandbits(count)
 
 
 @contextmanager
 def drawn_from(source: Random) -> Iterator[None]:
-    """All that runs within, and the tasks that it starts, draw from this generator."""
-    token = _source.set(source)
+    """All that this thread does meanwhile draws from this generator."""
+    before, _source.random = _source.random, source
     try:
         yield
     finally:
-        _source.reset(token)
+        _source.random = before
