@@ -6,6 +6,9 @@ comes through other pipes, line by line; each line has a bound, and so has the n
 
 Neither side ever waits for the other. A `Teller` keeps what does not fit into its pipe, up to a bound; a `Writer` writes to
 a terminal, file or pipe that may be read slowly, or never. The reading side is in `lines`.
+
+While the interpreter ends, no thread starts or goes on, so whoever waits for one, or for its lock, waits for ever. What is
+logged then, as of tasks that nobody awaited, is dropped.
 """
 
 from __future__ import annotations
@@ -109,6 +112,8 @@ class Teller:
         except (TypeError, ValueError, UnicodeError):  # lone surrogates, in a name or a text
             plain = {key: _printable(value) for key, value in facts.items()}
             line = msgspec.json.encode({"event": event, "pid": os.getpid(), **plain}) + b"\n"
+        if sys.is_finalizing():
+            return False
         with self._lock:
             if self._waiting:
                 self._flush()
@@ -184,6 +189,8 @@ class Writer:
 
     def put(self, text: str) -> None:
         """Have a text written, soon or never."""
+        if sys.is_finalizing():
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
             self._thread.start()

@@ -257,3 +257,30 @@ def test_a_rate_comes_back_a_second_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     now += 0.75
     assert [rate.take() for _ in range(13)] == [True] * 12 + [False]
     assert (rate.take_dropped(), rate.take_dropped()) == (7, 0)
+
+
+LATE = """
+import os, sys
+from holdfast.pipes import Teller, Writer
+
+class Late:
+    def __init__(self):
+        self.writer = Writer(print)
+        reading, self.pipe = os.pipe()
+        self.teller = Teller(self.pipe)
+        while self.teller.tell("full", {}, may_drop=True):
+            pass
+        self.teller._helped = False
+
+    def __del__(self, os=os, sys=sys):
+        os.write(1, b"ending" if sys.is_finalizing() else b"early")
+        self.writer.put("late")
+        self.teller.tell("late", {})
+
+late = Late()
+"""
+
+
+def test_what_is_said_while_the_interpreter_ends_holds_up_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "ending", done
