@@ -59,3 +59,33 @@ def test_only_time_in_which_it_used_the_processor_counts(code: str, stop: bool) 
             assert wanted <= quiet(process, ready) <= wanted + 2 * PASSED
         finally:
             process.kill()
+
+
+def test_a_silence_begins_anew_when_it_goes_on() -> None:
+    """What it does from there on is its own, and so are the stacks that it then writes."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            watch = Watch("n")
+            watch.heard("ready", {})
+
+            def looks_until(state: str) -> None:
+                while (found := progress_of(process.pid)) is not None and found.state != state:
+                    time.sleep(0.005)
+                watch.look(process.pid, PASSED)
+
+            process.send_signal(signal.SIGSTOP)
+            for _ in range(int((limits.FROZEN_SECONDS - 1) / PASSED)):
+                looks_until("T")
+            assert watch.stopped()
+            process.send_signal(signal.SIGCONT)
+            looks_until("R")
+            assert not watch.stopped() and watch.standstill(process.pid) is None
+            looks = 0
+            while not watch.is_to_end():
+                time.sleep(0.03)  # in which it uses the processor
+                watch.look(process.pid, PASSED)
+                looks += 1
+            still = watch.standstill(process.pid)
+            assert still is not None and limits.STANDSTILL_SECONDS <= still.seconds == looks * PASSED
+        finally:
+            process.kill()

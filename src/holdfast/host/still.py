@@ -162,7 +162,10 @@ class Watch:
             self._state, self._ticks, self._idle = "?", -1, 0.0
             return
         found = processes.progress_of(pid)
+        was_stopped = self.stopped()
         self._state = "?" if found is None else found.state
+        if was_stopped and not self.stopped():  # it goes on: what it does from here on is another silence
+            self._quiet, self._asked, self.told, self.stack = 0.0, False, False, ""
         if found is not None:
             self._idle += passed if found.ticks == self._ticks else 0.0
             self._ticks = found.ticks
