@@ -126,14 +126,14 @@ async def look(urls: list[str]) -> Diagnosis:
     return diagnosis
 
 
-async def find(urls: list[str], *wanted: str, at_once: bool = True) -> dict[str, list[str]]:
-    """Look until these findings are there, and return where they were seen. ``at_once``: all of them by the same look."""
+async def find(urls: list[str], *wanted: str) -> dict[str, list[str]]:
+    """Look until these findings are there, and return where they were seen."""
     found: dict[str, list[str]] = {}
     try:
         async with asyncio.timeout(90):
             while not found.keys() >= set(wanted):
                 diagnosis = await look(urls)
-                found = ({} if at_once else found) | {one.code: [] for one in diagnosis.findings}
+                found = {one.code: [] for one in diagnosis.findings}
                 for one in diagnosis.findings:
                     found[one.code].append(f"{one.where}: {one.seen}")
     except TimeoutError:
@@ -271,8 +271,13 @@ async def _keep_frozen(cluster: LocalCluster, host: str) -> None:
 
 async def test_servers_and_nodes_that_do_not_answer(own: LocalCluster) -> None:
     freezing = asyncio.create_task(_keep_frozen(own, "h2"))
-    try:  # each is seen for a while, until its host ends what stands still
-        found = await find(own.urls, "server-trouble", "node-silent", at_once=False)
+    found: dict[str, list[str]] = {}
+    try:
+        for code in (
+            "server-trouble",
+            "node-silent",
+        ):  # each is seen for a while, until its host ends what stands still
+            found |= {code: (await find(own.urls, code))[code]}
     finally:
         freezing.cancel()
         await asyncio.gather(freezing, return_exceptions=True)
