@@ -205,3 +205,12 @@ async def test_a_part_that_cannot_be_closed_keeps_no_other_open(
     assert asyncio.all_tasks() <= before
     async with on([f"local:{tmp_path / 'log.db'}"], Counter) as node:  # the engine was closed as well
         assert await node.agent(Counter, "a").ask(Counter.add, 1) == 1
+
+
+async def test_a_hosts_node_that_serves_nothing_is_heard_of_as_well(tmp_path: Path) -> None:
+    """Its host ends a node that says nothing for twenty seconds: `holdfast up` without an app is such a one."""
+    async with Node.join(f"local:{tmp_path / 'log.db'}", incarnation="n-1") as node:
+        heard = asyncio.Event()
+        node._runtime.stalls.tell = lambda what, _: heard.set() if what == "pulse" else None
+        async with asyncio.timeout(60):
+            await heard.wait()

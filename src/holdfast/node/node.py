@@ -177,7 +177,9 @@ class Node:
         await self.registry.open()
         await self._router.start()
         await self._runtime.start()
-        if self._runtime.kinds and self._clock is SYSTEM_CLOCK:
+        if (
+            self._runtime.kinds or self._supervised
+        ) and self._clock is SYSTEM_CLOCK:  # a host ends what is not heard of
             self._runtime.stalls.start(self._runtime.loop, self.name)
         await self._holding.start()
         self.life.on_lapse = self._runtime.suspend
