@@ -131,6 +131,8 @@ def judged(status: Status, seen: Presence) -> Status:
             f"the log did not answer within {VIEW_SECONDS:g} s: after the loss of a host its leaders are elected anew, "
             "which takes up to 9 s; see `holdfast doctor` where it stays so"
         )
+    elif seen.record is None and seen.answered:
+        degraded.append("which hosts vote is not known yet: those that answered have not read it so far")
     if not status.served and not seen.lost:
         down.append(
             "nothing is served: " + ("no node runs" if not status.nodes else "no node that runs serves a shard yet")

@@ -177,9 +177,8 @@ class Node:
         await self.registry.open()
         await self._router.start()
         await self._runtime.start()
-        if (
-            self._runtime.kinds or self._supervised
-        ) and self._clock is SYSTEM_CLOCK:  # a host ends what is not heard of
+        # A host ends a node of which it hears nothing.
+        if (self._runtime.kinds or self._supervised) and self._clock is SYSTEM_CLOCK:
             self._runtime.stalls.start(self._runtime.loop, self.name)
         await self._holding.start()
         self.life.on_lapse = self._runtime.suspend
