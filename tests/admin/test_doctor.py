@@ -273,10 +273,8 @@ async def test_servers_and_nodes_that_do_not_answer(own: LocalCluster) -> None:
     freezing = asyncio.create_task(_keep_frozen(own, "h2"))
     found: dict[str, list[str]] = {}
     try:
-        for code in (
-            "server-trouble",
-            "node-silent",
-        ):  # each is seen for a while, until its host ends what stands still
+        # Each is seen for a while, until its host ends what stands still.
+        for code in ("server-trouble", "node-silent"):
             found |= {code: (await find(own.urls, code))[code]}
     finally:
         freezing.cancel()

@@ -87,6 +87,16 @@ async def ran(what: str, times: int) -> None:
     await until(there)
 
 
+async def lives(path: Path, what: str, *ends: str) -> AsyncIterator[Node]:
+    """So many lives, in each of which the message that was sent in the first one runs, and how they end."""
+    for number, end in enumerate(ends, 1):
+        async with life(path, end) as node:
+            if number == 1:
+                await node.agent(Worker, "a").send(Worker.work, what)
+            await ran(what, number)
+            yield node
+
+
 async def marks(node: Node, agent: str = "a") -> dict[str, int]:
     info = node.describe(f"Worker/{agent}")
     shard = node._runtime.shards[info.shard]
@@ -113,11 +123,8 @@ async def test_a_message_that_runs_through_stops_in_order_is_not_blamed(
 ) -> None:
     """A handler of a minute, and a deploy each moment: what is given up at a stop was not begun."""
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
-    for times in range(1, 6):
-        async with life(path) as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "long")
-            await ran("long", times)
+    async for _ in lives(path, "long", *["in order"] * 5):
+        pass
     ends[-1].set()
     async with life(path) as node:
         await handled(node, "long")
@@ -128,11 +135,8 @@ async def test_a_message_that_runs_through_stops_in_order_is_not_blamed(
 async def test_a_stop_in_order_counts_for_nothing_between_two_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ran behind the agent's mark, and behind its own; both times its owner let go of it."""
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
-    for times, end in enumerate(["killed", "in order", "killed", "in order", "in order"], 1):
-        async with life(path, end) as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "long")
-            await ran("long", times)
+    async for _ in lives(path, "long", "killed", "in order", "killed", "in order", "in order"):
+        pass
     ends[-1].set()
     async with life(path) as node:
         await handled(node, "long")
@@ -165,11 +169,8 @@ async def test_a_stop_in_order_is_known_to_whoever_comes_after_an_owner_that_wro
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
-    for times, end in enumerate(["killed", "killed", "in order"], 1):
-        async with life(path, end) as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "long")
-            await ran("long", times)
+    async for _ in lives(path, "long", "killed", "killed", "in order"):
+        pass
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "_rewrite", lambda *_: None)
         patch.setattr(suspects, "start", lambda *_: None)
@@ -186,11 +187,8 @@ async def test_a_stop_that_takes_all_its_time_blames_nobody(path: Path, monkeypa
     monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(ownership, "_DRAIN_SECONDS_MIN", 0.1)
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 1.5)
-    for times in range(1, 4):
-        async with life(path) as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "long")
-            await ran("long", times)
+    async for _ in lives(path, "long", *["in order"] * 3):
+        pass
     async with life(path) as node:
         await ran("long", 4)
         ends[-1].set()
@@ -233,11 +231,8 @@ async def test_fresh_calls_of_its_agent_do_not_acquit_a_deadly_ask(path: Path) -
 
 
 async def test_a_mark_of_an_agent_goes_when_its_suspects_had_their_time(path: Path) -> None:
-    for times in range(1, 3):
-        async with life(path, "killed") as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "long")
-            await ran("long", times)
+    async for _ in lives(path, "long", *["killed"] * 2):
+        pass
     ends[-1].set()
     async with life(path) as node:
         await handled(node, "long")
@@ -256,11 +251,8 @@ async def test_who_was_killed_by_somebody_is_tried_again_and_not_for_ever(
 ) -> None:
     monkeypatch.setattr(Standstills, "was_killed", lambda *_: True)
     most = 2 + limits.ALONE_ENDS_MAX
-    for times in range(1, most + 1):
-        async with life(path, "killed") as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "long")
-            await ran("long", times)
+    async for _ in lives(path, "long", *["killed"] * most):
+        pass
     async with life(path) as node:
         await given_up(node)
         assert await names(node) == []
@@ -340,13 +332,9 @@ async def test_who_was_killed_amid_a_block_is_blamed_no_sooner(
     path: Path, hears: list[tuple[list[Standstill], list[str]]]
 ) -> None:
     most = 2 + limits.ALONE_ENDS_MAX
-    for times in range(1, most + 1):
-        async with life(path, "killed") as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "slow")
-            await ran("slow", times)
-            still = Standstill(node.incarnation, 1.4, "Worker/a", key_in_hand(node), "app.py:1 (f)")
-            hears[:] = [([still], []), ([], [node.incarnation])]
+    async for node in lives(path, "slow", *["killed"] * most):
+        still = Standstill(node.incarnation, 1.4, "Worker/a", key_in_hand(node), "app.py:1 (f)")
+        hears[:] = [([still], []), ([], [node.incarnation])]
     async with life(path) as node:
         await given_up(node)
         assert [one.error for one in await node.dead_letters.all()] == ["this message ended 3 processes"]
@@ -355,12 +343,8 @@ async def test_who_was_killed_amid_a_block_is_blamed_no_sooner(
 async def test_a_block_that_ended_nothing_excuses_nobody(
     path: Path, hears: list[tuple[list[Standstill], list[str]]]
 ) -> None:
-    for times in range(1, 4):
-        async with life(path, "killed") as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "deadly")
-            await ran("deadly", times)
-            hears[:] = [([Standstill(node.incarnation, 1.2, "Worker/other", "k", "app.py:1 (f)")], [])]
+    async for node in lives(path, "deadly", *["killed"] * 3):
+        hears[:] = [([Standstill(node.incarnation, 1.2, "Worker/other", "k", "app.py:1 (f)")], [])]
     async with life(path) as node:
         await given_up(node)
         assert runs.count("deadly") == 3
@@ -370,12 +354,8 @@ async def test_an_end_is_excused_behind_owners_that_ended_before_they_could_say_
     path: Path, hears: list[tuple[list[Standstill], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their hosts' words are there; only the next two owners end before they commit anything."""
-    for times in range(1, 4):
-        async with life(path, "killed") as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "innocent")
-            await ran("innocent", times)
-            other = Standstill(node.incarnation, 5.1, "Worker/other", "k", "app.py:1 (f)", ended=True)
+    async for node in lives(path, "innocent", *["killed"] * 3):
+        other = Standstill(node.incarnation, 5.1, "Worker/other", "k", "app.py:1 (f)", ended=True)
     with monkeypatch.context() as patch:
         patch.setattr(suspects, "start", lambda *_: None)
         for _ in range(2):
@@ -393,12 +373,8 @@ async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
     path: Path, hears: list[tuple[list[Standstill], list[str]]]
 ) -> None:
     """The shard is taken over after 4 s, and the node is ended after 5: meanwhile its host may still name the cause."""
-    for times in range(1, 4):
-        async with life(path, "killed") as node:
-            if times == 1:
-                await node.agent(Worker, "a").send(Worker.work, "innocent")
-            await ran("innocent", times)
-            other = Standstill(node.incarnation, 4.2, "Worker/other", "k", "app.py:1 (f)")
+    async for node in lives(path, "innocent", *["killed"] * 3):
+        other = Standstill(node.incarnation, 4.2, "Worker/other", "k", "app.py:1 (f)")
     hears[:] = [([other], [])]
     async with life(path) as node:
         heard = node._runtime.standstills
