@@ -69,14 +69,14 @@ def start(activation: Activation, message: Delivery, told: bool = False) -> None
 
 
 def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
-    """Whether the owner before wrote a mark that may accuse this message, and stands still, but has not ended yet."""
+    """Whether a process wrote a mark that may accuse this message, and stands still now: its host may still end it."""
     accuse = (name, ANY_MESSAGE) if message.suspect else (name,)
     heard = activation.shard.runtime.standstills
     return any(heard.stands(owner) for marked in accuse if (owner := _writer(activation, marked)))
 
 
 async def _when_told(activation: Activation, message: Delivery) -> None:
-    """Wait for the last word of the host of the owner before, and judge then."""
+    """Wait for the last word on the processes that wrote the marks, and judge then."""
     runtime, name = activation.shard.runtime, attempts.name_of(message.key)
     end = runtime.loop.time() + 3 * limits.FROZEN_SECONDS
     while _is_open(activation, message, name) and runtime.loop.time() < end:

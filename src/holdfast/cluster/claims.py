@@ -106,9 +106,9 @@ class Claims:
         return not epoch.record.owner or base(epoch.record.owner) == base(self._life.incarnation)
 
     def _records(self, name: str, before: Mapping[int, Epoch]) -> dict[int, EpochRecord]:
-        claims = {}
+        claims, nonce, now = {}, ids.new_id("c"), self._clock.now()
         for number, epoch in before.items():
-            claim = EpochRecord(self._life.incarnation, self._host, ids.new_id("c"), self._clock.now())
+            claim = EpochRecord(self._life.incarnation, self._host, nonce, now)
             claim.released = epoch.record.released
             claim.inherit(epoch)
             if not self._let_go(epoch):
