@@ -20,6 +20,12 @@ class Notes(State):
     rung: list[str] = field(default_factory=list)
 
 
+def wait_for(path: str) -> None:
+    """Keep the thread until there is this file."""
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
 class Heavy(Agent[Notes]):
     def __init__(self) -> None:
         self.made_in = os.getpid()
@@ -40,6 +46,16 @@ class Heavy(Agent[Notes]):
         self.state.total += by
         time.sleep(seconds)
         return self.state.total
+
+    @handler(runs_in="thread")
+    async def block_until(self, path: str) -> None:
+        self.state.total += 1
+        wait_for(path)
+
+    @handler(runs_in="process")
+    async def compute_until(self, path: str) -> None:
+        self.state.total += 1
+        wait_for(path)
 
     @handler
     async def hog(self, seconds: float) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -44,14 +44,18 @@ async def test_a_thread_has_the_activations_attributes(path: Path) -> None:
         assert made_in == os.getpid() and thread.startswith("holdfast-handler")
 
 
-@pytest.mark.parametrize("method", [Heavy.block, Heavy.compute])
-async def test_others_go_on_beside_it(path: Path, method: object) -> None:
+@pytest.mark.parametrize("method", [Heavy.block_until, Heavy.compute_until])
+async def test_others_go_on_beside_it(path: Path, method: Any) -> None:
+    enough = path.with_name("enough")
     async with serving(path, Heavy, Counter) as node:
-        slow = asyncio.create_task(node.agent(Heavy, "a").ask(method, 1.5))  # type: ignore[arg-type]
-        for expected in range(1, 101):
-            assert await node.agent(Counter, "c").ask(Counter.add, 1) == expected
-        assert not slow.done()
-        assert await node.agent(Heavy, "a").ask(Heavy.total) == 0, "a reader sees what is committed"
+        slow = asyncio.create_task(node.agent(Heavy, "a").ask(method, str(enough)))
+        try:
+            for expected in range(1, 101):
+                assert await node.agent(Counter, "c").ask(Counter.add, 1) == expected
+            assert await node.agent(Heavy, "a").ask(Heavy.total) == 0, "a reader sees what is committed"
+            assert not slow.done()
+        finally:
+            enough.touch()
         await slow
         assert await node.agent(Heavy, "a").ask(Heavy.total) == 1
 
