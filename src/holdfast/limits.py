@@ -240,7 +240,6 @@ TAKEOVER_SECONDS: Final = 4.0
 
 STANDSTILL_SECONDS: Final = 5.0
 """A node whose loop stands still for so long is ended by its host, and what it had in hand is tried once more, elsewhere."""
-
 STARVED_SECONDS: Final = 20.0
 """… also where it was the machine that gave it no processor for most of so long a time, or where it used none."""
 
@@ -294,16 +293,16 @@ EVENTS_MAX: Final = 10_000
 
 DRAIN_SECONDS: Final = 10.0
 """How long turns that run may take to finish before their shard is let go of."""
-
 CANCELLED_SECONDS: Final = 2.0
 """… and to end once they are cancelled after that, as their node closes; who goes on is left to itself."""
+LEFT_SECONDS: Final = 3.0
+"""How long a program waits at its end for tasks that it cancelled, and then as long for generators."""
 
 APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 
 SERVER_FROZEN_LOOKS: Final = 3
 """So many looks in a row, a second apart, that find a server frozen: then its host says so."""
-
 SERVER_FROZEN_LOOKS_MAX: Final = 10
 """So many, and the host kills it and starts it again."""
 
@@ -393,6 +392,7 @@ assert TAKEOVER_SECONDS < HOST_REMEMBERED_SECONDS, "who is gone is missed before
 assert 1 < SERVER_FROZEN_LOOKS < SERVER_FROZEN_LOOKS_MAX, "a server is said to be frozen before it is killed for it"
 assert QUIET_SECONDS < TAKEOVER_SECONDS < STANDSTILL_SECONDS, "told before it is taken over, ended after"
 assert 4 * STANDSTILL_SECONDS < ASK_TIMEOUT_SECONDS, "an ask that stands still is answered in its time"
+assert CANCELLED_SECONDS + 2 * LEFT_SECONDS < DRAIN_SECONDS, "a host, which waits for two drains, kills no node"
 assert STANDSTILL_SECONDS < FROZEN_SECONDS < STARVED_SECONDS <= ASK_TIMEOUT_SECONDS, "ended for certain in the end"
 assert STALL_SECONDS < QUIET_SECONDS, "a stall is no standstill"
 assert ALONE_ENDS_MAX <= 3, "it fits a mark"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
+
+from holdfast import limits
 
 try:
     import uvloop
@@ -14,15 +18,62 @@ except ModuleNotFoundError:  # Windows
     uvloop = None  # type: ignore[assignment]
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 500
 """Items of `by_and_by` between two turns of the loop: some 10 ms of what is done for a record of a recovery."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a program's main coroutine, as `asyncio.run` does, on the fastest loop there is."""
+    """Run a program's main coroutine, as `asyncio.run` does, on the fastest loop there is.
+
+    Tasks that are left when it has ended are cancelled. `asyncio.run` waits for their end for ever, also where one swallows
+    each cancellation; this waits for a bounded time, and says in the log what goes on.
+    """
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        loop = runner.get_loop()
+        try:
+            return runner.run(main)
+        finally:
+            try:
+                loop.run_until_complete(_end_all())
+            finally:  # also at a Ctrl-C meanwhile, which ends it at once
+                for task in asyncio.all_tasks(loop):
+                    _leave(task)
+
+
+async def _end_all() -> None:
+    """Cancel all tasks that there are, those too that others begin as they end, and then end all generators."""
+    loop, cancelled = asyncio.get_running_loop(), set[asyncio.Task[Any]]()
+    _ending.add(loop)
+    until = loop.time() + limits.LEFT_SECONDS
+    while (left := asyncio.all_tasks() - {asyncio.current_task()}) and loop.time() < until:
+        for task in left - cancelled:
+            task.cancel()
+        cancelled |= left
+        # Not until all have ended: what they begin meanwhile is cancelled as well.
+        await asyncio.wait(left, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+    # It knows no generator any more when it is called again, as the runner does.
+    await asyncio.wait({loop.create_task(loop.shutdown_asyncgens())}, timeout=limits.LEFT_SECONDS)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        _logger.warning("%s goes on though it was cancelled, and is left to itself", task.get_name())
+
+
+_ending: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
+
+
+def is_over() -> bool:
+    """Whether the running loop's program has ended: at the end of `run`, or of `asyncio.run`, every task is cancelled."""
+    return asyncio.get_running_loop() in _ending or all(task.cancelling() for task in asyncio.all_tasks())
+
+
+def _leave(task: asyncio.Task[Any]) -> None:
+    """Have nobody wait for a task any more, and never destroy it, not even as the interpreter ends.
+
+    What is destroyed is given one more error: code that swallows every error would then go round for ever, with no loop.
+    """
+    asyncio._unregister_task(task)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 
 
 def report(what: str, error: BaseException | None) -> None:

@@ -56,6 +56,34 @@ async def main(node: Node) -> None:
 """
 
 
+STUBBORN = """
+import sys
+from holdfast import limits, reader
+limits.DRAIN_SECONDS = limits.CANCELLED_SECONDS = 0.1
+limits.LEFT_SECONDS = float(Path("left").read_text())
+
+class Stubborn(Agent[State]):
+    async def go_on(self) -> None:
+        print("began", flush=True)
+        while True:
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                pass
+
+    @handler
+    async def handle(self) -> None:
+        await self.go_on()
+
+    @reader
+    async def read(self) -> None:
+        await self.go_on()
+
+async def main(node: Node) -> None:
+    await node.agent(Stubborn, "a").ask(getattr(Stubborn, Path("method").read_text()))
+"""
+
+
 class Program:
     """A command that runs, and what it says."""
 
@@ -125,6 +153,29 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(directory: Path, programs: lis
     program.process.send_signal(signal.SIGINT)
     program.until("second Ctrl-C")
     assert program.process.wait(60) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("method", ["handle", "read"])
+@pytest.mark.parametrize("left", ["0.2", "1e6"])
+def test_code_that_swallows_its_cancellation_keeps_no_program(
+    directory: Path, programs: list[Program], method: str, left: str
+) -> None:
+    (directory / "stubborn.py").write_text(APP + STUBBORN)
+    (directory / "method").write_text(method)
+    (directory / "left").write_text(left)
+    programs.append(program := Program(directory, HOLDFAST, "run", "stubborn.py"))
+    program.until("began")
+    program.process.send_signal(signal.SIGINT)
+    program.until("ended")
+    if left == "0.2":
+        program.until(f"Stubborn/a: {method} goes on though it was cancelled")
+        assert program.process.wait(60) == 0
+        return
+    deadline = time.monotonic() + 60
+    while program.process.poll() is None and time.monotonic() < deadline:
+        program.process.send_signal(signal.SIGINT)  # one that comes as its main ends is the first one's
+        time.sleep(0.5)
+    assert program.process.poll() == 128 + signal.SIGINT
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.getuid() != 0, reason="it needs a namespace of processes")

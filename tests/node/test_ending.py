@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -115,6 +117,36 @@ async def test_whoever_closes_a_node_waits_for_its_turns(tmp_path: Path) -> None
         await node.close()
         assert await asked == 1, "the turn was finished, and its caller was told"
         await asyncio.gather(one, other)
+
+
+PROGRAM = """
+import asyncio, sys
+from holdfast import Agent, Node, State, handler, run
+
+class Greeter(Agent[State]):
+    @handler
+    async def greet(self) -> int:
+        return 1
+
+async def main():
+    urls = sys.argv[2].split()
+    founds = {} if urls[0].startswith("local:") else {"found": True, "replicas": 3}
+    node = await Node.open(urls, serve=[Greeter], **founds)
+    await node.agent(Greeter, "a").ask(Greeter.greet)
+    raise ValueError("an error of the program's")
+
+(run if sys.argv[1] == "run" else asyncio.run)(main())
+"""
+
+
+@pytest.mark.parametrize("runs", ["run", "asyncio.run"])
+def test_a_program_that_fails_without_closing_its_node_shows_its_own_error(url: list[str], runs: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, runs, " ".join(url)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert ended.returncode == 1 and ended.stderr.endswith("ValueError: an error of the program's\n"), ended.stderr
+    said, _, _ = ended.stderr.partition("Traceback")
+    assert said.startswith("the program ended, and did not close the node ") and said.count("\n") == 1, ended.stderr
+    assert ended.stderr.count("Traceback") == 1 and not ended.stdout, ended.stderr
 
 
 class Stubborn(Agent[State]):

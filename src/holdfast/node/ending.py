@@ -8,12 +8,15 @@ others are closed as well.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any, Final, Protocol
 
 from holdfast import limits, loops
 from holdfast.agents.runtime import Runtime
+
+_logger = logging.getLogger(__name__)
 
 _PART_SECONDS: Final = 0.5
 """A part of a node that failed is waited for so long, when the time for all of them is over."""
@@ -68,9 +71,13 @@ class Ending:
     def _failed(self, what: str, error: BaseException | None) -> None:
         if self._closing is not None or self._failing is not None:
             return
-        self._failing = asyncio.get_running_loop().create_task(self._end_in_time(), context=Context())
+        over = loops.is_over()
+        self._failing = asyncio.get_running_loop().create_task(self._end_in_time(over), context=Context())
         if self._runtime is not None:
             self._runtime.router.fail(f"this node has failed ({what}): see its log, and join again")
+        if over:
+            _logger.warning("the program ended, and did not close the node %s", self._name)
+            return
         # Last, as whoever hears of it may raise.
         loops.report(f"the node {self._name} ends, as a part of it came to its end: {what}", error)
 
@@ -78,13 +85,17 @@ class Ending:
         for _, error in await self._end(None):
             raise error
 
-    async def _end_in_time(self) -> None:
+    async def _end_in_time(self, over: bool) -> None:
+        """``over``: the program has ended, its loop may end at any moment, and nobody is told what cannot be closed."""
         failures: list[tuple[str, Exception]] = []
         try:
             failures = await self._end(asyncio.get_running_loop().time() + limits.DRAIN_SECONDS)
         finally:
-            await self._cut()
-        for what, error in failures:
+            try:
+                await self._cut()
+            except Exception as failed:
+                failures.append(("engine", failed))
+        for what, error in [] if over else failures:
             loops.report(f"the node {self._name} ends, and its {what} could not be closed", error)
 
     async def _end(self, until: float | None) -> list[tuple[str, Exception]]:
