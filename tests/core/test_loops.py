@@ -1,62 +1,67 @@
-"""The end of a program waits for nobody for ever, and says who goes on."""
+"""What all loops need: turns for others in long work, and an end for what was begun."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import asyncio
+import threading
 
 import pytest
 
-PROGRAM = """
-import asyncio, logging, sys
-from holdfast import limits, run
+from holdfast import loops
 
-limits.LEFT_SECONDS = 0.2
-logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-async def swallow(error):
-    while True:
+async def test_others_get_their_turn_while_many_items_are_gone_through() -> None:
+    turns_at: list[int] = []
+    done: list[int] = []
+
+    async def other() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns_at.append(len(done))
+
+    beside = asyncio.create_task(other())
+    async for item in loops.by_and_by(range(3_000)):
+        done.append(item)
+    beside.cancel()
+    assert done == list(range(3_000))
+    assert len(turns_at) >= 5
+    assert max(after - before for before, after in zip([0, *turns_at], [*turns_at, 3_000], strict=True)) <= 1_000
+
+
+async def test_the_first_error_ends_what_runs_beside_it() -> None:
+    ended: list[str] = []
+
+    async def long(name: str) -> None:
         try:
-            await asyncio.sleep(600)
-        except error:
-            pass
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(name)
 
-async def beget(error):
-    try:
-        await asyncio.sleep(600)
-    finally:
-        asyncio.create_task(swallow(error), name="child")
+    async def failing() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
 
-async def generate(error):
-    try:
-        yield 1
-    finally:
-        await swallow(error)
-
-async def clean():
-    try:
-        await asyncio.sleep(600)
-    finally:
-        await asyncio.sleep(0.01)
-        print("cleaned")
-
-async def main(error):
-    tasks = [asyncio.create_task(work, name=work.__name__) for work in (swallow(error), beget(error), clean())]
-    generated = generate(error)
-    await anext(generated)
-    run.kept = tasks, generated
-    return "done"
-
-print(run(main(eval(sys.argv[1]))))
-"""
+    with pytest.raises(ValueError, match="no"):
+        await loops.together(long("a"), failing(), long("b"))
+    assert ended == ["a", "b"]
 
 
-@pytest.mark.parametrize("error", ["asyncio.CancelledError", "BaseException"])
-def test_a_program_ends_whatever_its_tasks_do_with_their_cancellation(error: str) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, error], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (ran.returncode, ran.stdout) == (0, "cleaned\ndone\n"), ran.stderr
-    for name in ("swallow", "child"):
-        assert f"{name} goes on though it was cancelled, and is left to itself" in ran.stderr
-    assert "Traceback" not in ran.stderr and "destroyed" not in ran.stderr
+async def test_who_is_cancelled_waits_for_the_end_of_its_thread() -> None:
+    may_end, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        may_end.wait(30)
+        ended.set()
+        raise ValueError("nobody hears this")
+
+    waits = asyncio.create_task(loops.in_thread(work))
+    await asyncio.sleep(0)
+    waits.cancel()
+    await asyncio.wait([waits], timeout=0.05)
+    assert not waits.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    assert ended.is_set()
+    assert await loops.in_thread(lambda: 7) == 7

@@ -1,0 +1,62 @@
+"""The end of a program waits for nobody for ever, and says who goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, logging, sys
+from holdfast import limits, run
+
+limits.LEFT_SECONDS = 0.2
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+async def swallow(error):
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except error:
+            pass
+
+async def beget(error):
+    try:
+        await asyncio.sleep(600)
+    finally:
+        asyncio.create_task(swallow(error), name="child")
+
+async def generate(error):
+    try:
+        yield 1
+    finally:
+        await swallow(error)
+
+async def clean():
+    try:
+        await asyncio.sleep(600)
+    finally:
+        await asyncio.sleep(0.01)
+        print("cleaned")
+
+async def main(error):
+    tasks = [asyncio.create_task(work, name=work.__name__) for work in (swallow(error), beget(error), clean())]
+    generated = generate(error)
+    await anext(generated)
+    run.kept = tasks, generated
+    return "done"
+
+print(run(main(eval(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize("error", ["asyncio.CancelledError", "BaseException"])
+def test_a_program_ends_whatever_its_tasks_do_with_their_cancellation(error: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, error], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, "cleaned\ndone\n"), ran.stderr
+    for name in ("swallow", "child"):
+        assert f"{name} goes on though it was cancelled, and is left to itself" in ran.stderr
+    assert "Traceback" not in ran.stderr and "destroyed" not in ran.stderr
