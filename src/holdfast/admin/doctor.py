@@ -183,15 +183,17 @@ def _leaders(seen: Survey) -> Iterator[Finding]:
 
 
 def _copies(seen: Survey) -> Iterator[Finding]:
+    # A server that leads takes those who fell silent for current ones for some ten seconds.
+    away = seen.gone_servers if seen.presence.lost else set()
     for stream, found in seen.streams.items():
         if not isinstance(found, StreamFacts):
             continue
         peers = found.cluster.replicas
-        behind = [one for one in peers if one.offline or not one.current]
+        behind = [one for one in peers if one.offline or not one.current or one.name in away]
         # Without a leader the server that answers is one of the peers.
         current = len(peers) - len(behind) + (not peers or bool(found.cluster.leader))
         if current < found.copies:
-            said = ", ".join(_behind(one.name, one.offline, one.lag) for one in behind)
+            said = ", ".join(_behind(one.name, one.offline or one.name in away, one.lag) for one in behind)
             text = f"{current} of {found.copies} copies are current" + (f": {said}" if said else "")
             yield finding("under-replicated", stream, text)
 

@@ -83,7 +83,10 @@ class Life:
         """What `live` asks, on the monotonic clock (s)."""
         self._was_live = False
         self._unheard = 0.0
-        """For how long no cell took a write of this process, in time in which it could have heard of one."""
+        """For how long no cell took a write of this process, in time in which it could have heard of one. It is never
+        more than the time since the newest write that was taken began, so who is isolated is not live."""
+        self._looked_at = clock.monotonic()
+        """Until when that is counted."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -130,18 +133,22 @@ class Life:
     def want(self, wanted: bool) -> None:
         """Say whether a process that serves nothing should find out whether a majority answers."""
         if wanted and not self.wanted:
+            self._count_unheard()
             self._unheard = 0.0
         self.wanted = wanted or self.serves or self.isolated()
 
     # Proofs --------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        looked_at = self._clock.monotonic()
         while True:
+            self._count_unheard()
             self.look()
             await asyncio.sleep(_LOOK_SECONDS)
-            passed, looked_at = self._clock.monotonic() - looked_at, self._clock.monotonic()
-            self._unheard += min(passed, 2 * _LOOK_SECONDS)
+
+    def _count_unheard(self) -> None:
+        now = self._clock.monotonic()
+        self._unheard += min(now - self._looked_at, 2 * _LOOK_SECONDS)
+        self._looked_at = now
 
     def look(self) -> None:
         """Find out whether this node is live no more; then `on_lapse` is called."""
@@ -179,6 +186,7 @@ class Life:
 
     def _proved(self, cell: str, began_at: float) -> None:
         self.look()  # a lapse that ends with this very proof was one
+        self._count_unheard()
         self._unheard = min(self._unheard, self._clock.monotonic() - began_at)
         self._proven_at[cell] = began_at
         self.live_until = sorted(self._proven_at.values())[-self._majority] + limits.ISOLATE_SECONDS
