@@ -25,6 +25,7 @@ from holdfast.errors import Closed, ConfigError, HoldfastError, InvalidName, Nev
 SERVER_MIN: Final = (2, 15)
 BLOB_CELL: Final = "g1blobs"
 _PAYLOAD_BYTES: Final = 1024 * 1024
+_ANSWER_SECONDS: Final = 2.0
 _ENSURE_SECONDS: Final = 60.0
 """A fresh cohort elects its leaders once all its members are there."""
 
@@ -138,35 +139,21 @@ class NatsEngine(Engine):
 
     async def _check(self, cell: str) -> int:
         """How many copies a cell has. Raises what `check_cells` raises."""
-        connection = self._open()
-        end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
-        attempt = 0
-        while True:
-            try:
-                return _checked(cell, await api.call(connection, f"STREAM.INFO.{cell}", None, 2.0))
-            except InvalidName:
-                raise NotFound(f"there is no stream {cell}: was it removed?") from None
-            except (NoQuorum, Unknown) as error:
-                if asyncio.get_running_loop().time() > end:
-                    raise NoQuorum(f"the cell {cell} does not answer: {error}") from None
-            attempt += 1
-            await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
+        try:
+            answer = await self._ask_patiently(
+                f"STREAM.INFO.{cell}", None, limits.QUORUM_WAIT_SECONDS, f"the cell {cell} does not answer"
+            )
+        except InvalidName:
+            raise NotFound(f"there is no stream {cell}: was it removed?") from None
+        return _checked(cell, answer)
 
     async def cells(self) -> list[str]:
-        connection = self._open()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _ENSURE_SECONDS
         names: set[str] = set()
-        attempt = offset = 0
+        offset = 0
         while True:
-            try:
-                answer = await api.call(connection, "STREAM.NAMES", {"offset": offset}, 2.0)
-            except (NoQuorum, Unknown) as error:
-                attempt += 1
-                if loop.time() > end:
-                    raise NoQuorum(f"the cells cannot be listed: {error}") from None
-                await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
-                continue
+            answer = await self._ask_patiently(
+                "STREAM.NAMES", {"offset": offset}, _ENSURE_SECONDS, "the cells cannot be listed"
+            )
             page = msgspec.json.decode(answer, type=_Names)
             names.update(page.streams or ())
             offset += len(page.streams or ())
@@ -174,12 +161,30 @@ class NatsEngine(Engine):
                 return sorted(names)
 
     async def drop_cells(self, cells: Sequence[str]) -> None:
-        connection = self._open()
         for cell in cells:
             checks.check_cell(cell)
         for cell in cells:
             with suppress(InvalidName):  # there is none
-                await api.call(connection, f"STREAM.DELETE.{cell}", None, 5.0)
+                await self._ask_patiently(
+                    f"STREAM.DELETE.{cell}", None, limits.QUORUM_WAIT_SECONDS, f"the cell {cell} cannot be removed"
+                )
+
+    async def _ask_patiently(self, subject: str, body: Any, seconds: float, otherwise: str) -> bytes:
+        """Ask the servers until one answers.
+
+        Raises `NoQuorum`, which begins with ``otherwise``, where none did in time, and what else `api.call` raises.
+        """
+        connection, loop = self._open(), asyncio.get_running_loop()
+        end = loop.time() + seconds
+        attempt = 0
+        while True:
+            try:
+                return await api.call(connection, subject, body, _ANSWER_SECONDS)
+            except (NoQuorum, Unknown) as error:
+                if loop.time() > end:
+                    raise NoQuorum(f"{otherwise}: {error}") from None
+            attempt += 1
+            await asyncio.sleep(backoff.delay_seconds(attempt, self._random, 0.5))
 
     async def _ensure(self, cell: str, replicas: int, first_sequence: int = 1) -> None:
         connection = self._open()
@@ -188,7 +193,7 @@ class NatsEngine(Engine):
         attempt = 0
         while True:
             try:
-                found = await api.call(connection, f"STREAM.INFO.{cell}", None, 2.0)
+                found = await api.call(connection, f"STREAM.INFO.{cell}", None, _ANSWER_SECONDS)
                 break
             except InvalidName:  # there is none
                 error: HoldfastError | None = await self._create(connection, cell, replicas, first_sequence)
