@@ -269,7 +269,7 @@ _TEXTS: Final = {
     "server": "server {server} listens at {url}",
     "server-ended": "server {server} ended with code {code}; it is started again",
     "server-failed": "server {server} does not start: {error}",
-    "server-stores-nothing": "server {server} stores nothing any more: is its disk full? It is started again",
+    "server-stores-nothing": "server {server} stores nothing any more: {why}; it is started again",
     "server-frozen": "server {server} is frozen: {why}; it is killed and started again if that lasts",
     "server-back": "server {server} answers again",
     "copy-discarded": "the copy of {stream} is thrown away; the others send a new one",

@@ -1,7 +1,7 @@
 """Keeps a host's nats-server alive: starts it again when it ends, and ends it when it is of no use.
 
-A server may be of no use while its process lives: it stores nothing any more after a failed disk, its files were removed,
-or it is frozen, so that callers who are connected to it wait and nobody is told. A frozen server is told from a slow one
+A server may be of no use while its process lives: it stores nothing any more after a write that failed, its files were
+removed, or it is frozen, so that callers who are connected to it wait and nobody is told. A frozen server is told from a slow one
 by the kernel: it was stopped, or it answers nobody and used no processor time at all. A machine that is overloaded gives
 every process some. All of it is counted in looks, not in time: a host that was frozen itself learns nothing from a clock.
 """
@@ -9,7 +9,7 @@ every process some. All of it is counted in looks, not in time: a host that was 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from holdfast import limits
@@ -22,6 +22,9 @@ RESTART_SECONDS_MAX: Final = 10.0
 STABLE_SECONDS: Final = 10.0
 """A process that lived so long starts again at once."""
 
+STORING_SECONDS: Final = 60.0
+"""One that was ended because it stored nothing starts again at once where it lived so long before."""
+
 _WATCH_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 1.0
 _STOPPED: Final = "T"
@@ -32,15 +35,36 @@ def longer(delay: float) -> float:
     return min(max(delay, RESTART_SECONDS_MIN) * 2, RESTART_SECONDS_MAX)
 
 
-class Keeper:
-    """See the module. ``say``: hears of each event."""
+def pause(before: float, lived_seconds: float, stored: bool) -> float:
+    """The pause before the next start. ``before``: the one before the process that ended. ``stored``: as far as is known.
 
-    def __init__(self, server: NatsServer, say: Callable[[str, dict[str, Any]], None]) -> None:
+    A disk that refuses writes is seen only after some seconds of life, which is no sign that it takes them.
+    """
+    stable = lived_seconds > (STABLE_SECONDS if stored else STORING_SECONDS)
+    return RESTART_SECONDS_MIN if stable else longer(before)
+
+
+async def _nothing_known() -> str:
+    return ""
+
+
+class Keeper:
+    """See the module. ``say``: hears of each event. ``write_error``: why the server takes no writes, as it says itself."""
+
+    def __init__(
+        self,
+        server: NatsServer,
+        say: Callable[[str, dict[str, Any]], None],
+        write_error: Callable[[], Awaitable[str]] = _nothing_known,
+    ) -> None:
         self.server = server
         self.stopping = False
         """Whether the host ends, so that nothing is started again."""
         self.store_gone = False
         self._say = say
+        self._write_error = write_error
+        self._stored = True
+        """Whether the process that runs is not known to store nothing."""
         self._restarting = asyncio.Lock()
         self._between: Callable[[], None] | None = None
         """What is to be done before the next start, until that begins."""
@@ -102,6 +126,7 @@ class Keeper:
         while True:
             started = loop.time()
             code = await self.server.wait()
+            stored, self._stored = self._stored, True
             if self.stopping:
                 return
             if self.store_gone:
@@ -110,8 +135,7 @@ class Keeper:
                 delay = 0.0
             else:
                 self._say("server-ended", {**self._facts, "code": code})
-                stable = loop.time() - started > STABLE_SECONDS
-                delay = RESTART_SECONDS_MIN if stable else longer(delay)
+                delay = pause(delay, loop.time() - started, stored)
             while True:
                 await asyncio.sleep(delay)
                 self._work()
@@ -127,12 +151,22 @@ class Keeper:
                 await self.server.stop()
 
     async def _watch_store(self) -> None:
-        """A server whose disk failed or was full goes on without its store, for good: a start finds out if it can now."""
+        """A server whose disk failed or was full stores nothing more, for good: a start finds out if it can now."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if self._expects_it and await self.server.stores_nothing():
-                self._say("server-stores-nothing", {**self._facts, "log": self.server.log_end(4)})
+            pid = self.server.pid
+            if not self._expects_it or not (why := await self._stores_nothing()):
+                continue
+            if pid == self.server.pid and self._expects_it:
+                self._say("server-stores-nothing", {**self._facts, "why": why, "log": self.server.log_end(4)})
+                self._stored = False
                 await self.server.kill()
+
+    async def _stores_nothing(self) -> str:
+        """Why the server stores nothing any more; empty where it does, or does not say."""
+        if why := await self._write_error():
+            return why
+        return "its disk may be full" if await self.server.stores_nothing() else ""
 
     async def _watch_files(self) -> None:
         """Raises `StorageFailed`, with the server killed, when the files that it writes are not at their path any more."""

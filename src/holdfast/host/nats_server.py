@@ -246,7 +246,7 @@ class NatsServer:
         return True
 
     async def stores_nothing(self) -> bool:
-        """Whether it says that it stores nothing any more, as after a write that failed; False where it says nothing."""
+        """Whether it says to clients that it stores nothing any more: its disk is full. False where it says nothing."""
         if not self.settings.votes:
             return False
         try:

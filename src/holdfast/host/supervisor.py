@@ -113,7 +113,7 @@ class Host:
         self.system: System | None = None
         self.say = self._report = Told(settings.name, report)
         """Says what happens."""
-        self.keeper = None if self.server is None else Keeper(self.server, self.say)
+        self.keeper = None if self.server is None else Keeper(self.server, self.say, self._write_error)
         self.seat: Seat | None = None
         if self.server is not None and self.keeper is not None:
             self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart, self.say)
@@ -162,6 +162,9 @@ class Host:
         self._tasks.append(loop.create_task(self._beat()))
         self._tasks.append(loop.create_task(self._watchman.run()))
         self._tasks += [loop.create_task(self._keep_node(child)) for child in self.children]
+
+    async def _write_error(self) -> str:
+        return "" if self.system is None else await self.system.write_error()
 
     async def failed(self) -> None:
         """Return when one of the parts that keep others alive ended; raises its error."""

@@ -7,6 +7,8 @@ something are carried to whichever server leads.
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 from contextlib import suppress
 from hashlib import sha256
@@ -18,7 +20,7 @@ from holdfast import limits
 from holdfast.engines.nats import api
 from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
-from holdfast.errors import Closed, NoQuorum, NoResponders
+from holdfast.errors import Closed, HoldfastError, NoQuorum, NoResponders
 from holdfast.host.nats_config import ACCOUNT, SYSTEM_USER
 
 T = TypeVar("T")
@@ -26,12 +28,43 @@ T = TypeVar("T")
 _ANSWER_SECONDS: Final = 2.0
 _REMOVE_SECONDS: Final = 15.0
 _CHANGE_UNDER_WAY: Final = 10202
+_WRITE_ERROR: Final = " write error: "
+_OF_THE_DISK: Final = tuple(
+    os.strerror(number).lower()
+    for number in (
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOSPC,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EROFS,
+    )
+)
+"""How the system's refusals of a write end, in Python's words and in Go's."""
+
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def peer_id(server: str) -> str:
     """What the engine calls a server of this name in its groups, also one that it has never seen alive."""
     return "".join(_DIGITS[byte % len(_DIGITS)] for byte in sha256(server.encode()).digest()[:8])
+
+
+def write_error_in(troubles: list[str]) -> str:
+    """The refusal of a write that one of these tells of, empty for none: what failed, and how the system refused it.
+
+    Other things than the disk may end in what the server calls a write error; a start would not mend those.
+    """
+    for trouble in troubles:
+        _, found, cause = trouble.partition(_WRITE_ERROR)
+        if found and cause.lower().endswith(_OF_THE_DISK):
+            return cause
+    return ""
 
 
 class Peer(msgspec.Struct):
@@ -137,6 +170,14 @@ class _Server(msgspec.Struct):
     connections: int = 0
     routes: int = 0
     jetstream: dict[str, Any] = {}
+
+
+class _Trouble(msgspec.Struct):
+    error: str = ""
+
+
+class _Health(msgspec.Struct):
+    errors: list[_Trouble] = []
 
 
 class _Answer(msgspec.Struct):
@@ -260,6 +301,18 @@ class System:
             found = await self._own("HEALTHZ", None, dict[str, Any])
             return "" if found.get("status") == "ok" else str(found.get("error") or found.get("status"))
         return "it does not say"
+
+    async def write_error(self) -> str:
+        """Why the server takes no writes of some stream any more, empty where it does not say so.
+
+        After one write that the system refused, a stream or group is given up until the server is started again. Only
+        where the disk is full does the server say so to its clients as well.
+        """
+        try:
+            found = await self._own("HEALTHZ", {"details": True}, _Health)
+        except (HoldfastError, msgspec.MsgspecError):
+            return ""
+        return write_error_in([one.error for one in found.errors])
 
 
 def _replica(stream: _Stream, group: Group, server: str) -> Replica:
