@@ -9,6 +9,8 @@ READY := .venv/.ready
 SOURCES := src tests $(wildcard bench) $(wildcard examples)
 TYPING := $(wildcard tests/typing/*.py)
 PYTEST := $(BIN)/python -m pytest -q
+# Tests wait more than they compute. Those of one file stay together, as they share clusters.
+WORKERS ?= 3
 
 .PHONY: help test check demo demo-cluster bench bench-peers bench-growth soak format clean
 
@@ -34,7 +36,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 test: $(READY)
-	$(PYTEST)
+	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
