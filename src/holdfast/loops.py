@@ -32,6 +32,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
         loop = runner.get_loop()
+        _ours.add(loop)
         try:
             return runner.run(main)
         finally:
@@ -60,6 +61,12 @@ async def _end_all() -> None:
 
 
 _ending: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
+_ours: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
+
+
+def is_ours() -> bool:
+    """Whether `run` made the running loop: another one belongs to whoever made it, and is left as it is."""
+    return asyncio.get_running_loop() in _ours
 
 
 def is_over() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -10,8 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.agents.kinds import Counter, on, until
+from tests.node.test_visits import APP, holdfast
 
 from holdfast import (
     Agent,
@@ -27,6 +30,7 @@ from holdfast import (
     loops,
     reader,
 )
+from holdfast.node.process import NodeSettings
 
 BEGAN: list[str] = []
 
@@ -147,6 +151,54 @@ def test_a_program_that_fails_without_closing_its_node_shows_its_own_error(url: 
     said, _, _ = ended.stderr.partition("Traceback")
     assert said.startswith("the program ended, and did not close the node ") and said.count("\n") == 1, ended.stderr
     assert ended.stderr.count("Traceback") == 1 and not ended.stdout, ended.stderr
+
+
+FAMILY = """
+import asyncio, sys
+from holdfast import Node, run
+
+class Family(Agent[State]):
+    @handler
+    async def beget(self, exits: bool) -> None:
+        async def child() -> None:
+            if exits:
+                sys.exit(3)
+            raise KeyboardInterrupt("as told")
+
+        await asyncio.gather(child())
+
+async def serve() -> None:
+    async with Node.join("local:dev.db", serve=[Adder, Family]):
+        print("serving", flush=True)
+        await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    run(serve())
+"""
+
+
+@pytest.mark.parametrize("program", ["-m holdfast run app.py --at local:dev.db", "-m holdfast.node", "app.py"])
+def test_a_task_of_a_turn_ends_no_program_on_a_loop_of_ours(tmp_path: Path, program: str) -> None:
+    (tmp_path / "app.py").write_text(APP + FAMILY)
+    with subprocess.Popen(
+        [sys.executable, *program.split()], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            if program.endswith("node"):
+                settings = NodeSettings(["local:dev.db"], os.getpid(), apps=["app.py"])
+                process.stdin.write(msgspec.json.encode(settings).decode() + "\n")
+                process.stdin.flush()
+            said = process.stdout.readline()
+            assert "serving" in said or "ready" in said
+            assert holdfast(tmp_path, "call", "Adder/a", "add").strip() == "1"
+            for exits, error in (("true", "SystemExit: 3"), ("false", "KeyboardInterrupt: as told")):
+                told = holdfast(tmp_path, "call", "Family/a", "beget", exits, code=1)
+                assert "HandlerFailed" in told and error in told
+            assert holdfast(tmp_path, "call", "Adder/a", "add").strip() == "2"
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 class Stubborn(Agent[State]):

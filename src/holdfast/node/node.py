@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack
 
 from holdfast import codec, ids, limits
+from holdfast.agents import child_tasks
 from holdfast.agents.agent import Agent
 from holdfast.agents.ref import AgentRef, Options
 from holdfast.agents.reroute import Reroute
@@ -176,6 +177,8 @@ class Node:
         Reroute(self._router, self._membership, self._ownership)
         await self.registry.open()
         await self._router.start()
+        if self._runtime.kinds:
+            child_tasks.keep_in()
         await self._runtime.start()
         # A host ends a node of which it hears nothing.
         if (self._runtime.kinds or self._supervised) and self._clock is SYSTEM_CLOCK:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import limits, loops, said
-from holdfast.agents import child_tasks, running
+from holdfast.agents import running
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
 from holdfast.loops import run
@@ -100,7 +100,6 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
             stop.set()
 
     loop.set_exception_handler(failed)
-    loop.set_task_factory(child_tasks.factory)
     kinds = [cls for app in settings.apps for cls in load_agents(app)]
     said.set_up_logging()
     async with Node.join(
