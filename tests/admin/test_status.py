@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from holdfast.admin.presence import HostPresence, Presence
-from holdfast.admin.status import DEGRADED, WELL, Status, judged
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.admin.hosts import cohort
+
+from holdfast.admin.presence import HostPresence, MissingNode, Presence
+from holdfast.admin.status import DEGRADED, DOWN, WELL, Status, judged
 from holdfast.cluster.beats import Beat
 from holdfast.cluster.cohort import Cohort
+from holdfast.host.keeper import STABLE_SECONDS
+from holdfast.host.node_child import AWAY_SECONDS, NodeChild
 
 HOSTS = ["h1", "h2", "h3"]
 
@@ -22,3 +32,114 @@ def test_nothing_is_called_well_before_it_is_known_who_votes() -> None:
     assert (found.state, found.voters) == (DEGRADED, 0) and "which hosts vote is not known yet" in found.problems[0]
     found = judged(Status(shards=128, copies=3), seen(Cohort(HOSTS, {})))
     assert (found.state, found.voters, found.problems) == (WELL, 3, [])
+
+
+def test_a_node_that_its_host_misses_is_named() -> None:
+    looked = seen(Cohort(HOSTS, {}))
+    looked.missing = [
+        MissingNode("h2-1", "h2", 1.0, 3, "code 2: no such app"),
+        MissingNode("h3-1", "h3", 1.0, 0, ""),
+    ]
+    found = judged(Status(shards=128, copies=3), looked)
+    assert (found.state, found.missing) == (DEGRADED, looked.missing)
+    ended, waits = found.problems
+    assert ended.startswith("node h2-1 of host h2 is missing since 1970-01-01 ")
+    assert ended.endswith("it ended 3 times, the last time with code 2: no such app")
+    assert waits.startswith("node h3-1 of host h3 ") and waits.endswith("it has not come up yet")
+    for host in looked.hosts[1:]:
+        host.up = False
+    found = judged(Status(), looked)
+    assert (found.state, found.missing) == (DOWN, []), "no node can start without a majority"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_node_that_starts_or_ended_once_is_not_away() -> None:
+    clock = Clock()
+    node = NodeChild("h1-1", clock)
+    clock.now += 10 * AWAY_SECONDS
+    assert node.away() is None, "its host has not begun to start it"
+    node.begins("n-1")
+    clock.now += AWAY_SECONDS - 1
+    assert node.away() is None
+    clock.now += 1
+    away = node.away()
+    assert away is not None and (away.name, away.seconds, away.ends, away.why) == ("h1-1", AWAY_SECONDS, 0, "")
+    node.serves()
+    assert node.away() is None, "it was slow to start"
+    clock.now += STABLE_SECONDS + 1
+    for incarnation in ("n-2", "n-3"):  # a restart in order, or a crash, each long after the one before
+        node.ended(0)
+        assert node.away() is None
+        node.begins(incarnation)
+        node.serves()
+        clock.now += AWAY_SECONDS
+        assert node.away() is None
+
+
+def test_a_node_that_ends_again_and_again_is_away_also_while_it_is_ready() -> None:
+    clock = Clock()
+    node = NodeChild("h1-1", clock)
+    node.begins("n-0")
+    node.serves()
+    clock.now += AWAY_SECONDS
+    begun = clock.now
+    for number in range(12):
+        node.error = f"error {number}"
+        node.ended(2)
+        node.begins(f"n-{number}")
+        node.serves()
+        clock.now += STABLE_SECONDS / 2
+        away = node.away()
+        if clock.now - begun < AWAY_SECONDS:
+            assert away is None
+        else:
+            assert away is not None and (away.seconds, away.ends) == (clock.now - begun, number + 1)
+            assert away.why == f"code 2: error {number}"
+    clock.now += STABLE_SECONDS
+    assert node.away() is None, "it serves now"
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(240)
+async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> None:
+    """The two others take its shards over, so that nothing but the node itself is missing."""
+    app = tmp_path / "broken.py"
+    app.write_text("raise RuntimeError('nothing to import')\n")
+    hosts = cohort(tmp_path, [str(Path(__file__).parent / "app.py")])
+    hosts[2].settings.apps = [str(app)]
+    at = ",".join(hosts[0].settings.urls)
+
+    async def status(*options: str) -> tuple[int | None, str]:
+        command = [sys.executable, "-m", "holdfast", "status", "--at", at, *options]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        return process.returncode, out.decode()
+
+    try:
+        for host in hosts:
+            await host.start()
+        await hosts[0].heard("node-ready")
+        await hosts[1].heard("node-ready")
+        async with asyncio.timeout(120):
+            while True:
+                code, text = await status("--json")
+                found = json.loads(text)
+                if found.get("missing") and found["served"] == found["shards"] == 128:
+                    break
+        assert (code, found["state"]) == (1, "degraded")
+        (missing,) = found["missing"]
+        assert (missing["name"], missing["host"]) == ("h3-1", "h3") and missing["ends"] > 1
+        assert "nothing to import" in missing["why"]
+        assert [one for one in found["problems"] if one.startswith("node h3-1 of host h3 is missing since ")]
+        assert all(host["up"] for host in found["hosts"])
+        code, text = await status()
+        assert code == 1 and "node h3-1 of host h3 is missing since " in text and "nothing to import" in text
+    finally:
+        for host in hosts:
+            await host.kill()

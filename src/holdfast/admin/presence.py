@@ -40,6 +40,18 @@ class HostPresence(msgspec.Struct):
     since: float | None = None
 
 
+class MissingNode(msgspec.Struct):
+    """A node that a host is to run, and that does not serve. ``since``: in seconds since 1970."""
+
+    name: str
+    host: str
+    since: float
+    ends: int
+    """How many of its processes ended since then."""
+    why: str
+    """How the last of them ended; empty where none did."""
+
+
 class Presence(msgspec.Struct):
     """One look. ``hosts``: all that are expected. ``nodes``: the newest beat of every node that beats."""
 
@@ -52,6 +64,8 @@ class Presence(msgspec.Struct):
     """Hosts that answered."""
     founders: int = 0
     """How many hosts are to found the cluster, as those that answer were told."""
+    missing: list[MissingNode] = []
+    """Nodes that do not serve, as those hosts say that are to run them."""
 
     @property
     def gone(self) -> list[HostPresence]:
@@ -78,6 +92,14 @@ def gone_text(host: HostPresence) -> str:
     """What is known of a host that is gone."""
     return f"{host.name} is gone " + (
         "(nobody up heard it)" if host.since is None else f"since {time_of_day(host.since)}"
+    )
+
+
+def missing_text(node: MissingNode) -> str:
+    """What is known of a node that does not serve."""
+    ends = f"it ended {node.ends} time{'s' if node.ends > 1 else ''}, the last time with {node.why}"
+    return f"node {node.name} of host {node.host} is missing since {time_of_day(node.since)}: " + (
+        ends if node.ends else "it has not come up yet"
     )
 
 
@@ -133,7 +155,12 @@ async def _ask(bus: Bus, seconds: float) -> Presence:
         heard_at = None if up or name not in ago else started - ago[name]
         hosts.append(HostPresence(name, up, record is not None and record.votes(name), heard_at))
     founders = max((sight.founders for sight in sights.values()), default=0)
-    return Presence(hosts, [], record, sequence, sorted(sights), founders)
+    missing = [
+        MissingNode(node.name, host, started - node.seconds, node.ends, node.why)
+        for host, sight in sorted(sights.items())
+        for node in sight.away
+    ]
+    return Presence(hosts, [], record, sequence, sorted(sights), founders, missing)
 
 
 def _record(sights: Iterable[HostSight]) -> tuple[Cohort | None, int]:

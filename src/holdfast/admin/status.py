@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from holdfast.admin import presence
-from holdfast.admin.presence import HostPresence, Presence
+from holdfast.admin.presence import HostPresence, MissingNode, Presence
 from holdfast.cluster.founding import check_copies
 from holdfast.engines.base import Engine
 from holdfast.engines.local.socket_engine import SocketEngine
@@ -51,6 +51,8 @@ class Status(msgspec.Struct, kw_only=True):
     hosts: list[HostPresence] = []
     """All that are expected."""
     nodes: list[MemberInfo] = []
+    missing: list[MissingNode] = []
+    """Nodes that hosts are to run, and that do not serve. Without a majority there are none: nobody can start then."""
     cordoned: list[str] = []
     process: int = 0
     """The one that has an embedded log open; 0 for none."""
@@ -116,11 +118,14 @@ def judged(status: Status, seen: Presence) -> Status:
     status.nodes = [MemberInfo.of(beat) for beat in seen.nodes if beat.kinds]
     status.served = sum(member.shards for member in status.nodes)
     down, degraded = [], [presence.gone_text(host) for host in seen.gone]
+    founding = seen.record is None and len(seen.answered) < seen.founders
+    status.missing = [] if seen.lost or founding else seen.missing
+    degraded += map(presence.missing_text, status.missing)
     if seen.lost:
         down.append(
             "no majority of the hosts that vote is up: nothing can be read or written until one more is started"
         )
-    elif seen.record is None and len(seen.answered) < seen.founders:
+    elif founding:
         names = ", ".join(seen.answered)
         down.append(
             f"{len(seen.answered)} of the {seen.founders} hosts that found the cluster are up ({names}): "

@@ -63,6 +63,18 @@ class HostFacts(msgspec.Struct):
     """The permissions of its directory, its settings and its key, by path."""
 
 
+class NodeAway(msgspec.Struct):
+    """A node that its host is to run, and that does not serve, or does so for moments only."""
+
+    name: str
+    seconds: float
+    """For how long."""
+    ends: int
+    """How many of its processes ended meanwhile."""
+    why: str
+    """How the last one ended, cut; empty where none ended meanwhile."""
+
+
 class HostSight(msgspec.Struct):
     """Who is there, as one host has it in memory: it answers at once, with or without a majority."""
 
@@ -81,6 +93,8 @@ class HostSight(msgspec.Struct):
     """Of that record."""
     founders: int = 0
     """How many hosts found the cluster, as it was told; 0 for one that joined, or that runs no server."""
+    away: list[NodeAway] = []
+    """Its nodes that are away, the first 64 of them."""
 
 
 class Replicas(msgspec.Struct):

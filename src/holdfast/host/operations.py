@@ -105,6 +105,7 @@ class Operations:
         sight = HostSight(host.settings.name, time.time(), up_seconds, votes, heard, record, sequence)
         if host.server is not None:
             sight.founders = len(host.server.settings.routes)
+        sight.away = host.away()
         return sight
 
     def _certificates(self) -> list[Certificate]:

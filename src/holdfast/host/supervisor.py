@@ -29,21 +29,23 @@ from holdfast.errors import Closed, HoldfastError
 from holdfast.host import spawn
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
+from holdfast.host.facts import NodeAway
 from holdfast.host.heard import Heard
 from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
+from holdfast.host.node_child import NodeChild
 from holdfast.host.operations import Operations
 from holdfast.host.seat import Seat
 from holdfast.host.service import HostService
 from holdfast.host.spread import Spread
-from holdfast.host.still import Watch, Watchman
+from holdfast.host.still import Watchman
 from holdfast.host.system import System
 from holdfast.host.told import Told
 from holdfast.node.process import NodeSettings
 
 _ENDED_MAX: Final = 64
-_RECENT_SECONDS: Final = 600.0
+_AWAY_MAX: Final = 64
 
 _logger = logging.getLogger(__name__)
 
@@ -71,32 +73,6 @@ class HostSettings(msgspec.Struct):
 
     def __post_init__(self) -> None:
         ids.check_machine(self.name, "host")
-
-
-class NodeChild:
-    """One of its nodes: a process, and the next one after its end."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.incarnation = ""
-        self.process: asyncio.subprocess.Process | None = None
-        """Until its end is known: what it started may live longer."""
-        self.ready = False
-        self.error = ""
-        self.starts = 0
-        self.last_end = ""
-        self.watch = Watch("")
-        """Whether it stands still."""
-        self._ends: deque[float] = deque(maxlen=_ENDED_MAX)
-
-    def ended(self, code: int) -> None:
-        """Its process ended."""
-        self.last_end = f"code {code}" + (f": {self.error}" if self.error else "")
-        self._ends.append(time.monotonic())
-
-    def ends_recent(self) -> int:
-        """How many of its processes ended in the last ten minutes."""
-        return sum(at > time.monotonic() - _RECENT_SECONDS for at in self._ends)
 
 
 class Host:
@@ -221,9 +197,7 @@ class Host:
         if self._stopping:  # meanwhile
             return os.EX_OK
         # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
-        child.incarnation = ids.new_id("n")
-        child.ready, child.error, child.watch = False, "", Watch(child.incarnation)
-        child.starts += 1
+        child.begins(ids.new_id("n"))
         self._say_who_lives()
         security = self.settings.security
         settings = NodeSettings(
@@ -272,7 +246,7 @@ class Host:
         """A node told this host something; what is not known here comes from a newer version."""
         child.watch.heard(event, facts)
         if event == "ready" and child.process is not None:
-            child.ready = True
+            child.serves()
             if self.seat is not None:
                 with suppress(OSError):  # the seat tries again
                     self.seat.saw_cluster()
@@ -300,6 +274,11 @@ class Host:
         if self._engine is None:
             raise Closed(f"host {self.settings.name} is not connected")
         return self._engine
+
+    def away(self) -> list[NodeAway]:
+        """Its nodes that are away, the first of them; none while it ends."""
+        found = [away for child in self.children if (away := child.away()) is not None]
+        return [] if self._stopping else found[:_AWAY_MAX]
 
     def node_pids(self) -> list[int]:
         """The processes of the nodes."""
