@@ -58,6 +58,13 @@ def processes(runs: Path) -> dict[str, set[str]]:
     return found
 
 
+def runs_on(pid: str) -> bool:
+    """Whether a process is there, and has not ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 async def all_there(node: Node) -> None:
     async with asyncio.timeout(120):
         while len([member for member in node.members() if member.kinds]) < 3:
@@ -90,10 +97,12 @@ async def test_an_endless_loop_costs_one_share_at_a_time_and_ends_with_an_error(
     while not looping.done():
         asked = [asyncio.create_task(other.options(timeout_seconds=60).ask(Still.add)) for other in others]
         while sum(one.done() for one in asked) < len(others) // 3:
+            assert sum(map(runs_on, processes(runs)["ask"])) <= 1, "two nodes stood still at a time"
             await asyncio.sleep(0.01)
         # It still spins where it began, and nobody took that node's share over: the others do not wait for it.
         alone += node.describe("Still/loop").epoch == epoch
         await asyncio.gather(*asked)
+        assert sum(map(runs_on, processes(runs)["ask"])) <= 1, "two nodes stood still at a time"
         await asyncio.sleep(0.2)
         rounds += 1
     with pytest.raises(HandlerFailed, match=r"stood still for \d+\.\d s in still_app\.py:\d+ \(spin\)"):
