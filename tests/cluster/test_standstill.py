@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.cluster.still_app import Slow, Still
+from tests.cluster.still_app import Knot, Slow, Still
 from tests.cluster.test_failover import owner_name
 
 from holdfast import HandlerFailed, HoldfastError, LocalCluster, Node
@@ -124,14 +124,17 @@ async def test_each_way_to_stand_still_ends_after_two_nodes(cluster: LocalCluste
     await node.agent(Still, "timer").ask(Still.arm, "timer")
     await node.agent(Still, "looper").send(Still.spin, "send")
     reading = asyncio.create_task(node.agent(Still, "reader").options(timeout_seconds=LONG).ask(Still.stare, "reader"))
+    tying = asyncio.create_task(node.agent(Still, "tied").options(timeout_seconds=LONG).ask(Still.tie, Knot("knot")))
     for handler, agent in letters:
         assert "stood still for " in await letter(node, handler, agent)
     with pytest.raises(HandlerFailed, match=r"stood still for .* \(stare\)"):
         await reading
+    with pytest.raises(HandlerFailed, match=r"stood still for .* \(__post_init__\)"):
+        await tying
     counts = {what: len(pids) for what, pids in processes(runs).items()}
     assert {what: count for what, count in counts.items() if count > 2} == {}
-    assert set(counts) >= {"nap", "backtrack", "timer", "send", "reader"}
-    for agent in ("napper", "matcher", "looper", "reader"):
+    assert set(counts) >= {"nap", "backtrack", "timer", "send", "reader", "knot"}
+    for agent in ("napper", "matcher", "looper", "reader", "tied"):
         assert await node.agent(Still, agent).options(timeout_seconds=60).ask(Still.value) == 0
     assert len(await node.dead_letters.all()) == len(letters)
 
