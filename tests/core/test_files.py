@@ -17,6 +17,7 @@ from holdfast.admin.archive import Writer
 from holdfast.admin.spool import Spool
 from holdfast.cli import common
 from holdfast.errors import ConfigError
+from holdfast.host.directory import LOCK_FILE, DirectoryLock
 
 SOURCE = Path(holdfast.__file__).parent
 
@@ -70,6 +71,10 @@ def test_what_is_made_is_its_owners_alone(tmp_path: Path, opener: Callable[[Path
     opener(tmp_path / "a" / "b" / "file")
     assert mode(tmp_path / "a") == mode(tmp_path / "a" / "b") == 0o700
     assert mode(tmp_path / "a" / "b" / "file") == 0o600
+    with DirectoryLock(tmp_path / "new" / "x" / ".." / "b") as lock:
+        made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+        assert {path.name for path in made} == {"new", "x", "b", LOCK_FILE} and lock.descriptors
+        assert all(mode(path) == (0o700 if path.is_dir() else 0o600) for path in made)
 
 
 @pytest.mark.parametrize("opener", [append, create])
@@ -143,7 +148,9 @@ def test_files_are_opened_for_writing_in_one_place() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                assert node.func.attr not in ("write_text", "write_bytes", "touch"), f"{name}:{node.lineno}"
+                assert node.func.attr not in ("write_text", "write_bytes", "touch", "mkdir", "makedirs"), (
+                    f"{name}:{node.lineno}"
+                )
                 if ast.unparse(node.func) == "os.open":
                     assert "O_CREAT" not in ast.unparse(node), f"{name}:{node.lineno}"
                 elif node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):

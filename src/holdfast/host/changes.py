@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from holdfast import ids, limits
+from holdfast import files, ids, limits
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.streams import OURS
 from holdfast.errors import HoldfastError, InvalidName, NotDone, NotFound, StorageFailed, Unknown
@@ -116,7 +116,7 @@ class Changes:
         away = Path(server.settings.directory) / ids.new_id(_DISCARDED)
 
         def move() -> None:
-            away.mkdir()
+            files.make_directory(away)
             for number, path in enumerate(paths):
                 with suppress(FileNotFoundError):
                     path.rename(away / str(number))

@@ -104,7 +104,7 @@ class DirectoryLock:
         path = self.directory / LOCK_FILE
         opened: list[int] = []
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_directory(self.directory)
             while True:
                 opened.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
                 fcntl.flock(opened[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import chance
+from holdfast import chance, files
 from holdfast.errors import ConfigError, NoResponders, NotDone, StorageFailed, Unknown
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.node.node import Node
@@ -127,8 +127,8 @@ class Chaos:
     async def run(self) -> Outcome:
         """Start a cluster, work, do harm, heal, and judge. Raises `ConfigError` where there is no start."""
         directory = Path(self.settings.directory or tempfile.mkdtemp(prefix="holdfast-chaos-")).resolve()
-        (directory / "marks").mkdir(parents=True, exist_ok=True)
-        (directory / "loops").mkdir(exist_ok=True)
+        files.make_directory(directory / "marks")
+        files.make_directory(directory / "loops")
         if any((directory / "marks").iterdir()):
             raise ConfigError(f"{directory} is of another run: chaos needs a new cluster, in an empty directory")
         wanted = self.settings.harms or tuple(chaos_harms.KINDS)

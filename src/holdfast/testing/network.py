@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from holdfast import chance
+from holdfast import chance, files
 from holdfast.children import die_with_parent
 from holdfast.errors import ConfigError
 from holdfast.host.local_cluster import Place
@@ -224,7 +224,7 @@ class NamespaceNetwork(Network):
         Path(cert).replace(at / "host.pem")
 
     async def _mount(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(directory)
         options = ["-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(directory)]
         await _run([*self._enter(self.hosts - 1), "mount", *options])
         self._filler = Path(f"/proc/{self._holders[self.hosts - 1].pid}/root{directory}/filler")
