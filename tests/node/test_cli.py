@@ -122,6 +122,12 @@ def test_beyond_loopback_nothing_starts_without_tls_and_credentials(directory: P
     holdfast(directory, "up", "--listen", "0.0.0.0", "--user", "u", "--password-file", "secret", code=2)
 
 
+@pytest.mark.parametrize("capacity", ["inf", "-inf", "nan", "0", "-1", "1001"])
+def test_a_capacity_that_no_plan_can_be_made_with_is_refused(directory: Path, capacity: str) -> None:
+    assert "give a number from 0.01 to 1000" in holdfast(directory, "up", f"--capacity={capacity}", code=2)
+    assert not (directory / ".holdfast").exists()
+
+
 @pytest.mark.parametrize("option", [("--label", "gpu"), ("--capacity", "2"), ("--cluster-port", "7000")])
 @pytest.mark.parametrize("hosts", [(), ("--hosts", "3")])
 def test_what_several_hosts_have_no_use_for_is_refused(
