@@ -102,6 +102,7 @@ def test_commands_beside_a_running_program(tmp_path: Path, running: subprocess.P
     assert json.loads(holdfast(tmp_path, "agents", "show", "Adder/a", "--json"))["stored"]["state"] == {"n": 7}
     assert "open in process" in holdfast(tmp_path, "call", "Adder/a", "add", "--app", "app.py", code=2)
     assert "facts" not in holdfast(tmp_path, "backup", "create", "b.backup")
+    assert f"open in process {running.pid}" in holdfast(tmp_path, "restore", "b.backup", code=2)
     assert "shards-claimed" in holdfast(tmp_path, "events")
     while not (letters := json.loads(holdfast(tmp_path, "dead-letters", "list", "--json"))):
         pass
