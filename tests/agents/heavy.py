@@ -71,6 +71,10 @@ class Heavy(Agent[Notes]):
     async def stall(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    @handler
+    async def stall_until(self, path: str) -> None:
+        wait_for(path)
+
     @handler(runs_in="process")
     async def break_after(self, by: int) -> None:
         self.state.total += by

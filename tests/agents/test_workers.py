@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import threading
@@ -203,6 +204,26 @@ async def test_a_loop_that_stands_still_is_noticed_and_named(path: Path, caplog:
         await node.agent(Heavy, "a").ask(Heavy.block, 1.2)
         await node.agent(Heavy, "a").ask(Heavy.compute, 1.2)
         assert node.statistics()["stalls"] == 1
+
+
+async def test_a_loop_that_stands_still_is_told_with_its_stack_while_it_does(path: Path) -> None:
+    goes_on = path.with_name("goes on")
+    said: list[str] = []
+
+    def told(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        goes_on.touch()
+        return True
+
+    logger = logging.getLogger("holdfast.agents.stalls")
+    logger.addFilter(told)
+    try:
+        async with serving(path, Heavy) as node:
+            await node.agent(Heavy, "a").ask(Heavy.stall_until, str(goes_on))
+    finally:
+        logger.removeFilter(told)
+    assert re.search(r"has stood still for \d\.\d s in heavy\.py:\d+ \(wait_for\) \(Heavy/a stall_until\)", said[0])
+    assert "in stall_until\n    wait_for(path)" in said[0]
 
 
 async def test_code_that_keeps_the_interpreter_is_noticed_and_a_frozen_process_is_not(path: Path) -> None:
