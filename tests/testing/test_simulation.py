@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import holdfast
 from holdfast.agents.committer import Committer
 from holdfast.cli.main import app
 from holdfast.engines.base import Record
@@ -54,24 +56,32 @@ def test_nothing_is_broken_in_ten_thousand_seeds(name: str) -> None:
 
 
 DIGESTS = """
+import holdfast
 from holdfast.testing import simulation
+print(holdfast.__file__)
 for name in simulation.names():
     print(name, simulation.run(simulation.load(name), 7).digest)
 """
 
 
 @pytest.mark.timeout(600)
-def test_a_seed_is_the_same_run_in_every_process() -> None:
+def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> None:
+    here = Path(holdfast.__file__).parent
+    there = tmp_path / "a directory with another name, longer than most" / "holdfast"
+    shutil.copytree(here, there)
     runs = []
-    for hashes in ("1", "2"):
+    for hashes, place in (("1", here), ("2", there)):
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS],
-            env={**os.environ, "PYTHONHASHSEED": hashes},
+            env={**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": str(place.parent)},
+            cwd=tmp_path,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-        runs.append(done.stdout.splitlines())
+        imported, *digests = done.stdout.splitlines()
+        assert Path(imported).parent == place
+        runs.append(digests)
     assert [len(line.split()[1]) for line in runs[0]] == [32] * len(simulation.names())
     assert runs[0] == runs[1]
 
