@@ -302,9 +302,9 @@ APPEND_TIMEOUT_SECONDS: Final = 5.0
 """After this an append that was not answered has the outcome `Unknown`."""
 
 SERVER_FROZEN_LOOKS: Final = 3
-"""So many looks in a row, a second apart, that find a server frozen: then its host says so."""
+"""So many looks in a row, a second apart, that find a server, or a host below ``up --hosts``, frozen: that is said."""
 SERVER_FROZEN_LOOKS_MAX: Final = 10
-"""So many, and the host kills it and starts it again."""
+"""So many, and it is killed and started again."""
 
 SERVER_IDLE_SECONDS: Final = 20.0
 """A server that starts, takes no connections yet, and used no processor time for so long is killed and started again."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast import limits
-from holdfast.host.keeper import FrozenWatch
+from holdfast.host.frozen import FrozenWatch
 from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import free_ports
 from holdfast.host.processes import Progress, progress_of

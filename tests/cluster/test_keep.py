@@ -18,6 +18,7 @@ class Fake:
 
     def __init__(self, settings: Any, ends: bool, refusals: list[Exception]) -> None:
         self.settings = settings
+        self.pid = 0
         self.started = asyncio.Event()
         self._ends = ends
         self._refusals = refusals

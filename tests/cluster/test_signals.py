@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from tests.node.test_cli import free_base
 
-from holdfast import signals
+from holdfast import limits, signals
 from holdfast.host.nats_server import free_ports
+from holdfast.host.processes import progress_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 HOLDFAST = str(Path(sys.executable).parent / "holdfast")
@@ -226,7 +227,7 @@ def test_a_host_that_is_killed_is_said_and_started_again(directory: Path, progra
         pids[ready["host"]] = ready["node_pid"]
     program.event("up")
     # The host of that node: its parent.
-    host_pid = int(Path(f"/proc/{pids['h2']}/stat").read_text().rpartition(")")[2].split()[1])
+    host_pid = parent_of(pids["h2"])
     os.kill(host_pid, signal.SIGKILL)
     assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
     assert program.event("node-ready", host="h2")["node_pid"] != pids["h2"]
@@ -241,6 +242,59 @@ def test_a_host_that_is_killed_is_said_and_started_again(directory: Path, progra
     program.process.send_signal(signal.SIGTERM)
     program.event("stopped")
     assert program.process.wait(60) == 0
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it and its children started."""
+    found, parents = [pid], {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(path.name)] = parent_of(int(path.name))
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list[Program]) -> None:
+    """Where all of it was frozen, as on a machine that is suspended, nothing is ended."""
+    command = (HOLDFAST, "up", "app.py", "--hosts", "3", "--port", str(free_base()), "--json")
+    programs.append(program := Program(directory, *command))
+    nodes = {}
+    while len(nodes) < 3:
+        ready = program.event("node-ready")
+        nodes[ready["host"]] = ready["node_pid"]
+    program.event("up")
+
+    def add() -> str:
+        call = (HOLDFAST, "call", "Adder/a", "add")
+        return subprocess.run(call, cwd=directory, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    assert add().split() == ["1"]
+    pids = family(program.process.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(limits.SERVER_FROZEN_LOOKS_MAX + 2)  # longer than a frozen process is given
+    finally:
+        for pid in pids:  # who looks after the others wakes first
+            os.kill(pid, signal.SIGCONT)
+    assert add().split() == ["2"]
+    host_pid = parent_of(nodes["h2"])
+    before = family(host_pid)
+    read = len(program.said)
+    os.kill(host_pid, signal.SIGSTOP)
+    frozen = program.event("host-frozen")
+    assert (frozen["host"], frozen["host_pid"]) == ("h2", host_pid) and "SIGSTOP" in frozen["why"]
+    events = [json.loads(line)["event"] for line in program.said[read:]]
+    assert not {"host-ended", "node-ended", "server-ended", "server-frozen"} & {*events}, "the machine was suspended"
+    assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
+    assert program.event("node-ready", host="h2")["node_pid"] != nodes["h2"]
+    assert not [pid for pid in before if (found := progress_of(pid)) is not None and found.state != "Z"], "left over"
+    assert add().split() == ["3"]
 
 
 def test_a_start_can_be_ended(directory: Path, programs: list[Program]) -> None:

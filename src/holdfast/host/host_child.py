@@ -31,6 +31,11 @@ class HostChild:
         self._changed = asyncio.Event()
         self._told_to_end = False
 
+    @property
+    def pid(self) -> int:
+        """Its process; 0 while it does not run."""
+        return 0 if self.process is None or self.process.returncode is not None else self.process.pid
+
     async def start(self, timeout_seconds: float) -> None:
         """Return once its server and its nodes are ready; nothing is done where it runs. Raises `ConfigError`."""
         if self.process is not None and self.process.returncode is None:

@@ -1,9 +1,7 @@
 """Keeps a host's nats-server alive: starts it again when it ends, and ends it when it is of no use.
 
 A server may be of no use while its process lives: it stores nothing any more after a write that failed, its files were
-removed, or it is frozen, so that callers who are connected to it wait and nobody is told. A frozen server is told from a slow one
-by the kernel: it was stopped, or it answers nobody and used no processor time at all. A machine that is overloaded gives
-every process some. All of it is counted in looks, not in time: a host that was frozen itself learns nothing from a clock.
+removed, or it is frozen, so that callers who are connected to it wait and nobody is told.
 """
 
 from __future__ import annotations
@@ -12,9 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from holdfast import limits
 from holdfast.errors import HoldfastError, StorageFailed
-from holdfast.host import processes, store
+from holdfast.host import frozen, store
 from holdfast.host.nats_server import NatsServer
 
 RESTART_SECONDS_MIN: Final = 0.2
@@ -26,8 +23,6 @@ STORING_SECONDS: Final = 60.0
 """One that was ended because it stored nothing starts again at once where it lived so long before."""
 
 _WATCH_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 1.0
-_STOPPED: Final = "T"
 
 
 def longer(delay: float) -> float:
@@ -180,57 +175,10 @@ class Keeper:
 
     async def _watch_frozen(self) -> None:
         """A frozen server is said after some looks, and killed after some more: then it is started again."""
-        watch = FrozenWatch()
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            pid = self.server.pid
-            if not pid or not self._expects_it:
-                watch = FrozenWatch()
-                continue
-            found = processes.progress_of(pid)
-            if found is not None and found.state == _STOPPED:
-                answers = False
-            else:
-                answers = await self.server.answers()
-            if pid != self.server.pid or not self._expects_it:
-                continue
-            verdict = watch.look(pid, answers, found)
-            if verdict == "said":
-                self._say("server-frozen", {**self._facts, "server_pid": pid, "why": watch.why})
-            elif verdict == "back":
-                self._say("server-back", {**self._facts, "server_pid": pid})
-            elif verdict == "end":
-                await self.server.kill()
-
-
-class FrozenWatch:
-    """What some looks at one process tell: a decision, without a clock."""
-
-    def __init__(self) -> None:
-        self.why = ""
-        self._pid = 0
-        self._silent = 0
-        """Looks in a row at which it answered nobody, and was stopped or had made no progress."""
-        self._ticks = -1
-        self._told = False
-
-    def look(self, pid: int, answers: bool, found: processes.Progress | None) -> str:
-        """Empty, or ``said``: it is to be told of; ``back``: it answers again; ``end``: it is to be killed."""
-        stopped = found is not None and found.state == _STOPPED
-        moved = found is not None and found.ticks != self._ticks and not stopped
-        if pid != self._pid:
-            self._pid, self._told = pid, False
-            self._silent, self._ticks = 0, -1 if found is None else found.ticks
-            return ""
-        if answers or moved:
-            self._silent, self._ticks = 0, -1 if found is None else found.ticks
-            told, self._told = self._told, self._told and not answers
-            return "back" if told and answers else ""
-        self._silent += 1
-        self.why = "it was stopped (SIGSTOP)" if stopped else "it answers nobody, and does nothing"
-        if self._silent >= limits.SERVER_FROZEN_LOOKS_MAX:
-            return "end"
-        if self._silent >= limits.SERVER_FROZEN_LOOKS and not self._told:
-            self._told = True
-            return "said"
-        return ""
+        await frozen.watch(
+            "server",
+            lambda: self.server.pid if self._expects_it else 0,
+            self.server.answers,
+            lambda event, facts: self._say(event, {**self._facts, **facts}),
+            self.server.kill,
+        )

@@ -23,7 +23,7 @@ from holdfast import files, ids, loops, signals
 from holdfast.children import share
 from holdfast.cluster.cohort import SIZES
 from holdfast.errors import ConfigError, DataLoss
-from holdfast.host import addresses, state
+from holdfast.host import addresses, frozen, state
 from holdfast.host.directory import DirectoryLock, Started, agree, explain, remember
 from holdfast.host.host_child import HostChild
 from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, longer
@@ -206,9 +206,24 @@ class LocalCluster:
     async def keep(self) -> None:
         """Start each host again that ends by itself, with pauses that grow; until it is cancelled.
 
+        One that is stopped (``SIGSTOP``) is said, and killed when that lasts, with its server and nodes.
         Raises `DataLoss` where so many hosts lost their directories that they would begin an empty cluster.
         """
-        await asyncio.gather(*(self._keep(name) for name in self._hosts))
+        await loops.together(*(work(name) for name in self._hosts for work in (self._keep, self._watch_frozen)))
+
+    async def _watch_frozen(self, name: str) -> None:
+        host = self._find(name)
+
+        async def goes_on() -> bool:
+            return True  # as far as is known here, whoever is not stopped does
+
+        await frozen.watch(
+            "host",
+            lambda: host.pid,
+            goes_on,
+            lambda event, facts: self._report(event, {"host": name, **facts}),
+            lambda: self.kill_host(name),
+        )
 
     async def _keep(self, name: str) -> None:
         host, delay, loop = self._find(name), RESTART_SECONDS_MIN, asyncio.get_running_loop()
@@ -287,9 +302,9 @@ class LocalCluster:
     def pids(self, host: str) -> list[int]:
         """All processes of a host that are known to run: its own, its server, its nodes."""
         found = self._find(host)
-        if found.process is None or found.process.returncode is not None:
+        if not found.pid:
             return []
-        return [pid for pid in (found.process.pid, found.server_pid, *found.nodes.values()) if pid]
+        return [pid for pid in (found.pid, found.server_pid, *found.nodes.values()) if pid]
 
     def kill_node(self, node: str) -> int:
         """``kill -9`` a node; its host starts it again. Return the process that was killed."""
