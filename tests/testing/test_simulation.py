@@ -106,9 +106,10 @@ def test_a_violation_is_told_with_its_story_and_ends_with_1(monkeypatch: pytest.
     assert "one_line: " in told.stdout and "all is well again" in told.stdout
 
 
-def test_a_run_without_violations_ends_with_0() -> None:
+def test_a_run_without_violations_ends_with_0(caplog: pytest.LogCaptureFixture) -> None:
     told = CliRunner().invoke(app, ["simulate", "unchanged", "--seed", "3", "--json"])
     assert told.exit_code == 0
+    assert not caplog.records, "what is cut off at the end of a simulation is no news"
     assert json.loads(told.stdout)["failed"] == []
 
 

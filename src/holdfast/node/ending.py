@@ -8,15 +8,12 @@ others are closed as well.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any, Final, Protocol
 
 from holdfast import limits, loops
 from holdfast.agents.runtime import Runtime
-
-_logger = logging.getLogger(__name__)
 
 _PART_SECONDS: Final = 0.5
 """A part of a node that failed is waited for so long, when the time for all of them is over."""
@@ -76,7 +73,8 @@ class Ending:
         if self._runtime is not None:
             self._runtime.router.fail(f"this node has failed ({what}): see its log, and join again")
         if over:
-            _logger.warning("the program ended, and did not close the node %s", self._name)
+            what = f"the program ended, and did not close the node {self._name}"
+            asyncio.get_running_loop().call_exception_handler({"message": what})
             return
         # Last, as whoever hears of it may raise.
         loops.report(f"the node {self._name} ends, as a part of it came to its end: {what}", error)
