@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,18 @@ def test_what_was_removed_is_noticed(directory: Path, number: int) -> None:
     assert "store" in (store.look() or store.look())
 
 
-APP = "from holdfast import Agent, State\nclass S(State): pass\nclass A(Agent[S]): pass\n"
+APP = """
+from holdfast import Agent, State, handler
+
+class S(State):
+    n: int = 0
+
+class A(Agent[S]):
+    @handler
+    async def add(self) -> int:
+        self.state.n += 1
+        return self.state.n
+"""
 
 
 @pytest.mark.cluster
@@ -101,6 +113,71 @@ def test_a_host_ends_when_its_servers_files_are_removed(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk, which can be mounted on a directory, and keeps what it has when it is unmounted there."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "holdfast-test", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a small disk is mounted by root only")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.cluster
+def test_a_host_ends_when_its_servers_disk_is_unmounted(tmp_path: Path, disk: Path) -> None:
+    """Once the disk is mounted again, the next start finds everything."""
+    (tmp_path / "app.py").write_text(APP)
+    directory = tmp_path / ".holdfast"
+    directory.mkdir()
+    client, routes = free_ports(2)
+    command = [sys.executable, "-m", "holdfast", "up", "app.py", "--json"]
+    command += ["--port", str(client), "--cluster-port", str(routes)]
+
+    def mount() -> None:
+        subprocess.run(["mount", "--bind", str(disk), str(directory)], check=True)
+
+    def unmount() -> None:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+    def told(*arguments: str) -> str:
+        call = [sys.executable, "-m", "holdfast", *arguments, "--at", f"nats://127.0.0.1:{client}"]
+        return subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    mount()
+    try:
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                next(line for line in process.stdout if json.loads(line)["event"] == "node-ready")
+                assert told("call", "A/a", "add").split() == ["1"]
+                unmount()
+                events = [json.loads(line) for line in process.stdout]
+                assert process.wait(60) == 3
+            finally:
+                process.kill()
+        assert events.pop()["error"] == "StorageFailed"
+        (gone,) = [one for one in events if one["event"] == "store-gone"]
+        assert "its disk was unmounted" in gone["text"]
+        assert "server" not in [one["event"] for one in events], "it was started again, without data"
+        assert not [path for path in directory.rglob("*") if path.is_file()], "something was begun below the disk"
+        mount()
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                next(line for line in process.stdout if json.loads(line)["event"] == "node-ready")
+                assert told("call", "A/a", "add").split() == ["2"]
+                process.terminate()
+                process.stdout.read()
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+    finally:
+        if os.path.ismount(directory):
+            unmount()
 
 
 @pytest.mark.cluster
