@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.test_cli import free_base
+from tests.node.test_cli import free_base, holdfast
 
 from holdfast import limits, signals
+from holdfast.cli.place import WHERE_FILE
 from holdfast.host.nats_server import free_ports
 from holdfast.host.processes import progress_of
 
@@ -82,6 +83,16 @@ class Stubborn(Agent[State]):
 
 async def main(node: Node) -> None:
     await node.agent(Stubborn, "a").ask(getattr(Stubborn, Path("method").read_text()))
+"""
+HOLDING = """
+from holdfast import limits
+limits.DRAIN_SECONDS = 1e6
+
+class Holder(Agent[State]):
+    @handler
+    async def hold(self) -> None:
+        print("held", flush=True)
+        await asyncio.sleep(1e6)
 """
 
 
@@ -156,6 +167,36 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(directory: Path, programs: lis
     assert program.process.wait(60) == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_a_second_ctrl_c_to_up_ends_its_servers_and_nodes_as_well(
+    directory: Path, programs: list[Program], hosts: int
+) -> None:
+    (directory / "holding.py").write_text(APP + HOLDING)
+    base = free_base()
+    ports = ["--port", str(base), *(["--cluster-port", str(base + 100)] if hosts == 1 else [])]
+    command = (HOLDFAST, "up", "holding.py", "--hosts", str(hosts), *ports, "--json")
+    programs.append(program := Program(directory, *command))
+    for _ in range(hosts):
+        program.event("node-ready")
+    _, *children = family(program.process.pid)
+    assert len(children) >= (2 if hosts == 1 else 9)  # servers, nodes, and three hosts
+    while not (directory / ".holdfast" / WHERE_FILE).exists():
+        assert program.process.poll() is None
+        time.sleep(0.05)
+    holdfast(directory, "send", "Holder/a", "hold")
+    program.until("held")
+    os.killpg(program.process.pid, signal.SIGINT)  # as a terminal does
+    program.event("stopping")
+    time.sleep(signals._TWICE_SECONDS + 0.1)
+    os.killpg(program.process.pid, signal.SIGINT)
+    program.until("second Ctrl-C")
+    assert program.process.wait(60) == 128 + signal.SIGINT
+    deadline = time.monotonic() + 60
+    while left := still_there(children):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("method", ["handle", "read"])
 @pytest.mark.parametrize("left", ["0.2", "1e6"])
 def test_code_that_swallows_its_cancellation_keeps_no_program(
@@ -226,9 +267,7 @@ def test_a_host_that_is_killed_is_said_and_started_again(directory: Path, progra
         ready = program.event("node-ready")
         pids[ready["host"]] = ready["node_pid"]
     program.event("up")
-    # The host of that node: its parent.
-    host_pid = parent_of(pids["h2"])
-    os.kill(host_pid, signal.SIGKILL)
+    os.kill(parent_of(pids["h2"]), signal.SIGKILL)
     assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
     assert program.event("node-ready", host="h2")["node_pid"] != pids["h2"]
     program.process.send_signal(signal.SIGHUP)
@@ -257,6 +296,11 @@ def family(pid: int) -> list[int]:
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found
+
+
+def still_there(pids: list[int]) -> list[int]:
+    """Those of these processes that have not ended."""
+    return [pid for pid in pids if (found := progress_of(pid)) is not None and found.state != "Z"]
 
 
 def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list[Program]) -> None:
@@ -293,7 +337,7 @@ def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list
     assert not {"host-ended", "node-ended", "server-ended", "server-frozen"} & {*events}, "the machine was suspended"
     assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
     assert program.event("node-ready", host="h2")["node_pid"] != nodes["h2"]
-    assert not [pid for pid in before if (found := progress_of(pid)) is not None and found.state != "Z"], "left over"
+    assert not still_there(before), "left over"
     assert add().split() == ["3"]
 
 
