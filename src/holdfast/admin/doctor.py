@@ -119,7 +119,8 @@ def _members(seen: Survey) -> Iterator[Finding]:
     if record is None:
         yield from _founders(seen, up)
         return
-    for names in filter(None, (record.members, record.target)):
+    lost = all(one.lost(up) for one in (record, *seen.presence.others))
+    for names in record.sides if lost else []:
         there = sorted(up & {*names})
         if len(there) < majority(len(names)):
             missing = [_missing(seen, name) for name in sorted({*names} - up)]
@@ -201,7 +202,7 @@ def _copies(seen: Survey) -> Iterator[Finding]:
 def _too_few(seen: Survey) -> Iterator[Finding]:
     """Streams that are to have fewer copies than hosts vote, as a whole: it has one cause."""
     record = seen.presence.record
-    voters = [] if record is None else min((names for names in (record.members, record.target) if names), key=len)
+    voters = [] if record is None else min(record.sides, key=len, default=[])
     size = len(voters)
     few = {name: one.copies for name, one in seen.streams.items() if isinstance(one, StreamFacts) and one.copies < size}
     if few:
@@ -265,7 +266,7 @@ def _servers(seen: Survey) -> Iterator[Finding]:
         if server is None:
             continue
         versions.setdefault(server.version, []).append(facts.host)
-        numbers = tuple(int(part) for part in server.version.split("-")[0].split(".") if part.isdigit())
+        numbers = tuple(int(part) for part in server.version.split("-")[0].split(".") if part.isdecimal())
         if numbers < VERSION_MIN:
             yield finding("old-server", facts.host, f"nats-server {server.version}; {_dotted(VERSION_MIN)} is needed")
         if server.votes and not server.sync_always:

@@ -15,7 +15,7 @@ from holdfast.cluster import cohort
 from holdfast.cluster.cohort import Cohort
 from holdfast.engines.base import Engine
 from holdfast.errors import HoldfastError, NoQuorum, NotFound
-from holdfast.host.facts import HostFacts, Replicas
+from holdfast.host.facts import HeardAgo, HostFacts, Replicas
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.system import Peer, Replica, Voters
 
@@ -158,7 +158,7 @@ async def alive_hosts(engine: Engine, view: View) -> set[str]:
 async def last_seen(engine: Engine) -> dict[str, float]:
     """How many seconds ago any host that is there heard each host."""
     found: dict[str, float] = {}
-    for one in (await ask_hosts(engine.bus, "heard", dict[str, float], wait_seconds=0.5)).values():
+    for one in (await ask_hosts(engine.bus, "heard", HeardAgo, wait_seconds=0.5)).values():
         if isinstance(one, dict):
             for host, ago in one.items():
                 found[host] = min(ago, found.get(host, ago))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -26,7 +26,8 @@ from holdfast.host.service import hear_hosts
 LOOK_SECONDS: Final = 2.5 * limits.BEAT_SECONDS
 """A look takes so long at most: every node that is there beats twice meanwhile, and hosts answer at once."""
 
-_NODES_MAX: Final = 10_000
+NODES_MAX: Final = 10_000
+"""Nodes that one look shows."""
 
 
 class HostPresence(msgspec.Struct):
@@ -66,6 +67,8 @@ class Presence(msgspec.Struct):
     """How many hosts are to found the cluster, as those that answer were told."""
     missing: list[MissingNode] = []
     """Nodes that do not serve, as those hosts say that are to run them."""
+    others: list[Cohort] = []
+    """What hosts that answer take for the record of who votes, where it is another one."""
 
     @property
     def gone(self) -> list[HostPresence]:
@@ -74,12 +77,11 @@ class Presence(msgspec.Struct):
 
     @property
     def lost(self) -> bool:
-        """Whether too few of the hosts that vote are there for a majority, for sure."""
+        """Whether too few of the hosts that vote are there for a majority, for sure: by each record that a host knows."""
         if self.record is None or not self.answered:
             return False
         up = {host.name for host in self.hosts if host.up}
-        sides = [names for names in (self.record.members, self.record.target) if names]
-        return any(2 * len(up & {*names}) <= len(names) for names in sides)
+        return all(record.lost(up) for record in (self.record, *self.others))
 
     def text(self) -> str:
         """Who is up and who is gone, in a line."""
@@ -121,7 +123,7 @@ async def look(bus: Bus, beats: bool = False, seconds: float = LOOK_SECONDS) -> 
     door = beat_door()
 
     def take(message: Message) -> None:
-        if (beat := door.read(message)) is not None and (beat.incarnation in found or len(found) < _NODES_MAX):
+        if (beat := door.read(message)) is not None and (beat.incarnation in found or len(found) < NODES_MAX):
             found[beat.incarnation] = beat
 
     if not beats:
@@ -137,40 +139,51 @@ async def look(bus: Bus, beats: bool = False, seconds: float = LOOK_SECONDS) -> 
 
 async def _ask(bus: Bus, seconds: float) -> Presence:
     started = time.time()
-    sights: dict[str, HostSight] = {}
+    sights: list[HostSight] = []
 
     def enough(host: str, value: HostSight | HoldfastError) -> bool:
-        sights[host] = value if isinstance(value, HostSight) else HostSight(host, time.time(), 0.0, False)
-        return _record(sights.values())[0] is not None and _expected(sights.values()) <= {*sights}
+        sights.append(value if isinstance(value, HostSight) else HostSight(host, started, 0.0, False))
+        return _record(sights)[0] is not None and _expected(sights) <= {sight.host for sight in sights}
 
     await hear_hosts(bus, "sight", HostSight, wait_seconds=seconds, enough=enough)
-    record, sequence = _record(sights.values())
+    record, sequence = _record(sights)
+    answered = {sight.host for sight in sights}
     ago: dict[str, float] = {}
-    for sight in sights.values():
+    for sight in sights:
         for host, since in sight.heard.items():
             ago[host] = min(since, ago.get(host, since))
     hosts = []
-    for name in sorted(_expected(sights.values())):
-        up = name in sights or ago.get(name, limits.SUSPECT_SECONDS) < limits.SUSPECT_SECONDS
+    for name in sorted(_expected(sights)):
+        up = name in answered or ago.get(name, limits.SUSPECT_SECONDS) < limits.SUSPECT_SECONDS
         heard_at = None if up or name not in ago else started - ago[name]
         hosts.append(HostPresence(name, up, record is not None and record.votes(name), heard_at))
-    founders = max((sight.founders for sight in sights.values()), default=0)
+    founders = max((sight.founders for sight in sights), default=0)
     missing = [
-        MissingNode(node.name, host, started - node.seconds, node.ends, node.why)
-        for host, sight in sorted(sights.items())
+        MissingNode(node.name, sight.host, started - node.seconds, node.ends, node.why)
+        for sight in sorted(sights, key=lambda sight: sight.host)
         for node in sight.away
     ]
-    return Presence(hosts, [], record, sequence, sorted(sights), founders, missing)
+    others = [one.record for one in sights if one.record is not None and one.record != record]
+    return Presence(hosts, [], record, sequence, sorted(answered), founders, missing, others)
 
 
-def _record(sights: Iterable[HostSight]) -> tuple[Cohort | None, int]:
-    """The newest record of the cohort that any of them knows."""
-    known = [(one.sequence, one.record) for one in sights if one.record is not None]
-    sequence, record = max(known, key=lambda one: one[0], default=(0, None))
-    return record, sequence
+def _record(sights: Sequence[HostSight]) -> tuple[Cohort | None, int]:
+    """The newest record of the cohort that any of them knows, if it is not one host alone that knows of its hosts."""
+    known = [(one.sequence, n, one.record) for n, one in enumerate(sights) if one.record is not None]
+    known.sort(key=lambda one: one[0], reverse=True)
+    for sequence, number, record in known:
+        if len(known) == 1 or not _strangers(record, [*sights[:number], *sights[number + 1 :]]):
+            return record, sequence
+    return (known[0][2], known[0][0]) if known else (None, 0)
 
 
-def _expected(sights: Collection[HostSight]) -> set[str]:
+def _strangers(record: Cohort, others: Sequence[HostSight]) -> set[str]:
+    """Hosts of a record that none of the others is, heard, or has a record of."""
+    known = {name for one in others for name in (one.host, *one.heard, *(one.record.hosts if one.record else ()))}
+    return {*record.hosts, *record.members, *record.target} - known
+
+
+def _expected(sights: Sequence[HostSight]) -> set[str]:
     """Hosts that are to be there: those that answer, and those of the newest record, or else those heard not long ago."""
     record, _ = _record(sights)
     found = {sight.host for sight in sights}

@@ -112,8 +112,7 @@ async def of_node(node: Node) -> Status:
 def judged(status: Status, seen: Presence) -> Status:
     """The same with who is there, and what is wrong with it."""
     record = seen.record
-    sides = [] if record is None else [names for names in (record.members, record.target) if names]
-    status.voters = min(map(len, sides), default=0)
+    status.voters = min(map(len, record.sides), default=0) if record is not None else 0
     status.hosts = seen.hosts
     status.nodes = [MemberInfo.of(beat) for beat in seen.nodes if beat.kinds]
     status.served = sum(member.shards for member in status.nodes)

@@ -26,7 +26,7 @@ from holdfast.engines.nats.streams import StreamFacts
 from holdfast.errors import HoldfastError
 from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import ask_host, hear_hosts
-from holdfast.node.checkup import SUBJECT, NodeState
+from holdfast.node.checkup import SUBJECT, NodeState, state_door
 from holdfast.node.dead_letters import DeadLetters
 
 T = TypeVar("T")
@@ -40,8 +40,6 @@ _SUBJECTS_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 3.0
 _SAMPLES: Final = 4
 _SAMPLE_SECONDS: Final = 0.5
-
-_decode_node = msgspec.msgpack.Decoder(NodeState).decode
 
 
 class SeenHost(msgspec.Struct):
@@ -172,12 +170,13 @@ async def _late(engine: NatsEngine, clock: Clock, host: str) -> tuple[str, SeenH
 
 async def _nodes(engine: NatsEngine) -> list[NodeState]:
     found: list[NodeState] = []
+    door = state_door()
 
     def take(message: Message) -> None:
-        try:
-            found.append(_decode_node(message.payload))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return  # nobody serves it, or a node of another form
+        if message.no_responders and not message.payload:
+            return
+        if len(found) < presence.NODES_MAX and (state := door.read(message)) is not None:
+            found.append(state)
 
     reply = f"hf.hr.{ids.new_id('q')}"
     subscription = await engine.bus.subscribe(reply, take)

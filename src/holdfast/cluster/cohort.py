@@ -8,12 +8,13 @@ hosts that joined without a vote, so that one that is gone is missed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Annotated, Final
 
 import msgspec
 
 from holdfast import chance, codec, limits
+from holdfast.cluster.door import Name, Names, Text
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import Conflict, DataLoss, NoQuorum, NotFound, Unknown
@@ -27,17 +28,26 @@ class HostEntry(msgspec.Struct, array_like=True, frozen=True):
     """A host that belongs to the cluster. ``server``: its nats-server's name in the engine, which changes when the host
     lost its disk. ``route``: where other servers reach it, ``url``: where clients do."""
 
-    server: str
-    route: str
-    url: str
+    server: Text
+    route: Text
+    url: Text
 
 
 class Cohort(msgspec.Struct, array_like=True, frozen=True):
     """Who votes. ``target``: the members that a change under way leads to; empty for none."""
 
-    members: list[str]
-    hosts: dict[str, HostEntry]
-    target: list[str] = []
+    members: Names
+    hosts: Annotated[dict[Name, HostEntry], msgspec.Meta(max_length=4096)]
+    target: Names = []
+
+    @property
+    def sides(self) -> list[list[str]]:
+        """The members, and those that a change leads to: a majority of each is needed."""
+        return [names for names in (self.members, self.target) if names]
+
+    def lost(self, up: Collection[str]) -> bool:
+        """Whether too few hosts are up for a majority."""
+        return any(2 * len({*names}.intersection(up)) <= len(names) for names in self.sides)
 
     def votes(self, host: str) -> bool:
         """Whether a host votes, or is about to."""

@@ -25,6 +25,9 @@ _SOURCES_MAX: Final = 64
 _logger = logging.getLogger(__name__)
 
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Long = Annotated[str, msgspec.Meta(max_length=1 << 16)]
+"""Errors, reasons and paths."""
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 """Of a host or a node, for people."""
 
@@ -36,6 +39,13 @@ Small = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 """Seconds since 1970. It is not a NaN."""
 
+Span = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+"""A time or a number of seconds that may lie before the zero. It is not a NaN."""
+
+Ago = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
+"""Seconds that passed while a process ran."""
+
+Version = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{0,100}\Z")]
 Shards = Annotated[
     list[Annotated[int, msgspec.Meta(ge=0, lt=limits.POOL_SHARDS_MAX * 1024)]], msgspec.Meta(max_length=1 << 18)
 ]
@@ -77,9 +87,10 @@ def _source(payload: bytes) -> str:
     """Who sent it, as far as it says so: most messages begin with a name."""
     try:
         return repr(_first(payload[:65536]))[:60]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, StopIteration):
         return "somebody"
 
 
 def _first(payload: bytes) -> str:
-    return msgspec.msgpack.decode(msgspec.msgpack.decode(payload, type=list[msgspec.Raw])[0], type=str)
+    fields = msgspec.msgpack.decode(payload, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
+    return msgspec.msgpack.decode(next(iter(fields.values() if isinstance(fields, dict) else fields)), type=str)

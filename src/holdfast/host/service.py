@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from holdfast import codec, ids
-from holdfast.cluster.door import Door, Name, Text
+from holdfast import codec, ids, limits
+from holdfast.cluster.door import Door, Long, Name, Text
 from holdfast.engines.base import Bus, Message, Subscription
 from holdfast.errors import (
     BadMessage,
@@ -63,9 +64,9 @@ class _Request(msgspec.Struct, array_like=True):
 class _Answer(msgspec.Struct, array_like=True):
     host: Name
     value: msgspec.Raw
-    error: str = ""
+    error: Text = ""
     """The error's class, empty for none."""
-    text: str = ""
+    text: Long = ""
 
 
 _decode_request = msgspec.msgpack.Decoder(_Request).decode
@@ -148,11 +149,24 @@ def _encode(operation: str, arguments: Any) -> bytes:
     return codec.encode_raw(_Request(operation, msgspec.Raw(codec.encode_raw(arguments or Nothing()))))
 
 
-def _value(answer: _Answer, kind: type[T]) -> T:
-    if answer.error:
-        raise from_wire(answer.error, answer.text)
-    value: T = codec.decode(answer.value, kind, f"the answer of host {answer.host}")
-    return value
+def _read(payload: bytes, kind: Any) -> tuple[str, Any]:
+    """The host that answers, and what: a value, or an error. Raises `ValueError` for what does not fit."""
+    try:
+        answer = _decode_answer(payload)
+        if answer.error:
+            return answer.host, from_wire(answer.error, answer.text)
+        value = codec.decoder(kind).decode(answer.value)
+    except codec.ERRORS as error:
+        raise ValueError(str(error)) from None
+    if (own := getattr(value, "host", answer.host)) != answer.host:
+        raise ValueError(f"it says that it is of {own[:60]!r}")
+    return answer.host, value
+
+
+@lru_cache(maxsize=64)
+def answers_door(operation: str, kind: Any) -> Door[tuple[str, Any]]:
+    """For what hosts answer, one in a process: watchers ask again and again, and it is said once all the same."""
+    return Door(f"an answer ({operation})", lambda payload: _read(payload, kind), answers=False)
 
 
 async def ask_host(
@@ -160,17 +174,23 @@ async def ask_host(
 ) -> T:
     """What one host answers, as a ``kind``.
 
-    Raises `NoResponders` where that host is not there, `Unknown` after the timeout, and whatever error it answers.
+    Raises `NoResponders` where that host is not there, `Unknown` after the timeout and for an answer that does not fit or
+    is of another host, and whatever error it answers.
     """
     try:
         payload = await bus.request(subject_of(host), _encode(operation, arguments), timeout_seconds)
     except NoResponders:
         raise NoResponders(f"host {host} is not there") from None
     try:
-        answer = _decode_answer(payload)
-    except codec.ERRORS as error:
+        who, value = _read(payload, kind)
+    except ValueError as error:
         raise Unknown(f"the answer of host {host} cannot be read: {error}") from None
-    return _value(answer, kind)
+    if isinstance(value, HoldfastError):
+        raise value
+    if who != host:
+        raise Unknown(f"{who[:60]!r} answered in the place of host {host}")
+    answer: T = value
+    return answer
 
 
 async def ask_hosts(
@@ -208,7 +228,8 @@ async def hear_hosts(
     wait_seconds: float = 1.0,
     enough: Callable[[str, T | HoldfastError], bool] | None = None,
 ) -> list[Heard[T]]:
-    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake.
+    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake. What does not fit is
+    dropped, and who sent it has not answered.
 
     ``enough`` is called with each answer, and says whether it was the last one that is waited for.
     """
@@ -217,21 +238,18 @@ async def hear_hosts(
     asked_at = loop.time()
     complete = asyncio.Event()
 
+    wanted: Any = kind
+    door = answers_door(operation, wanted)
+
     def take(message: Message) -> None:
-        try:
-            answer = _decode_answer(message.payload)
-        except codec.ERRORS:
-            if message.no_responders:
-                complete.set()
+        if message.no_responders and not message.payload:
+            complete.set()
             return
-        seconds = loop.time() - asked_at
-        value: T | HoldfastError
-        try:
-            value = _value(answer, kind)
-        except HoldfastError as error:
-            value = error
-        found.append(Heard(answer.host, value, seconds))
-        if enough is not None and enough(answer.host, value):
+        if len(found) >= limits.HOSTS_HEARD_MAX or (read := door.read(message)) is None:
+            return
+        host, value = read
+        found.append(Heard(host, value, loop.time() - asked_at))
+        if enough is not None and enough(host, value):
             complete.set()
         if expected and {one.host for one in found} >= set(expected):
             complete.set()

@@ -12,11 +12,12 @@ import os
 import ssl
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from holdfast import limits
+from holdfast.cluster.door import Count, Long, Small, Text, Version
 from holdfast.engines.nats import api
 from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
@@ -73,13 +74,16 @@ class Peer(msgspec.Struct):
     ``current`` says that it follows; whether it has everything shows only in the sequences.
     """
 
-    name: str
+    name: Text
     current: bool = False
     offline: bool = False
     active: int = 0
     lag: int = 0
-    peer: str = ""
+    peer: Text = ""
     """The name that the engine itself gives it."""
+
+
+Peers = Annotated[list[Peer], msgspec.Meta(max_length=4096)]
 
 
 class Group(msgspec.Struct):
@@ -94,18 +98,18 @@ class Group(msgspec.Struct):
 class Replica(msgspec.Struct):
     """A server's own copy of a stream."""
 
-    stream: str
-    messages: int
-    bytes: int
-    first_sequence: int
-    last_sequence: int
-    deleted: int
-    leader: str
+    stream: Text
+    messages: Count
+    bytes: Count
+    first_sequence: Count
+    last_sequence: Count
+    deleted: Count
+    leader: Text
     """The server that leads the stream, empty where this one knows of none."""
     leads: bool
-    peers: list[Peer]
+    peers: Peers
     """The others that keep it. Only where ``leads`` are they known exactly."""
-    copies: int = 1
+    copies: Small = 1
     """How many there are to be."""
     moving: bool = False
     """Whether the servers are still about to change who keeps it."""
@@ -114,14 +118,14 @@ class Replica(msgspec.Struct):
 class ServerFacts(msgspec.Struct):
     """A nats-server as it describes itself. ``votes``: whether it keeps replicas (it runs JetStream)."""
 
-    name: str
-    version: str
+    name: Text
+    version: Version
     votes: bool
-    memory_bytes: int
-    connections: int
-    routes: int
-    url: str = ""
-    pid: int = 0
+    memory_bytes: Count
+    connections: Small
+    routes: Small
+    url: Long = ""
+    pid: Small = 0
     sync_always: bool = False
     """Whether it writes through to the disk before it acknowledges."""
 
@@ -129,8 +133,8 @@ class ServerFacts(msgspec.Struct):
 class Voters(msgspec.Struct):
     """Those who vote, the server that answers first. ``leader``: the one that leads them, empty for none."""
 
-    leader: str
-    peers: list[Peer]
+    leader: Text
+    peers: Peers
 
 
 class _State(msgspec.Struct):

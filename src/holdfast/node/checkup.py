@@ -7,13 +7,13 @@ serves, which recoveries fail, and why.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
 from holdfast import codec
 from holdfast.cluster.beats import BEAT_SUBJECT
-from holdfast.cluster.door import Door
+from holdfast.cluster.door import Door, Incarnation, Long, Name, Names, Shards, Text, Version
 from holdfast.engines.base import Message
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine
@@ -28,22 +28,33 @@ _WHO: Final = "hf.w"
 _WHO_SECONDS: Final = 2.0
 
 
+Reasons = Annotated[dict[Text, Long], msgspec.Meta(max_length=4096)]
+
+
 class NodeState(msgspec.Struct):
     """A node as it describes itself. ``live``: whether it can show that a majority of the cells takes its writes."""
 
-    incarnation: str
-    name: str
-    host: str
-    version: str
-    kinds: list[str]
+    incarnation: Incarnation
+    name: Name
+    host: Name
+    version: Version
+    kinds: Names
     live: bool
-    shards: list[int]
-    recovery_failures: dict[str, str]
+    shards: Shards
+    recovery_failures: Reasons
     """Cells whose recovery fails, and why."""
-    degraded: str = ""
+    degraded: Long = ""
     """How its loop stood still a short while ago, and where."""
-    lost_cells: dict[str, str] = {}
+    lost_cells: Reasons = {}
     """Cells that it serves no more, because their logs lost acknowledged writes; and how that shows."""
+
+
+_decode_state = msgspec.msgpack.Decoder(NodeState).decode
+
+
+def state_door() -> Door[NodeState]:
+    """For what nodes answer."""
+    return Door("a node's answer", _decode_state, answers=False)
 
 
 async def answer(node: Node) -> None:
