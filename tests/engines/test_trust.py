@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import ssl
 import sys
@@ -111,6 +112,15 @@ async def host_process(url: str, keys: Keys, directory: Path) -> str:
     return await said_by(directory, keys, "up", "--servers", url, "--dir", str(directory / "host"))
 
 
+def an_impostor(kind: str, authority: Authority, directory: Path) -> Impostor:
+    """One without TLS, with a certificate of another authority or for another name, or with a true one (``good``)."""
+    if kind == "no-tls":
+        return Impostor(first="none")
+    whose = Authority(directory / "other") if kind == "anothers" else authority
+    certificate, key = whose.issue("another.example") if kind == "another-name" else whose.issue()
+    return Impostor(first="required", context=context(directory, certificate, key))
+
+
 WHO = [client, node, host, command, host_process]
 
 
@@ -119,16 +129,39 @@ WHO = [client, node, host, command, host_process]
 async def test_nothing_is_said_to_an_impostor(
     who: Callable[[str, Keys, Path], Awaitable[str]], kind: str, keys: Keys, authority: Authority, tmp_path: Path
 ) -> None:
-    if kind == "no-tls":
-        impostor, says = Impostor(first="none"), "does not offer TLS"
-    else:
-        whose = authority if kind == "another-name" else Authority(tmp_path / "other")
-        certificate, key = whose.issue("another.example") if kind == "another-name" else whose.issue()
-        impostor, says = Impostor(first="required", context=context(tmp_path, certificate, key)), "is not trusted"
+    impostor = an_impostor(kind, authority, tmp_path)
+    says = "does not offer TLS" if kind == "no-tls" else "is not trusted"
     async with impostor.running():
         text = await who(f"tls://{impostor.where}", keys, tmp_path)
     assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
     assert SECRET not in text and says in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("kind", ["no-tls", "anothers", "another-name", "good"])
+async def test_a_server_says_nothing_to_an_impostor_in_the_place_of_another_hosts_server(
+    kind: str, authority: Authority, tmp_path: Path
+) -> None:
+    security = msgspec.structs.replace(authority.security(), user="somebody", password=SECRET)
+    impostor = an_impostor(kind, authority, tmp_path)
+    port, own, third = free_ports(3)
+    async with impostor.running():
+        routes = (f"127.0.0.1:{own}", impostor.where, f"127.0.0.1:{third}")
+        server = NatsServer(
+            ServerSettings("s", str(tmp_path / "s"), port=port, cluster_port=own, routes=routes, security=security)
+        )
+        refused = re.compile(rf"{re.escape(impostor.where)} .* TLS route handshake error")
+        await server.start()
+        try:
+            async with asyncio.timeout(60):
+                # It tries again and again; where there is no TLS it gets as far as the beginning of a handshake.
+                while b"CONNECT" not in impostor.heard and len(refused.findall(server.log_path.read_text())) < 4:
+                    await asyncio.sleep(0.05)
+        finally:
+            await server.kill()
+    assert (SECRET.encode() in impostor.heard) is (kind == "good"), "only who proves to be of the cluster is told"
+    assert (b"CONNECT" in impostor.heard) is (kind == "good") and SECRET not in server.log_path.read_text()
+    if kind == "no-tls":
+        assert impostor.heard.startswith(b"\x16\x03") and impostor.connections >= 4
 
 
 @pytest.mark.parametrize("first", ["none", "required", "available"])
