@@ -87,7 +87,7 @@ async def host(url: str, keys: Keys, _: Path) -> str:
     return str(caught.value)
 
 
-async def said_by(directory: Path, keys: Keys, *arguments: str) -> str:
+async def said_by(directory: Path, keys: Keys, *arguments: str, code: int = 2) -> str:
     (directory / "password").write_text(keys.password + "\n")
     (directory / "password").chmod(0o600)
     names = {f"HOLDFAST_{name.upper()}": value for name, value in asdict(keys).items() if name != "password"}
@@ -99,7 +99,7 @@ async def said_by(directory: Path, keys: Keys, *arguments: str) -> str:
         stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await process.communicate()
-    assert process.returncode == 2, out.decode()
+    assert process.returncode == code, out.decode()
     return out.decode()
 
 
@@ -208,6 +208,8 @@ async def test_servers_of_all_ways_are_connected_to(server: NatsServer, keys: Ke
     await engine.open()
     assert engine.connection._transport.secured  # type: ignore[union-attr]
     await engine.close()
+    said = await said_by(tmp_path, keys, "status", "--at", server.url, code=1)
+    assert "there is no cluster here yet" in said and "eof_received" not in said, "asyncio's warnings are no news"
 
 
 async def test_a_client_that_lets_the_server_speak_first_still_connects(server: NatsServer, keys: Keys) -> None:
