@@ -109,7 +109,7 @@ async def test_without_a_majority_every_command_says_who_is_gone(cluster: LocalC
     await cluster.kill_host("h2")
     found = await becomes(cluster.urls[:1], "down")
     async with asyncio.timeout(60):
-        while "h2" not in gone(found):
+        while "h2" not in gone(found) or found["served"]:  # a host is missed before a node knows that it is cut off
             found = await status(cluster.urls[:1], 3)
     assert gone(found) == {"h2": True, "h3": True} and found["served"] == 0
     for n in range(0, len(COMMANDS), _AT_ONCE):
