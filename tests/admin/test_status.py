@@ -110,13 +110,13 @@ def test_a_node_that_ends_again_and_again_is_away_also_while_it_is_ready() -> No
 async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> None:
     """The two others take its shards over, so that nothing but the node itself is missing."""
     app = tmp_path / "broken.py"
-    app.write_text("raise RuntimeError('nothing to import')\n")
+    app.write_text("raise RuntimeError('nothing to import' + 100_000 * '!')\n")
     hosts = cohort(tmp_path, [str(Path(__file__).parent / "app.py")])
     hosts[2].settings.apps = [str(app)]
     at = ",".join(hosts[0].settings.urls)
 
-    async def status(*options: str) -> tuple[int | None, str]:
-        command = [sys.executable, "-m", "holdfast", "status", "--at", at, *options]
+    async def status(*options: str, what: str = "status") -> tuple[int | None, str]:
+        command = [sys.executable, "-m", "holdfast", what, "--at", at, *options]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         out, _ = await process.communicate()
         return process.returncode, out.decode()
@@ -140,6 +140,8 @@ async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> N
         assert all(host["up"] for host in found["hosts"])
         code, text = await status()
         assert code == 1 and "node h3-1 of host h3 is missing since " in text and "nothing to import" in text
+        _, text = await status(what="hosts")
+        assert "0 of 1" in next(line for line in text.splitlines() if "h3" in line)
     finally:
         for host in hosts:
             await host.kill()

@@ -45,7 +45,8 @@ class Limited:
         assert self.host.server is not None
         most = FILE_BYTES if self.limited else resource.RLIM_INFINITY
         if pid := self.host.server.pid:
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+            with suppress(ProcessLookupError):  # it just ended: the next one is limited as it starts
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
     async def heard(self, event: str, count: int) -> dict[str, Any]:
         while len(found := [facts for name, facts in self.said if name == event]) < count:

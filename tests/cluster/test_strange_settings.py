@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -46,7 +47,9 @@ async def test_three_hosts_on_ipv6_with_strange_names_and_passwords(tmp_path: Pa
         async with Node.join(cluster.urls, user=security.user, password=security.password) as node:
             await node.ready(60)
             assert await node.agent(Account, "a").ask(Account.add, 3) == 3
-            assert {member.host for member in node.members() if member.kinds} == {"h1", "h2", "h3"}
+            async with asyncio.timeout(60):  # nodes are known once they beat
+                while {member.host for member in node.members() if member.kinds} != {"h1", "h2", "h3"}:
+                    await asyncio.sleep(0.05)
             await cluster.kill_host("h1")  # where the client was connected
             assert await node.agent(Account, "a").ask(Account.add, 4) == 7
         with pytest.raises(ConfigError):

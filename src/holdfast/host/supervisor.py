@@ -46,6 +46,8 @@ from holdfast.node.process import NodeSettings
 
 _ENDED_MAX: Final = 64
 _AWAY_MAX: Final = 64
+_ERROR_CHARACTERS_MAX: Final = 16_000
+"""Of how a node failed: what hosts answer has a bound, and an answer beyond it is none."""
 
 _logger = logging.getLogger(__name__)
 
@@ -258,7 +260,7 @@ class Host:
             }
             self._report("node-ready", told)
         elif event == "failed":
-            child.error = str(facts.get("error", ""))
+            child.error = str(facts.get("error", ""))[:_ERROR_CHARACTERS_MAX]
         elif event == said.SAID:
             agent, at = str(facts.get("agent", "")), facts.get("at", 0.0)
             text = str(facts["text"]) if "text" in facts else pipes.dropped_text(facts.get("dropped", 0))
