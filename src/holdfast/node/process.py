@@ -26,6 +26,8 @@ from holdfast.node.node import Node
 from holdfast.pipes import Teller
 
 _GC_THRESHOLDS: Final = (20_000, 10, 10)
+_ERROR_PART_CHARACTERS_MAX: Final = 4_000
+"""Of what a failure says, and of each note on it: its host drops an event that is too long."""
 """Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them it stood still for
 0.5 s at a time, and a quarter of all work was that. Agents have no cycles that outlive them; what handlers leave is found later.
 """
@@ -144,7 +146,7 @@ def main() -> int:
     except asyncio.CancelledError:
         teller.tell("ended", {})  # it was told to end before it had joined
     except (HoldfastError, NodeFailed) as error:
-        notes = getattr(error, "__notes__", ())
-        teller.tell("failed", {"error": "\n".join([f"{type(error).__name__}: {error}", *notes])})
+        parts = [f"{type(error).__name__}: {error}", *map(str, getattr(error, "__notes__", ()))]
+        teller.tell("failed", {"error": "\n".join(part[:_ERROR_PART_CHARACTERS_MAX] for part in parts)})
         return 2
     return 0
