@@ -26,11 +26,11 @@ from holdfast.node.node import Node
 from holdfast.pipes import Teller
 
 _GC_THRESHOLDS: Final = (20_000, 10, 10)
-_ERROR_PART_CHARACTERS_MAX: Final = 4_000
-"""Of what a failure says, and of each note on it: its host drops an event that is too long."""
 """Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them it stood still for
 0.5 s at a time, and a quarter of all work was that. Agents have no cycles that outlive them; what handlers leave is found later.
 """
+_ERROR_PART_CHARACTERS_MAX: Final = 4_000
+"""Of what a failure says, and of each note on it: its host drops an event that is too long."""
 
 
 STACKS_SIGNAL: Final = int(signal.SIGRTMIN) + 7 if hasattr(signal, "SIGRTMIN") else 0
