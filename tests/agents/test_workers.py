@@ -192,18 +192,21 @@ def test_what_cannot_run_there_is_refused_where_it_is_written() -> None:
 
 
 async def test_a_loop_that_stands_still_is_noticed_and_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On a busy machine the loop may stand still elsewhere as well: what is named is what counts."""
     async with serving(path, Heavy) as node:
-        assert node.members()[0].degraded == "" and node.statistics()["stalls"] == 0
+        assert "(stall)" not in node.members()[0].degraded
         await node.agent(Heavy, "a").ask(Heavy.stall, 1.2)
-        await asyncio.sleep(0.3)
-        assert node.statistics()["stalls"] == 1
+        async with asyncio.timeout(60):
+            while "(stall)" not in caplog.text:
+                await asyncio.sleep(0.05)
+        assert node.statistics()["stalls"] >= 1
         node._membership.beat()
-        assert "stood still 1 times within a minute, for up to " in node.members()[0].degraded
+        assert re.search(r"stood still \d+ times within a minute, for up to ", node.members()[0].degraded)
         assert "heavy.py:" in node.members()[0].degraded and "(stall)" in node.members()[0].degraded
-        assert "(stall)" in caplog.text and 'runs_in="process"' in caplog.text
+        assert 'runs_in="process"' in caplog.text
         await node.agent(Heavy, "a").ask(Heavy.block, 1.2)
         await node.agent(Heavy, "a").ask(Heavy.compute, 1.2)
-        assert node.statistics()["stalls"] == 1
+        assert "(block)" not in caplog.text and "(compute)" not in caplog.text
 
 
 async def test_a_loop_that_stands_still_is_told_with_its_stack_while_it_does(path: Path) -> None:
