@@ -91,6 +91,12 @@ class Signals:
         os._exit(_INTERRUPTED)
 
 
+def interrupted() -> int:
+    """The exit code of a command that a Ctrl-C ends. One that comes while it does ends it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _INTERRUPTED
+
+
 def kill(pids: list[int]) -> None:
     """End processes at once."""
     for pid in pids:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^(?P<indent> *)(?P<marks>`{3,})(?P<language>[\w+-]*)[^`\n]*$")
 _COMMENT = re.compile(r"^\s*<!--\s*(?P<word>run|skip)(?::\s*(?P<why>.+?))?\s*-->\s*$")
-COMMAND_SECONDS = 100
+COMMAND_SECONDS = 250
 
 
 class Block(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 from msgspec.structs import asdict
 
-from holdfast import files
+from holdfast import files, signals
 from holdfast.admin.presence import guarded
 from holdfast.agents.agent import Agent
 from holdfast.cli.bounds import COMMAND_SECONDS, CONNECT_SECONDS, bounds
@@ -174,7 +174,7 @@ def execute(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
     except HoldfastError as error:
         fail(error, as_json)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(signals.interrupted()) from None
     raise AssertionError("not reached")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast import signals
 from holdfast.cli.common import Json, fail
 from holdfast.cli.printing import bold, out
 from holdfast.errors import HoldfastError
@@ -43,7 +44,7 @@ def simulate(
     except HoldfastError as error:
         fail(error, as_json)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(signals.interrupted()) from None
 
 
 def _list(as_json: bool) -> None:
