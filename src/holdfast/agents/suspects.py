@@ -142,7 +142,8 @@ def _guilty(activation: Activation, name: str, still: Standstill | None) -> str:
         marked = ANY_MESSAGE in marks and not activation.probation
         second = marked and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before > 0
         return still.text if second and still is not None and still.key and still.ended else ""
-    newest = still.text if still is not None and still.ended else ""
+    # It is the mark that judges. A word that comes late, of how the end came about, is said all the same.
+    newest = still.text if still is not None else ""
     return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
 
 
