@@ -258,15 +258,21 @@ async def main(node: Node) -> None:
 """
 
 
+def nodes_of_three(program: Program) -> dict[str, int]:
+    """The processes of the nodes, by host, once all three hosts are up."""
+    found: dict[str, int] = {}
+    while len(found) < 3:
+        ready = program.event("node-ready")
+        found[ready["host"]] = ready["node_pid"]
+    program.event("up")
+    return found
+
+
 def test_a_host_that_is_killed_is_said_and_started_again(directory: Path, programs: list[Program]) -> None:
     port = free_base()
     command = (HOLDFAST, "up", "app.py", "--hosts", "3", "--port", str(port), "--json")
     programs.append(program := Program(directory, *command))
-    pids = {}
-    while len(pids) < 3:
-        ready = program.event("node-ready")
-        pids[ready["host"]] = ready["node_pid"]
-    program.event("up")
+    pids = nodes_of_three(program)
     os.kill(parent_of(pids["h2"]), signal.SIGKILL)
     assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
     assert program.event("node-ready", host="h2")["node_pid"] != pids["h2"]
@@ -307,11 +313,7 @@ def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list
     """Where all of it was frozen, as on a machine that is suspended, nothing is ended."""
     command = (HOLDFAST, "up", "app.py", "--hosts", "3", "--port", str(free_base()), "--json")
     programs.append(program := Program(directory, *command))
-    nodes = {}
-    while len(nodes) < 3:
-        ready = program.event("node-ready")
-        nodes[ready["host"]] = ready["node_pid"]
-    program.event("up")
+    nodes = nodes_of_three(program)
 
     def add() -> str:
         call = (HOLDFAST, "call", "Adder/a", "add")
