@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 from tests.cluster.app import Account
@@ -22,6 +23,9 @@ from holdfast.admin import cohort
 from holdfast.admin.hosts import GONE, JOINED, MEMBER, HostView, list_hosts, look
 from holdfast.engines.nats import api
 from holdfast.engines.nats.engine import NatsEngine
+from holdfast.host.seat import Seat
+from holdfast.host.supervisor import Host
+from holdfast.host.system import System, Voters, peer_id
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 APP = str(Path(__file__).parent / "app.py")
@@ -258,6 +262,65 @@ async def test_a_host_whose_disk_was_lost_gets_everything_from_the_others(
     view = await look(node.engine)
     assert len(view.alive) == 3 and former not in view.alive
     await load.check()
+
+
+async def begin_here(cluster: LocalCluster, name: str) -> Host:
+    """Run a host in this process, with another server than before."""
+    await cluster.stop_host(name)
+    settings = cluster._hosts[name].settings
+    assert settings.server is not None
+    shutil.rmtree(settings.server.directory)
+    here = Host(msgspec.structs.replace(settings, nodes=0), lambda _event, _facts: None)
+    await here.start()
+    return here
+
+
+async def test_the_former_server_of_a_host_loses_its_vote_though_the_new_one_does_not_know_it(
+    cluster: LocalCluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = (await host(node, "h2")).server
+    asked = System.voters
+
+    async def as_a_new_server_may(self: System) -> Voters:
+        found = await asked(self)
+        return Voters(found.leader, [peer for peer in found.peers if peer.peer != peer_id(former)])
+
+    monkeypatch.setattr(System, "voters", as_a_new_server_may)
+    here = await begin_here(cluster, "h2")
+    try:
+        await until(lambda: took_its_place(node, "h2", former))
+        monkeypatch.undo()
+        servers = {(await host(node, name)).server for name in ("h1", "h2", "h4")}
+        assert {peer.name for peer in (await voters(here)).peers} == servers
+    finally:
+        await here.stop()
+    await cluster.start_host("h2")
+    await identical(node)
+
+
+async def test_a_vote_that_no_host_has_any_more_is_taken_away(
+    cluster: LocalCluster, node: Node, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forgets(*_: object) -> bool:
+        return True
+
+    former = (await host(node, "h2")).server
+    monkeypatch.setattr(Seat, "_succeed", forgets)
+    here = await begin_here(cluster, "h2")
+    try:
+        await until(lambda: took_its_place(node, "h2", former))
+        assert peer_id(former) in {peer.peer for peer in (await voters(here)).peers}
+        await identical(node)
+        assert peer_id(former) not in {peer.peer for peer in (await voters(here)).peers}
+    finally:
+        await here.stop()
+    await cluster.start_host("h2")
+    await load.check()
+
+
+async def voters(here: Host) -> Voters:
+    assert here.system is not None
+    return await here.system.voters_as_led()
 
 
 async def took_its_place(node: Node, name: str, former: str) -> bool:

@@ -288,8 +288,11 @@ class Seat:
         return False
 
     async def _succeed(self, system: System, former: str) -> bool:
-        """Take the place of this host's former server, whose disk is lost: nobody else has that name."""
-        voters = await system.voters()
+        """Take the place of this host's former server, whose disk is lost: nobody else has that name.
+
+        Its own server, which is new, may not know yet that the former one votes.
+        """
+        voters = await system.voters_as_led()
         ids = {peer.peer: peer for peer in voters.peers}
         own = ids.get(peer_id(self._server.name))
         if own is None or not voters.leader:

@@ -32,6 +32,7 @@ from holdfast.host.directory import DirectoryLock
 from holdfast.host.facts import NodeAway
 from holdfast.host.heard import Heard
 from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
+from holdfast.host.lost_votes import LostVotes
 from holdfast.host.nats_config import Security, ServerSettings
 from holdfast.host.nats_server import NatsServer
 from holdfast.host.node_child import NodeChild
@@ -134,6 +135,7 @@ class Host:
             self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system)))
             self._passing.append(loop.create_task(self.changes.resume()))
             self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
+            self._tasks.append(loop.create_task(LostVotes(self.system, self.seat).run()))
         await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
         self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
         await self._service.start()

@@ -184,9 +184,14 @@ class _Health(msgspec.Struct):
     errors: list[_Trouble] = []
 
 
+class _From(msgspec.Struct):
+    name: str = ""
+
+
 class _Answer(msgspec.Struct):
     data: msgspec.Raw = msgspec.Raw()
     error: dict[str, Any] | None = None
+    server: _From = msgspec.field(default_factory=_From)
 
 
 class _OwnServer(Connection):
@@ -237,10 +242,13 @@ class System:
     async def _own(self, what: str, body: Any, kind: type[T]) -> T:
         """Ask this very server."""
         server = "" if self._connection is None else str(self._connection._server_info.get("server_id", ""))
+        return msgspec.json.decode((await self._answer(server, what, body)).data, type=kind)
+
+    async def _answer(self, server: str, what: str, body: Any) -> _Answer:
         answer = msgspec.json.decode(await self._ask(f"$SYS.REQ.SERVER.{server}.{what}", body), type=_Answer)
         if answer.error is not None:
             raise NoQuorum(f"{what}: {answer.error.get('description', answer.error)}")
-        return msgspec.json.decode(answer.data, type=kind)
+        return answer
 
     def server_name(self) -> str:
         """The server's name in the engine."""
@@ -264,14 +272,13 @@ class System:
         return [_replica(stream, stream.cluster or Group(server), server) for stream in streams]
 
     async def voters(self) -> Voters:
-        """The servers that vote, as this one sees it. Raises `ConfigError` where it does not vote."""
-        found = await self._own("JSZ", {}, _JetStream)
-        if found.meta_cluster is None:
-            return Voters("", [])
-        server = self.server_name()
-        own = Peer(server, current=True, peer=peer_id(server))
-        others = [peer for peer in found.meta_cluster.replicas if peer.name != server]
-        return Voters(found.meta_cluster.leader, [own, *others])
+        """The servers that vote, as this one sees it: a new one may not know yet who voted before it came."""
+        return _voters(self.server_name(), await self._own("JSZ", {}, _JetStream))
+
+    async def voters_as_led(self) -> Voters:
+        """The servers that vote, as the one that leads them sees it."""
+        answer = await self._answer("PING", "JSZ", {"leader_only": True})
+        return _voters(answer.server.name, msgspec.json.decode(answer.data, type=_JetStream))
 
     async def evacuate(self, server: str) -> None:
         """Have the replicas that a server keeps moved to others. It returns when that has begun.
@@ -285,7 +292,11 @@ class System:
 
         Raises `Never` where it does not vote, `NoQuorum` where another removal is under way.
         """
-        await self._command("SERVER.REMOVE", {"peer": server, "peer_id": peer_id(server)}, _REMOVE_SECONDS)
+        await self.remove_peer(peer_id(server))
+
+    async def remove_peer(self, peer: str) -> None:
+        """The same, by the name that the engine itself gives a server."""
+        await self._command("SERVER.REMOVE", {"peer_id": peer}, _REMOVE_SECONDS)
 
     async def lead_elsewhere(self, server: str) -> None:
         """Have ``server`` lead those who vote."""
@@ -317,6 +328,14 @@ class System:
         except (HoldfastError, msgspec.MsgspecError):
             return ""
         return write_error_in([one.error for one in found.errors])
+
+
+def _voters(server: str, found: _JetStream) -> Voters:
+    if found.meta_cluster is None:
+        return Voters("", [])
+    own = Peer(server, current=True, peer=peer_id(server))
+    others = [peer for peer in found.meta_cluster.replicas if peer.name != server]
+    return Voters(found.meta_cluster.leader, [own, *others])
 
 
 def _replica(stream: _Stream, group: Group, server: str) -> Replica:
