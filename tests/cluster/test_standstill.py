@@ -130,7 +130,7 @@ async def each_way(node: Node, run: str) -> AsyncIterator[tuple[str, Awaitable[s
         elif what == "backtrack":
             await node.agent(Still, agent).send(Still.backtrack, agent)
         elif what == "timer":
-            await node.agent(Still, agent).ask(Still.arm, agent)
+            await node.agent(Still, agent).options(timeout_seconds=LONG).ask(Still.arm, agent)
         else:
             await node.agent(Still, agent).send(Still.spin, agent)
         yield agent, letter(node, handler, agent)

@@ -69,10 +69,10 @@ def start(activation: Activation, message: Delivery, told: bool = False) -> None
 
 
 def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
-    """Whether a process wrote a mark that may accuse this message, and stands still now: its host may still end it."""
+    """Whether a process wrote a mark that may accuse this message, and is there still: then it is not known how it ends."""
     accuse = (name, ANY_MESSAGE) if message.suspect else (name,)
     heard = activation.shard.runtime.standstills
-    return any(heard.stands(owner) for marked in accuse if (owner := _writer(activation, marked)))
+    return any(heard.is_open(owner) for marked in accuse if (owner := _writer(activation, marked)))
 
 
 async def _when_told(activation: Activation, message: Delivery) -> None:
@@ -105,8 +105,8 @@ def _excuse(activation: Activation, message: Delivery, name: str) -> None:
     heard = activation.shard.runtime.standstills
     if (still := heard.of(owner)) is not None and still.ended:
         excused, sure = not _may_be(activation, message, still), bool(still.token)
-    else:
-        excused, sure = name != ANY_MESSAGE and heard.was_killed(owner), False
+    else:  # somebody else ended it; or it lost the shard while it could not be heard, and ended not at all
+        excused, sure = name != ANY_MESSAGE and (heard.was_killed(owner) or heard.goes_on(owner)), False
     if excused and (sure or attempts.excused(marks, name) < limits.ALONE_ENDS_MAX - 1):
         attempts.excuse(marks, name, counted=not sure)
 

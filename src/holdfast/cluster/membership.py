@@ -34,7 +34,7 @@ class Membership:
 
     def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
         self.alone = alone
-        self.standstills = Standstills()
+        self.standstills = Standstills(self._goes_on)
         self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
@@ -140,7 +140,7 @@ class Membership:
             self.on_event("host-returned", beat.host, _silence(known))
         self._hosts[beat.host] = beat
         self._hosts_heard_at[beat.host] = self._loop.time()
-        for one in self.standstills.note(beat.still, beat.killed, beat.host):
+        for one in self.standstills.note(beat.still, beat.killed, beat.host, beat.nodes):
             what = {"seconds": one.seconds, "where": one.where, "agent": one.token}
             self.on_event("node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what)
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
@@ -251,6 +251,9 @@ class Membership:
         """Whether a node was heard a moment ago, and is not known to be dead."""
         member = self._members.get(incarnation)
         return member is not None and not member.dead and not self.silent(incarnation)
+
+    def _goes_on(self, incarnation: str) -> bool:
+        return any(self.is_heard(name) for name in self._members if base(name) == base(incarnation))
 
     def silent(self, incarnation: str) -> bool:
         """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""

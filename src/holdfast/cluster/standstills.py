@@ -8,7 +8,7 @@ only makes a message run with more care, or makes another one be tried once more
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from holdfast import limits
 from holdfast.cluster.door import Incarnation, Text
 from holdfast.cluster.life import base
 
-_HEARD_SECONDS = 3 * limits.BEAT_SECONDS
 TEXT_MAX = 300
 FUNCTIONS_MAX = 64
 
@@ -44,10 +43,13 @@ class Standstill(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Standstills:
-    """What one process has heard."""
+    """What one process has heard. ``goes_on``: whether a node's process is heard again, whatever it is called by now."""
 
-    def __init__(self) -> None:
+    def __init__(self, goes_on: Callable[[str], bool] = lambda _: False) -> None:
         self._loop = asyncio.get_running_loop()
+        self.goes_on = goes_on
+        self._living: dict[str, tuple[float, frozenset[str]]] = {}
+        """When each host was heard last, and which processes of its nodes were there then."""
         self._of: dict[str, Standstill] = {}
         """The newest of each node, by the name that all its incarnations have in common."""
         self._heard_at: dict[str, float] = {}
@@ -59,8 +61,12 @@ class Standstills:
         """Agents that stood still while they were loaded: on which nodes, and when that was heard."""
         self._killed: dict[str, None] = {}
 
-    def note(self, still: Sequence[Standstill], killed: Sequence[str], host: str = "") -> list[Standstill]:
+    def note(
+        self, still: Sequence[Standstill], killed: Sequence[str], host: str = "", living: Sequence[str] = ()
+    ) -> list[Standstill]:
         """Take all that a host says; return the standstills that ended, and were not known to."""
+        self._living.pop(host, None)
+        self._living[host] = self._loop.time(), frozenset(map(base, living))
         ended = []
         listed = {base(one.incarnation) for one in still}
         for name in [name for name, one in self._of.items() if not one.ended and name not in listed]:
@@ -89,7 +95,7 @@ class Standstills:
                 _trim(loads)
         for name in killed:
             self._killed[base(name)] = None
-        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed):
+        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed, self._living):
             _trim(table)
         return ended
 
@@ -120,7 +126,13 @@ class Standstills:
     def stands(self, incarnation: str) -> bool:
         """Whether a node stands still now, as far as is heard, so that its host may still end it for that."""
         still, heard_at = self.of(incarnation), self._heard_at.get(base(incarnation), 0.0)
-        return still is not None and not still.ended and heard_at > self._loop.time() - _HEARD_SECONDS
+        return still is not None and not still.ended and heard_at > self._loop.time() - limits.TAKEOVER_SECONDS
+
+    def is_open(self, incarnation: str) -> bool:
+        """Whether a node that is silent may still end: its process is there, as its host said a moment ago."""
+        name, since = base(incarnation), self._loop.time() - limits.TAKEOVER_SECONDS
+        there = any(name in living for at, living in self._living.values() if at > since)
+        return there and not self.goes_on(incarnation)
 
     def under_way(self) -> bool:
         """Whether some node stands still now, as far as is heard."""

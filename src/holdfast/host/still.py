@@ -78,6 +78,8 @@ class Watchman:
         watch = child.watch
         watch.look(process.pid, passed)
         still = watch.standstill(process.pid)
+        if watch.is_news(still):
+            self._say()  # whoever takes its shards over is to know what not to try at once
         if still is None or (still.seconds < _REPORT_SECONDS and not watch.is_to_end()):
             return
         if not watch.told:
@@ -111,6 +113,7 @@ class Watch:
         self.told = False
         """Whether somebody was told that it stands still."""
         self.stack = ""
+        self._known = ""
         self.over = False
         """Whether it was ended for it."""
         self._seconds = self._gone = self._quiet = 0.0
@@ -183,6 +186,12 @@ class Watch:
             token, key, where = (self._named[name] for name in ("token", "key", "where"))
             return Standstill(self.incarnation, self._seconds, token, key, where, self._functions)
         return None
+
+    def is_news(self, still: Standstill | None) -> bool:
+        """Whether it stands still in something else than when this was asked last."""
+        before = self._known
+        self._known = "" if still is None else f"{still.token}\n{still.key}\n{still.where}"
+        return bool(self._known.strip()) and self._known != before
 
     def stopped(self) -> bool:
         """Whether it was stopped from outside, so that nothing that it has in hand is the cause."""
