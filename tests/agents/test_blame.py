@@ -385,6 +385,23 @@ async def test_an_end_is_excused_behind_owners_that_ended_before_they_could_say_
         assert await node.dead_letters.all() == []
 
 
+async def test_it_is_said_how_a_message_stood_still_though_owners_since_then_ended_before_they_judged(
+    path: Path, hears: list[tuple[list[Standstill], list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node could not name the message: only the function that ran is known."""
+    async for node in lives(path, "holds the interpreter", *["killed"] * 3):
+        held = Standstill(node.incarnation, 5.1, where="app.py:1 (work)", functions=("work",), ended=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(suspects, "start", lambda *_: None)
+        for _ in range(2):
+            async with life(path, "killed"):
+                pass
+    hears[:] = [([held], [])]
+    async with life(path) as node:
+        await given_up(node)
+        assert [one.error for one in await node.dead_letters.all()] == [held.text]
+
+
 @pytest.mark.parametrize("named", [False, True])
 async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
     path: Path, there: list[str], named: bool

@@ -117,13 +117,16 @@ def _writer(activation: Activation, name: str) -> str:
 
 
 def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
-    """How a node stood still with this message in its hands, as far as is heard: in it, or in one that it could not name."""
-    heard = activation.shard.runtime.standstills
+    """How a node stood still with this message in its hands, as far as is heard: in it, or in one that it could not name.
+
+    Not the last owner alone counts: one between may have ended for something else before it could judge.
+    """
+    heard, claim = activation.shard.runtime.standstills, activation.shard.claim
     if (still := heard.named(activation.token, message.key)) is not None:
         return still
-    owner = activation.shard.claim.owner
-    still = heard.of(owner) if owner and message.suspect else None
-    return still if still is not None and _may_be(activation, message, still) else None
+    owners = [claim.owner, *(owner for _, owner in reversed(claim.ended))] if message.suspect else []
+    found = [still for owner in owners if owner and (still := heard.of(owner)) is not None]
+    return next((still for still in found if _may_be(activation, message, still)), None)
 
 
 def _may_be(activation: Activation, message: Delivery, still: Standstill) -> bool:
