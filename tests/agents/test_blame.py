@@ -437,6 +437,26 @@ async def test_who_goes_on_after_it_lost_a_shard_has_not_ended(
         assert await node.dead_letters.all() == []
 
 
+async def test_what_blocked_a_node_that_goes_on_is_blamed_for_it(
+    path: Path, there: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host says no more that it stands still once it goes on."""
+    async for node in lives(path, "blocks", *["killed"] * 3):
+        blocks = Standstill(node.incarnation, 4.2, "Worker/a", key_in_hand(node), "app.py:1 (work)")
+        there[:] = [node.incarnation]
+    async with life(path) as node:
+        heard = node._runtime.standstills
+        for _ in range(10):
+            heard.note([blocks], [], "", there)
+            await asyncio.sleep(0.05)
+        assert await node.dead_letters.all() == []
+        monkeypatch.setattr(heard, "goes_on", lambda incarnation: incarnation in there)
+        heard.note([], [], "", there)
+        await given_up(node)
+        assert [one.error for one in await node.dead_letters.all()] == [blocks.text]
+    assert runs.count("blocks") == 3
+
+
 async def test_a_word_that_is_false_costs_an_innocent_message_nothing_but_care(path: Path) -> None:
     async with life(path) as node:
         for number in range(3):

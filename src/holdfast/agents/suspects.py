@@ -34,13 +34,14 @@ def reach(shard: Shard, token: str) -> Activation:
     return shard.activation(token)
 
 
-def start(activation: Activation, message: Delivery, told: bool = False) -> None:
+def start(activation: Activation, message: Delivery, told: bool = False, seen: Standstill | None = None) -> None:
     """Run a message so that it ends three processes at most, and stands still on two nodes at most.
 
     First behind a committed mark on the agent. Where that process ended too, or where it is heard that the message stood
     still: one message of the node at a time, each behind a mark that names it. A message that bears such a mark of a process
     that ended is given up. A process may lose a shard and claim it anew: its own marks in it blame nobody, as it has not
-    ended (`attempts.counting`). ``told``: nothing more is to be heard of how the owner before ended.
+    ended (`attempts.counting`). ``told``: nothing more is to be heard of how the owner before ended; ``seen``: how it stood
+    still while that was waited for.
     """
     marks = activation.attempts = activation.attempts or {}
     name = attempts.name_of(message.key)
@@ -48,10 +49,10 @@ def start(activation: Activation, message: Delivery, told: bool = False) -> None
         activation.running = message
         turn.spawn(activation, message, _when_told(activation, message))
         return
-    still = _standstill(activation, message)
+    still = _standstill(activation, message) or seen
     for marked in (name, ANY_MESSAGE):
         if marked in marks:
-            _excuse(activation, message, marked)
+            _excuse(activation, message, marked, still)
     if why := _guilty(activation, name, still):
         _give_up(activation, message, why)
     elif still is not None or name in marks or (message.suspect and _alone(activation)):
@@ -78,12 +79,13 @@ def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
 async def _when_told(activation: Activation, message: Delivery) -> None:
     """Wait for the last word on the processes that wrote the marks, and judge then."""
     runtime, name = activation.shard.runtime, attempts.name_of(message.key)
-    end = runtime.loop.time() + 3 * limits.FROZEN_SECONDS
+    end, seen = runtime.loop.time() + 3 * limits.FROZEN_SECONDS, None
     while _is_open(activation, message, name) and runtime.loop.time() < end:
+        seen = _standstill(activation, message) or seen  # it is forgotten when the node goes on
         await asyncio.sleep(_LOOK_SECONDS)
     if activation.running is message:
         activation.running = None
-        start(activation, message, told=True)
+        start(activation, message, told=True, seen=seen)
         activation.pump()
 
 
@@ -93,7 +95,7 @@ def _alone(activation: Activation) -> bool:
     return attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
 
 
-def _excuse(activation: Activation, message: Delivery, name: str) -> None:
+def _excuse(activation: Activation, message: Delivery, name: str, seen: Standstill | None) -> None:
     """Take back an end behind a mark that something else is known to have caused.
 
     A standstill in another message always does, as that one is given up for it. Whatever else is heard does so a few
@@ -105,8 +107,9 @@ def _excuse(activation: Activation, message: Delivery, name: str) -> None:
     heard = activation.shard.runtime.standstills
     if (still := heard.of(owner)) is not None and still.ended:
         excused, sure = not _may_be(activation, message, still), bool(still.token)
-    else:  # somebody else ended it; or it lost the shard while it could not be heard, and ended not at all
-        excused, sure = name != ANY_MESSAGE and (heard.was_killed(owner) or heard.goes_on(owner)), False
+    else:  # somebody else ended it; or it lost the shard while it could not be heard, and not for this message
+        other = heard.was_killed(owner) or (seen is None and heard.goes_on(owner))
+        excused, sure = name != ANY_MESSAGE and other, False
     if excused and (sure or attempts.excused(marks, name) < limits.ALONE_ENDS_MAX - 1):
         attempts.excuse(marks, name, counted=not sure)
 
