@@ -327,15 +327,9 @@ def hears(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Standstill], list[
 
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Processes of nodes that are there, as each node hears from its first moment on."""
+    """Processes of nodes that are there, as their hosts say."""
     living: list[str] = []
-    make = Standstills.__init__
-
-    def told(self: Standstills, *given: Any) -> None:
-        make(self, *given)
-        self.note([], [], "", living)
-
-    monkeypatch.setattr(Standstills, "__init__", told)
+    monkeypatch.setattr(Membership, "_is_there", lambda _, incarnation: incarnation in living)
     return living
 
 
@@ -402,6 +396,31 @@ async def test_it_is_said_how_a_message_stood_still_though_owners_since_then_end
         assert [one.error for one in await node.dead_letters.all()] == [held.text]
 
 
+async def test_what_stood_still_long_ago_accuses_nobody_later(
+    path: Path, hears: list[tuple[list[Standstill], list[str]]]
+) -> None:
+    """Its host says so for as long as it runs; which message it was is not known, only the function."""
+    async with life(path, "killed") as node:
+        await node.agent(Worker, "a").send(Worker.work, "first")
+        await ran("first", 1)
+        hears[:] = [([Standstill(node.incarnation, 5.1, functions=("work",), ended=True)], [])]
+    ends[-1].set()
+    async with life(path) as node:
+        await handled(node, "first")
+    ends.append(asyncio.Event())
+    async for node in lives(path, "innocent", "killed"):
+        before = await marks(node)
+    async with life(path, "killed") as node:
+        await ran("innocent", 2)
+        assert ANY_MESSAGE in await marks(node) and ANY_MESSAGE not in before
+    async with life(path) as node:
+        await ran("innocent", 3)
+        found = await marks(node)
+        assert not any(attempts.why(found, name) for name in found)
+        ends[-1].set()
+        await handled(node, "first", "innocent")
+
+
 @pytest.mark.parametrize("named", [False, True])
 async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
     path: Path, there: list[str], named: bool
@@ -413,10 +432,11 @@ async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
     async with life(path) as node:
         heard = node._runtime.standstills
         for _ in range(10):
-            heard.note([other] if named else [], [], "", there)
+            heard.note([other] if named else [], [])
             await asyncio.sleep(0.05)
             assert await node.dead_letters.all() == [] and runs.count("innocent") == 3
         heard.note([Standstill(other.incarnation, 5.1, "Worker/other", "k", "app.py:1 (f)", ended=True)], [])
+        there.clear()
         await ran("innocent", 4)
         ends[-1].set()
         await handled(node, "innocent")
@@ -447,11 +467,11 @@ async def test_what_blocked_a_node_that_goes_on_is_blamed_for_it(
     async with life(path) as node:
         heard = node._runtime.standstills
         for _ in range(10):
-            heard.note([blocks], [], "", there)
+            heard.note([blocks], [])
             await asyncio.sleep(0.05)
         assert await node.dead_letters.all() == []
         monkeypatch.setattr(heard, "goes_on", lambda incarnation: incarnation in there)
-        heard.note([], [], "", there)
+        heard.note([], [])
         await given_up(node)
         assert [one.error for one in await node.dead_letters.all()] == [blocks.text]
     assert runs.count("blocks") == 3

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from holdfast import ConfigError, Node, codec, limits
-from holdfast.cluster.beats import Beat, HostBeat, Member, beat_door, host_door
+from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
 from holdfast.cluster.membership import Membership
 from holdfast.cluster.planner import Planner
 from holdfast.core import plan
@@ -162,6 +162,35 @@ async def test_a_claim_in_the_log_lifts_a_word_that_is_older_than_a_tail_may_lag
     membership._members["n-old"] = Member(beat(5), now, dead=True, final=True, called_at=now - 10.0)
     membership.proved("n-old")
     assert membership._members["n-old"].dead, "a sentence is final"
+
+
+async def test_a_process_is_there_as_long_as_its_host_says_so_and_goes_on_when_it_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    membership = Membership(cast(Any, None), cast(Any, None), False)
+    monkeypatch.setattr(membership, "_loop", loop := SimpleNamespace(time=lambda: loop.now, now=100.0))
+    heard = membership.standstills
+
+    def host(*nodes: str) -> None:
+        membership._on_host(Message(HOST_SUBJECT, "", codec.encode_raw(HostBeat("h", list(nodes)))))
+
+    def node(incarnation: str, number: int) -> None:
+        said = beat(number, incarnation=incarnation, generation=membership._generation)
+        membership._on_beat(Message(BEAT_SUBJECT, "", codec.encode_raw(said)))
+
+    assert not heard.is_there("n-a") and not heard.goes_on("n-a")
+    host("n-a", "n-b")
+    node("n-a", 1)
+    assert heard.is_there("n-a") and heard.is_there("n-a~2") and heard.goes_on("n-a")
+    loop.now += limits.SUSPECT_SECONDS + 0.1
+    assert heard.is_there("n-a") and not heard.goes_on("n-a"), "it is silent"
+    node("n-a~2", 2)
+    node("n-a", 3)
+    assert heard.goes_on("n-a") and not heard.goes_on("n-b")
+    host("n-b")
+    assert not heard.is_there("n-a") and heard.is_there("n-b"), "it ended"
+    loop.now += limits.TAKEOVER_SECONDS + 0.1
+    assert not heard.is_there("n-b"), "its host is silent"
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -34,26 +34,25 @@ def reach(shard: Shard, token: str) -> Activation:
     return shard.activation(token)
 
 
-def start(activation: Activation, message: Delivery, told: bool = False, seen: Standstill | None = None) -> None:
+def start(activation: Activation, message: Delivery) -> None:
     """Run a message so that it ends three processes at most, and stands still on two nodes at most.
 
     First behind a committed mark on the agent. Where that process ended too, or where it is heard that the message stood
     still: one message of the node at a time, each behind a mark that names it. A message that bears such a mark of a process
     that ended is given up. A process may lose a shard and claim it anew: its own marks in it blame nobody, as it has not
-    ended (`attempts.counting`). ``told``: nothing more is to be heard of how the owner before ended; ``seen``: how it stood
-    still while that was waited for.
+    ended (`attempts.counting`).
     """
     marks = activation.attempts = activation.attempts or {}
     name = attempts.name_of(message.key)
-    if not told and _is_open(activation, message, name):
+    if _is_open(activation, message, name):
         activation.running = message
         turn.spawn(activation, message, _when_told(activation, message))
         return
-    still = _standstill(activation, message) or seen
+    still = _standstill(activation, message)
     for marked in (name, ANY_MESSAGE):
         if marked in marks:
-            _excuse(activation, message, marked, still)
-    if why := _guilty(activation, name, still):
+            _excuse(activation, message, marked)
+    if why := _guilty(activation, message, name, still):
         _give_up(activation, message, why)
     elif still is not None or name in marks or (message.suspect and _alone(activation)):
         if still is not None:  # whoever owns the agent next is to know it, however this one lets go of it
@@ -70,22 +69,26 @@ def start(activation: Activation, message: Delivery, told: bool = False, seen: S
 
 
 def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
-    """Whether a process wrote a mark that may accuse this message, and is there still: then it is not known how it ends."""
-    accuse = (name, ANY_MESSAGE) if message.suspect else (name,)
-    heard = activation.shard.runtime.standstills
-    return any(heard.is_open(owner) for marked in accuse if (owner := _writer(activation, marked)))
+    """Whether a process wrote a mark that may accuse this message, and it is not known yet whether it ends.
+
+    It is there, as its host says, and silent. That counts for a while after the claim; a debugger may hold it for ever.
+    """
+    shard, accuse = activation.shard, (name, ANY_MESSAGE) if message.suspect else (name,)
+    if shard.runtime.loop.time() > shard.claimed_at + 3 * limits.FROZEN_SECONDS:
+        return False
+    heard = shard.runtime.standstills
+    owners = filter(None, (_writer(activation, marked) for marked in accuse))
+    return any(heard.is_there(owner) and not heard.goes_on(owner) for owner in owners)
 
 
 async def _when_told(activation: Activation, message: Delivery) -> None:
     """Wait for the last word on the processes that wrote the marks, and judge then."""
-    runtime, name = activation.shard.runtime, attempts.name_of(message.key)
-    end, seen = runtime.loop.time() + 3 * limits.FROZEN_SECONDS, None
-    while _is_open(activation, message, name) and runtime.loop.time() < end:
-        seen = _standstill(activation, message) or seen  # it is forgotten when the node goes on
+    name = attempts.name_of(message.key)
+    while _is_open(activation, message, name):
         await asyncio.sleep(_LOOK_SECONDS)
     if activation.running is message:
         activation.running = None
-        start(activation, message, told=True, seen=seen)
+        start(activation, message)
         activation.pump()
 
 
@@ -95,7 +98,7 @@ def _alone(activation: Activation) -> bool:
     return attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
 
 
-def _excuse(activation: Activation, message: Delivery, name: str, seen: Standstill | None) -> None:
+def _excuse(activation: Activation, message: Delivery, name: str) -> None:
     """Take back an end behind a mark that something else is known to have caused.
 
     A standstill in another message always does, as that one is given up for it. Whatever else is heard does so a few
@@ -107,9 +110,9 @@ def _excuse(activation: Activation, message: Delivery, name: str, seen: Standsti
     heard = activation.shard.runtime.standstills
     if (still := heard.of(owner)) is not None and still.ended:
         excused, sure = not _may_be(activation, message, still), bool(still.token)
-    else:  # somebody else ended it; or it lost the shard while it could not be heard, and not for this message
-        other = heard.was_killed(owner) or (seen is None and heard.goes_on(owner))
-        excused, sure = name != ANY_MESSAGE and other, False
+    else:  # somebody else ended it; or it lost the shard as it was not heard, and goes on
+        goes_on = heard.goes_on(owner) and _blocked(activation, message, owner) is None
+        excused, sure = name != ANY_MESSAGE and (heard.was_killed(owner) or goes_on), False
     if excused and (sure or attempts.excused(marks, name) < limits.ALONE_ENDS_MAX - 1):
         attempts.excuse(marks, name, counted=not sure)
 
@@ -122,14 +125,22 @@ def _writer(activation: Activation, name: str) -> str:
 def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
     """How a node stood still with this message in its hands, as far as is heard: in it, or in one that it could not name.
 
-    Not the last owner alone counts: one between may have ended for something else before it could judge.
+    It need not be the node of the owner before, which may have ended for something else before it could judge.
     """
-    heard, claim = activation.shard.runtime.standstills, activation.shard.claim
+    heard, name = activation.shard.runtime.standstills, attempts.name_of(message.key)
     if (still := heard.named(activation.token, message.key)) is not None:
         return still
-    owners = [claim.owner, *(owner for _, owner in reversed(claim.ended))] if message.suspect else []
+    marked = [_writer(activation, mark) for mark in (name, ANY_MESSAGE)]
+    owners = [activation.shard.claim.owner, *marked] if message.suspect else []
     found = [still for owner in owners if owner and (still := heard.of(owner)) is not None]
     return next((still for still in found if _may_be(activation, message, still)), None)
+
+
+def _blocked(activation: Activation, message: Delivery, owner: str) -> Standstill | None:
+    """How a process that goes on stood still in this message, for so long that it lost the shard."""
+    heard = activation.shard.runtime.standstills
+    over = heard.over(owner) if heard.goes_on(owner) else None
+    return over if over is not None and _may_be(activation, message, over) else None
 
 
 def _may_be(activation: Activation, message: Delivery, still: Standstill) -> bool:
@@ -140,7 +151,7 @@ def _may_be(activation: Activation, message: Delivery, still: Standstill) -> boo
     return method is not None and method.function.__name__ in still.functions
 
 
-def _guilty(activation: Activation, name: str, still: Standstill | None) -> str:
+def _guilty(activation: Activation, message: Delivery, name: str, still: Standstill | None) -> str:
     """Why a message is to be given up; empty where it is not."""
     marks, claim = activation.attempts or {}, activation.shard.claim
     if not attempts.ends(marks, name, activation.shard.epoch):
@@ -149,6 +160,7 @@ def _guilty(activation: Activation, name: str, still: Standstill | None) -> str:
         second = marked and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before > 0
         return still.text if second and still is not None and still.key and still.ended else ""
     # It is the mark that judges. A word that comes late, of how the end came about, is said all the same.
+    still = still or _blocked(activation, message, _writer(activation, name))
     newest = still.text if still is not None else ""
     return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
 

@@ -34,7 +34,7 @@ class Membership:
 
     def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
         self.alone = alone
-        self.standstills = Standstills(self._goes_on)
+        self.standstills = Standstills(self._is_there, self._goes_on)
         self._generation = 1
         self.on_change: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _ignore
@@ -43,7 +43,11 @@ class Membership:
         self._engine = engine
         self._describe = describe
         self._members: dict[str, Member] = {}
+        self._newest: dict[str, str] = {}
+        """Of each process among the members, the newest incarnation, by the name that all of them have in common."""
         self._hosts: dict[str, HostBeat] = {}
+        self._host_of: dict[str, str] = {}
+        """Which host has each process of a node, by the hosts' newest beats."""
         self._hosts_heard_at: dict[str, float] = {}
         """Of the hosts that are not silent."""
         self._looked_at = asyncio.get_running_loop().time()
@@ -86,6 +90,7 @@ class Membership:
     def _note_self(self) -> Beat:
         beat = self._describe()
         self._members[beat.incarnation] = Member(beat, self._loop.time())
+        self._newest[base(beat.incarnation)] = beat.incarnation
         if beat.incarnation != self._own:
             before, self._own = self._own, beat.incarnation
             if before in self._members:
@@ -106,6 +111,8 @@ class Membership:
             if beat.incarnation in self._condemned or len(self._members) >= _MEMBERS_MAX:
                 return
             known = self._members[beat.incarnation] = Member(beat, self._loop.time())
+            before = self._newest.get(base(beat.incarnation), beat.incarnation)
+            self._newest[base(beat.incarnation)] = max(before, beat.incarnation, key=number)
             if beat.kinds and not beat.leaving:
                 facts = {
                     "host": beat.host,
@@ -138,9 +145,13 @@ class Membership:
             return
         if known is not None and known.incarnation == beat.incarnation and beat.host not in self._hosts_heard_at:
             self.on_event("host-returned", beat.host, _silence(known))
+        for name in known.nodes if known is not None else ():
+            if self._host_of.get(name) == beat.host:
+                del self._host_of[name]
+        self._host_of.update(dict.fromkeys(beat.nodes, beat.host))
         self._hosts[beat.host] = beat
         self._hosts_heard_at[beat.host] = self._loop.time()
-        for one in self.standstills.note(beat.still, beat.killed, beat.host, beat.nodes):
+        for one in self.standstills.note(beat.still, beat.killed, beat.host):
             what = {"seconds": one.seconds, "where": one.where, "agent": one.token}
             self.on_event("node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what)
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
@@ -179,6 +190,8 @@ class Membership:
                 self._died(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
+                if self._newest.get(base(incarnation)) == incarnation:
+                    del self._newest[base(incarnation)]
         if self.hears_majority(0) or not any(beat.votes for beat in self._hosts.values()):
             for host, heard_at in list(self._hosts_heard_at.items()):
                 if now - heard_at > limits.TAKEOVER_SECONDS:
@@ -252,8 +265,12 @@ class Membership:
         member = self._members.get(incarnation)
         return member is not None and not member.dead and not self.silent(incarnation)
 
+    def _is_there(self, incarnation: str) -> bool:
+        heard_at = self._hosts_heard_at.get(self._host_of.get(base(incarnation), ""))
+        return heard_at is not None and self._loop.time() - heard_at <= limits.TAKEOVER_SECONDS
+
     def _goes_on(self, incarnation: str) -> bool:
-        return any(self.is_heard(name) for name in self._members if base(name) == base(incarnation))
+        return self.is_heard(self._newest.get(base(incarnation), ""))
 
     def silent(self, incarnation: str) -> bool:
         """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""

@@ -2,7 +2,8 @@
 
 A node whose loop stands still cannot speak for itself, but a thread of it can, and its host can. Whoever claims the node's
 shards then knows which message is to run alone, behind a mark in the log. What is heard here is never the last word: it
-only makes a message run with more care, or makes another one be tried once more. Everything is bounded; the oldest goes.
+only makes a message run with more care, a verdict wait, or another message be tried once more. Everything is bounded; the
+oldest goes.
 """
 
 from __future__ import annotations
@@ -42,14 +43,20 @@ class Standstill(msgspec.Struct, array_like=True, frozen=True):
         return f"stood still for {self.seconds:.1f} s{where}"
 
 
-class Standstills:
-    """What one process has heard. ``goes_on``: whether a node's process is heard again, whatever it is called by now."""
+def _no(_: str) -> bool:
+    return False
 
-    def __init__(self, goes_on: Callable[[str], bool] = lambda _: False) -> None:
+
+class Standstills:
+    """What one process has heard.
+
+    ``is_there``: whether a node's process is there, as its host said a moment ago; ``goes_on``: whether it is heard itself,
+    whatever it is called by now.
+    """
+
+    def __init__(self, is_there: Callable[[str], bool] = _no, goes_on: Callable[[str], bool] = _no) -> None:
         self._loop = asyncio.get_running_loop()
-        self.goes_on = goes_on
-        self._living: dict[str, tuple[float, frozenset[str]]] = {}
-        """When each host was heard last, and which processes of its nodes were there then."""
+        self.is_there, self.goes_on = is_there, goes_on
         self._of: dict[str, Standstill] = {}
         """The newest of each node, by the name that all its incarnations have in common."""
         self._heard_at: dict[str, float] = {}
@@ -60,13 +67,11 @@ class Standstills:
         self._loads: dict[str, dict[str, tuple[float, Standstill]]] = {}
         """Agents that stood still while they were loaded: on which nodes, and when that was heard."""
         self._killed: dict[str, None] = {}
+        self._over: dict[str, Standstill] = {}
+        """The newest of each node that it was not ended for."""
 
-    def note(
-        self, still: Sequence[Standstill], killed: Sequence[str], host: str = "", living: Sequence[str] = ()
-    ) -> list[Standstill]:
+    def note(self, still: Sequence[Standstill], killed: Sequence[str], host: str = "") -> list[Standstill]:
         """Take all that a host says; return the standstills that ended, and were not known to."""
-        self._living.pop(host, None)
-        self._living[host] = self._loop.time(), frozenset(map(base, living))
         ended = []
         listed = {base(one.incarnation) for one in still}
         for name in [name for name, one in self._of.items() if not one.ended and name not in listed]:
@@ -95,14 +100,18 @@ class Standstills:
                 _trim(loads)
         for name in killed:
             self._killed[base(name)] = None
-        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed, self._living):
+        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed, self._over):
             _trim(table)
         return ended
 
     def _forget(self, name: str) -> None:
         """Drop what is known of a standstill that its node was not ended for."""
         self._hosts.pop(name, None)  # so that it has the order of the other table, and is trimmed with it
-        if (known := self._of.pop(name, None)) is None or not known.token:
+        if (known := self._of.pop(name, None)) is None:
+            return
+        self._over.pop(name, None)
+        self._over[name] = known
+        if not known.token:
             return
         if self.names.get((known.token, known.key)) is known:
             del self.names[known.token, known.key]
@@ -128,11 +137,9 @@ class Standstills:
         still, heard_at = self.of(incarnation), self._heard_at.get(base(incarnation), 0.0)
         return still is not None and not still.ended and heard_at > self._loop.time() - limits.TAKEOVER_SECONDS
 
-    def is_open(self, incarnation: str) -> bool:
-        """Whether a node that is silent may still end: its process is there, as its host said a moment ago."""
-        name, since = base(incarnation), self._loop.time() - limits.TAKEOVER_SECONDS
-        there = any(name in living for at, living in self._living.values() if at > since)
-        return there and not self.goes_on(incarnation)
+    def over(self, incarnation: str) -> Standstill | None:
+        """How a node that goes on stood still last, whatever it lost meanwhile."""
+        return self._over.get(base(incarnation))
 
     def under_way(self) -> bool:
         """Whether some node stands still now, as far as is heard."""

@@ -3,13 +3,14 @@
 A host that lost its disk comes back with a server of another name, and takes the vote from the former one itself. Where
 that was missed, the former one would be waited for, and everything would have a copy less, for good. So the host whose
 server leads those who vote looks after it: the cohort does not change, each host of it votes and is heard, and somebody
-votes beside them who was not heard for a while.
+votes beside them who was not heard for a while. The copies that are left have to be whole, as for any other removal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from holdfast import limits
@@ -24,11 +25,12 @@ _logger = logging.getLogger(__name__)
 
 
 class LostVotes:
-    """See the module."""
+    """See the module. ``may_leave``: raises `NotDone` where the others cannot do without a server."""
 
-    def __init__(self, system: System, seat: Seat) -> None:
+    def __init__(self, system: System, seat: Seat, may_leave: Callable[[str], Awaitable[None]]) -> None:
         self._system = system
         self._seat = seat
+        self._may_leave = may_leave
         self._since: dict[str, float] = {}
         """Since when each lost one was found to be lost."""
 
@@ -42,6 +44,7 @@ class LostVotes:
                 self._since = {peer: self._since.get(peer, now) for peer in lost}
                 for peer, since in list(self._since.items()):
                     if now - since >= _LOST_SECONDS:
+                        await self._may_leave(lost[peer])
                         _logger.warning("the vote of %s is taken away: no host has that server any more", lost[peer])
                         await self._system.remove_peer(peer)
             except HoldfastError as error:

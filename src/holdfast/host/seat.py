@@ -2,8 +2,8 @@
 
 What a host is told on its command line is true at its first start only: later the cohort's record says who votes (see
 `holdfast.cluster.cohort`), and a command may have changed it while this host was away. So each host keeps a small file
-beside its data, follows the record, and does its own part of it. Whatever is not its own part (who is removed, whose
-replicas move) is done by the command, step by step.
+beside its data, follows the record, and does its own part of it: it also takes the vote from its own former server. Whatever
+is not its own part (who else is removed, whose replicas move) is done by the command, step by step.
 
 A server's name in the engine ends in an id that is made with the host's directory. The engine counts replicas and votes
 by that name. A host that lost its disk must not vote as the server that still had it; and a name that was removed may
@@ -182,12 +182,12 @@ class Seat:
 
     # Afterwards ----------------------------------------------------------------------------------------------------
 
-    async def run(self, engine: NatsEngine, system: System) -> None:
-        """Follow the record, for ever."""
+    async def run(self, engine: NatsEngine, system: System, may_leave: Callable[[str], Awaitable[None]]) -> None:
+        """Follow the record, for ever. ``may_leave``: raises `NotDone` where the others cannot do without a server."""
         fails_since: float | None = None
         while True:
             try:
-                fits = await self._fit(engine, system)
+                fits = await self._fit(engine, system, may_leave)
                 fails_since, self.trouble = None, "" if fits else self.trouble
             except (HoldfastError, OSError) as error:
                 fits, now = False, time.monotonic()
@@ -198,7 +198,7 @@ class Seat:
                 _logger.debug("the seat of %s: %s", self.host, text)
             await asyncio.sleep(_LOOK_SECONDS if fits else _UNFIT_SECONDS)
 
-    async def _fit(self, engine: NatsEngine, system: System) -> bool:
+    async def _fit(self, engine: NatsEngine, system: System, may_leave: Callable[[str], Awaitable[None]]) -> bool:
         """Do one thing that brings this host nearer to what the record says; return whether nothing was to be done."""
         record, sequence = await arrival.read(engine)
         if record is None:
@@ -224,7 +224,7 @@ class Seat:
                     self.saw_cluster()  # it has no node that would tell
                 return True
             lost = votes and known is not None and known.server != self.entry.server
-            if lost and known is not None and not await self._succeed(system, known.server):
+            if lost and known is not None and not await self._succeed(system, known.server, may_leave):
                 return False
             await cohort.change(engine, cohort.CELL, self._entered)
             return False
@@ -287,7 +287,7 @@ class Seat:
         await cohort.change(engine, cohort.CELL, lambda record: record or first)
         return False
 
-    async def _succeed(self, system: System, former: str) -> bool:
+    async def _succeed(self, system: System, former: str, may_leave: Callable[[str], Awaitable[None]]) -> bool:
         """Take the place of this host's former server, whose disk is lost: nobody else has that name.
 
         Its own server, which is new, may not know yet that the former one votes.
@@ -304,6 +304,7 @@ class Seat:
         if 0 < lost.active < limits.TAKEOVER_SECONDS * 1_000_000_000:
             self.trouble = f"its former server {former} is still there: do two hosts have the name {self.host!r}?"
             return False
+        await may_leave(former)
         await system.remove(former)
         return True
 

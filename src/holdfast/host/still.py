@@ -113,7 +113,7 @@ class Watch:
         self.told = False
         """Whether somebody was told that it stands still."""
         self.stack = ""
-        self._known = ""
+        self._known: tuple[str, ...] = ()
         self.over = False
         """Whether it was ended for it."""
         self._seconds = self._gone = self._quiet = 0.0
@@ -190,8 +190,8 @@ class Watch:
     def is_news(self, still: Standstill | None) -> bool:
         """Whether it stands still in something else than when this was asked last."""
         before = self._known
-        self._known = "" if still is None else f"{still.token}\n{still.key}\n{still.where}"
-        return bool(self._known.strip()) and self._known != before
+        self._known = () if still is None else (still.token, still.key) if still.token else still.functions
+        return bool(self._known) and self._known != before
 
     def stopped(self) -> bool:
         """Whether it was stopped from outside, so that nothing that it has in hand is the cause."""

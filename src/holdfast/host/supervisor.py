@@ -132,10 +132,11 @@ class Host:
         if self.server is not None and self.seat is not None:
             self.system = System(self.server.url, self.server.system_password, self._engine.certificates)
             await self.system.open()
-            self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system)))
+            may_leave = self.changes.guards.may_leave
+            self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system, may_leave)))
             self._passing.append(loop.create_task(self.changes.resume()))
             self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
-            self._tasks.append(loop.create_task(LostVotes(self.system, self.seat).run()))
+            self._tasks.append(loop.create_task(LostVotes(self.system, self.seat, may_leave).run()))
         await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
         self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
         await self._service.start()

@@ -21,7 +21,7 @@ from holdfast.cluster.door import Count, Long, Small, Text, Version
 from holdfast.engines.nats import api
 from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
-from holdfast.errors import Closed, HoldfastError, NoQuorum, NoResponders
+from holdfast.errors import Closed, HoldfastError, NoQuorum, NoResponders, Unknown
 from holdfast.host.nats_config import ACCOUNT, SYSTEM_USER
 
 T = TypeVar("T")
@@ -242,10 +242,10 @@ class System:
     async def _own(self, what: str, body: Any, kind: type[T]) -> T:
         """Ask this very server."""
         server = "" if self._connection is None else str(self._connection._server_info.get("server_id", ""))
-        return msgspec.json.decode((await self._answer(server, what, body)).data, type=kind)
+        return _read((await self._answer(server, what, body)).data, kind)
 
     async def _answer(self, server: str, what: str, body: Any) -> _Answer:
-        answer = msgspec.json.decode(await self._ask(f"$SYS.REQ.SERVER.{server}.{what}", body), type=_Answer)
+        answer = _read(await self._ask(f"$SYS.REQ.SERVER.{server}.{what}", body), _Answer)
         if answer.error is not None:
             raise NoQuorum(f"{what}: {answer.error.get('description', answer.error)}")
         return answer
@@ -278,7 +278,7 @@ class System:
     async def voters_as_led(self) -> Voters:
         """The servers that vote, as the one that leads them sees it."""
         answer = await self._answer("PING", "JSZ", {"leader_only": True})
-        return _voters(answer.server.name, msgspec.json.decode(answer.data, type=_JetStream))
+        return _voters(answer.server.name, _read(answer.data, _JetStream))
 
     async def evacuate(self, server: str) -> None:
         """Have the replicas that a server keeps moved to others. It returns when that has begun.
@@ -304,7 +304,7 @@ class System:
 
     async def _command(self, subject: str, body: dict[str, Any], timeout_seconds: float) -> None:
         answer = await self._ask(f"$JS.API.{subject}", body, timeout_seconds)
-        error = msgspec.json.decode(answer, type=api.Response).error if answer else None
+        error = _read(answer, api.Response).error if answer else None
         if error is not None and error.err_code == _CHANGE_UNDER_WAY:
             raise NoQuorum(f"{subject}: {error.description}")
         if error is not None:
@@ -325,9 +325,16 @@ class System:
         """
         try:
             found = await self._own("HEALTHZ", {"details": True}, _Health)
-        except (HoldfastError, msgspec.MsgspecError):
+        except HoldfastError:
             return ""
         return write_error_in([one.error for one in found.errors])
+
+
+def _read(answer: bytes | msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Unknown(f"a server answers what this version cannot read: {error}") from None
 
 
 def _voters(server: str, found: _JetStream) -> Voters:
