@@ -252,3 +252,35 @@ def starts_what_is_there(directory: Path, hosts: int) -> None:
     assert holdfast(directory, "call", "Adder/a", "value").strip() == "9"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
+
+
+SLOW = """
+import time
+from holdfast.cli import main, up
+from holdfast.errors import StorageFailed
+
+write = up.write_all
+
+def slow(pipe, data):
+    time.sleep(0.2)
+    write(pipe, data)
+
+async def serve(settings, say, lock):
+    say("reloaded", {})
+    say("stopping", {})
+    raise StorageFailed("gone")
+
+up.write_all, up.serve = slow, serve
+main.main()
+"""
+
+
+@pytest.mark.cluster
+def test_the_error_of_up_is_its_last_line_however_slowly_it_is_read(tmp_path: Path) -> None:
+    client, routes = free_ports(2)
+    options = ["up", "--nodes", "0", "--json", "--port", str(client), "--cluster-port", str(routes)]
+    command = [sys.executable, "-c", SLOW, *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("event") for line in said] == ["reloaded", "stopping", None], done
+    assert (said[-1]["error"], done.returncode) == ("StorageFailed", 3)

@@ -7,8 +7,9 @@ import json
 import os
 import socket
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import typer
@@ -31,6 +32,8 @@ from holdfast.limits import CAPACITY_MAX, CAPACITY_MIN
 from holdfast.node.loading import load_agents
 from holdfast.pipes import Writer, write_all
 from holdfast.signals import Signals
+
+T = TypeVar("T")
 
 
 def up(
@@ -145,7 +148,7 @@ def up(
                 return await serve(settings, say, lock)
 
     try:
-        again = execute(work(), as_json)
+        again = execute(say.before_its_error(work()), as_json)
     finally:
         say.close()
     if again:
@@ -337,6 +340,13 @@ class _Speaker:
             host = f"{facts['host']:<6}" if "host" in facts else ""
             lead = (Styled(f"{time.monotonic() - self._started:6.1f} s", "dim"), f"  {host}")
             self._out.block(text, *lead, style=_STYLES.get(event, ""), indent=" " * 10)
+
+    async def before_its_error(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work. What was said meanwhile is written before its error, which is the last line."""
+        try:
+            return await work
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Write what waits, if somebody reads it."""
