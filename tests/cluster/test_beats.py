@@ -187,6 +187,11 @@ async def test_a_process_is_there_as_long_as_its_host_says_so_and_goes_on_when_i
     node("n-a~2", 2)
     node("n-a", 3)
     assert heard.goes_on("n-a") and not heard.goes_on("n-b")
+    node("n-a~999999999", 9)
+    for number in range(4, 4 + 2 * limits.LIFTING_BEATS):
+        loop.now += BEAT
+        node("n-a~2", number)
+    assert heard.goes_on("n-a"), "somebody made a life of it up"
     host("n-b")
     assert not heard.is_there("n-a") and heard.is_there("n-b"), "it ended"
     loop.now += limits.TAKEOVER_SECONDS + 0.1

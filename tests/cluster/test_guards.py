@@ -27,6 +27,7 @@ from holdfast.host.directory import DirectoryLock
 from holdfast.host.exclusive import Exclusive
 from holdfast.host.facts import Replicas
 from holdfast.host.service import ask_host
+from holdfast.host.system import Peer, Replica
 
 pytestmark = pytest.mark.timeout(300)
 APP = str(Path(__file__).parent / "app.py")
@@ -293,3 +294,34 @@ def test_a_copy_is_thrown_away_where_the_others_have_all() -> None:
     for own in (Extent(11, 7), Extent(10, 8)):
         assert "this copy" in why_keep("a", 3, {"a": own, "b": whole, "c": whole}, "b", whole, whole)
     assert "4 records" in why_keep("a", 3, {"a": whole, "b": whole, "c": Extent(10, 4)}, "b", whole, whole)
+
+
+@pytest.mark.parametrize(
+    ("servers", "answering", "leaves", "why"),
+    [
+        ("abcde", "ab", "d", "s has no leader"),
+        ("abc", "ac", "b", "s has no leader"),
+        ("ab", "a", "b", ""),
+        ("abc", "a", "b", "s has no leader"),
+    ],
+)
+async def test_nobody_leaves_while_it_is_not_known_what_the_others_lack(
+    monkeypatch: pytest.MonkeyPatch, servers: str, answering: str, leaves: str, why: str
+) -> None:
+    """Of two copies, the one that is left has everything, and nobody to elect it."""
+    record = cohort.Cohort(sorted(servers), {name: cohort.HostEntry(name, "", "") for name in servers})
+    kept = {name: Replicas(name, [replica(name, [other for other in servers if other != name])]) for name in answering}
+
+    async def known(_: object) -> cohort.Cohort:
+        return record
+
+    async def found(*_: object) -> dict[str, Replicas]:
+        return kept
+
+    monkeypatch.setattr(guards.Guards, "_record", known)
+    monkeypatch.setattr(guards.Guards, "_kept", found)
+    assert await guards.Guards(cast(Any, None))._why_stay(leaves) == why
+
+
+def replica(server: str, others: list[str]) -> Replica:
+    return Replica("s", 9, 99, 1, 9, 0, "", False, [Peer(other) for other in others], len(others) + 1)

@@ -25,6 +25,8 @@ _REST_SECONDS: Final = 1.0
 """What stood still waits for so long after a claim, so that the others of its shard are served before it may do so again."""
 
 _LOOK_SECONDS: Final = 0.25
+_BEFORE_SECONDS: Final = limits.SUSPECT_SECONDS
+"""Before a claim: what was heard to stand still within it may be why the shard was lost."""
 
 
 def reach(shard: Shard, token: str) -> Activation:
@@ -137,10 +139,14 @@ def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
 
 
 def _blocked(activation: Activation, message: Delivery, owner: str) -> Standstill | None:
-    """How a process that goes on stood still in this message, for so long that it lost the shard."""
-    heard = activation.shard.runtime.standstills
-    over = heard.over(owner) if heard.goes_on(owner) else None
-    return over if over is not None and _may_be(activation, message, over) else None
+    """How a process that goes on stood still in this message when it lost the shard.
+
+    A block that was over by then is not meant: the claim comes after a silence that is longer than `_BEFORE_SECONDS`.
+    """
+    shard = activation.shard
+    heard = shard.runtime.standstills
+    last = heard.last(owner, shard.claimed_at - _BEFORE_SECONDS) if heard.goes_on(owner) else None
+    return last if last is not None and _may_be(activation, message, last) else None
 
 
 def _may_be(activation: Activation, message: Delivery, still: Standstill) -> bool:

@@ -43,8 +43,8 @@ class Membership:
         self._engine = engine
         self._describe = describe
         self._members: dict[str, Member] = {}
-        self._newest: dict[str, str] = {}
-        """Of each process among the members, the newest incarnation, by the name that all of them have in common."""
+        self._lives: dict[str, set[str]] = {}
+        """The members by process: all incarnations of one have a name in common."""
         self._hosts: dict[str, HostBeat] = {}
         self._host_of: dict[str, str] = {}
         """Which host has each process of a node, by the hosts' newest beats."""
@@ -90,7 +90,7 @@ class Membership:
     def _note_self(self) -> Beat:
         beat = self._describe()
         self._members[beat.incarnation] = Member(beat, self._loop.time())
-        self._newest[base(beat.incarnation)] = beat.incarnation
+        self._lives.setdefault(base(beat.incarnation), set()).add(beat.incarnation)
         if beat.incarnation != self._own:
             before, self._own = self._own, beat.incarnation
             if before in self._members:
@@ -111,8 +111,7 @@ class Membership:
             if beat.incarnation in self._condemned or len(self._members) >= _MEMBERS_MAX:
                 return
             known = self._members[beat.incarnation] = Member(beat, self._loop.time())
-            before = self._newest.get(base(beat.incarnation), beat.incarnation)
-            self._newest[base(beat.incarnation)] = max(before, beat.incarnation, key=number)
+            self._lives.setdefault(base(beat.incarnation), set()).add(beat.incarnation)
             if beat.kinds and not beat.leaving:
                 facts = {
                     "host": beat.host,
@@ -190,8 +189,10 @@ class Membership:
                 self._died(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
                 del self._members[incarnation]
-                if self._newest.get(base(incarnation)) == incarnation:
-                    del self._newest[base(incarnation)]
+                lives = self._lives[base(incarnation)]
+                lives.discard(incarnation)
+                if not lives:
+                    del self._lives[base(incarnation)]
         if self.hears_majority(0) or not any(beat.votes for beat in self._hosts.values()):
             for host, heard_at in list(self._hosts_heard_at.items()):
                 if now - heard_at > limits.TAKEOVER_SECONDS:
@@ -270,7 +271,7 @@ class Membership:
         return heard_at is not None and self._loop.time() - heard_at <= limits.TAKEOVER_SECONDS
 
     def _goes_on(self, incarnation: str) -> bool:
-        return self.is_heard(self._newest.get(base(incarnation), ""))
+        return any(map(self.is_heard, self._lives.get(base(incarnation), ())))
 
     def silent(self, incarnation: str) -> bool:
         """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""

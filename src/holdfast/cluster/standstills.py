@@ -67,8 +67,8 @@ class Standstills:
         self._loads: dict[str, dict[str, tuple[float, Standstill]]] = {}
         """Agents that stood still while they were loaded: on which nodes, and when that was heard."""
         self._killed: dict[str, None] = {}
-        self._over: dict[str, Standstill] = {}
-        """The newest of each node that it was not ended for."""
+        self._last: dict[str, tuple[float, Standstill]] = {}
+        """The newest of each node that it was not ended for, so far, and when that was heard."""
 
     def note(self, still: Sequence[Standstill], killed: Sequence[str], host: str = "") -> list[Standstill]:
         """Take all that a host says; return the standstills that ended, and were not known to."""
@@ -82,6 +82,9 @@ class Standstills:
             known = self._of.get(name)
             self._heard_at.pop(name, None)  # the one that was heard last comes last
             self._heard_at[name] = self._loop.time()
+            self._last.pop(name, None)
+            if not one.ended:
+                self._last[name] = self._loop.time(), one
             if known is not None and (known.ended or known == one):
                 continue
             if known is not None and known.token and not one.token:  # what was named once stays so
@@ -100,7 +103,7 @@ class Standstills:
                 _trim(loads)
         for name in killed:
             self._killed[base(name)] = None
-        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed, self._over):
+        for table in (self._of, self._heard_at, self._hosts, self.names, self._loads, self._killed, self._last):
             _trim(table)
         return ended
 
@@ -109,8 +112,6 @@ class Standstills:
         self._hosts.pop(name, None)  # so that it has the order of the other table, and is trimmed with it
         if (known := self._of.pop(name, None)) is None:
             return
-        self._over.pop(name, None)
-        self._over[name] = known
         if not known.token:
             return
         if self.names.get((known.token, known.key)) is known:
@@ -137,9 +138,10 @@ class Standstills:
         still, heard_at = self.of(incarnation), self._heard_at.get(base(incarnation), 0.0)
         return still is not None and not still.ended and heard_at > self._loop.time() - limits.TAKEOVER_SECONDS
 
-    def over(self, incarnation: str) -> Standstill | None:
-        """How a node that goes on stood still last, whatever it lost meanwhile."""
-        return self._over.get(base(incarnation))
+    def last(self, incarnation: str, since: float) -> Standstill | None:
+        """How a node that goes on stood still, where that was heard later than at a time of the loop's."""
+        at, still = self._last.get(base(incarnation), (-1.0, None))
+        return still if at > since else None
 
     def under_way(self) -> bool:
         """Whether some node stands still now, as far as is heard."""

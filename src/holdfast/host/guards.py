@@ -29,6 +29,7 @@ from holdfast.engines.nats.streams import OURS, StreamFacts
 from holdfast.errors import InvalidName, NoQuorum, NotDone, Unknown
 from holdfast.host.facts import Replicas
 from holdfast.host.service import ask_hosts
+from holdfast.host.system import Replica
 
 if TYPE_CHECKING:
     from holdfast.host.supervisor import Host
@@ -149,6 +150,11 @@ class Guards:
                 f"host {host} votes, and its server {server} answers: change the cohort with `holdfast cohort replace`"
             )
         leading = {copy.stream: copy for one in kept.values() for copy in one.replicas if copy.leads}
+        for stream, peers in sorted(_peers(kept, leading).items()):
+            others = peers - {server}
+            # Those who are left elect one of them, if they can: until then it is not known what they lack.
+            if not (others <= kept.keys() and len(others) < majority(len(peers))):
+                return f"{stream} has no leader"
         for stream, copy in sorted(leading.items()):
             whole = {copy.leader, *(peer.name for peer in copy.peers if peer.current and not peer.offline)} - {server}
             if copy.copies > 1 and len(whole) < majority(copy.copies):
@@ -188,6 +194,16 @@ async def _patiently(why_not: Callable[[], Awaitable[str]]) -> None:
         if not why:
             return
     raise NotDone(why)
+
+
+def _peers(kept: Mapping[str, Replicas], leading: Mapping[str, Replica]) -> dict[str, set[str]]:
+    """Of each stream of several copies without a leader, the servers that keep it, as far as these say."""
+    found: dict[str, set[str]] = {}
+    for server, one in kept.items():
+        for copy in one.replicas:
+            if copy.stream not in leading and copy.copies > 1:
+                found.setdefault(copy.stream, set()).update((server, *(peer.name for peer in copy.peers)))
+    return found
 
 
 def _extent(kept: Replicas | None, stream: str) -> Extent | None:

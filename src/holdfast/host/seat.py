@@ -25,7 +25,7 @@ from holdfast import chance, limits
 from holdfast.cluster import cohort, founding
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import ConfigError, HoldfastError, NotDone, Unknown
+from holdfast.errors import ConfigError, HoldfastError, NoQuorum, NotDone, Unknown
 from holdfast.host import addresses, arrival, state
 from holdfast.host.directory import explain
 from holdfast.host.facts import HostFacts
@@ -213,7 +213,7 @@ class Seat:
             if votes and not record.votes(self.host) and self._is_not_itself():
                 return False
             if votes and not record.votes(self.host) and not record.target:
-                await self._give_up(system)
+                await self._give_up(system, may_leave)
                 await self._sit(False)
                 return False
             if not votes and self.host in (record.target or record.members) and self.host in record.members:
@@ -308,13 +308,19 @@ class Seat:
         await system.remove(former)
         return True
 
-    async def _give_up(self, system: System) -> None:
-        """Take the vote from the own server, where it has one that the record does not give it."""
-        voters = await system.voters()
+    async def _give_up(self, system: System, may_leave: Callable[[str], Awaitable[None]]) -> None:
+        """Take the vote from the own server, where it has one that the record does not give it.
+
+        The server that leads knows. Raises `NotDone` where the others cannot do without it, or none of them is heard.
+        """
+        voters = await system.voters_as_led()
         own = self._server.name
-        others = [peer for peer in voters.peers if peer.name != own and not peer.offline]
-        if not voters.leader or not others:
+        if peer_id(own) not in {peer.peer for peer in voters.peers}:
             return  # it was taken from it already
+        others = [peer for peer in voters.peers if peer.name != own and not peer.offline]
+        if not others:
+            raise NoQuorum("no other server that votes is heard")
+        await may_leave(own)
         if voters.leader == own:
             await system.lead_elsewhere(others[0].name)
         await system.remove(own)
