@@ -21,6 +21,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.agents import complaints
+from holdfast.agents.activation import Activation
 from holdfast.agents.record import unpack
 from holdfast.cluster import packs
 from holdfast.engines.base import Stored
@@ -166,6 +167,11 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def _busy(agent: Activation) -> bool:
+    """Whether an agent has anything in hand, or on its way into the log: until then readers see the state before."""
+    return bool(agent.inbox or agent.mailbox or agent.running or agent.pending or agent.in_batch)
 
 
 def _bad(error: dict[str, Any]) -> bool:
@@ -366,7 +372,7 @@ class Simulation:
             return False
         self._looked_at = self.world.now
         return not any(
-            shard._held or any(a.inbox or a.mailbox or a.running or a.pending for a in shard.activations.values())
+            shard._held or any(map(_busy, shard.activations.values()))
             for process in self.cluster.nodes.values()
             if process.node is not None
             for shard in process.node._runtime.shards.values()
