@@ -31,18 +31,43 @@ _VERSION_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 10.0
 _GREETING_SECONDS: Final = 2.0
 _TIMERS_LATE_SECONDS: Final = 0.005
+_PORT_MIN: Final = 10_000
+_PORT_TRIES: Final = 1_000
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of the loopback interface that nobody listens on at this moment.
+
+    None of those that the system gives to outgoing connections, where there are others: a server that starts again would
+    find its port taken.
+    """
+    end = _first_of_connections()
+    size = max(end - _PORT_MIN, 0)
+    tries = [_PORT_MIN + chance.bits(32) % size for _ in range(_PORT_TRIES)] if size > _PORT_TRIES else []
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
+        for port in [*tries, *[0] * count]:
+            if len(sockets) == count:
+                break
+            one = socket.socket()
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                one.close()
+            else:
+                sockets.append(one)
         return [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:
             one.close()
+
+
+def _first_of_connections() -> int:
+    """The first port that the system gives to outgoing connections; 0 where it does not say so."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def find_binary() -> Path:

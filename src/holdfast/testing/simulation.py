@@ -21,7 +21,6 @@ import msgspec
 
 from holdfast import limits
 from holdfast.agents import complaints
-from holdfast.agents.activation import Activation
 from holdfast.agents.record import unpack
 from holdfast.cluster import packs
 from holdfast.engines.base import Stored
@@ -169,11 +168,6 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _busy(agent: Activation) -> bool:
-    """Whether an agent has anything in hand, or on its way into the log: until then readers see the state before."""
-    return bool(agent.inbox or agent.mailbox or agent.running or agent.pending or agent.in_batch)
-
-
 def _bad(error: dict[str, Any]) -> bool:
     """Whether what a node's exception handler was called with may not be; a damaged replica is to be reported so."""
     return not (isinstance(error.get("exception"), DataLoss) and str(error["message"]).endswith("is repeated"))
@@ -317,6 +311,7 @@ class Simulation:
         epochs = self._epochs()
         if not self._await("inboxes are not handled", 120, self._quiet):
             return
+        self.world.run(1)  # what was handled last is on its way into the log: until then readers see the state before
         ended: list[bool] = []
         client.spawn(self._told(self._read(client, ended)))
         if not self._await("agents do not answer at the end", 120, lambda: bool(ended)):
@@ -372,7 +367,7 @@ class Simulation:
             return False
         self._looked_at = self.world.now
         return not any(
-            shard._held or any(map(_busy, shard.activations.values()))
+            shard._held or any(a.inbox or a.mailbox or a.running or a.pending for a in shard.activations.values())
             for process in self.cluster.nodes.values()
             if process.node is not None
             for shard in process.node._runtime.shards.values()
