@@ -39,7 +39,11 @@ async def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(directory: Path) -> AsyncIterator[LocalCluster]:
-    async with LocalCluster(directory, [APP]) as made:
+    def report(event: str, facts: dict[str, object]) -> None:
+        if event != "node-said":
+            print(event, facts)  # a test that fails shows it
+
+    async with LocalCluster(directory, [APP], report=report) as made:
         yield made
 
 
