@@ -26,8 +26,9 @@ from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.exclusive import Exclusive
 from holdfast.host.facts import Replicas
+from holdfast.host.lost_votes import LostVotes
 from holdfast.host.service import ask_host
-from holdfast.host.system import Peer, Replica
+from holdfast.host.system import Peer, Replica, Voters
 
 pytestmark = pytest.mark.timeout(300)
 APP = str(Path(__file__).parent / "app.py")
@@ -325,3 +326,14 @@ async def test_nobody_leaves_while_it_is_not_known_what_the_others_lack(
 
 def replica(server: str, others: list[str]) -> Replica:
     return Replica("s", 9, 99, 1, 9, 0, "", False, [Peer(other) for other in others], len(others) + 1)
+
+
+async def test_a_host_whose_server_does_not_vote_takes_no_votes_away() -> None:
+    """Its server may be starting again: then it has no name either."""
+
+    async def nobody() -> Voters:
+        return Voters("", [])
+
+    system = SimpleNamespace(voters=nobody, server_name=lambda: "")
+    seat = SimpleNamespace(record=cohort.Cohort(["a"], {"a": cohort.HostEntry("a-1", "", "")}))
+    assert await LostVotes(cast(Any, system), cast(Any, seat), cast(Any, None))._lost() == {}

@@ -57,8 +57,8 @@ class LostVotes:
         if record is None or record.target:
             return {}
         voters = await self._system.voters()
-        if voters.leader != self._system.server_name():
-            return {}
+        if not voters.leader or voters.leader != self._system.server_name():
+            return {}  # a server that does not vote, or was just lost, leads nobody and has no name
         heard = {voters.peers[0].peer, *(peer.peer for peer in voters.peers[1:] if _heard(peer))}
         if not {peer_id(record.hosts[name].server) for name in record.members if name in record.hosts} <= heard:
             return {}
