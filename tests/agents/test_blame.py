@@ -360,17 +360,21 @@ async def test_a_block_that_ended_nothing_excuses_nobody(
         assert runs.count("deadly") == 3
 
 
+async def two_end_before_they_judge(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(suspects, "start", lambda *_: None)
+        for _ in range(2):
+            async with life(path, "killed"):
+                pass
+
+
 async def test_an_end_is_excused_behind_owners_that_ended_before_they_could_say_so(
     path: Path, hears: list[tuple[list[Standstill], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their hosts' words are there; only the next two owners end before they commit anything."""
     async for node in lives(path, "innocent", *["killed"] * 3):
         other = Standstill(node.incarnation, 5.1, "Worker/other", "k", "app.py:1 (f)", ended=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(suspects, "start", lambda *_: None)
-        for _ in range(2):
-            async with life(path, "killed"):
-                pass
+    await two_end_before_they_judge(path, monkeypatch)
     hears[:] = [([other], [])]
     async with life(path) as node:
         await ran("innocent", 4)
@@ -385,11 +389,7 @@ async def test_it_is_said_how_a_message_stood_still_though_owners_since_then_end
     """Its node could not name the message: only the function that ran is known."""
     async for node in lives(path, "holds the interpreter", *["killed"] * 3):
         held = Standstill(node.incarnation, 5.1, where="app.py:1 (work)", functions=("work",), ended=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(suspects, "start", lambda *_: None)
-        for _ in range(2):
-            async with life(path, "killed"):
-                pass
+    await two_end_before_they_judge(path, monkeypatch)
     hears[:] = [([held], [])]
     async with life(path) as node:
         await given_up(node)
@@ -425,7 +425,7 @@ async def test_what_stood_still_long_ago_accuses_nobody_later(
 async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
     path: Path, there: list[str], named: bool
 ) -> None:
-    """The shard is taken over after 2 s, and the node is ended after 5: meanwhile its host may still name the cause."""
+    """The shard is taken over after 4 s, and the node is ended after 5: meanwhile its host may still name the cause."""
     async for node in lives(path, "innocent", *["killed"] * 3):
         other = Standstill(node.incarnation, 4.2, "Worker/other", "k", "app.py:1 (f)")
     there[:] = [other.incarnation]

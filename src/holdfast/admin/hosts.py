@@ -17,7 +17,7 @@ from holdfast.engines.base import Engine
 from holdfast.errors import HoldfastError, NoQuorum, NotFound
 from holdfast.host.facts import HeardAgo, HostFacts, Replicas
 from holdfast.host.service import ask_host, ask_hosts
-from holdfast.host.system import Peer, Replica, Voters
+from holdfast.host.system import Replica, Voters
 
 _WAIT_SECONDS: Final = 1.5
 NOT_OURS: Final = "this cluster has no record of a cohort: its servers are not run by `holdfast up`"
@@ -110,7 +110,7 @@ async def look(engine: Engine) -> View:
     voters = await _voters(engine, view)
     view.leader = voters.leader
     answering = {one.entry.server for one in view.facts.values() if one.entry is not None and one.server is not None}
-    view.alive = {peer.name: peer.name in answering or _heard(peer) for peer in voters.peers}
+    view.alive = {peer.name: peer.name in answering or peer.is_heard() for peer in voters.peers}
     view.current = {peer.name: peer.current for peer in voters.peers}
     return view
 
@@ -123,11 +123,6 @@ async def _gather(engine: Engine, record: Cohort, sequence: int, expected: list[
     )
     facts = {host: one for host, one in answers.items() if isinstance(one, HostFacts)}
     return View(record, sequence, facts, {h: one for h, one in kept.items() if isinstance(one, Replicas)}, "", {}, {})
-
-
-def _heard(peer: Peer) -> bool:
-    """Whether the server that leads heard it lately. (``offline`` shows only after minutes.)"""
-    return 0 < peer.active < limits.TAKEOVER_SECONDS * 1_000_000_000 and not peer.offline
 
 
 async def _voters(engine: Engine, view: View) -> Voters:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
-from holdfast import limits
 from holdfast.errors import HoldfastError
-from holdfast.host.seat import Seat
-from holdfast.host.system import Peer, System, peer_id
+from holdfast.host.seat import MayLeave, Seat
+from holdfast.host.system import System, peer_id
 
 _LOST_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 1.0
@@ -25,9 +23,9 @@ _logger = logging.getLogger(__name__)
 
 
 class LostVotes:
-    """See the module. ``may_leave``: raises `NotDone` where the others cannot do without a server."""
+    """See the module."""
 
-    def __init__(self, system: System, seat: Seat, may_leave: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, system: System, seat: Seat, may_leave: MayLeave) -> None:
         self._system = system
         self._seat = seat
         self._may_leave = may_leave
@@ -59,12 +57,8 @@ class LostVotes:
         voters = await self._system.voters()
         if not voters.leader or voters.leader != self._system.server_name():
             return {}  # a server that does not vote, or was just lost, leads nobody and has no name
-        heard = {voters.peers[0].peer, *(peer.peer for peer in voters.peers[1:] if _heard(peer))}
+        heard = {voters.peers[0].peer, *(peer.peer for peer in voters.peers[1:] if peer.is_heard())}
         if not {peer_id(record.hosts[name].server) for name in record.members if name in record.hosts} <= heard:
             return {}
         known = heard | {peer_id(entry.server) for entry in record.hosts.values()}
         return {peer.peer: peer.name for peer in voters.peers if peer.peer and peer.peer not in known}
-
-
-def _heard(peer: Peer) -> bool:
-    return 0 < peer.active < limits.TAKEOVER_SECONDS * 1_000_000_000 and not peer.offline

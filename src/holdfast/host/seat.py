@@ -49,6 +49,9 @@ Restart = Callable[[Callable[[], None]], Awaitable[None]]
 Say = Callable[[str, dict[str, Any]], None]
 """Hears of an event."""
 
+MayLeave = Callable[[str], Awaitable[None]]
+"""Raises `NotDone` where the others cannot do without a server."""
+
 NOTHING_LEFT: Final = (
     "this host belonged to a cluster, and nothing of that is left on any host that answers. It waits for the others, and "
     "founds no empty one. Start the hosts that have data; or remove all hosts' directories, to begin anew or to restore a "
@@ -182,8 +185,8 @@ class Seat:
 
     # Afterwards ----------------------------------------------------------------------------------------------------
 
-    async def run(self, engine: NatsEngine, system: System, may_leave: Callable[[str], Awaitable[None]]) -> None:
-        """Follow the record, for ever. ``may_leave``: raises `NotDone` where the others cannot do without a server."""
+    async def run(self, engine: NatsEngine, system: System, may_leave: MayLeave) -> None:
+        """Follow the record, for ever."""
         fails_since: float | None = None
         while True:
             try:
@@ -198,7 +201,7 @@ class Seat:
                 _logger.debug("the seat of %s: %s", self.host, text)
             await asyncio.sleep(_LOOK_SECONDS if fits else _UNFIT_SECONDS)
 
-    async def _fit(self, engine: NatsEngine, system: System, may_leave: Callable[[str], Awaitable[None]]) -> bool:
+    async def _fit(self, engine: NatsEngine, system: System, may_leave: MayLeave) -> bool:
         """Do one thing that brings this host nearer to what the record says; return whether nothing was to be done."""
         record, sequence = await arrival.read(engine)
         if record is None:
@@ -287,7 +290,7 @@ class Seat:
         await cohort.change(engine, cohort.CELL, lambda record: record or first)
         return False
 
-    async def _succeed(self, system: System, former: str, may_leave: Callable[[str], Awaitable[None]]) -> bool:
+    async def _succeed(self, system: System, former: str, may_leave: MayLeave) -> bool:
         """Take the place of this host's former server, whose disk is lost: nobody else has that name.
 
         Its own server, which is new, may not know yet that the former one votes.
@@ -308,7 +311,7 @@ class Seat:
         await system.remove(former)
         return True
 
-    async def _give_up(self, system: System, may_leave: Callable[[str], Awaitable[None]]) -> None:
+    async def _give_up(self, system: System, may_leave: MayLeave) -> None:
         """Take the vote from the own server, where it has one that the record does not give it.
 
         The server that leads knows. Raises `NotDone` where the others cannot do without it, or none of them is heard.

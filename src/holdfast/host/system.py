@@ -82,6 +82,10 @@ class Peer(msgspec.Struct):
     peer: Text = ""
     """The name that the engine itself gives it."""
 
+    def is_heard(self) -> bool:
+        """Whether it was heard lately. (``offline`` shows only after minutes.)"""
+        return 0 < self.active < limits.TAKEOVER_SECONDS * 1_000_000_000 and not self.offline
+
 
 Peers = Annotated[list[Peer], msgspec.Meta(max_length=4096)]
 
