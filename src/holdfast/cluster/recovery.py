@@ -136,7 +136,6 @@ class Recovery:
 
         try:
             async for chunk in tail:
-                read.update(one.subject for one in chunk.records if packs.is_pack(one.subject))
                 async for stored in loops.by_and_by(packs.unfold(chunk.records, damaged)):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group.get(number)
@@ -146,6 +145,8 @@ class Recovery:
                         followed.epoch = stored.sequence
                     elif not stored.subject.endswith(".settled"):
                         self._keep(number, followed, stored)
+                if comparing is None or not comparing.done():
+                    read.update(one.subject for one in chunk.records)
                 self._news.set()
                 if chunk.caught_up and comparing is None:
                     comparing = asyncio.get_running_loop().create_task(self._compare(cell, group, read))
@@ -166,8 +167,7 @@ class Recovery:
             shown = await self._shown(cell, [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)])
             lacking: set[int] = set()
             if shown is not None:
-                held = [read, *(followed.records for followed in group.values())]
-                missing = await self._lacking(cell, shown, held, lambda one: self._followed.get(one) is group[one])
+                missing = await self._lacking(cell, shown, read, lambda one: self._followed.get(one) is group[one])
                 lacking = set(group) if any(map(packs.is_pack, missing)) else set(map(_shard, missing))
         except (NoQuorum, Unknown, Closed):
             lacking = set(group)  # it is followed anew, where it is still wanted
@@ -253,14 +253,13 @@ class Recovery:
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: dict[str, Stored] = {}
-        read_packs: set[str] = set()
+        read_subjects: set[str] = set()
         servers: set[str] = set()
 
         async def read() -> None:
             try:
                 async for chunk in tail:
                     servers.add(chunk.server)
-                    read_packs.update(one.subject for one in chunk.records if packs.is_pack(one.subject))
                     async for stored in loops.by_and_by(packs.unfold(chunk.records)):
                         if int(stored.subject[skip : stored.subject.index(".", skip)]) not in claims:
                             continue
@@ -273,6 +272,7 @@ class Recovery:
                         elif not stored.subject.endswith((".epoch", ".settled")):
                             records.pop(stored.subject, None)
                             records[stored.subject] = stored
+                    read_subjects.update(one.subject for one in chunk.records)
                     self._news.set()
             finally:
                 self._news.set()
@@ -285,7 +285,7 @@ class Recovery:
                 await self._some_news()
             lacking = set[str]()
             if shown is not None:
-                lacking = await self._lacking(cell, shown, [records, read_packs])
+                lacking = await self._lacking(cell, shown, read_subjects)
         finally:
             reading.cancel()
             await asyncio.wait([reading])
@@ -302,12 +302,13 @@ class Recovery:
         self,
         cell: str,
         shown: Shown,
-        read: Sequence[Collection[str]],
+        read: Collection[str],
         wanted: Callable[[int], bool] = lambda _: True,
     ) -> set[str]:
         """What the leader shows and was not read, even after a while, although it was not purged either.
 
-        ``read``: subjects that were, more of which may come. ``wanted``: whether a shard still matters.
+        ``read``: the subjects that were, as the log has them, more of which may come: an agent that is in an old pack may
+        still lack the newer record of its own. ``wanted``: whether a shard still matters.
         """
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
@@ -316,10 +317,10 @@ class Recovery:
             return packs.is_pack(subject) or (wanted(_shard(subject)) and not subject.endswith((".epoch", ".settled")))
 
         # In C: there may be a million, and the loop would stand still.
-        missing = set(filter(matters, shown.subjects.difference(*read)))
+        missing = set(filter(matters, shown.subjects.difference(read)))
         while missing and now() < end:
             await self._some_news()
-            missing = {one for one in missing if matters(one) and not any(one in some for some in read)}
+            missing = {one for one in missing if matters(one) and one not in read}
             if missing and now() >= again_at:
                 again = await self._shown(cell, _filters(cell, missing))
                 missing &= again.subjects if again is not None else set()
