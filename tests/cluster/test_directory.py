@@ -246,6 +246,47 @@ def test_a_host_that_ever_stored_something_does_not_begin_again_without_it(tmp_p
     assert state.is_lost(tmp_path), "of the version before"
 
 
+def test_a_store_that_a_server_began_anew_is_not_the_one_that_was_removed(tmp_path: Path) -> None:
+    store = tmp_path / "jetstream"
+    stream = store / "jetstream" / "HF" / "streams" / "g1c0"
+
+    def begin() -> None:
+        stream.mkdir(parents=True)
+        (stream / "meta.inf").write_text("{}")
+
+    begin()
+    single, cohort = (
+        state.mark(tmp_path, State("a", True, "a", sequence=1, founded=True, founders=founders))
+        for founders in ([], ["a", "b", "c"])
+    )
+    state.save(tmp_path, single)
+    assert single.marked and state.check_store(tmp_path, single, founds=False)
+    assert state.check_store(tmp_path, cohort, founds=True) and not state.is_lost(tmp_path)
+    for removed in (store, stream.parents[1], stream.parents[2]):
+        shutil.rmtree(removed)
+        begin()
+        assert state.is_lost(tmp_path)
+        assert not state.check_store(tmp_path, cohort, founds=True), "it needs another name"
+        with pytest.raises(DataLoss, match="put them back"):
+            state.check_store(tmp_path, single, founds=False)
+        state.mark(tmp_path, State("a", True, "a", founded=True))
+        assert not state.is_lost(tmp_path), "it was put back"
+    state.mark(tmp_path, State("b", True, "a", founded=True))
+    assert state.is_lost(tmp_path), "it is another server's"
+    state.put_aside(tmp_path)
+    assert not store.exists() and (tmp_path / "jetstream-left" / "jetstream" / "HF" / "identity").read_text() == "b"
+
+
+def test_only_a_store_that_holds_something_is_marked(tmp_path: Path) -> None:
+    new, founded = State("a", True, "a"), State("a", True, "a", founded=True)
+    assert state.mark(tmp_path, founded) == founded, "nothing is there yet"
+    (stream := tmp_path / "jetstream" / "jetstream" / "HF" / "streams" / "g1c0").mkdir(parents=True)
+    (stream / "meta.inf").write_text("{}")
+    assert state.mark(tmp_path, new) == new, "no cluster was seen"
+    assert not (stream.parents[1] / "identity").exists()
+    assert state.mark(tmp_path, founded).marked
+
+
 def test_what_a_start_leaves_out_is_taken_from_the_directory() -> None:
     founder = Started(1, name="a", cohort=("a:1", "b:1", "c:1"), join="")
     bare = Started(1, name="", cohort=(), join="")

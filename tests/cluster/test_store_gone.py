@@ -190,14 +190,24 @@ def test_a_host_ends_when_its_servers_disk_is_unmounted(tmp_path: Path, disk: Pa
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("begun", [False, True], ids=["gone", "begun anew"])
 async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     (tmp_path / "app.py").write_text(APP)
     directory, app = tmp_path / "hosts", str(tmp_path / "app.py")
     async with LocalCluster(directory, [app], log=tmp_path / "log") as cluster:
         for name in cluster.hosts:
             lose(directory / name / "jetstream")
+        if begun:  # servers make the directories anew where something is made before the hosts look
+            streams = [directory / name / "jetstream" / "jetstream" / "HF" / "streams" for name in cluster.hosts]
+            async with Node.join(cluster.urls) as node:
+                making = asyncio.create_task(node.engine.ensure_cells(["anew"], 3))
+                while not making.done() and sum((one / "anew" / "meta.inf").exists() for one in streams) < 2:
+                    await asyncio.sleep(0.01)
+                making.cancel()
+                await asyncio.wait([making])
+            assert sum((one / "anew" / "meta.inf").exists() for one in streams) >= 2
         async with asyncio.timeout(60):
             with pytest.raises(DataLoss, match="Restore a backup"):
                 await cluster.keep()

@@ -15,11 +15,16 @@ import msgspec
 from holdfast import files, limits
 from holdfast.cluster.cohort import Cohort
 from holdfast.errors import ConfigError, DataLoss
+from holdfast.host.nats_config import ACCOUNT
 
 STATE_FILE: Final = "host.json"
 """Its presence shows that a host has data here."""
 
 STORE: Final = "jetstream"
+_MARK: Final = Path(STORE, "jetstream", ACCOUNT, "identity")
+"""Says in the store whose it is. A server makes directories anew that were removed: what is without it was begun by one that
+had lost its store."""
+
 _LEFT: Final = "jetstream-left"
 """What a server kept when it lost its vote; with a number from the second on."""
 
@@ -39,6 +44,8 @@ class State(msgspec.Struct):
     """The newest record seen: what this host knows of the others while no majority answers."""
     founded: bool | None = None
     """Whether it ever saw a cluster, so that it founds none any more; None in a file of a version that did not note it."""
+    marked: bool = False
+    """Whether its store says whose it is."""
 
     @property
     def owner(self) -> str:
@@ -124,18 +131,36 @@ def check_store(directory: Path, state: State, founds: bool) -> bool:
     """
     if not state.votes or not (state.sequence or state.founded):
         return True
-    if not founds and not state.in_cohort and not _has_streams(directory):
+    whole = _is_marked(directory, state)
+    if not founds and not state.in_cohort and not (whole and _has_streams(directory)):
         raise DataLoss(
             f"the data in {directory / STORE} are gone: put them back, or remove {directory} to begin anew, or to restore "
             "a backup into it"
         )
-    return not _is_empty(directory / STORE)
+    return whole and not _is_empty(directory / STORE)
+
+
+def mark(directory: Path, state: State) -> State:
+    """The state, with the store marked as this one's where it holds something. Raises `OSError`."""
+    if state.marked or not state.votes or not state.founded or not _has_streams(directory):
+        return state
+    files.write_private(directory / _MARK, state.identity)
+    return msgspec.structs.replace(state, marked=True)
+
+
+def _is_marked(directory: Path, state: State) -> bool:
+    """Whether a store says that it is this state's, or was not marked yet."""
+    try:
+        return not state.marked or (directory / _MARK).read_text() == state.identity
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def is_lost(directory: Path) -> bool:
     """Whether a host votes that saw a cluster, and has nothing of it any more."""
     state = _readable(directory)
-    return state is not None and state.votes and bool(state.founded) and not _has_streams(directory)
+    whole = state is None or (_is_marked(directory, state) and _has_streams(directory))
+    return state is not None and state.votes and bool(state.founded) and not whole
 
 
 def counts(directory: Path) -> bool:
@@ -150,6 +175,12 @@ def _is_empty(store: Path) -> bool:
 
 def _has_streams(directory: Path) -> bool:
     return any((directory / STORE / "jetstream").glob("*/streams/*/meta.inf"))
+
+
+def put_aside(directory: Path) -> None:
+    """Keep what is in a store beside the data, where the server is to begin another. Raises `OSError`, `ConfigError`."""
+    if not _is_empty(directory / STORE):
+        (directory / STORE).rename(room_aside(directory))
 
 
 def room_aside(directory: Path) -> Path:
