@@ -56,27 +56,28 @@ async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
 
 
 async def has_record(node: Node) -> bool:
-    try:
-        return len((await cohort.show(node)).hosts) >= 3
-    except NotFound:
-        return False
+    return len((await cohort.show(node)).hosts) >= 3
 
 
 async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait for a condition, which may be a coroutine; what cannot be told at the moment is not so yet."""
+    """Wait for a condition, which may be a coroutine; what cannot be told, or is not known, at the moment is not so yet."""
     async with asyncio.timeout(seconds):
         while True:
             try:
                 found = condition()
                 if await found if asyncio.iscoroutine(found) else found:
                     return
-            except NotDone:
+            except (NotDone, NotFound):
                 pass
             await asyncio.sleep(0.1)
 
 
 async def host(node: Node, name: str) -> HostView:
-    return next(one for one in (await list_hosts(node.engine))[0] if one.name == name)
+    """Raises `NotFound` where none of that name is known, as of one that was removed and has only just started again."""
+    for one in (await list_hosts(node.engine))[0]:
+        if one.name == name:
+            return one
+    raise NotFound(name)
 
 
 class Load:
