@@ -246,45 +246,83 @@ def test_a_host_that_ever_stored_something_does_not_begin_again_without_it(tmp_p
     assert state.is_lost(tmp_path), "of the version before"
 
 
-def test_a_store_that_a_server_began_anew_is_not_the_one_that_was_removed(tmp_path: Path) -> None:
-    store = tmp_path / "jetstream"
-    stream = store / "jetstream" / "HF" / "streams" / "g1c0"
-
-    def begin() -> None:
-        stream.mkdir(parents=True)
-        (stream / "meta.inf").write_text("{}")
-
-    begin()
-    single, cohort = (
-        state.mark(tmp_path, State("a", True, "a", sequence=1, founded=True, founders=founders))
-        for founders in ([], ["a", "b", "c"])
-    )
-    state.save(tmp_path, single)
-    assert single.marked and state.check_store(tmp_path, single, founds=False)
-    assert state.check_store(tmp_path, cohort, founds=True) and not state.is_lost(tmp_path)
-    for removed in (store, stream.parents[1], stream.parents[2]):
-        shutil.rmtree(removed)
-        begin()
-        assert state.is_lost(tmp_path)
-        assert not state.check_store(tmp_path, cohort, founds=True), "it needs another name"
-        with pytest.raises(DataLoss, match="put them back"):
-            state.check_store(tmp_path, single, founds=False)
-        state.mark(tmp_path, State("a", True, "a", founded=True))
-        assert not state.is_lost(tmp_path), "it was put back"
-    state.mark(tmp_path, State("b", True, "a", founded=True))
-    assert state.is_lost(tmp_path), "it is another server's"
-    state.put_aside(tmp_path)
-    assert not store.exists() and (tmp_path / "jetstream-left" / "jetstream" / "HF" / "identity").read_text() == "b"
-
-
-def test_only_a_store_that_holds_something_is_marked(tmp_path: Path) -> None:
-    new, founded = State("a", True, "a"), State("a", True, "a", founded=True)
-    assert state.mark(tmp_path, founded) == founded, "nothing is there yet"
-    (stream := tmp_path / "jetstream" / "jetstream" / "HF" / "streams" / "g1c0").mkdir(parents=True)
+def stored(directory: Path, server: str) -> None:
+    """A store that holds something; where no server is named, as the version before left it."""
+    (stream := directory / "jetstream" / "jetstream" / "HF" / "streams" / "g1c0").mkdir(parents=True)
     (stream / "meta.inf").write_text("{}")
-    assert state.mark(tmp_path, new) == new, "no cluster was seen"
-    assert not (stream.parents[1] / "identity").exists()
-    assert state.mark(tmp_path, founded).marked
+    if server:
+        state.note_server(directory, server)
+
+
+def cohort_of(server: str) -> Cohort:
+    names = ("h1", "h2", "h3")
+    hosts = {
+        name: HostEntry(server if name == "h1" else f"{name}-00", f"{name}:1", f"nats://{name}:2") for name in names
+    }
+    return Cohort(sorted(hosts), hosts)
+
+
+@pytest.mark.parametrize("record", [None, cohort_of("h1-1a")], ids=["no record", "its own record"])
+def test_a_store_that_is_put_back_has_its_server_back(tmp_path: Path, record: Cohort | None) -> None:
+    """A host that started without it goes by another name since, which never came into the record."""
+    stored(tmp_path, "h1-1a")
+    kept = State("2b", True, "a", founded=True, record=record)
+    assert state.adopt(tmp_path, "h1", kept) == State("1a", True, "a", founded=True, record=record)
+
+
+def test_a_store_of_another_server_is_refused(tmp_path: Path) -> None:
+    stored(tmp_path, "h1-1a")
+    moved = State("2b", True, "a", founded=True, record=cohort_of("h1-2b"))
+    with pytest.raises(ConfigError, match=r"h1-1a.*h1-2b.*move it away"):
+        state.adopt(tmp_path, "h1", moved)
+    with pytest.raises(ConfigError, match="of host h1, not of h2: give --name h1"):
+        state.adopt(tmp_path, "h2", State("1a", True, "a"))
+    (tmp_path / "jetstream" / state.NAME).write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        state.adopt(tmp_path, "h1", moved)
+    (tmp_path / "jetstream" / state.NAME).write_text("h1-2b\n")
+    assert state.adopt(tmp_path, "h1", moved) == moved
+
+
+def test_a_store_that_names_no_server_is_the_hosts(tmp_path: Path) -> None:
+    kept = State("2b", True, "a", founded=True, record=cohort_of("h1-2b"))
+    assert state.adopt(tmp_path, "h1", kept) == kept, "there is none"
+    stored(tmp_path, "")
+    assert state.adopt(tmp_path, "h1", kept) == kept
+    assert state.check_store(tmp_path, kept, founds=True)
+
+
+def test_a_store_that_only_names_its_server_is_empty(tmp_path: Path) -> None:
+    state.note_server(tmp_path, "h1-1a")
+    (tmp_path / "jetstream" / "lost+found").mkdir()
+    founder = State("1a", True, "a", founded=True, founders=["h1", "h2", "h3"])
+    assert not state.check_store(tmp_path, founder, founds=True)
+    assert state.put_aside(tmp_path) is None
+
+
+def test_a_store_that_cannot_be_read_is_neither_empty_nor_another_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path, "h1-1a")
+
+    def fail(self: Path, *_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(self))
+
+    kept = State("1a", True, "a", founded=True, founders=["h1", "h2", "h3"])
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        state.check_store(tmp_path, kept, founds=True)
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        state.adopt(tmp_path, "h1", kept)
+
+
+def test_what_is_put_aside_leaves_an_empty_directory(tmp_path: Path) -> None:
+    stored(tmp_path, "h1-1a")
+    (room := tmp_path / "jetstream-left")
+    assert state.put_aside(tmp_path) == room and state.server_of(tmp_path) == ""
+    assert (room / state.NAME).read_text() == "h1-1a"
+    assert list((tmp_path / "jetstream").iterdir()) == []
 
 
 def test_what_a_start_leaves_out_is_taken_from_the_directory() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cluster.app import Account
 
 from holdfast import LocalCluster, Node, NotFound
 from holdfast.errors import DataLoss
 from holdfast.host.nats_server import free_ports
+from holdfast.host.state import NAME
 from holdfast.host.store import Store
 
 
@@ -74,12 +77,40 @@ def test_what_was_removed_is_noticed(directory: Path, number: int) -> None:
     assert "store" in (store.look() or store.look())
 
 
+def begin(directory: Path, stream: str = "anew") -> None:
+    """What a server makes of a directory that was removed, with another stream."""
+    (made := directory / "jetstream" / "HF" / "streams" / stream).mkdir(parents=True, exist_ok=True)
+    (made / "meta.inf").write_text("{}")
+
+
+def test_what_a_server_began_anew_is_not_its_store(directory: Path) -> None:
+    for number, removed in enumerate([directory, directory / "jetstream", directory / "jetstream" / "HF" / "streams"]):
+        store = Store(directory)
+        assert store.look() == "" and not store.is_anew()
+        shutil.rmtree(removed)
+        assert not store.is_anew() or removed != directory, "nothing is there"
+        begin(directory, f"anew{number}")
+        assert "replaced" in store.look() and store.is_anew()
+
+
+def test_what_a_server_began_anew_while_its_host_did_not_look_is_not_its_store(directory: Path) -> None:
+    """It ended and was started again, or the directories have the numbers of those before."""
+    store = Store(directory)
+    assert store.look() == ""
+    shutil.rmtree(directory)
+    begin(directory)
+    again = Store(directory, store.signed)
+    assert "replaced" in again.look() and again.is_anew()
+
+
 def lose(store: Path) -> None:
     """Remove what a server writes to: it may begin another file there meanwhile."""
     away = store.rename(store.with_name("away"))
     while away.exists():
         shutil.rmtree(away, ignore_errors=True)
 
+
+CLUSTER_APP = str(Path(__file__).parent / "app.py")
 
 APP = """
 from holdfast import Agent, State, handler
@@ -189,6 +220,27 @@ def test_a_host_ends_when_its_servers_disk_is_unmounted(tmp_path: Path, disk: Pa
             unmount()
 
 
+async def begin_anew(cluster: LocalCluster, directory: Path) -> None:
+    """Servers make removed directories again where a stream is made before the hosts look."""
+    hosts = [cluster._hosts[name].pid for name in cluster.hosts]
+    anew = [directory / name / "jetstream" / "jetstream" / "HF" / "streams" / "anew" for name in cluster.hosts]
+    async with Node.join(cluster.urls) as node:
+        for pid in hosts:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            for name in cluster.hosts:
+                lose(directory / name / "jetstream")
+            making = asyncio.create_task(node.engine.ensure_cells(["anew"], 3))
+            async with asyncio.timeout(30):
+                while not all((one / "meta.inf").exists() for one in anew):
+                    await asyncio.sleep(0.05)
+            making.cancel()
+            await asyncio.wait([making])
+        finally:
+            for pid in hosts:
+                os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("begun", [False, True], ids=["gone", "begun anew"])
 async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
@@ -197,17 +249,11 @@ async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
     (tmp_path / "app.py").write_text(APP)
     directory, app = tmp_path / "hosts", str(tmp_path / "app.py")
     async with LocalCluster(directory, [app], log=tmp_path / "log") as cluster:
-        for name in cluster.hosts:
-            lose(directory / name / "jetstream")
-        if begun:  # servers make the directories anew where something is made before the hosts look
-            streams = [directory / name / "jetstream" / "jetstream" / "HF" / "streams" for name in cluster.hosts]
-            async with Node.join(cluster.urls) as node:
-                making = asyncio.create_task(node.engine.ensure_cells(["anew"], 3))
-                while not making.done() and sum((one / "anew" / "meta.inf").exists() for one in streams) < 2:
-                    await asyncio.sleep(0.01)
-                making.cancel()
-                await asyncio.wait([making])
-            assert sum((one / "anew" / "meta.inf").exists() for one in streams) >= 2
+        if begun:
+            await begin_anew(cluster, directory)
+        else:
+            for name in cluster.hosts:
+                lose(directory / name / "jetstream")
         async with asyncio.timeout(60):
             with pytest.raises(DataLoss, match="Restore a backup"):
                 await cluster.keep()
@@ -243,6 +289,42 @@ async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
 
 
 @pytest.mark.cluster
+async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after machines began without their disks: each host took another name meanwhile."""
+    monkeypatch.setattr(LocalCluster, "_refuse_loss", lambda *_: None)
+    directory, waiting = tmp_path / "hosts", asyncio.Event()
+    told: list[str] = []
+
+    def heard(event: str, facts: dict[str, Any]) -> None:
+        if event == "nothing-left":
+            told.append(facts["host"])
+            if len(told) == 3:
+                waiting.set()
+
+    async def count(cluster: LocalCluster) -> int:
+        async with Node.join(cluster.urls) as node:
+            return await node.agent(Account, "a").ask(Account.add, 1)
+
+    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log", report=heard) as cluster:
+        assert await count(cluster) == 1
+        names = cluster.hosts
+    for name in names:
+        (directory / name / "jetstream").rename(directory / name / "kept")
+    starting = [asyncio.create_task(cluster.start_host(name, 120)) for name in names]
+    async with asyncio.timeout(90):
+        await waiting.wait()
+    for task in starting:
+        task.cancel()
+    await asyncio.gather(*starting, return_exceptions=True)
+    await cluster.stop()
+    for name in names:
+        (directory / name / "jetstream").rename(directory / name / "empty")
+        (directory / name / "kept").rename(directory / name / "jetstream")
+    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log", report=heard) as cluster:
+        assert await count(cluster) == 2
+
+
+@pytest.mark.cluster
 def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
     """The directory is as the version before left it: what it was started as is not noted, nor who its host is."""
     (tmp_path / "app.py").write_text(APP)
@@ -273,6 +355,7 @@ def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
     state = json.loads(kept.read_text())
     kept.write_text(json.dumps({key: state[key] for key in ("identity", "votes", "address", "sequence")}))
     (tmp_path / ".holdfast" / "started.json").unlink()
+    (tmp_path / ".holdfast" / "jetstream" / NAME).unlink()
     run("wrong")
     assert list(kept.parent.glob("jetstream*")) == [kept.parent / "jetstream"]
     assert json.loads(kept.read_text())["identity"] == state["identity"]

@@ -177,6 +177,7 @@ class Recovery:
                     self.forget(number)
                 else:
                     followed.caught_up = True
+        read.clear()
         self._on_warm()
 
     def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
@@ -284,7 +285,7 @@ class Recovery:
             while open_to and not reading.done():
                 await self._some_news()
             lacking = set[str]()
-            if shown is not None:
+            if shown is not None and not reading.done():
                 lacking = await self._lacking(cell, shown, read_subjects)
         finally:
             reading.cancel()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
-from holdfast.errors import HoldfastError, StorageFailed
-from holdfast.host import frozen, store
+from holdfast.errors import ConfigError, HoldfastError, StorageFailed
+from holdfast.host import frozen, state, store
 from holdfast.host.nats_server import NatsServer
 
 RESTART_SECONDS_MIN: Final = 0.2
@@ -165,13 +166,23 @@ class Keeper:
 
     async def _watch_files(self) -> None:
         """Raises `StorageFailed`, with the server killed, when the files that it writes are not at their path any more."""
-        text = await store.gone(self.server, lambda: self._between is not None or self.stopping)
+        text, seen = await store.gone(self.server, lambda: self._between is not None or self.stopping)
         self.store_gone = True
         await self.server.kill()
+        if seen.is_anew():
+            text += self._put_aside()
         self._say("store-gone", {**self._facts, "text": text})
         raise StorageFailed(
             f"{text}. Its server was stopped, as what it would acknowledge is lost; see `docs/cluster.md`"
         )
+
+    def _put_aside(self) -> str:
+        """What is there after a store was removed is not to be taken for it; say where it is."""
+        try:
+            room = state.put_aside(Path(self.server.settings.directory))
+            return "" if room is None else f" (what is there now was put aside, into {room})"
+        except (OSError, ConfigError) as error:
+            return f" (remove what is there now, as it cannot be put aside: {error})"
 
     async def _watch_frozen(self) -> None:
         """A frozen server is said after some looks, and killed after some more: then it is started again."""

@@ -84,8 +84,9 @@ class Seat:
         if kept is not None:
             founds = bool(self._server.settings.routes)
             state.check(self._directory, self.host, founds, bool(self._join))
+            kept = state.adopt(self._directory, self.host, kept)
             if not state.check_store(self._directory, kept, founds):
-                kept = self._put_aside(kept)
+                kept.identity = _identity()  # a store that was removed takes its server's name along
             self._state = kept
             await self._look_before()
         elif self._join:
@@ -95,21 +96,13 @@ class Seat:
             address = arrival.address_of(own, self._join)
             self._state = State(_identity(), False, address, record.routes(), urls, sequence=sequence)
         else:
-            self._state = State(_identity(), True, arrival.address_of(self._server.settings, ""))
+            new = State(_identity(), True, arrival.address_of(self._server.settings, ""))
+            self._state = state.adopt(self._directory, self.host, new)
         try:
-            self._state = state.mark(self._directory, self._state)  # one of a version that marked none
             self._save()
             self._dress()
         except OSError as error:
             raise ConfigError(explain(error, self._directory)) from None
-
-    def _put_aside(self, kept: State) -> State:
-        """What a host keeps whose store was removed: that takes its server's name along. Raises `ConfigError`."""
-        try:
-            state.put_aside(self._directory)
-        except OSError as error:
-            raise ConfigError(explain(error, self._directory)) from None
-        return msgspec.structs.replace(kept, identity=_identity(), marked=False)
 
     async def _look_before(self) -> None:
         """A vote that was taken away while this host was gone is given up before its server speaks to anybody."""
@@ -128,9 +121,7 @@ class Seat:
         if record is None or sequence < self._state.sequence or record.target:
             return  # while the cohort changes, the command sees to it
         if not record.votes(self.host):
-            self._state = msgspec.structs.replace(
-                self._state, identity=_identity(), votes=False, sequence=sequence, marked=False
-            )
+            self._state = msgspec.structs.replace(self._state, identity=_identity(), votes=False, sequence=sequence)
 
     def _save(self) -> None:
         state.save(self._directory, self._state)
@@ -144,6 +135,8 @@ class Seat:
         )
         if not own.votes:
             state.put_aside(self._directory)
+        elif state.is_empty(self._directory):
+            state.note_server(self._directory, self._server.name)
 
     @property
     def record(self) -> Cohort | None:
@@ -188,11 +181,10 @@ class Seat:
 
     def saw_cluster(self) -> None:
         """There is a cluster, and this host belongs to it. Raises `OSError`."""
-        if not self.founded or not self._state.marked:
-            seen = state.mark(self._directory, msgspec.structs.replace(self._state, founded=True))
-            if seen != self._state:
-                state.save(self._directory, seen)
-                self._state = seen
+        if not self.founded:
+            seen = msgspec.structs.replace(self._state, founded=True)
+            state.save(self._directory, seen)
+            self._state = seen
 
     # Afterwards ----------------------------------------------------------------------------------------------------
 
@@ -234,8 +226,10 @@ class Seat:
                 await self._sit(True)
                 return False
             if known == self.entry:
-                if self.founded or await founding.look(engine) is not None:
-                    self.saw_cluster()  # it may have no node that would tell
+                if not self.founded and await founding.look(engine) is not None:
+                    self.saw_cluster()  # it has no node that would tell
+                if votes and not state.server_of(self._directory):  # of a version that noted none
+                    state.note_server(self._directory, self._server.name)
                 return True
             lost = votes and known is not None and known.server != self.entry.server
             if lost and known is not None and not await self._succeed(system, known.server, may_leave):
@@ -362,7 +356,7 @@ class Seat:
             state.room_aside(self._directory)  # refused before anything is changed
         self._state.votes = votes
         if not votes:
-            self._state.identity, self._state.marked = _identity(), False
+            self._state.identity = _identity()
         self._save()
         await self._restart(self._dress)
 

@@ -21,9 +21,9 @@ STATE_FILE: Final = "host.json"
 """Its presence shows that a host has data here."""
 
 STORE: Final = "jetstream"
-_MARK: Final = Path(STORE, "jetstream", ACCOUNT, "identity")
-"""Says in the store whose it is. A server makes directories anew that were removed: what is without it was begun by one that
-had lost its store."""
+NAME: Final = Path("jetstream", ACCOUNT, "server")
+"""In a store: which server's it is. A store that is moved, or put back, brings that along. Above the account's directory a
+server deletes what it does not know."""
 
 _LEFT: Final = "jetstream-left"
 """What a server kept when it lost its vote; with a number from the second on."""
@@ -44,8 +44,6 @@ class State(msgspec.Struct):
     """The newest record seen: what this host knows of the others while no majority answers."""
     founded: bool | None = None
     """Whether it ever saw a cluster, so that it founds none any more; None in a file of a version that did not note it."""
-    marked: bool = False
-    """Whether its store says whose it is."""
 
     @property
     def owner(self) -> str:
@@ -113,15 +111,61 @@ def check(directory: Path, name: str, founds: bool, joins: bool) -> None:
     if state is None:
         return
     if state.owner and state.owner != name:
-        raise ConfigError(
-            f"{directory} is the directory of host {state.owner}, not of {name}: give --name {state.owner}"
-        )
+        raise _not_its(directory, state.owner, name)
     alone = not founds and (not state.others or (bool(state.founders) and not joins))
     if state.in_cohort and alone:
         raise ConfigError(
             f"{directory} is the directory of one of several hosts, and alone it would lose what they acknowledged: start it "
             "with --cohort HOST:PORT,... as before, or all of one machine with `holdfast up --hosts N --dir PARENT`"
         )
+
+
+def adopt(directory: Path, host: str, state: State) -> State:
+    """What a host keeps, under the name of the server whose store this is.
+
+    A host that started without its store took another name. Under that name its server would delete what is in a store that
+    was put back, as it is no member of its own groups.
+
+    Raises `ConfigError` where the store is another host's, where the host's data moved on to another server since, and
+    where it cannot be read.
+    """
+    of = server_of(directory)
+    if not state.votes or not of or of == f"{host}-{state.identity}":
+        return state
+    name, _, identity = of.rpartition("-")
+    if name != host:
+        raise _not_its(directory, name, host)
+    entry = None if state.record is None else state.record.hosts.get(host)
+    if entry is None or entry.server == of:
+        return msgspec.structs.replace(state, identity=identity)
+    raise ConfigError(
+        f"the store in {directory / STORE} is that of server {of}, and this host's server is {host}-{state.identity} now: put "
+        "the right one there; or move it away, and this host gets its data from the others"
+    )
+
+
+def _not_its(directory: Path, owner: str, host: str) -> ConfigError:
+    return ConfigError(f"{directory} is the directory of host {owner}, not of {host}: give --name {owner}")
+
+
+def server_of(directory: Path) -> str:
+    """The server whose store this is; empty where it does not say. Raises `ConfigError`."""
+    path = directory / STORE / NAME
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): it has the name of the server whose store this is"
+        ) from None
+
+
+def note_server(directory: Path, server: str) -> None:
+    """Note in a store whose it is, before that server opens it. Raises `OSError`."""
+    path = directory / STORE / NAME
+    files.make_directory(path.parent)
+    files.write_private(path, server)
 
 
 def check_store(directory: Path, state: State, founds: bool) -> bool:
@@ -131,36 +175,18 @@ def check_store(directory: Path, state: State, founds: bool) -> bool:
     """
     if not state.votes or not (state.sequence or state.founded):
         return True
-    whole = _is_marked(directory, state)
-    if not founds and not state.in_cohort and not (whole and _has_streams(directory)):
+    if not founds and not state.in_cohort and not _has_streams(directory):
         raise DataLoss(
             f"the data in {directory / STORE} are gone: put them back, or remove {directory} to begin anew, or to restore "
             "a backup into it"
         )
-    return whole and not _is_empty(directory / STORE)
-
-
-def mark(directory: Path, state: State) -> State:
-    """The state, with the store marked as this one's where it holds something. Raises `OSError`."""
-    if state.marked or not state.votes or not state.founded or not _has_streams(directory):
-        return state
-    files.write_private(directory / _MARK, state.identity)
-    return msgspec.structs.replace(state, marked=True)
-
-
-def _is_marked(directory: Path, state: State) -> bool:
-    """Whether a store says that it is this state's, or was not marked yet."""
-    try:
-        return not state.marked or (directory / _MARK).read_text() == state.identity
-    except (OSError, UnicodeDecodeError):
-        return False
+    return not is_empty(directory)
 
 
 def is_lost(directory: Path) -> bool:
     """Whether a host votes that saw a cluster, and has nothing of it any more."""
     state = _readable(directory)
-    whole = state is None or (_is_marked(directory, state) and _has_streams(directory))
-    return state is not None and state.votes and bool(state.founded) and not whole
+    return state is not None and state.votes and bool(state.founded) and not _has_streams(directory)
 
 
 def counts(directory: Path) -> bool:
@@ -169,18 +195,33 @@ def counts(directory: Path) -> bool:
     return state is None or state.votes
 
 
-def _is_empty(store: Path) -> bool:
-    return not store.is_dir() or not any(store.iterdir())
+def is_empty(directory: Path) -> bool:
+    """Whether a server would begin anew there. Raises `ConfigError` where that cannot be told."""
+    name = directory / STORE / NAME
+    return all(path in (name.parent, name) for path in _entries(name.parents[1]) + _entries(name.parent))
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be read ({error}): no server is started on it") from None
 
 
 def _has_streams(directory: Path) -> bool:
     return any((directory / STORE / "jetstream").glob("*/streams/*/meta.inf"))
 
 
-def put_aside(directory: Path) -> None:
-    """Keep what is in a store beside the data, where the server is to begin another. Raises `OSError`, `ConfigError`."""
-    if not _is_empty(directory / STORE):
-        (directory / STORE).rename(room_aside(directory))
+def put_aside(directory: Path) -> Path | None:
+    """Keep a store that is not the server's beside the data; say where, None for no store. Raises `OSError`, `ConfigError`."""
+    store = directory / STORE
+    if is_empty(directory):
+        return None
+    store.rename(room := room_aside(directory))
+    files.make_directory(store)  # a disk may be mounted there
+    return room
 
 
 def room_aside(directory: Path) -> Path:

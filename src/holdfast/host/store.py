@@ -3,13 +3,17 @@
 A cleaner of temporary directories, an `rm -rf`, a disk that was unmounted: the server goes on with the files that it has
 open, and acknowledges. It does not look at their paths. So its host does, once a second. A server that was started again
 would begin an empty store, and the data would seem never to have been; so the host ends instead, and says why.
+
+A server makes directories that were removed anew when it makes a stream. Nothing that it promised before is in them, so they
+are not to be taken for its store: the host puts them aside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +25,15 @@ _SIGN: Final = "meta.inf"
 
 
 class Store:
-    """The directories of one server, as they were when they were seen first."""
+    """The directories of one server, as they were when they were seen first.
 
-    def __init__(self, directory: Path) -> None:
+    ``signed``: the streams that it had when it was looked at last.
+    """
+
+    def __init__(self, directory: Path, signed: Collection[Path] = ()) -> None:
+        self.signed = set(signed)
         self._root = directory
         self._seen: dict[Path, tuple[int, int]] = {}
-        self._signed: set[Path] = set()
         self._without_sign: set[Path] = set()
 
     def look(self) -> str:
@@ -35,18 +42,30 @@ class Store:
             streams = self._streams()
         except OSError as error:
             return f"{error.filename} is gone ({error.strerror}): it was removed, or its disk was unmounted"
-        for path, identity in self._seen.items():
-            found = path.stat()
-            if (found.st_dev, found.st_ino) != identity:
-                return f"{path} is another directory than the one that the server has open: it was replaced"
+        if other := self._replaced():
+            return f"{other} is not the one that the server has open: it was replaced"
         # A stream that is being made has none yet, for as long as its server is slow or frozen. One that is being deleted
         # may be without it for a moment, so it is looked for twice.
-        signed = {path for path in streams if (path / _SIGN).exists()}
-        without = {path for path in streams if path in self._signed and path not in signed and path.is_dir()}
-        self._signed = signed | without
+        signed = set(filter(_is_signed, streams))
+        without = {path for path in streams if path in self.signed and path not in signed and path.is_dir()}
+        self.signed = signed | without
         again = without & self._without_sign
         self._without_sign = without
         return f"files of {min(again)} are gone: they were removed" if again else ""
+
+    def is_anew(self) -> bool:
+        """Whether what is there was begun after the store was removed."""
+        return self._root.exists() and self._replaced() is not None
+
+    def _replaced(self) -> Path | None:
+        """What is not the one that it was; a number may be given again to the next directory."""
+        for path, identity in self._seen.items():
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if (found.st_dev, found.st_ino) != identity:
+                    return path
+        all_gone = self.signed and not any(map(_is_signed, self.signed))
+        return self._root if all_gone else None
 
     def _streams(self) -> list[Path]:
         """The directories of streams; notes those above them. Raises `OSError` where one that was there is not."""
@@ -67,6 +86,10 @@ class Store:
         self._seen.setdefault(path, (found.st_dev, found.st_ino))
 
 
+def _is_signed(stream: Path) -> bool:
+    return (stream / _SIGN).exists()
+
+
 def _directories(path: Path) -> list[Path]:
     try:
         return [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
@@ -74,16 +97,18 @@ def _directories(path: Path) -> list[Path]:
         return []
 
 
-async def gone(server: NatsServer, at_rest: Callable[[], bool]) -> str:
+async def gone(server: NatsServer, at_rest: Callable[[], bool]) -> tuple[str, Store]:
     """Wait until the server's store is gone while it runs; say how. ``at_rest``: whether somebody changes the store now."""
     starts, store = -1, Store(server.store_path)
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        if not server.pid or not server.settings.votes or at_rest():  # who does not vote stores nothing
-            starts = -1
+        if not server.settings.votes or at_rest():  # who does not vote stores nothing
+            starts, store = -1, Store(server.store_path)
+            continue
+        if not server.pid:
             continue
         if starts != server.starts:
-            starts, store = server.starts, Store(server.store_path)
+            starts, store = server.starts, Store(server.store_path, store.signed)
         text = await asyncio.to_thread(store.look)
         if text and server.pid and starts == server.starts and not at_rest():
-            return text
+            return text, store
