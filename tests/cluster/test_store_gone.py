@@ -84,7 +84,8 @@ def begin(directory: Path, stream: str = "anew") -> None:
 
 
 def test_what_a_server_began_anew_is_not_its_store(directory: Path) -> None:
-    for number, removed in enumerate([directory, directory / "jetstream", directory / "jetstream" / "HF" / "streams"]):
+    for number, removed in enumerate([directory, directory / "jetstream", directory / "jetstream" / "HF"]):
+        (directory / NAME).write_text("h1-1a")
         store = Store(directory)
         assert store.look() == "" and not store.is_anew()
         shutil.rmtree(removed)
@@ -95,12 +96,26 @@ def test_what_a_server_began_anew_is_not_its_store(directory: Path) -> None:
 
 def test_what_a_server_began_anew_while_its_host_did_not_look_is_not_its_store(directory: Path) -> None:
     """It ended and was started again, or the directories have the numbers of those before."""
+    (directory / NAME).write_text("h1-1a")
     store = Store(directory)
     assert store.look() == ""
     shutil.rmtree(directory)
     begin(directory)
-    again = Store(directory, store.signed)
+    again = Store(directory, store)
     assert "replaced" in again.look() and again.is_anew()
+
+
+def test_a_store_whose_streams_all_moved_to_others_is_there(directory: Path) -> None:
+    """As when a host loses its vote in order."""
+    (directory / NAME).write_text("h1-1a")
+    store = Store(directory)
+    assert store.look() == ""
+    for stream in (directory / "jetstream" / "HF" / "streams").iterdir():
+        shutil.rmtree(stream)
+    for seen in (store, Store(directory, store)):
+        assert [seen.look() for _ in range(3)] == [""] * 3 and not seen.is_anew()
+    (directory / NAME).unlink()
+    assert "replaced" in store.look(), "then nothing of it is left"
 
 
 def lose(store: Path) -> None:

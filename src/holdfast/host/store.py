@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from holdfast.host import state
 from holdfast.host.nats_server import NatsServer
 
 LOOK_SECONDS: Final = 1.0
@@ -27,12 +28,15 @@ _SIGN: Final = "meta.inf"
 class Store:
     """The directories of one server, as they were when they were seen first.
 
-    ``signed``: the streams that it had when it was looked at last.
+    ``before``: the same, as they were when the server ran the last time.
     """
 
-    def __init__(self, directory: Path, signed: Collection[Path] = ()) -> None:
-        self.signed = set(signed)
+    def __init__(self, directory: Path, before: Store | None = None) -> None:
         self._root = directory
+        self._named: bool = before is not None and before._named
+        """Whether it ever said whose it is."""
+        self._signed: set[Path] = set() if before is None else before._signed
+        """The streams that it had when it was looked at last."""
         self._seen: dict[Path, tuple[int, int]] = {}
         self._without_sign: set[Path] = set()
 
@@ -47,8 +51,9 @@ class Store:
         # A stream that is being made has none yet, for as long as its server is slow or frozen. One that is being deleted
         # may be without it for a moment, so it is looked for twice.
         signed = set(filter(_is_signed, streams))
-        without = {path for path in streams if path in self.signed and path not in signed and path.is_dir()}
-        self.signed = signed | without
+        without = {path for path in streams if path in self._signed and path not in signed and path.is_dir()}
+        self._signed = signed | without
+        self._named = self._named or self._is_named()
         again = without & self._without_sign
         self._without_sign = without
         return f"files of {min(again)} are gone: they were removed" if again else ""
@@ -58,14 +63,20 @@ class Store:
         return self._root.exists() and self._replaced() is not None
 
     def _replaced(self) -> Path | None:
-        """What is not the one that it was; a number may be given again to the next directory."""
+        """What is not the one that it was.
+
+        The next directory may have the number of the one that was removed. Then neither its streams nor its name are there.
+        """
         for path, identity in self._seen.items():
             with suppress(FileNotFoundError):
                 found = path.stat()
                 if (found.st_dev, found.st_ino) != identity:
                     return path
-        all_gone = self.signed and not any(map(_is_signed, self.signed))
-        return self._root if all_gone else None
+        nothing_left = self._named and not self._is_named() and not any(map(_is_signed, self._signed))
+        return self._root if nothing_left else None
+
+    def _is_named(self) -> bool:
+        return (self._root / state.NAME).exists()
 
     def _streams(self) -> list[Path]:
         """The directories of streams; notes those above them. Raises `OSError` where one that was there is not."""
@@ -108,7 +119,7 @@ async def gone(server: NatsServer, at_rest: Callable[[], bool]) -> tuple[str, St
         if not server.pid:
             continue
         if starts != server.starts:
-            starts, store = server.starts, Store(server.store_path, store.signed)
+            starts, store = server.starts, Store(server.store_path, store)
         text = await asyncio.to_thread(store.look)
         if text and server.pid and starts == server.starts and not at_rest():
             return text, store
