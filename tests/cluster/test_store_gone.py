@@ -340,6 +340,29 @@ async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypa
 
 
 @pytest.mark.cluster
+async def test_a_copy_of_a_hosts_directory_is_not_started_beside_it(tmp_path: Path) -> None:
+    directory = tmp_path / "hosts"
+    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log") as cluster, Node.join(cluster.urls) as node:
+        agent = node.agent(Account, "a")
+        assert await agent.ask(Account.add, 1) == 1
+        while json.loads((directory / "h2" / "host.json").read_text())["urls"] == []:
+            await asyncio.sleep(0.1)
+        await cluster.stop_host("h2")
+        shutil.copytree(directory / "h2", tmp_path / "copy")
+        await cluster.start_host("h2")
+        client, routes = free_ports(2)
+        known = cluster._hosts["h2"].settings.server
+        assert known is not None
+        command = [sys.executable, "-m", "holdfast", "up", CLUSTER_APP, "--json", "--name", "h2", "--dir", "copy"]
+        ports = ["--port", str(client), "--cluster-port", str(routes), "--cohort", ",".join(known.routes)]
+        process = await asyncio.create_subprocess_exec(*command, *ports, cwd=tmp_path, stdout=-1, stderr=-2)
+        async with asyncio.timeout(60):
+            said, _ = await process.communicate()
+        assert process.returncode == 2 and b"there is a host 'h2' in the cluster already" in said, said.decode()
+        assert await agent.ask(Account.add, 1) == 2
+
+
+@pytest.mark.cluster
 def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
     """The directory is as the version before left it: what it was started as is not noted, nor who its host is."""
     (tmp_path / "app.py").write_text(APP)

@@ -105,22 +105,33 @@ class Seat:
             raise ConfigError(explain(error, self._directory)) from None
 
     async def _look_before(self) -> None:
-        """A vote that was taken away while this host was gone is given up before its server speaks to anybody."""
+        """What the others know is learned before its server speaks to anybody.
+
+        A vote that was taken away while this host was gone is given up. Raises `ConfigError` where a host of its name is up:
+        this is a copy of that one's directory.
+        """
         urls = [url for url in self._state.urls if url != self._server.url]
-        if not self._state.votes or not urls:
+        if not urls:
             return
+        record, sequence, taken = None, 0, False
         engine = NatsEngine(urls, **msgspec.structs.asdict(self._server.settings.security))
         try:
             async with asyncio.timeout(_PEEK_SECONDS):
                 await engine.open()
                 record, sequence = await arrival.read(engine)
+                taken = await arrival.is_up(engine, self.host)
         except (TimeoutError, HoldfastError):
-            return
+            pass  # they may not be there either; and the connection of a machine that fell is kept for a while
         finally:
             await engine.close()
+        if taken:
+            raise ConfigError(
+                f"there is a host {self.host!r} in the cluster already. {self._directory} has its name, so it is that host's or "
+                "a copy of it: end the other one first, or give an empty --dir and another --name"
+            )
         if record is None or sequence < self._state.sequence or record.target:
             return  # while the cohort changes, the command sees to it
-        if not record.votes(self.host):
+        if self._state.votes and not record.votes(self.host):
             self._state = msgspec.structs.replace(self._state, identity=_identity(), votes=False, sequence=sequence)
 
     def _save(self) -> None:
