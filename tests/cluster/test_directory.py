@@ -292,6 +292,15 @@ def test_a_store_that_names_no_server_is_the_hosts(tmp_path: Path) -> None:
     assert state.check_store(tmp_path, kept, founds=True)
 
 
+def test_an_old_store_is_named_and_nothing_is_begun_where_there_is_none(tmp_path: Path) -> None:
+    state.name_old_store(tmp_path, "h1-1a")
+    assert list(tmp_path.iterdir()) == []
+    stored(tmp_path, "")
+    state.name_old_store(tmp_path, "h1-1a")
+    state.name_old_store(tmp_path, "h1-2b")
+    assert state.server_of(tmp_path) == "h1-1a"
+
+
 def test_a_store_that_only_names_its_server_is_empty(tmp_path: Path) -> None:
     state.note_server(tmp_path, "h1-1a")
     (tmp_path / "jetstream" / "lost+found").mkdir()

@@ -72,6 +72,8 @@ class Seat:
         self._say = say
         self._empty_since = 0.0
         self._said = False
+        self._named = False
+        """Whether it was seen to that its store names its server."""
         self._directory = Path(server.settings.directory)
         self._state = State("", True, "")
         self._changing = asyncio.Lock()
@@ -239,8 +241,9 @@ class Seat:
             if known == self.entry:
                 if not self.founded and await founding.look(engine) is not None:
                     self.saw_cluster()  # it has no node that would tell
-                if votes and not state.server_of(self._directory):  # of a version that noted none
-                    state.note_server(self._directory, self._server.name)
+                if votes and not self._named:  # only once: later the store may be gone
+                    self._named = True
+                    state.name_old_store(self._directory, self._server.name)
                 return True
             lost = votes and known is not None and known.server != self.entry.server
             if lost and known is not None and not await self._succeed(system, known.server, may_leave):

@@ -168,6 +168,12 @@ def note_server(directory: Path, server: str) -> None:
     files.write_private(path, server)
 
 
+def name_old_store(directory: Path, server: str) -> None:
+    """Note whose a store is that a version before left without a name. Raises `OSError`, `ConfigError`."""
+    if _has_streams(directory) and not server_of(directory):
+        note_server(directory, server)
+
+
 def check_store(directory: Path, state: State, founds: bool) -> bool:
     """Whether a server may keep its name: one whose store was removed may not. ``founds``: whether it has fellow founders.
 
