@@ -17,7 +17,7 @@ from tests.cluster.still_app import Knot, Slow, Still
 from tests.cluster.test_failover import owner_name
 from tests.cluster.test_signals import still_there
 
-from holdfast import HandlerFailed, HoldfastError, LocalCluster, Node
+from holdfast import ConfigError, HandlerFailed, HoldfastError, LocalCluster, Node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 APP = str(Path(__file__).parent / "still_app.py")
@@ -64,9 +64,14 @@ def at_a_time(runs: Path, what: str) -> int:
     return len(still_there([int(pid) for pid in processes(runs)[what]]))
 
 
-async def all_there(node: Node) -> None:
+async def all_there(cluster: LocalCluster, node: Node) -> None:
+    """All three nodes beat, and none of them has ended without being begun again."""
     async with asyncio.timeout(120):
-        while len([member for member in node.members() if member.kinds]) < 3:
+        while True:
+            with suppress(ConfigError):
+                pids = {name: cluster.node_pid(name) for name in ("h1-1", "h1-2", "h1-3")}
+                if {member.name for member in node.members() if member.kinds} >= {*pids}:
+                    break
             await asyncio.sleep(0.05)
     await node.ready(90)
 
@@ -83,7 +88,7 @@ async def letter(node: Node, handler: str, agent: str) -> str:
 async def test_an_endless_loop_costs_one_share_at_a_time_and_ends_with_an_error(
     cluster: LocalCluster, node: Node, runs: Path
 ) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     others = [node.agent(Still, f"other-{n}") for n in range(40)]
     for other in others:
         await other.ask(Still.add)
@@ -144,7 +149,7 @@ async def stood_still(node: Node, runs: Path, agent: str, error: str) -> None:
 
 
 async def test_each_way_to_stand_still_ends_after_two_nodes(cluster: LocalCluster, node: Node, runs: Path) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     before = len(await node.dead_letters.all())
     async for agent, error in each_way(node, "alone"):
         await stood_still(node, runs, agent, await error)
@@ -155,14 +160,14 @@ async def test_each_way_to_stand_still_ends_after_two_nodes(cluster: LocalCluste
 async def test_all_ways_to_stand_still_at_once_end_after_two_nodes(
     cluster: LocalCluster, node: Node, runs: Path
 ) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     begun = [(agent, asyncio.ensure_future(error)) async for agent, error in each_way(node, "together")]
     for agent, told in begun:
         await stood_still(node, runs, agent, await told)
 
 
 async def test_an_argument_that_stands_still_where_it_is_decoded(cluster: LocalCluster, node: Node, runs: Path) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     with pytest.raises(HandlerFailed, match=r"stood still for .* \(__post_init__\)"):
         await node.agent(Still, "tied").options(timeout_seconds=LONG).ask(Still.tie, Knot("knot"))
     assert 1 <= len(processes(runs)["knot"]) <= 2
@@ -181,7 +186,7 @@ def stacks_written(pid: int) -> bool:
 async def test_what_stands_still_is_named_though_its_node_was_silent_before(
     cluster: LocalCluster, node: Node, runs: Path
 ) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     pids = {name: cluster.node_pid(name) for name in ("h1-1", "h1-2", "h1-3")}
     EVENTS.clear()
     for pid in pids.values():
@@ -197,14 +202,14 @@ async def test_what_stands_still_is_named_though_its_node_was_silent_before(
     async with asyncio.timeout(60):
         while not all(map(stacks_written, pids.values())):
             await asyncio.sleep(0.05)
-    await all_there(node)
+    await all_there(cluster, node)
     await node.agent(Still, "again").send(Still.backtrack, "again")
     assert "(backtrack)" in await letter(node, "backtrack", "again")
     assert len(processes(runs)["again"]) == 2
 
 
 async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(cluster: LocalCluster, node: Node) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     agent = node.agent(Still, "moment")
     await agent.ask(Still.add)
 
@@ -214,14 +219,14 @@ async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(cluster: 
     # Where the machine is busy, a node may be taken for silent or a shard be moved meanwhile, but not each time.
     before: list[tuple[str, int]] = []
     while len(before) < 5 and (not before or before[-1] != place()):
-        await all_there(node)
+        await all_there(cluster, node)
         before.append(place())
         assert await agent.options(timeout_seconds=90).ask(Still.nap, "moment", 1.2) == 1 + len(before)
     assert place() == before[-1]
 
 
 async def test_an_agent_whose_loading_stands_still_is_left_alone(cluster: LocalCluster, node: Node, runs: Path) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     agent = node.agent(Slow, "slow")
     assert await agent.ask(Slow.become, "load") == 1
     flag = runs.with_suffix(".slow")
@@ -237,7 +242,7 @@ async def test_an_agent_whose_loading_stands_still_is_left_alone(cluster: LocalC
 
 
 async def test_a_node_that_is_stopped_is_told_of_and_begun_anew(cluster: LocalCluster, node: Node) -> None:
-    await all_there(node)
+    await all_there(cluster, node)
     name = owner_name(node, "Still/stopped")
     pid = cluster.node_pid(name)
     os.kill(pid, signal.SIGSTOP)
@@ -252,12 +257,12 @@ async def test_a_node_that_is_stopped_is_told_of_and_begun_anew(cluster: LocalCl
             except HoldfastError:
                 pass
             await asyncio.sleep(0.1)
-    await all_there(node)
+    await all_there(cluster, node)
 
 
 async def test_who_stood_still_itself_is_not_cut_off(cluster: LocalCluster, node: Node) -> None:
     """A client whose loop did not run has heard nothing meanwhile, but nothing is wrong."""
-    await all_there(node)
+    await all_there(cluster, node)
     async with Node.join(cluster.urls) as client:
         slow = asyncio.create_task(client.agent(Still, "waits").ask(Still.nap, "waits", 1.0))
         async with asyncio.timeout(60):
