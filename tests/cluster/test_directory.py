@@ -267,7 +267,7 @@ def test_a_store_that_is_put_back_has_its_server_back(tmp_path: Path, record: Co
     """A host that started without it goes by another name since, which never came into the record."""
     stored(tmp_path, "h1-1a")
     kept = State("2b", True, "a", founded=True, record=record)
-    assert state.adopt(tmp_path, "h1", kept) == State("1a", True, "a", founded=True, record=record)
+    assert state.adopt(tmp_path, "h1", kept) == State("1a", True, "a", founded=True, record=record, named=True)
 
 
 def test_a_store_of_another_server_is_refused(tmp_path: Path) -> None:
@@ -275,13 +275,24 @@ def test_a_store_of_another_server_is_refused(tmp_path: Path) -> None:
     moved = State("2b", True, "a", founded=True, record=cohort_of("h1-2b"))
     with pytest.raises(ConfigError, match=r"h1-1a.*h1-2b.*move it away"):
         state.adopt(tmp_path, "h1", moved)
-    with pytest.raises(ConfigError, match="of host h1, not of h2: give --name h1"):
+    with pytest.raises(ConfigError, match="is that of host h1, not of h2"):
         state.adopt(tmp_path, "h2", State("1a", True, "a"))
     (tmp_path / "jetstream" / state.NAME).write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         state.adopt(tmp_path, "h1", moved)
     (tmp_path / "jetstream" / state.NAME).write_text("h1-2b\n")
-    assert state.adopt(tmp_path, "h1", moved) == moved
+    assert state.adopt(tmp_path, "h1", moved) == msgspec.structs.replace(moved, named=True)
+
+
+def test_a_store_that_lost_its_name_is_refused_and_its_place_is_told(tmp_path: Path) -> None:
+    """A server began it after the host was ended at once: there was nobody who looked."""
+    kept = State("1a", True, "a", founded=True, named=True)
+    assert state.adopt(tmp_path, "h1", kept).votes, "it is empty: another check sees to that"
+    stored(tmp_path, "")
+    with pytest.raises(ConfigError, match=r"begun after .* write h1-1a into .*jetstream/jetstream/HF/server"):
+        state.adopt(tmp_path, "h1", kept)
+    state.note_server(tmp_path, "h1-1a")
+    assert state.adopt(tmp_path, "h1", kept) == kept
 
 
 def test_a_store_that_names_no_server_is_the_hosts(tmp_path: Path) -> None:
@@ -293,12 +304,10 @@ def test_a_store_that_names_no_server_is_the_hosts(tmp_path: Path) -> None:
 
 
 def test_an_old_store_is_named_and_nothing_is_begun_where_there_is_none(tmp_path: Path) -> None:
-    state.name_old_store(tmp_path, "h1-1a")
+    assert not state.name_old_store(tmp_path, "h1-1a")
     assert list(tmp_path.iterdir()) == []
     stored(tmp_path, "")
-    state.name_old_store(tmp_path, "h1-1a")
-    state.name_old_store(tmp_path, "h1-2b")
-    assert state.server_of(tmp_path) == "h1-1a"
+    assert state.name_old_store(tmp_path, "h1-1a") and state.server_of(tmp_path) == "h1-1a"
 
 
 def test_a_store_that_only_names_its_server_is_empty(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.cluster.app import Account
 
 from holdfast import LocalCluster, Node, NotFound
 from holdfast.errors import DataLoss
+from holdfast.host import state
 from holdfast.host.nats_server import free_ports
 from holdfast.host.state import NAME
 from holdfast.host.store import Store
@@ -92,6 +93,17 @@ def test_what_a_server_began_anew_is_not_its_store(directory: Path) -> None:
         assert not store.is_anew() or removed != directory, "nothing is there"
         begin(directory, f"anew{number}")
         assert "replaced" in store.look() and store.is_anew()
+
+
+def test_a_store_that_somebody_put_there_is_not_put_aside(directory: Path) -> None:
+    """As a copy of it, on a larger disk: its name is in it."""
+    (directory / NAME).write_text("h1-1a")
+    store = Store(directory)
+    assert store.look() == ""
+    shutil.copytree(directory, directory.with_name("copy"))
+    shutil.rmtree(directory)
+    directory.with_name("copy").rename(directory)
+    assert "replaced" in store.look() and not store.is_anew()
 
 
 def test_what_a_server_began_anew_while_its_host_did_not_look_is_not_its_store(directory: Path) -> None:
@@ -337,6 +349,37 @@ async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypa
         (directory / name / "kept").rename(directory / name / "jetstream")
     async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log", report=heard) as cluster:
         assert await count(cluster) == 2
+
+
+@pytest.mark.cluster
+async def test_a_store_that_the_cluster_replaced_is_put_aside_when_it_comes_back(tmp_path: Path) -> None:
+    """Its host began elsewhere, with an empty disk; then the machine with the old one is there again."""
+    directory, old = tmp_path / "hosts", tmp_path / "old"
+
+    def server() -> str:
+        kept = state.load(directory / "h2")
+        return "" if kept is None or kept.record is None else kept.record.hosts["h2"].server
+
+    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log") as cluster, Node.join(cluster.urls) as node:
+        agent = node.agent(Account, "a")
+        assert await agent.ask(Account.add, 1) == 1
+        async with asyncio.timeout(120):
+            while not (first := server()):
+                await asyncio.sleep(0.1)
+            await cluster.stop_host("h2")
+            (directory / "h2").rename(old)
+            await cluster.start_host("h2")
+            while server() in ("", first):
+                await asyncio.sleep(0.1)
+            second = server()
+            await cluster.stop_host("h2")
+            shutil.rmtree(directory / "h2")
+            old.rename(directory / "h2")
+            await cluster.start_host("h2")
+            while server() in (first, second):
+                await asyncio.sleep(0.1)
+        assert (directory / "h2" / "jetstream-left" / NAME).read_text() == first
+        assert await agent.ask(Account.add, 1) == 2
 
 
 @pytest.mark.cluster

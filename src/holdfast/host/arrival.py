@@ -37,20 +37,20 @@ async def learn(host: str, security: Security, join: str) -> tuple[Cohort, int]:
     await engine.open()
     try:
         record, sequence = await _joinable(engine, join)
-        if host in record.hosts and await is_up(engine, host):  # else it is the same host, without its disk
+        if host in record.hosts and await server_up(engine, host):  # else it is the same host, without its disk
             raise ConfigError(f"there is a host {host!r} in the cluster: give another --name")
     finally:
         await engine.close()
     return record, sequence
 
 
-async def is_up(engine: NatsEngine, host: str) -> bool:
-    """Whether a host of this name answers. Raises `NoQuorum`, `Unknown` where that cannot be told."""
+async def server_up(engine: NatsEngine, host: str) -> str:
+    """The server of the host of this name; empty where none is there. Raises `Unknown` where that cannot be told."""
     try:
-        await ask_host(engine.bus, host, "facts", HostFacts)
+        facts = await ask_host(engine.bus, host, "facts", HostFacts)
     except NoResponders:
-        return False
-    return True
+        return ""
+    return facts.entry.server if facts.entry is not None else host
 
 
 async def _joinable(engine: NatsEngine, join: str) -> tuple[Cohort, int]:

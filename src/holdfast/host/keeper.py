@@ -64,7 +64,7 @@ class Keeper:
         self._restarting = asyncio.Lock()
         self._between: Callable[[], None] | None = None
         """What is to be done before the next start, until that begins."""
-        self._failed: OSError | None = None
+        self._failed: OSError | ConfigError | None = None
         """What came of it."""
         self._restarted = asyncio.Event()
 
@@ -112,7 +112,7 @@ class Keeper:
             return
         try:
             between()
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             self._failed = error
             self._say("store-unchanged", {**self._facts, "error": str(error)})
 
@@ -169,7 +169,7 @@ class Keeper:
         text, seen = await store.gone(self.server, lambda: self._between is not None or self.stopping)
         self.store_gone = True
         await self.server.kill()
-        if seen.is_anew():
+        if await asyncio.to_thread(seen.is_anew):
             text += self._put_aside()
         self._say("store-gone", {**self._facts, "text": text})
         raise StorageFailed(
@@ -182,7 +182,7 @@ class Keeper:
             room = state.put_aside(Path(self.server.settings.directory))
             return "" if room is None else f" (what is there now was put aside, into {room})"
         except (OSError, ConfigError) as error:
-            return f" (remove what is there now, as it cannot be put aside: {error})"
+            return f" (move away what is there now, as it cannot be put aside: {error})"
 
     async def _watch_frozen(self) -> None:
         """A frozen server is said after some looks, and killed after some more: then it is started again."""

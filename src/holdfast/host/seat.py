@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,8 +73,6 @@ class Seat:
         self._say = say
         self._empty_since = 0.0
         self._said = False
-        self._named = False
-        """Whether it was seen to that its store names its server."""
         self._directory = Path(server.settings.directory)
         self._state = State("", True, "")
         self._changing = asyncio.Lock()
@@ -88,9 +87,8 @@ class Seat:
             state.check(self._directory, self.host, founds, bool(self._join))
             kept = state.adopt(self._directory, self.host, kept)
             if not state.check_store(self._directory, kept, founds):
-                kept.identity = _identity()  # a store that was removed takes its server's name along
+                kept.identity, kept.named = _identity(), False  # a store that was removed takes its server's name along
             self._state = kept
-            await self._look_before()
         elif self._join:
             own = self._server.settings
             record, sequence = await arrival.learn(self.host, own.security, self._join)
@@ -101,6 +99,8 @@ class Seat:
             new = State(_identity(), True, arrival.address_of(self._server.settings, ""))
             self._state = state.adopt(self._directory, self.host, new)
         try:
+            if kept is not None:
+                await self._look_before()
             self._save()
             self._dress()
         except OSError as error:
@@ -109,32 +109,44 @@ class Seat:
     async def _look_before(self) -> None:
         """What the others know is learned before its server speaks to anybody.
 
-        A vote that was taken away while this host was gone is given up. Raises `ConfigError` where a host of its name is up:
-        this is a copy of that one's directory.
+        A vote that was taken away while this host was gone is given up, and so is a store that another server of this host
+        replaced. Raises `ConfigError` where a server of its name is up: this is a copy of that one's directory.
         """
         urls = [url for url in self._state.urls if url != self._server.url]
         if not urls:
             return
-        record, sequence, taken = None, 0, False
+        record, sequence, up, own = None, 0, "", f"{self.host}-{self._state.identity}"
         engine = NatsEngine(urls, **msgspec.structs.asdict(self._server.settings.security))
         try:
             async with asyncio.timeout(_PEEK_SECONDS):
                 await engine.open()
+                # The connection of a machine that fell is kept for a while, and nothing answers there.
+                with suppress(TimeoutError, HoldfastError):
+                    async with asyncio.timeout(_PEEK_SECONDS / 2):
+                        up = await arrival.server_up(engine, self.host)
                 record, sequence = await arrival.read(engine)
-                taken = await arrival.is_up(engine, self.host)
         except (TimeoutError, HoldfastError):
-            pass  # they may not be there either; and the connection of a machine that fell is kept for a while
+            pass  # they may not be there either
         finally:
             await engine.close()
-        if taken:
+        if up == own:
             raise ConfigError(
-                f"there is a host {self.host!r} in the cluster already. {self._directory} has its name, so it is that host's or "
-                "a copy of it: end the other one first, or give an empty --dir and another --name"
+                f"there is a host {self.host!r} in the cluster already, and {self._directory} is a copy of its directory: end "
+                "that host first, or give an empty --dir and another --name"
             )
         if record is None or sequence < self._state.sequence or record.target:
             return  # while the cohort changes, the command sees to it
         if self._state.votes and not record.votes(self.host):
-            self._state = msgspec.structs.replace(self._state, identity=_identity(), votes=False, sequence=sequence)
+            new = {"identity": _identity(), "votes": False, "named": False}
+            self._state = msgspec.structs.replace(self._state, sequence=sequence, **new)
+        elif self._state.votes and self._server_in(self.record) == own and self._server_in(record) not in ("", own):
+            state.put_aside(self._directory)
+            self._state = msgspec.structs.replace(self._state, identity=_identity(), named=False)
+
+    def _server_in(self, record: Cohort | None) -> str:
+        """This host's server by a record; empty where it does not say."""
+        entry = None if record is None else record.hosts.get(self.host)
+        return "" if entry is None else entry.server
 
     def _save(self) -> None:
         state.save(self._directory, self._state)
@@ -146,10 +158,12 @@ class Seat:
         self._server.settings = msgspec.structs.replace(
             self._server.settings, others=tuple(own.others), votes=own.votes
         )
-        if not own.votes:
+        if not own.votes or state.server_of(self._directory) not in ("", self._server.name):
             state.put_aside(self._directory)
-        elif state.is_empty(self._directory):
+        if own.votes and state.is_empty(self._directory):
             state.note_server(self._directory, self._server.name)
+            own.named = True
+            self._save()
 
     @property
     def record(self) -> Cohort | None:
@@ -241,9 +255,9 @@ class Seat:
             if known == self.entry:
                 if not self.founded and await founding.look(engine) is not None:
                     self.saw_cluster()  # it has no node that would tell
-                if votes and not self._named:  # only once: later the store may be gone
-                    self._named = True
-                    state.name_old_store(self._directory, self._server.name)
+                if votes and not self._state.named and state.name_old_store(self._directory, self._server.name):
+                    self._state.named = True
+                    self._save()
                 return True
             lost = votes and known is not None and known.server != self.entry.server
             if lost and known is not None and not await self._succeed(system, known.server, may_leave):
@@ -370,7 +384,7 @@ class Seat:
             state.room_aside(self._directory)  # refused before anything is changed
         self._state.votes = votes
         if not votes:
-            self._state.identity = _identity()
+            self._state.identity, self._state.named = _identity(), False
         self._save()
         await self._restart(self._dress)
 

@@ -26,7 +26,7 @@ NAME: Final = Path("jetstream", ACCOUNT, "server")
 server deletes what it does not know."""
 
 _LEFT: Final = "jetstream-left"
-"""What a server kept when it lost its vote; with a number from the second on."""
+"""What a server kept when it lost its vote, or began after its store was removed; with a number from the second on."""
 
 
 class State(msgspec.Struct):
@@ -44,6 +44,8 @@ class State(msgspec.Struct):
     """The newest record seen: what this host knows of the others while no majority answers."""
     founded: bool | None = None
     """Whether it ever saw a cluster, so that it founds none any more; None in a file of a version that did not note it."""
+    named: bool = False
+    """Whether its store says whose it is."""
 
     @property
     def owner(self) -> str:
@@ -111,7 +113,9 @@ def check(directory: Path, name: str, founds: bool, joins: bool) -> None:
     if state is None:
         return
     if state.owner and state.owner != name:
-        raise _not_its(directory, state.owner, name)
+        raise ConfigError(
+            f"{directory} is the directory of host {state.owner}, not of {name}: give --name {state.owner}"
+        )
     alone = not founds and (not state.others or (bool(state.founders) and not joins))
     if state.in_cohort and alone:
         raise ConfigError(
@@ -126,26 +130,27 @@ def adopt(directory: Path, host: str, state: State) -> State:
     A host that started without its store took another name. Under that name its server would delete what is in a store that
     was put back, as it is no member of its own groups.
 
-    Raises `ConfigError` where the store is another host's, where the host's data moved on to another server since, and
-    where it cannot be read.
+    Raises `ConfigError` where the store is another host's, where the host's data moved on to another server since, where
+    the store lost its name, as one that a server began after the store was removed, and where it cannot be read.
     """
-    of = server_of(directory)
-    if not state.votes or not of or of == f"{host}-{state.identity}":
-        return state
+    of, own = server_of(directory), f"{host}-{state.identity}"
+    if state.votes and state.named and not of and not is_empty(directory):
+        raise ConfigError(
+            f"what is in {directory / STORE} was begun after this host's store was removed, as {NAME.name!r} is not in it: put "
+            f"the right one there, or move it away. Where it is the right one, write {own} into {directory / STORE / NAME}"
+        )
+    if not state.votes or not of or of == own:
+        return msgspec.structs.replace(state, named=state.votes and bool(of))
     name, _, identity = of.rpartition("-")
     if name != host:
-        raise _not_its(directory, name, host)
+        raise ConfigError(f"the store in {directory / STORE} is that of host {name}, not of {host}: move it away")
     entry = None if state.record is None else state.record.hosts.get(host)
     if entry is None or entry.server == of:
-        return msgspec.structs.replace(state, identity=identity)
+        return msgspec.structs.replace(state, identity=identity, named=True)
     raise ConfigError(
-        f"the store in {directory / STORE} is that of server {of}, and this host's server is {host}-{state.identity} now: put "
+        f"the store in {directory / STORE} is that of server {of}, and this host's server is {own} now: put "
         "the right one there; or move it away, and this host gets its data from the others"
     )
-
-
-def _not_its(directory: Path, owner: str, host: str) -> ConfigError:
-    return ConfigError(f"{directory} is the directory of host {owner}, not of {host}: give --name {owner}")
 
 
 def server_of(directory: Path) -> str:
@@ -168,10 +173,12 @@ def note_server(directory: Path, server: str) -> None:
     files.write_private(path, server)
 
 
-def name_old_store(directory: Path, server: str) -> None:
-    """Note whose a store is that a version before left without a name. Raises `OSError`, `ConfigError`."""
-    if _has_streams(directory) and not server_of(directory):
-        note_server(directory, server)
+def name_old_store(directory: Path, server: str) -> bool:
+    """Note whose a store is that a version before left without a name. Whether it has one now. Raises `OSError`."""
+    if not _has_streams(directory):
+        return False
+    note_server(directory, server)
+    return True
 
 
 def check_store(directory: Path, state: State, founds: bool) -> bool:

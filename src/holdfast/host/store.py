@@ -59,8 +59,11 @@ class Store:
         return f"files of {min(again)} are gone: they were removed" if again else ""
 
     def is_anew(self) -> bool:
-        """Whether what is there was begun after the store was removed."""
-        return self._root.exists() and self._replaced() is not None
+        """Whether what is there was begun by its server after the store was removed: then it has no name."""
+        try:
+            return self._root.exists() and self._replaced() is not None and not self._is_named()
+        except OSError:  # a disk that answers nothing
+            return False
 
     def _replaced(self) -> Path | None:
         """What is not the one that it was.
