@@ -95,6 +95,17 @@ def test_what_a_server_began_anew_is_not_its_store(directory: Path) -> None:
         assert "replaced" in store.look() and store.is_anew()
 
 
+def test_a_store_that_was_removed_before_it_held_a_stream_is_missed(tmp_path: Path) -> None:
+    """Its directories may have the numbers of those before; its name is not there."""
+    (directory := tmp_path / "store").joinpath(NAME.parent).mkdir(parents=True)
+    (directory / NAME).write_text("h1-1a")
+    store = Store(directory)
+    assert store.look() == "" and not store.is_anew()
+    (directory / NAME).unlink()
+    begin(directory)
+    assert "replaced" in store.look() and store.is_anew()
+
+
 def test_a_store_that_somebody_put_there_is_not_put_aside(directory: Path) -> None:
     """As a copy of it, on a larger disk: its name is in it."""
     (directory / NAME).write_text("h1-1a")
