@@ -136,17 +136,13 @@ class Seat:
             )
         if record is None or sequence < self._state.sequence or record.target:
             return  # while the cohort changes, the command sees to it
+        was = state.server_in(self.record, self.host)
         if self._state.votes and not record.votes(self.host):
             new = {"identity": _identity(), "votes": False, "named": False}
             self._state = msgspec.structs.replace(self._state, sequence=sequence, **new)
-        elif self._state.votes and self._server_in(self.record) == own and self._server_in(record) not in ("", own):
+        elif self._state.votes and was == own and state.server_in(record, self.host) not in ("", own):
             state.put_aside(self._directory)
             self._state = msgspec.structs.replace(self._state, identity=_identity(), named=False)
-
-    def _server_in(self, record: Cohort | None) -> str:
-        """This host's server by a record; empty where it does not say."""
-        entry = None if record is None else record.hosts.get(self.host)
-        return "" if entry is None else entry.server
 
     def _save(self) -> None:
         state.save(self._directory, self._state)

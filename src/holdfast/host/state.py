@@ -144,13 +144,18 @@ def adopt(directory: Path, host: str, state: State) -> State:
     name, _, identity = of.rpartition("-")
     if name != host:
         raise ConfigError(f"the store in {directory / STORE} is that of host {name}, not of {host}: move it away")
-    entry = None if state.record is None else state.record.hosts.get(host)
-    if entry is None or entry.server == of:
+    if server_in(state.record, host) in ("", of):
         return msgspec.structs.replace(state, identity=identity, named=True)
     raise ConfigError(
         f"the store in {directory / STORE} is that of server {of}, and this host's server is {own} now: put "
         "the right one there; or move it away, and this host gets its data from the others"
     )
+
+
+def server_in(record: Cohort | None, host: str) -> str:
+    """A host's server by a record; empty where the record does not say."""
+    entry = None if record is None else record.hosts.get(host)
+    return "" if entry is None else entry.server
 
 
 def server_of(directory: Path) -> str:
@@ -228,7 +233,7 @@ def _has_streams(directory: Path) -> bool:
 
 
 def put_aside(directory: Path) -> Path | None:
-    """Keep a store that is not the server's beside the data; say where, None for no store. Raises `OSError`, `ConfigError`."""
+    """Move a store out of the way, beside the data. Return where it is, None if it was empty. Raises `OSError`, `ConfigError`."""
     store = directory / STORE
     if is_empty(directory):
         return None

@@ -22,7 +22,7 @@ from holdfast.host.nats_server import NatsServer
 
 LOOK_SECONDS: Final = 1.0
 _START_SECONDS: Final = 0.1
-"""So soon after its start a store is looked at first: what is removed before is not missed."""
+"""The first look comes so soon after the server's start: what is removed before it goes unnoticed."""
 
 _SIGN: Final = "meta.inf"
 """A stream's directory has it from its making to its end."""
@@ -118,7 +118,8 @@ async def gone(server: NatsServer, at_rest: Callable[[], bool]) -> tuple[str, St
     """Wait until the server's store is gone while it runs; say how. ``at_rest``: whether somebody changes the store now."""
     starts, store = -1, Store(server.store_path)
     while True:
-        await asyncio.sleep(LOOK_SECONDS if server.pid and starts == server.starts else _START_SECONDS)
+        starting = server.settings.votes and (not server.pid or starts != server.starts)
+        await asyncio.sleep(_START_SECONDS if starting else LOOK_SECONDS)
         if not server.settings.votes or at_rest():  # who does not vote stores nothing
             starts, store = -1, Store(server.store_path)
             continue
