@@ -13,6 +13,7 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context
 from typing import (
     Any,
     Concatenate,
@@ -102,8 +103,12 @@ class _Method(Generic[A_contra, P, R_co]):
         self._shapes: _Shapes | None = None
         self.at_once = False
         """Whether the fast path may run it: on the loop, to its end without a wait, its arguments by their places."""
+        self.reads_at_once = False
+        """… as a reader."""
         self.decode_ordered: Callable[[bytes], Any] = msgspec.msgpack.decode
         """The arguments as a struct, once the shapes are known."""
+        self.decode_at_once: Callable[[bytes], Any] = self.decode_ordered
+        """… for who calls it outside of a context of its own (`guard`)."""
         self.plain = False
         """Whether they decode without code of users'."""
         self.plain_reply: Any = ()
@@ -154,8 +159,11 @@ class _Method(Generic[A_contra, P, R_co]):
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self._title} cannot be a message: {error}") from None
         self.plain_reply = returns if isinstance(returns, type) and returns in _PLAIN else ()
-        self.at_once = not (self.reads_only or self.waits or self._keyword_only) and self.runs_in == "loop"
         self.plain = not any(types.runs_code(kind) for _, kind, *_ in fields)
+        self.decode_at_once = self.decode_ordered if self.plain else self._decode_apart
+        at_once = not (self.waits or self._keyword_only) and self.runs_in == "loop"
+        self.at_once = at_once and not self.reads_only
+        self.reads_at_once = at_once and self.reads_only and self.plain
         one_form = len(fields) < 16 and all(has_one_form(kind) for _, kind, *_ in fields)
         self._shapes = shapes = _Shapes(
             ordered, decode_named, encode, encode_reply, decode_reply, one_form, types.of(ordered).anything
@@ -192,6 +200,9 @@ class _Method(Generic[A_contra, P, R_co]):
         except codec.ERRORS as error:
             raise BadMessage(f"{self._title}: {self._misfit(str(error))}") from None
         return msgspec.structs.astuple(message)
+
+    def _decode_apart(self, data: bytes) -> Any:
+        return Context().run(self.decode_ordered, data)
 
     def canonical(self, data: bytes) -> bytes:
         """What arguments mean, as bytes: the same for all that mean the same. Those that do not fit mean themselves."""

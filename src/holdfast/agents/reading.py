@@ -115,14 +115,14 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
         work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(activation, method, job)
         return _spawn(activation, message, method, work)
     try:
-        agent = guard.call(BadState, activation.kind.unreadable, _twin, activation, context)
+        agent = guard.call(BadState, activation.kind.unreadable, twin, activation, context)
     except HoldfastError as error:
         refuse(message, error)
         return None
     if method.waits:
         work = _in_turn(method.bind, agent, args, context)
         return _spawn(activation, message, method, work)
-    _done(activation, message, method, _at_once(activation, method, agent, args, context))
+    done(activation, message, method, at_once(activation, method, agent, args, context))
     return None
 
 
@@ -133,7 +133,7 @@ async def _in_turn(
     return await bind(agent, args)
 
 
-def _at_once(
+def at_once(
     activation: Activation, method: _Method[Any, Any, Any], agent: Any, args: tuple[Any, ...], context: Context
 ) -> Any:
     """Run it; what the agent's ``__init__`` gave its instance to sees the same state as the reader's own instance."""
@@ -145,7 +145,7 @@ def _at_once(
     return value
 
 
-def _twin(activation: Activation, context: Context) -> Any:
+def twin(activation: Activation, context: Context) -> Any:
     """An instance with the committed state, that shares all else with the one that handles messages."""
     agent: Any = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
@@ -162,10 +162,10 @@ async def _read_later(
         value = await guard.until_done(work, activation.shard.runtime.life)
     except GeneratorExit as error:
         value = guard.exited(error)
-    _done(activation, message, method, value)
+    done(activation, message, method, value)
 
 
-def _done(activation: Activation, message: Delivery, method: _Method[Any, Any, Any], value: Any) -> None:
+def done(activation: Activation, message: Delivery, method: _Method[Any, Any, Any], value: Any) -> None:
     if type(value) is Raised and guard.interrupts(value.error):
         raise value.error
     # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.

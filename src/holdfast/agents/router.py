@@ -158,24 +158,26 @@ class Router:
         As a coroutine of its own, within that of whoever asks, it would cost each ask a twentieth more.
         """
         self._check(token)
-        timeout_seconds, message_id, fresh = options.timeout_seconds, options.message_id, options.fresh
-        if reads_only:
-            message_id = ""
+        timeout_seconds, fresh = options.timeout_seconds, options.fresh
+        message_id = "" if reads_only else options.message_id
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
         chain: tuple[str, ...] = ()
         turn = current.get() if context is None else context
-        awaits = turn is not None and turn._task is not None and turn._task is asyncio.current_task()
-        if turn is not None and not turn._over and (awaits or context is not None):
-            chain = turn.chain
-            if not reads_only and token in chain:
-                path = " → ".join((*chain, token))
-                raise WouldDeadlock(f"{token} is waiting for this very call ({path}): send to it instead")
-        if context is not None and not context._over:
-            if context.deadline and context.deadline < deadline:
-                deadline = context.deadline
-            if not reads_only and not message_id:
-                message_id = context.next_call_id()
-                keep_until = context.deadline and context.deadline + limits.CLOCK_SKEW_SECONDS
+        asker: Context | None = None
+        if turn is not None:
+            if turn._task is not None and turn._task is asyncio.current_task():
+                asker = turn
+            if not turn._over and (asker is not None or context is not None):
+                chain = turn.chain
+                if not reads_only and token in chain:
+                    path = " → ".join((*chain, token))
+                    raise WouldDeadlock(f"{token} is waiting for this very call ({path}): send to it instead")
+            if context is not None and not context._over:
+                if context.deadline and context.deadline < deadline:
+                    deadline = context.deadline
+                if not reads_only and not message_id:
+                    message_id = context.next_call_id()
+                    keep_until = context.deadline and context.deadline + limits.CLOCK_SKEW_SECONDS
         self._number = number = self._number + 1
         numbered = low = 0
         if not reads_only and not message_id:
@@ -186,8 +188,8 @@ class Router:
         )
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
         self._open[number] = opened = Open(number, call, shard, deadline, future)
-        if awaits and turn is not None:
-            turn._asks = opened
+        if asker is not None:
+            asker._asks = opened
         self._send(opened)
         return opened
 

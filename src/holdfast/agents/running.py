@@ -16,6 +16,7 @@ from holdfast.agents import fast_path, over, reading, reviving, turn, workers
 
 _ENTRIES: Final[dict[CodeType, str]] = {
     fast_path.take.__code__: "activation",
+    fast_path._read.__code__: "activation",
     turn.start.__code__: "activation",
     turn._run.__code__: "activation",
     reading.read.__code__: "activation",
