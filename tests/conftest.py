@@ -15,6 +15,7 @@ from tests.hearing import let_children_hear
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
+from holdfast.host import nats_server
 from holdfast.host.nats_server import LocalServers
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -22,6 +23,19 @@ settings.register_profile("soak", parent=settings.get_profile("default"), max_ex
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 let_children_hear()
+
+
+def _share_ports(workers: int, number: int) -> None:
+    """Give each process of pytest-xdist ports of its own: what one draws, another might draw before it is taken."""
+    whole = nats_server.ports()
+    size = len(whole) // workers
+    nats_server.ports = lambda: whole[number * size : (number + 1) * size]
+
+
+_share_ports(
+    int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")),
+)
 
 _cells = itertools.count(1)
 

@@ -36,14 +36,9 @@ _PORT_TRIES: Final = 1_000
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on at this moment.
-
-    None of those that the system gives to outgoing connections, where there are others: a server that starts again would
-    find its port taken.
-    """
-    end = _first_of_connections()
-    size = max(end - _PORT_MIN, 0)
-    tries = [_PORT_MIN + chance.bits(32) % size for _ in range(_PORT_TRIES)] if size > _PORT_TRIES else []
+    """Ports of the loopback interface that nobody listens on at this moment, of `ports` where that has enough."""
+    found = ports()
+    tries = [found[chance.bits(32) % len(found)] for _ in range(_PORT_TRIES)] if len(found) > _PORT_TRIES else []
     sockets: list[socket.socket] = []
     try:
         for port in [*tries, *[0] * count]:
@@ -62,12 +57,16 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _first_of_connections() -> int:
-    """The first port that the system gives to outgoing connections; 0 where it does not say so."""
+def ports() -> range:
+    """The ports that servers get: none of those that the system gives to outgoing connections, as far as it says so.
+
+    A server that starts again would find such a port taken.
+    """
     try:
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        return 0
+        end = 0
+    return range(_PORT_MIN, end)
 
 
 def find_binary() -> Path:
