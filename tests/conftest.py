@@ -26,10 +26,14 @@ let_children_hear()
 
 
 def _share_ports(workers: int, number: int) -> None:
-    """Give each process of pytest-xdist ports of its own: what one draws, another might draw before it is taken."""
+    """Give each process of pytest-xdist ports of its own: what one draws, another might draw before it is taken.
+
+    Programs that a test starts draw from all ports. ``number``: larger where a process is there for one that ended.
+    """
     whole = nats_server.ports()
     size = len(whole) // workers
-    nats_server.ports = lambda: whole[number * size : (number + 1) * size]
+    first = number % workers * size
+    nats_server.ports = lambda: whole[first : first + size]
 
 
 _share_ports(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
 from tests.agents.kinds import serving
-from tests.agents.test_fast_path import call, give, taken, word
+from tests.agents.test_fast_path import call, give, taken, until, word
 
 from holdfast import Agent, Node, State, TurnOver, handler, reader
 from holdfast.agents import fast_path
@@ -91,6 +95,10 @@ class Fast(Agent[Note]):
         return "text"  # type: ignore[return-value]
 
     @reader
+    async def truth(self) -> int:
+        return self.state.n > 0
+
+    @reader
     async def overflow(self) -> int:
         return 1 << 70
 
@@ -117,9 +125,31 @@ class Fast(Agent[Note]):
         return self.state.n
 
 
+class Slow(Agent[Note], kind="Fast"):
+    gate = asyncio.Event()
+    began = False
+
+    @handler
+    async def add(self, by: int) -> int:
+        self.state.n += by
+        return self.state.n
+
+    @handler
+    async def wait(self) -> int:
+        self.state.n += 1
+        Slow.began = True
+        await Slow.gate.wait()
+        self.state.n += 10
+        return self.state.n
+
+    @reader
+    async def value(self) -> int:
+        return self.state.n
+
+
 FAST: dict[str, Any] = {
     "value": [], "plus": [3], "title": [], "by_helper": [], "whole": [], "write": [], "ring": [], "fail": [], "leave": [],
-    "lie": [], "overflow": [], "half": [], "long": [], "mark": [],
+    "lie": [], "truth": [], "overflow": [], "half": [], "long": [], "mark": [],
 }  # fmt: skip
 GENERAL: dict[str, Any] = {"plus": {"by": 3}, "named": [3], "apart": [], "unknown": []}
 
@@ -193,6 +223,61 @@ async def test_who_may_not_answer_from_memory_does_not(
             patch.setattr(node._runtime.life, "live_until", 0.0)
             assert await _outcome(node, "value") == NOT_OWNER
         assert await _outcome(node, "value") == 0
+
+
+async def test_nothing_is_left_of_a_reader_that_raised(tmp_path: Path, taken: list[bool]) -> None:
+    class Brief(Fast, kind="Fast", idle_seconds=0.1):
+        pass
+
+    async with serving(tmp_path / "log", Brief) as node:
+        await give(node, [call(1, 1)])
+        await give(node, [call(0, 0, "value", [])])
+        resident = node._runtime.resident
+        agent = weakref.ref(resident["Fast/a"].agent)
+        resident["Fast/a"].agent.helper.agent = None  # a cycle of its author's
+        taken.clear()
+        gc.disable()
+        try:
+            assert (await give(node, [call(0, 0, "fail", [])]))[0][0] == 1
+            assert taken == [True]
+            await until(lambda: not resident)
+            assert agent() is None
+        finally:
+            gc.enable()
+
+
+async def test_beside_a_turn_that_waits_it_reads_what_is_committed(tmp_path: Path, taken: list[bool]) -> None:
+    async with serving(tmp_path / "log", Slow) as node:
+        await give(node, [call(1, 1)])
+        await give(node, [call(0, 0, "value", [])])
+        going = asyncio.ensure_future(give(node, [call(2, 2, "wait", [])]))
+        await until(lambda: Slow.began)
+        taken.clear()
+        assert await give(node, [call(0, 0, "value", [])]) == [(0, 1)]
+        assert taken == [True]
+        Slow.gate.set()
+        assert await going == [(0, 12)]
+        assert await give(node, [call(0, 0, "value", [])]) == [(0, 12)]
+
+
+async def test_attributes_that_users_code_sets_go_the_general_way(tmp_path: Path, taken: list[bool]) -> None:
+    class Watched(Fast, kind="Fast"):
+        refuses = False
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if type(self).refuses:
+                raise OSError(f"{name} is not to be set")
+            super().__setattr__(name, value)
+
+    async with serving(tmp_path / "log", Watched) as node:
+        await give(node, [call(1, 1)])
+        await give(node, [call(0, 0, "value", [])])
+        taken.clear()
+        Watched.refuses = True
+        assert await give(node, [call(0, 0, "plus", [1])]) == [(1, ["BadState", ANY])]
+        Watched.refuses = False
+        assert await give(node, [call(0, 0, "plus", [1])]) == [(0, 2)]
+        assert taken == [False, False]
 
 
 async def _outcome(node: Node, name: str) -> int:

@@ -65,8 +65,11 @@ class Kind:
             raise TypeError(f"the state of {name} cannot be stored: {error}") from None
         self.exact = self.losses.exact if not self.losses.always else None
         """The type of a state that loses nothing once it decodes, None where each has to be looked at: see `keep`."""
-        self.plain = () if self.exact is None or types.runs_code(state) else self.exact
-        """… and that is encoded and decoded without code of users'."""
+        self.plain = () if types.runs_code(state) else self.losses.exact
+        """… and of one that is encoded and decoded without code of users'."""
+        own = (cls.__setattr__, cls.__getattribute__)
+        self.has_plain_attributes = own == (object.__setattr__, object.__getattribute__)
+        """Whether an instance's attributes are set and read without code of users'."""
         self.frozen = isinstance(state, type) and issubclass(state, msgspec.Struct)
         self.view_type = _frozen(state) if self.frozen else state
         self._decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode

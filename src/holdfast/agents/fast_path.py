@@ -108,9 +108,11 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
                 reply = encode_raw(value)
                 state_bytes = kind.encode_bytes(live)
                 state = kind.decode_state(state_bytes)  # what a reload would give: `Kind.keep`
+                if kind.exact is None:
+                    fits = not kind.losses.find(live, state_bytes, state)
             else:
                 reply, state_bytes, state = fresh().run(turn.left, activation, method, None, value, live)
-            fits = len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
+            fits = fits and len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
         except BaseException as error:
             turn.pass_on(activation, error)
             fits = False
@@ -148,6 +150,7 @@ def _read(activation: Activation, method: _Method[Any, Any, Any], call: Call, si
     runtime = shard.runtime
     if (
         view is None
+        or not activation.kind.has_plain_attributes
         or call.fresh
         or call.suspect
         or activation.readers
@@ -170,9 +173,10 @@ def _read(activation: Activation, method: _Method[Any, Any, Any], call: Call, si
     agent = object.__new__(activation.kind.cls)  # from here on: `reading.twin`, `reading.at_once`
     agent.__dict__ = whole.__dict__
     agent._holdfast_host = activation
+    agent._holdfast_state = view
+    agent._holdfast_context = context
     before = whole._holdfast_state, whole._holdfast_context
-    whole._holdfast_state = agent._holdfast_state = view
-    whole._holdfast_context = agent._holdfast_context = context
+    whole._holdfast_state, whole._holdfast_context = view, context
     try:
         fresh().run(method.function(agent, *args).send, None)
         value: Any = Raised(RuntimeError(f"{method} waited, although it has no await"))
@@ -189,5 +193,8 @@ def _read(activation: Activation, method: _Method[Any, Any, Any], call: Call, si
         if 0 < len(reply) <= SMALL_BYTES:
             sink(call.reference, OK, reply)
             return True
-    reading.done(activation, message, method, value)
+    try:
+        reading.done(activation, message, method, value)
+    finally:
+        del value  # an error holds this frame, which holds the arguments and the state
     return True
