@@ -249,9 +249,11 @@ class LocalCluster:
         """Raises `DataLoss` for one of half of those who vote, or more, whose data are gone."""
         voters = [other for other in self._hosts if state.counts(self._directory / other)]
         if name in gone and len(gone) * 2 >= len(voters):
+            left = [str(path) for other in sorted(gone) for path in state.stores_aside(self._directory / other)]
+            aside = f". Stores that were put aside may be all that is left: {', '.join(left)}" if left else ""
             raise DataLoss(
                 f"{', '.join(sorted(gone))} below {self._directory} lost their data: they are not started again, as they "
-                "would begin an empty cluster. Restore a backup into a new --dir, or remove this one to begin anew"
+                f"would begin an empty cluster. Restore a backup into a new --dir, or remove this one to begin anew{aside}"
             )
 
     def _note_one(self, settings: HostSettings) -> None:

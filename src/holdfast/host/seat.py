@@ -110,7 +110,8 @@ class Seat:
         """What the others know is learned before its server speaks to anybody.
 
         A vote that was taken away while this host was gone is given up, and so is a store that another server of this host
-        replaced. Raises `ConfigError` where a server of its name is up: this is a copy of that one's directory.
+        replaced. Raises `ConfigError` where a server of its name is up, as this is a copy of that one's directory, and where
+        its server would meet those of another cluster.
         """
         urls = [url for url in self._state.urls if url != self._server.url]
         if not urls:
@@ -134,7 +135,12 @@ class Seat:
                 f"there is a host {self.host!r} in the cluster already, and {self._directory} is a copy of its directory: end "
                 "that host first, or give an empty --dir and another --name"
             )
-        if record is None or sequence < self._state.sequence or record.target:
+        if record is None or self.record is None:
+            return
+        if not state.is_same_cluster(self.record, record, self.host):
+            state.check_routes(self._directory, record, (*self._server.settings.routes, *self._state.others))
+            return
+        if sequence < self._state.sequence or record.target:
             return  # while the cohort changes, the command sees to it
         was = state.server_in(self.record, self.host)
         if self._state.votes and not record.votes(self.host):

@@ -7,6 +7,7 @@ it kept first, and refuses in words what it cannot mend.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -158,6 +159,20 @@ def server_in(record: Cohort | None, host: str) -> str:
     return "" if entry is None else entry.server
 
 
+def is_same_cluster(kept: Cohort, found: Cohort, host: str) -> bool:
+    """Whether a record is of a host's own cluster: some other host still has the server that it was known by."""
+    return any(server_in(kept, name) == entry.server for name, entry in found.hosts.items() if name != host)
+
+
+def check_routes(directory: Path, foreign: Cohort, routes: Iterable[str]) -> None:
+    """Raises `ConfigError` where a host's server would be one of another cluster."""
+    if shared := {entry.route for entry in foreign.hosts.values()}.intersection(routes) - {""}:
+        raise ConfigError(
+            f"at {', '.join(sorted(shared))} are hosts of another cluster than the one whose data are in {directory}: end them "
+            "first, or give this one other ports. To have a host of theirs, give an empty --dir"
+        )
+
+
 def server_of(directory: Path) -> str:
     """The server whose store this is; empty where it does not say. Raises `ConfigError`."""
     path = directory / STORE / NAME
@@ -252,3 +267,8 @@ def room_aside(directory: Path) -> Path:
         f"{directory} has {limits.STORES_ASIDE_MAX} stores that were put aside ({_LEFT}, {_LEFT}-2, ...): remove those that "
         "nobody needs"
     )
+
+
+def stores_aside(directory: Path) -> list[Path]:
+    """The stores that were put aside there."""
+    return sorted(directory.glob(f"{_LEFT}*"))

@@ -1,0 +1,88 @@
+"""A host that starts where another cluster is by now keeps its data, and believes nothing that the other says of hosts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.cluster.app import Account
+from tests.node.test_cli import free_base
+
+from holdfast import ConfigError, LocalCluster, Node
+from holdfast.cluster.cohort import Cohort, HostEntry
+from holdfast.errors import DataLoss
+from holdfast.host import state
+
+CLUSTER_APP = "tests.cluster.app"
+
+
+def record(**servers: str) -> Cohort:
+    return Cohort(sorted(servers), {name: HostEntry(server, f"{name}:6222", "") for name, server in servers.items()})
+
+
+KEPT = record(h1="h1-1a", h2="h2-2a", h3="h3-3a")
+
+
+@pytest.mark.parametrize(
+    ("found", "same"),
+    [
+        (KEPT, True),
+        (record(h1="h1-9f", h2="h2-2a", h3="h3-3a"), True),
+        (record(h1="h1-9f", h2="h2-2a", h3="h3-9f"), True),
+        (record(h2="h2-2a", h4="h4-4a"), True),
+        (record(h1="h1-1a", h2="h2-9f", h3="h3-9f"), False),
+        (record(h1="h1-9f", h2="h2-9f", h3="h3-9f"), False),
+        (record(h4="h4-4a"), False),
+    ],
+)
+def test_a_cluster_is_known_by_the_servers_of_others(found: Cohort, same: bool) -> None:
+    assert state.is_same_cluster(KEPT, found, "h1") == same
+
+
+async def count(cluster: LocalCluster) -> int:
+    async with Node.join(cluster.urls) as node:
+        return await node.agent(Account, "a").ask(Account.add, 1)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("hosts", [3, 4])
+async def test_a_cluster_that_starts_where_another_is_keeps_its_stores(tmp_path: Path, hosts: int) -> None:
+    ports, old, new = free_base(), tmp_path / "old", tmp_path / "new"
+
+    def stores() -> dict[str, tuple[str, list[Path]]]:
+        return {
+            path.name: ((path / state.STORE / state.NAME).read_text(), state.stores_aside(path))
+            for path in old.iterdir()
+            if (path / state.STORE / state.NAME).exists()
+        }
+
+    async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log") as cluster:
+        assert [await count(cluster) for _ in range(3)] == [1, 2, 3]
+        async with asyncio.timeout(60):
+            while any((kept := state.load(old / name)) is None or kept.record is None for name in cluster.hosts):
+                await asyncio.sleep(0.1)
+    before = stores()
+    assert len(before) == 3
+    async with LocalCluster(new, [CLUSTER_APP], ports=ports, log=tmp_path / "log") as other:
+        assert await count(other) == 1
+        with pytest.raises(ConfigError, match="hosts of another cluster"):
+            async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log"):
+                pass
+        assert stores() == before
+        if hosts == 3:  # elsewhere it may run beside it
+            async with LocalCluster(old, [CLUSTER_APP], ports=free_base(), log=tmp_path / "log") as cluster:
+                assert await count(cluster) == 4
+        assert await count(other) == 2
+        await asyncio.sleep(2.0)
+    assert stores() == before
+    async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log") as cluster:
+        assert await count(cluster) == (5 if hosts == 3 else 4)
+
+
+async def test_stores_that_were_put_aside_are_told_where_data_are_lost(tmp_path: Path) -> None:
+    for name in ("h1", "h2"):
+        (tmp_path / name / "jetstream-left").mkdir(parents=True)
+    cluster = LocalCluster(tmp_path, [CLUSTER_APP], log=tmp_path / "log")
+    with pytest.raises(DataLoss, match=r"h1/jetstream-left.*h2/jetstream-left"):
+        cluster._refuse_loss("h1", ["h1", "h2"])
