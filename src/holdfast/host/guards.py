@@ -10,7 +10,8 @@ themselves say at that moment, and what takes a server away for a while is done 
 | `restart` | the voters have a majority without this server; one at a time |
 | `vote` | the cohort's record gives this host a vote |
 | `stand_down` | the cohort's record gives it none |
-| `remove`, `evacuate` | the record wants it no more, or it is gone; a majority of every stream's copies is whole without it |
+| `evacuate` | the record wants it no more, or it is gone; a majority of every stream's copies is whole without it |
+| `remove` | the same, and that no stream has its only copy there, as far as is known |
 | `copies` | as many as the record has members, or more |
 | `lead_elsewhere` | that server answers |
 """
@@ -18,7 +19,7 @@ themselves say at that moment, and what takes a server away for a while is done 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from holdfast.cluster import cohort
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _LOOKS: Final = 8
 _LOOK_SECONDS: Final = 0.25
 _ANSWER_SECONDS: Final = 2.0
+_NO_RECORD: Final = "this cluster has no record of a cohort"
 
 
 class Guards:
@@ -47,12 +49,14 @@ class Guards:
 
     # What there is -------------------------------------------------------------------------------------------------
 
-    async def _record(self) -> Cohort | None:
+    async def _record_at(self) -> tuple[Cohort | None, int]:
         try:
-            record, _ = await cohort.read(self._host.engine, cohort.CELL)
+            return await cohort.read(self._host.engine, cohort.CELL)
         except InvalidName:
-            return None
-        return record
+            return None, 0
+
+    async def _record(self) -> Cohort | None:
+        return (await self._record_at())[0]
 
     async def _kept(self, record: Cohort, server: str = "") -> dict[str, Replicas]:
         """What each server keeps, by its own word; those that do not answer are not there.
@@ -122,11 +126,13 @@ class Guards:
         said = {server: _extent(kept.get(server), stream) for server in peers}
         return why_keep(self._own, before.copies, said, before.cluster.leader, _extent_of(before), _extent_of(after))
 
-    async def may_vote(self, votes: bool) -> None:
-        """Raises `NotDone` where the cohort's record says otherwise of this host."""
+    async def may_vote(self, votes: bool, since: int) -> None:
+        """Raises `NotDone` where the cohort's record, of the sequence ``since`` or newer, says otherwise of this host."""
 
         async def why_not() -> str:
-            record, name = await self._record(), self._host.settings.name
+            (record, sequence), name = await self._record_at(), self._host.settings.name
+            if sequence < since:
+                return f"the cohort's record {since} is not there, only {sequence}"
             wanted = record is not None and name in (record.target or record.members)
             says = "a vote" if wanted else "no vote"
             return (
@@ -135,15 +141,29 @@ class Guards:
 
         await _patiently(why_not)
 
-    async def may_leave(self, server: str) -> None:
+    async def may_be_emptied(self, server: str) -> None:
         """Raises `NotDone` where a server is to stay, or the others cannot do without it."""
-        await _patiently(lambda: self._why_stay(server))
 
-    async def _why_stay(self, server: str) -> str:
-        record = await self._record()
-        if record is None:
-            return "this cluster has no record of a cohort"
-        kept = await self._kept(record, server)
+        async def why_not() -> str:
+            record = await self._record()
+            return _NO_RECORD if record is None else self._why_stay(record, await self._kept(record, server), server)
+
+        await _patiently(why_not)
+
+    async def may_leave(self, server: str) -> None:
+        """Raises `NotDone` also where a stream's only copy is a server's, or may be."""
+
+        async def why_not() -> str:
+            record = await self._record()
+            if record is None:
+                return _NO_RECORD
+            names = await streams.names(self._host.engine.connection)
+            kept = await self._kept(record, server)
+            return self._why_stay(record, kept, server) or _only_copy(kept, server, names)
+
+        await _patiently(why_not)
+
+    def _why_stay(self, record: Cohort, kept: Mapping[str, Replicas], server: str) -> str:
         host = next((name for name, entry in record.hosts.items() if entry.server == server), "")
         if host in (record.target or record.members) and server in kept:
             return (
@@ -194,6 +214,20 @@ async def _patiently(why_not: Callable[[], Awaitable[str]]) -> None:
         if not why:
             return
     raise NotDone(why)
+
+
+def _only_copy(kept: Mapping[str, Replicas], server: str, names: Sequence[str]) -> str:
+    """Why a server's store may have what no other has; empty where it has not. ``names``: of all streams there are."""
+    copies = {copy.stream: copy for one in kept.values() for copy in one.replicas}
+    alone = {copy.stream for copy in (kept[server].replicas if server in kept else ()) if copy.copies == 1}
+    for stream in names:
+        if stream not in copies:
+            return (
+                f"no server that answers keeps {stream}: its only copy may be that of {server}, so start that one first"
+            )
+        if stream in alone:
+            return f"the only copy of {stream} is that of {server}: it has to be moved first"
+    return ""
 
 
 def _peers(kept: Mapping[str, Replicas], leading: Mapping[str, Replica]) -> dict[str, set[str]]:

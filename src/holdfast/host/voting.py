@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from holdfast.cluster.cohort import HostEntry
+from holdfast.cluster.door import Count
 from holdfast.engines.nats import streams
 from holdfast.errors import ConfigError
 from holdfast.host.seat import Seat
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Since(msgspec.Struct, forbid_unknown_fields=True):
     """``sequence``: of the cohort's record that asks for it."""
 
-    sequence: int
+    sequence: Count
 
 
 class Which(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,18 +56,18 @@ def operations(host: Host) -> dict[str, Operation]:
         return host.system
 
     async def vote(since: Since) -> HostEntry:
-        await guards.may_vote(True)
+        await guards.may_vote(True, since.sequence)
         return await seat().vote(since.sequence)
 
     async def stand_down(since: Since) -> HostEntry:
-        await guards.may_vote(False)
+        await guards.may_vote(False, since.sequence)
         return await seat().stand_down(since.sequence)
 
     async def voters(_: Nothing) -> Voters:
         return await system().voters()
 
     async def evacuate(which: Which) -> None:
-        await guards.may_leave(which.server)
+        await guards.may_be_emptied(which.server)
         await system().evacuate(which.server)
 
     async def remove(which: Which) -> None:
