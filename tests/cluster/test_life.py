@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from holdfast.clock import SYSTEM_CLOCK
 from holdfast.cluster.beats import HostBeat
 from holdfast.cluster.life import Life, base, number
 from holdfast.cluster.membership import Membership
-from holdfast.engines.base import Engine
+from holdfast.engines.base import Engine, Record
 from holdfast.host.nats_server import LocalServers
 
 pytestmark = pytest.mark.cluster
@@ -83,10 +84,14 @@ async def test_one_sentence_is_enough_for_a_node_to_go_on_as_another(engine: Eng
         await life.close()
 
 
-async def until_live(life: Life) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not life.live():
+        while not condition():
             await asyncio.sleep(0.02)
+
+
+async def until_live(life: Life) -> None:
+    await until(life.live)
 
 
 async def test_who_was_removed_is_not_counted_among_those_who_vote() -> None:
@@ -102,3 +107,24 @@ async def test_who_was_removed_is_not_counted_among_those_who_vote() -> None:
     membership._hosts["h2"] = HostBeat("h2", [], votes=True, voters=5)
     membership._hosts_heard_at["h4"] = now
     assert not membership.hears_majority(3)
+
+
+async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_noticed(engine: Engine) -> None:
+    cells = await cells_of(engine)
+    life = Life(engine, SYSTEM_CLOCK, "n-a", cells, True)
+    lost: list[str] = []
+    life.on_cell_lost = lambda cell, why: lost.append(f"{cell}: {why}")
+    await life.start()
+    try:
+        await until_live(life)
+        for _ in range(20):
+            (sequence,) = await engine.log.append(cells[0], [Record(f"{cells[0]}.alive", b"")])
+            life.acknowledged(cells[0], sequence)
+        proven = dict(life._last)
+        await until(lambda: all(life._last[cell] > proven[cell] for cell in cells))
+        assert lost == []
+        life.acknowledged(cells[1], sequence + 1000)  # of which its log has nothing
+        await until(lambda: bool(lost))
+        assert lost[0].startswith(f"{cells[1]}: its log goes up to ") and f"and {sequence + 1000} was" in lost[0]
+    finally:
+        await life.close()

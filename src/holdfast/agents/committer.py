@@ -253,8 +253,7 @@ class Committer:
     # Writing -------------------------------------------------------------------------------------------------------
 
     async def _commit(self, batch: Batch) -> None:
-        give_up_at = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS
-        attempt = 0
+        give_up_at, attempt = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS, 0
         while batch.has_work():
             try:
                 sequences = await self._runtime.gate.append(self._cell, batch.records)
@@ -284,8 +283,8 @@ class Committer:
                 if len(batch.agents) == 1 and not batch.moves:
                     self._refused(batch.agents[0][0], error)
                 elif not batch.agents:
-                    what = {"message": f"records cannot leave their packs in {self._cell}", "exception": error}
-                    self._runtime.loop.call_exception_handler(what)
+                    text = f"records cannot leave their packs in {self._cell}"
+                    self._runtime.loop.call_exception_handler({"message": text, "exception": error})
                     await asyncio.sleep(_MOVES_PAUSE_SECONDS)  # they are tried again
                 else:
                     self._put_back(batch)
@@ -298,6 +297,7 @@ class Committer:
 
     def _linked(self, link: Record | None, sequences: range) -> None:
         """Go on behind this link."""
+        self._runtime.life.acknowledged(self._cell, sequences[-1])
         if link is not None and self._goes_on(link):
             self._chain.link = sequences[0]
 

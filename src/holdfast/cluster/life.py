@@ -164,7 +164,7 @@ class Life:
             await asyncio.sleep(_PROOF_SECONDS)
 
     async def _prove(self, cell: str) -> None:
-        incarnation, began_at = self.incarnation, self._clock.monotonic()
+        incarnation, began_at, before = self.incarnation, self._clock.monotonic(), self._highest[cell]
         subject = _subject(cell, incarnation)
         proof = Record(subject, b"", Expect(subject, self._last[cell]))
         try:
@@ -177,9 +177,9 @@ class Life:
         except (NoQuorum, Unknown, Closed, TimeoutError):
             pass  # one that arrives later is found by the next, which is refused
         except InvalidName:
-            self._went_back(cell, 0)
+            self._wrote(cell, 0, before)
         else:
-            self._went_back(cell, sequences[0])
+            self._wrote(cell, sequences[0], before)
             if incarnation == self.incarnation:
                 self._last[cell] = sequences[0]
                 self._proved(cell, began_at)
@@ -194,11 +194,12 @@ class Life:
 
     async def _refused(self, cell: str, incarnation: str) -> None:
         """Another proof of ours came first, whose outcome was not heard; or this incarnation is condemned."""
+        before = self._highest[cell]
         try:
             stored = await self._engine.log.read(cell, _subject(cell, incarnation))
             if stored is None or stored.sequence < self._last[cell]:
                 # A replica that lags, or a log that lost this proof: a write tells.
-                self._went_back(cell, (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0])
+                self._wrote(cell, (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0], before)
         except (NoQuorum, Unknown, Closed):
             return
         if incarnation != self.incarnation:
@@ -209,14 +210,16 @@ class Life:
         elif stored.sequence > self._last[cell]:  # else the replica that was read lags: again in a moment
             self._last[cell] = stored.sequence
 
-    def _went_back(self, cell: str, sequence: int) -> None:
-        """A write was acknowledged with this sequence (0: there is no such cell). One that is not above all before is proof
-        that the cell's log lost what it had."""
-        highest = self._highest[cell]
-        if sequence > highest:
-            self._highest[cell] = sequence
-        elif highest:
-            self.on_cell_lost(cell, f"its log goes up to {sequence}, and {highest} was acknowledged to this node")
+    def acknowledged(self, cell: str, sequence: int) -> None:
+        """Note that a write of this node has this sequence. Its next proof has a higher one, or the log lost it."""
+        self._highest[cell] = max(self._highest[cell], sequence)
+
+    def _wrote(self, cell: str, sequence: int, before: int) -> None:
+        """A proof was acknowledged with this sequence (0: there is no such cell). One that is not above all that was
+        acknowledged before the proof began is evidence that the cell's log lost what it had."""
+        self.acknowledged(cell, sequence)
+        if before and sequence <= before:
+            self.on_cell_lost(cell, f"its log goes up to {sequence}, and {before} was acknowledged to this node")
 
     def begin_again(self) -> None:
         """End this incarnation, which was condemned or is believed to be dead, and go on as the next one."""
