@@ -96,7 +96,8 @@ WORKER_CAUSES_MAX: Final = 64
 """Errors of one kind of agents that a node remembers, so that it does not replace processes in vain."""
 
 WORKER_DOUBT_SECONDS: Final = 60.0
-"""A process is replaced for the same error of two agents in a row so often at most."""
+WORKER_CODE_SECONDS: Final = 600.0
+"""A process is replaced for one error of two agents in a row so often at most; the latter where a new one began with it."""
 
 # Batches ---------------------------------------------------------------------------------------------------------
 BATCH_RECORDS_MAX: Final = 900
@@ -331,8 +332,7 @@ CONNECT_SECONDS: Final = 5.0
 
 RECONNECT_SECONDS_MIN: Final = 0.1
 RECONNECT_SECONDS_MAX: Final = 2.0
-"""How long a server that failed is left alone: longer each time, with jitter. A connection that lasted longer than
-`RECONNECT_SECONDS_MAX` was a good one, and begins again with the least."""
+"""How long a server that failed is left alone: longer each time, with jitter, until a connection lasted longer than the most."""
 
 JOIN_SECONDS: Final = 30.0
 """How long a process tries to join before it says that no majority answers: longer than an election of the engine."""
@@ -350,8 +350,7 @@ CUT_ATTEMPTS_MAX: Final = 30
 """Attempts of a backup to find the cluster still for a moment."""
 
 HOLD_SECONDS: Final = 2.0
-"""How long a process holds its writes at most: while a backup notes how far each cell goes, which takes some 0.05 s, and while
-a cell gets another leader."""
+"""How long a process holds its writes at most, while a backup notes how far each cell goes or a cell gets another leader."""
 
 STORES_ASIDE_MAX: Final = 8
 """How many stores a host keeps that its server had before it lost its vote; nobody else deletes them."""
@@ -365,6 +364,7 @@ BACKOFF_SECONDS_MAX: Final = 1.0
 assert SAID_LINE_BYTES_MAX * 8 < EVENT_BYTES_MAX < EVENTS_WAITING_BYTES_MAX, "a printed line fits an event, escaped"
 assert SAID_LINES_BURST < WRITER_LINES_MAX, "what one process may print at once can wait"
 assert STATE_BYTES_MAX + 2 * MESSAGE_BYTES_MAX + TURN_BYTES_MAX < WORKER_FRAME_BYTES_MAX, "a job fits a frame"
+assert WORKER_DOUBT_SECONDS < WORKER_CODE_SECONDS, "what looks like the code is a weaker reason than what is not known"
 assert CLOCK_SKEW_SECONDS < WORKER_GRACE_SECONDS, "a job is not ended before its caller gave up"
 assert BLOB_THRESHOLD_BYTES + ANSWERS_BYTES_MAX < RECORD_BYTES_MAX, "a state, its answers: one record"
 assert ANSWERS_BYTES_MAX + REPLY_BYTES_MAX + TIMERS_BYTES_MAX < RECORD_BYTES_MAX * 3 // 4, "the rest fits beside a blob"

@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from tests.agents.workshop import Neighbour, Workshop
 
 from holdfast import HandlerFailed, Node, limits
 from holdfast.agents import soundness, worker_pool
-from holdfast.agents.channel import Failed
 from holdfast.children import PROCESSORS
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -233,28 +231,6 @@ async def test_more_jobs_than_processes_wait_and_few_processes_are_kept(
     monkeypatch.setattr(limits, "WORKER_IDLE_SECONDS", 0.05)
     last = await node.agent(Neighbour, "a").ask(Neighbour.process)
     await until(lambda: _gone(last))
-
-
-def test_the_same_error_is_a_reason_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr("holdfast.agents.worker_pool.time.monotonic", lambda: now)
-    kind = worker_pool._Kind()
-
-    def failed(cause: str, agent_id: str = "K/b", last: tuple[str, str] = ("", ""), jobs: int = 9) -> bool:
-        worker: Any = SimpleNamespace(agent_id=agent_id, last_failure=last, jobs=jobs)
-        return kind.suspects(worker, Failed(("HandlerFailed", "", "", ""), cause))
-
-    assert failed("gone", last=("gone", "K/a"))
-    assert not failed("gone", last=("gone", "K/a")), "within the same minute"
-    assert not failed("gone", "K/a", ("gone", "K/a")) and not failed("gone", last=("other", "K/a"))
-    assert not failed("", last=("", "K/a")), "an error of ours"
-    now += limits.WORKER_DOUBT_SECONDS
-    assert failed("gone", last=("gone", "K/a"))
-    assert not failed("code", jobs=1) and not failed("code", last=("code", "K/a")), "a new process raised it as well"
-    for number in range(limits.WORKER_CAUSES_MAX):
-        failed(f"{number}", jobs=1)
-    assert len(kind._causes) == limits.WORKER_CAUSES_MAX
-    assert failed("code", last=("code", "K/a")), "it is forgotten"
 
 
 def test_what_says_that_a_process_is_broken() -> None:

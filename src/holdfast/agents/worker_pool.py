@@ -52,6 +52,7 @@ class _Worker:
         self.process = process
         self.agent_id = ""
         self.jobs = 0
+        self.started = time.monotonic()
         self.last_failure = ("", "")
         """The cause and the agent of the last job, if that failed."""
         self.ended: asyncio.Task[None] | None = None
@@ -172,30 +173,34 @@ class _Kind:
 
     def __init__(self) -> None:
         self.idle: list[_Worker] = []
-        self._causes: dict[str, float] = {}
-        """Until when the cause of a failure is no reason to replace a process."""
+        self._causes: dict[str, tuple[float, float]] = {}
+        """When a process was last replaced for a cause, and how long from then on none is replaced for it."""
 
     def suspects(self, worker: _Worker, failed: Failed) -> bool:
         """Whether the same failure of two agents in a row says that a process is broken.
 
-        Where a new process does the same with its first job, it is the code. Where it is not known, a process is replaced
-        once a minute at most: a rule that is wrong must not cost more than that.
+        A process is replaced for one cause once a minute at most: a rule that is wrong must not cost more than that. Where
+        one that was started since then does the same with its first job, it looks like the code, and that minute becomes
+        ten. Not more: it may have broken as the first one did. And a first job that fails proves nothing where no process
+        was replaced for it: that job may be what breaks the process for all that come after it.
         """
-        if not failed.cause:
+        cause, now = failed.cause, time.monotonic()
+        if not cause:
             return False
-        now = time.monotonic()
+        replaced, pause = self._causes.get(cause, (float("-inf"), 0.0))
         if worker.jobs == 1:
-            self._note(failed.cause, float("inf"))
+            if replaced < worker.started and now < replaced + limits.WORKER_CODE_SECONDS:
+                self._note(cause, replaced, limits.WORKER_CODE_SECONDS)
             return False
         last, agent_id = worker.last_failure
-        if last != failed.cause or agent_id == worker.agent_id or self._causes.get(last, now) > now:
+        if last != cause or agent_id == worker.agent_id or now < replaced + pause:
             return False
-        self._note(last, now + limits.WORKER_DOUBT_SECONDS)
+        self._note(cause, now, limits.WORKER_DOUBT_SECONDS)
         return True
 
-    def _note(self, cause: str, until: float) -> None:
+    def _note(self, cause: str, replaced: float, pause: float) -> None:
         self._causes.pop(cause, None)
-        self._causes[cause] = until
+        self._causes[cause] = (replaced, pause)
         if len(self._causes) > limits.WORKER_CAUSES_MAX:
             del self._causes[next(iter(self._causes))]
 
