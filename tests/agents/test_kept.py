@@ -12,12 +12,13 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import logging
 import uuid
 import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import ml_dtypes
 import msgspec
@@ -103,6 +104,64 @@ class Sums(msgspec.Struct):
         self.total = sum(self.items)
 
 
+class MoreSums(Sums):
+    z: int = 0
+
+
+class Checks(msgspec.Struct):
+    items: list[Base] = msgspec.field(default_factory=list)
+    names: set[str] = msgspec.field(default_factory=set)
+    weight: float = 0.0
+    at: dt.datetime | None = None
+    pets: list[Cat | Dog] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.items = self.items[-2:]
+        self.pets = sorted(self.pets, key=lambda pet: str(type(pet)))
+
+
+class CheckedRow(msgspec.Struct, array_like=True, tag="row"):
+    items: list[Base] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.items = [*self.items, Base()][-3:]
+
+
+class Above(msgspec.Struct):
+    checks: list[Checks] = msgspec.field(default_factory=list)
+
+
+class Identified(msgspec.Struct, eq=False):
+    id: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identified) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+
+class MoreIdentified(Identified, eq=False):
+    b: int = 0
+
+
+class HoldsKey(msgspec.Struct, frozen=True):
+    key: Key = Key()
+    weight: float = 0.0
+
+
+class TaggedRow(msgspec.Struct, array_like=True, tag="tagged"):
+    a: int = 0
+
+
+class Sparse(msgspec.Struct, omit_defaults=True):
+    a: int = 0
+    b: int | msgspec.UnsetType = msgspec.UNSET
+
+
+T = TypeVar("T")
+
+
 class Tree(msgspec.Struct):
     below: list[Tree] = msgspec.field(default_factory=list)
     at: dt.datetime | None = None
@@ -131,9 +190,49 @@ class Derivation:
         self.double = self.x * 2
 
 
+@dataclasses.dataclass
+class Trimmed:
+    items: list[Base] = dataclasses.field(default_factory=list)
+    at: dt.datetime | None = None
+
+    def __post_init__(self) -> None:
+        self.items = self.items[-1:]
+        self._count = len(self.items)
+
+
+@dataclasses.dataclass
+class Crate(Generic[T]):
+    items: list[T]
+
+
+@dataclasses.dataclass
+class Cached:
+    x: int = 0
+
+    @functools.cached_property
+    def double(self) -> int:
+        return self.x * 2
+
+    def plain(self) -> int:
+        return self.x
+
+
+class CachedModel(pydantic.BaseModel):
+    x: int = 0
+    _seen: int = 0
+
+    @functools.cached_property
+    def double(self) -> int:
+        return self.x * 2
+
+
 class Pair(NamedTuple):
     a: int
     b: Base
+
+
+class Weighed(NamedTuple):
+    weight: float
 
 
 class Typed(TypedDict):
@@ -157,6 +256,7 @@ class Model(pydantic.BaseModel):
     many: list[Inner] = []
     named: int = pydantic.Field(default=0, alias="Named")
     path: Path = Path("/")
+    point: Point | None = None
     _secret: int = 0
 
 
@@ -167,6 +267,22 @@ class Hidden(pydantic.BaseModel):
 
 def extra_on(value: Any) -> Any:
     value.beside = 1
+    return value
+
+
+def used(value: Any) -> Any:
+    """An object whose cached property was read."""
+    assert value.double == value.x * 2
+    return value
+
+
+def private(value: Any) -> Any:
+    value._seen = 3
+    return used(value)
+
+
+def overridden(value: Any) -> Any:
+    value.plain = 5
     return value
 
 
@@ -272,9 +388,94 @@ CASES: list[Case] = [
     ("longer rows", list[Row], lambda: [LongRow(1, 2)], REFUSED),
     ("tagged", Cat | Dog, lambda: Dog([Base(1)]), KEPT),
     ("tagged with a derived one", Cat | Dog, lambda: Dog([Derived(1)]), REFUSED),
-    ("attribute on a struct", Loose, lambda: extra_on(Loose()), KEPT),  # msgspec stores what it says: its fields
+    ("attribute on a struct", Loose, lambda: extra_on(Loose()), REFUSED),
+    ("struct that may have attributes", Loose, lambda: Loose(3), KEPT),
+    ("attribute on a struct under Any", Any, lambda: nested(extra_on(Loose())), REFUSED),
+    ("attribute on a dataclass", Point, lambda: extra_on(Point()), REFUSED),
+    ("attribute on a dataclass in a list", list[Point], lambda: [Point(), extra_on(Point())], REFUSED),
+    ("attribute on a dataclass in a model", Model, lambda: Model(point=extra_on(Point())), REFUSED),
+    ("attribute in place of a method", Cached, lambda: overridden(Cached()), REFUSED),
+    ("attribute beside a normalised list", Trimmed, lambda: extra_on(Trimmed([Base()])), REFUSED),
+    ("attribute that post init sets", list[Trimmed], lambda: [Trimmed([Base()])], KEPT),
+    ("attribute that post init sets, under Any", Any, lambda: [Trimmed([Base()])], KEPT),
+    ("cached property of a dataclass", list[Cached], lambda: [used(Cached(2))], KEPT),
+    ("cached property of a dataclass under Any", Any, lambda: used(Cached(2)), KEPT),
+    ("cached property of a model", CachedModel, lambda: used(CachedModel(x=2)), KEPT),
+    ("private attribute of a model", list[CachedModel], lambda: [private(CachedModel(x=2))], KEPT),
+    ("generic dataclass", Crate[Base], lambda: Crate[Base]([Base()]), KEPT),
+    ("generic dataclass with a derived one", Crate[Base], lambda: Crate[Base]([Derived()]), REFUSED),
     ("post init", Sums, lambda: Sums([1, 2]), KEPT),
     ("post init that changes", list[Sums], lambda: [_with(Sums(), items=[1, 2, 3, 4])], KEPT),
+    ("post init, derived", Sums, lambda: MoreSums(z=1), REFUSED),
+    ("post init, derived below", Checks, lambda: Checks([Base(), Derived()]), REFUSED),
+    ("post init, derived far below", list[Above], lambda: [Above([Checks([Base()]), Checks([Derived()])])], REFUSED),
+    (
+        "post init, derived and dropped",
+        list[Checks],
+        lambda: [_with(Checks(), items=[Derived(), Base(), Base()])],
+        REFUSED,
+    ),
+    ("post init, dict with more below", Checks, lambda: Checks([{"a": 1, "z": 2}]), REFUSED),
+    ("post init, dict with more", Checks, lambda: {"items": [], "z": 2}, REFUSED),
+    ("post init, twice the same", Checks, lambda: Checks(names=["a", "a"]), REFUSED),
+    ("post init, rounded", Checks, lambda: Checks(weight=2**53 + 1), REFUSED),
+    ("post init, moment", Checks, lambda: Checks([Base()], at=AT), KEPT),
+    ("post init, dropped", Checks, lambda: _with(Checks(), items=[Base(), Base(), Base()]), KEPT),
+    ("post init, sorted", Checks, lambda: _with(Checks(), pets=[Dog(), Cat(), Dog(), Cat()]), KEPT),
+    (
+        "post init, derived in one that is sorted",
+        Checks,
+        lambda: _with(Checks(), pets=[Dog([Derived()]), Cat()]),
+        REFUSED,
+    ),
+    ("post init, row", list[CheckedRow], lambda: [CheckedRow([Base()])], KEPT),
+    ("post init, derived in a row", list[CheckedRow], lambda: [CheckedRow([Derived()])], REFUSED),
+    ("post init of a dataclass", Trimmed, lambda: _with(Trimmed(), items=[Base(), Base()], at=AT), KEPT),
+    ("post init of a dataclass, derived", Trimmed, lambda: _with(Trimmed(), items=[Derived(), Base()]), REFUSED),
+    ("equal by its id", list[Identified], lambda: [MoreIdentified(1, 2)], REFUSED),
+    ("equal by its id, in a dict", dict[str, Identified], lambda: {"a": MoreIdentified(1, 2)}, REFUSED),
+    ("equal by its id, in a set", set[Identified], lambda: {MoreIdentified(1, 2)}, REFUSED),
+    ("equal by its id, nested", list[list[Identified]], lambda: [[MoreIdentified(1, 2)]], REFUSED),
+    ("longer keys", dict[Key, int], lambda: {LongKey(1, 2): 3}, REFUSED),
+    ("keys in a set of tuples", set[tuple[int, Key]], lambda: {(1, Key(1)), (2, Key(1))}, KEPT),
+    ("longer keys in a set of tuples", set[tuple[int, Key]], lambda: {(1, LongKey(1, 2))}, REFUSED),
+    ("longer keys deep in a set", set[HoldsKey], lambda: {HoldsKey(Key(2)), HoldsKey(LongKey(1, 2))}, REFUSED),
+    ("whole numbers deep in a set", set[HoldsKey], lambda: {HoldsKey(weight=3)}, KEPT),
+    ("rounded deep in a set", set[HoldsKey], lambda: {HoldsKey(weight=2**53 + 1)}, REFUSED),
+    ("enums as a set of str", set[str], lambda: {Colour.RED, Word.HI}, KEPT),
+    ("list as a row", Row, lambda: [1], KEPT),
+    ("longer list as a row", Row, lambda: [1, 2], REFUSED),
+    ("tagged row under Any", Any, lambda: [TaggedRow(1), (1,), Colour.RED, {1}, Derived()], KEPT),
+    ("left out under Any", Any, lambda: [Sparse(), Sparse(1, 2), Colour.RED, TaggedRow(1), {1.5}], KEPT),
+    ("dict or int", dict[str, int] | int, lambda: 5, KEPT),
+    ("set or bool", set[str] | bool, lambda: True, KEPT),
+    ("set or bool, twice the same", set[str] | bool, lambda: ["a", "a"], REFUSED),
+    ("struct as dict", dict[str, int], lambda: Base(3), KEPT),
+    ("floats", list[float], lambda: [1.5, float("nan"), float("inf")], KEPT),
+    ("whole numbers as floats", list[float], lambda: [1, 2**60, float("nan")], KEPT),
+    ("rounded in a list", list[float], lambda: [1.5, 2**53 + 1], REFUSED),
+    ("rounded in a list with a nan", list[float], lambda: [float("nan"), -(2**53) - 1], REFUSED),
+    ("rounded in a list or a float", list[float] | float, lambda: [2**53 + 1], REFUSED),
+    ("rounded in a float or a list", list[float] | float, lambda: 2**53 + 1, REFUSED),
+    ("not rounded beside whole numbers", list[int | float], lambda: [2**53 + 1, 0.5], KEPT),
+    ("rounded in a dict", dict[str, float], lambda: {"a": 2**53 + 1}, REFUSED),
+    ("rounded keys", dict[float, str], lambda: {2**53 + 1: "a"}, REFUSED),
+    ("floats in a set", set[float], lambda: {5, 2**60, 0.5, 7.25}, KEPT),
+    ("rounded in a set", set[float], lambda: {0.5, 2**53 + 1}, REFUSED),
+    ("rounded in a frozenset", frozenset[float], lambda: frozenset({2**53 + 1}), REFUSED),
+    ("rounded in a tuple", tuple[str, float], lambda: ("a", 2**53 + 1), REFUSED),
+    ("rounded in a named tuple", Weighed, lambda: Weighed(2**53 + 1), REFUSED),
+    ("rounded in a set of tuples", set[tuple[float, int]], lambda: {(2**53 + 1, 2**53 + 1)}, REFUSED),
+    ("not rounded in a set of tuples", set[tuple[float, int]], lambda: {(1, 2**53 + 1), (0.5, 1)}, KEPT),
+    ("rounded deep", dict[str, list[tuple[float, ...]]], lambda: {"a": [(1,), (1, 2**53 + 1)]}, REFUSED),
+    ("bounded and rounded", list[Annotated[float, msgspec.Meta(gt=0)]], lambda: [2**53 + 1], REFUSED),
+    ("rounded enum", float, lambda: enum.Enum("Big", {"ONE": 2**53 + 1}).ONE, REFUSED),
+    ("numpy int as float", float, lambda: np.int64(5), KEPT),
+    ("numpy int that is rounded", float, lambda: np.int64(2**53 + 1), REFUSED),
+    ("numpy ints that are rounded", list[float], lambda: [0.5, np.uint64(2**53 + 1)], REFUSED),
+    ("numpy ints that are rounded in a set", set[float], lambda: {np.int64(2**53 + 1)}, REFUSED),
+    ("rounded as a numpy float", np.float64, lambda: 2**53 + 1, REFUSED),
+    ("rounded as numpy floats", list[np.float32], lambda: [np.float32(0.1), 2**24 + 1], REFUSED),
     ("dataclass", Point, lambda: Point(3.0), KEPT),
     ("derived dataclass", Point, lambda: Point3(3.0, 1.0), REFUSED),
     ("derived dataclasses in a list", list[Point], lambda: [Point3(3.0, 1.0)], REFUSED),
@@ -796,3 +997,144 @@ def test_a_whole_number_that_a_float_rounds_is_refused() -> None:
         kind.keep(Weights(other=2**53 + 1))
     with pytest.raises(BadState, match=r"would lose \$\.parts\[0\]\.one: a float"):
         parts.keep(Nested([Weights(one=2**53 + 1)]))
+
+
+def holding(declared: Any, default: Any = None) -> Any:
+    """A kind of agents whose state is one field."""
+    holds = msgspec.defstruct("Holds", [("value", declared, default)], bases=(State,))
+
+    class Holder(Agent[holds]):  # type: ignore[valid-type]
+        """Only its kind is wanted."""
+
+    return Holder.__kind__, holds
+
+
+TWO_IN_ONE = {Colour.RED: 1, "red": 2}
+
+
+@pytest.mark.parametrize("declared", [dict[str, int], set[str], frozenset[int], dict[str, float]])
+def test_a_collection_that_may_be_left_unset_may_be_unset(declared: Any) -> None:
+    kind, holds = holding(declared | msgspec.UnsetType, msgspec.UNSET)
+    assert kind.new_state()[1] == holds()
+    with pytest.raises(BadState, match=r"would lose \$\.value: some of its items become one"):
+        kind.keep(holds(["a", "a"] if declared == set[str] else [1, 1] if declared == frozenset[int] else TWO_IN_ONE))
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "where"),
+    [
+        (list[Base], [Base(), Derived()], r"\$\.value\[1\]\.b"),
+        (Checks, Checks([Derived()]), r"\$\.value\.items\[0\]\.b"),
+        (list[Above], [Above([Checks(), Checks([Base(), Derived()])])], r"\$\.value\[0\]\.checks\[1\]\.items\[1\]\.b"),
+        (Trimmed, Trimmed([Derived()]), r"\$\.value\.items\[0\]\.b"),
+        (dict[str, Loose], {"a": extra_on(Loose())}, r"\$\.value\['a'\]\.beside"),
+        (list[Trimmed], [extra_on(Trimmed([Base()]))], r"\$\.value\[0\]\.beside"),
+        (set[HoldsKey], {HoldsKey(LongKey(1, 2))}, r"\$\.value\[\.\.\.\]\.key\.b"),
+        (dict[Key, int], {LongKey(1, 2): 3}, r"\$\.value\[LongKey\(a=1, b=2\)\]\.b"),
+        (dict[str, list[float]], {"a": [0.5, 2**53 + 1]}, r"\$\.value\['a'\]\[1\]: a float"),
+        (Row, [1, 2], r"\$\.value\[1\]"),
+    ],
+)
+def test_what_is_refused_says_where_it_is(declared: Any, value: Any, where: str) -> None:
+    kind, holds = holding(declared | None)
+    with pytest.raises(BadState, match=f"would lose {where}"):
+        kind.keep(holds(value))
+
+
+@pytest.mark.parametrize("declared", [list[float], dict[str, float], set[float], frozenset[float]])
+def test_a_state_that_is_a_collection_of_floats_is_looked_at(declared: Any) -> None:
+    class Floats(Agent[declared]):  # type: ignore[valid-type]
+        """Only its kind is wanted."""
+
+    def of(*numbers: float) -> Any:
+        return {str(float(one)): one for one in numbers} if declared == dict[str, float] else (declared)(numbers)
+
+    assert Floats.__kind__.keep(of(1, 2.5))[1] == of(1.0, 2.5)
+    with pytest.raises(BadState, match=r"would lose \$.*: a float does not have all the digits"):
+        Floats.__kind__.keep(of(0.5, 2**53 + 1))
+
+
+def test_the_code_of_an_item_is_not_asked_whether_it_is_the_same() -> None:
+    class Asked(msgspec.Struct, eq=False):
+        a: int = 0
+
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError
+
+    kind, holds = holding(list[Asked] | None)
+    assert kind.keep(holds((Asked(1),)))[1].value[0].a == 1
+
+
+def test_objects_of_attrs_classes_are_kept() -> None:
+    """Also their offsets, what they make of their fields, and what is beside them."""
+    attrs = pytest.importorskip("attrs")
+
+    @attrs.define
+    class Visit:
+        at: dt.datetime | None = None
+        many: list[dt.datetime] = attrs.field(factory=list)
+        weights: list[float] = attrs.field(factory=list)
+
+    @attrs.frozen
+    class Stay:
+        at: dt.datetime = AT
+
+    @attrs.define
+    class Last:
+        items: list[Base] = attrs.field(factory=list)
+
+        def __attrs_post_init__(self) -> None:
+            self.items = self.items[-1:]
+
+    @attrs.define(slots=False)
+    class Open:
+        a: int = 0
+
+    @attrs.define
+    class Longer(Visit):
+        b: int = 0
+
+    visit = Visit(AT, [AT, AT.astimezone(dt.UTC), dt.datetime(2026, 7, 1, tzinfo=BERLIN)])
+    for declared, value in [(Visit, visit), (list[Visit], [visit]), (Stay, Stay()), (Any, visit), (Open, Open(3))]:
+        kind, holds = holding(declared | None)
+        data, kept = kind.keep(holds(value))
+        assert repr(kept) == repr(kind.load_state(data, 1))
+        wanted = kept.value[0] if declared == list[Visit] else kept.value
+        if declared is Any:
+            assert isinstance(wanted, dict)
+            wanted = Visit(**wanted)
+        if isinstance(wanted, Visit):
+            moments = [wanted.at, *wanted.many]
+            assert [one.utcoffset() for one in moments] == [one.utcoffset() for one in [AT, *visit.many]]
+        elif isinstance(wanted, Stay):
+            assert wanted.at.utcoffset() == AT.utcoffset()
+        else:
+            assert wanted == value
+    kind, holds = holding(list[Visit] | None)
+    with pytest.raises(BadState, match=r"\$\.value\[0\]\.b"):
+        kind.keep(holds([Longer(AT)]))
+    with pytest.raises(BadState, match=r"\$\.value\[0\]\.weights\[0\]: a float"):
+        kind.keep(holds([Visit(weights=[2**53 + 1])]))
+    kind, holds = holding(Open | None)
+    with pytest.raises(BadState, match=r"\$\.value\.beside"):
+        kind.keep(holds(extra_on(Open())))
+    kind, holds = holding(Last | None)
+    last = Last()
+    last.items = [Base(), Base(2)]
+    assert kind.keep(holds(last))[1].value.items == [Base(2)]
+    last.items = [Derived(), Base(2)]
+    with pytest.raises(BadState, match=r"\$\.value\.items\[0\]\.b"):
+        kind.keep(holds(last))
+
+
+class Held(State, Generic[T]):
+    items: list[T] = msgspec.field(default_factory=list)
+
+
+def test_a_state_may_be_generic() -> None:
+    class Holding(Agent[Held[Base]]):
+        """Only its kind is wanted."""
+
+    assert Holding.__kind__.keep(Held(items=[Base(1)]))[1].items == [Base(1)]
+    with pytest.raises(BadState, match=r"\$\.items\[0\]\.b"):
+        Holding.__kind__.keep(Held(items=[Derived(1)]))

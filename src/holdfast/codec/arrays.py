@@ -133,6 +133,12 @@ def plain_scalar(value: Any) -> Any:
     return {"U": str, "S": bytes}[kind.kind](value) if kind.kind in "US" else None
 
 
+def floats() -> tuple[Any, ...]:
+    """numpy's classes of floats."""
+    numpy = numpy_or_none()
+    return () if numpy is None else (numpy.float64, numpy.float32, numpy.float16, numpy.longdouble)
+
+
 _SCALARS: Final = {
     "b": (bool,),
     "i": (int,),

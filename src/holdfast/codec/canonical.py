@@ -13,7 +13,7 @@ import msgspec
 import msgspec.inspect as inspect
 
 from holdfast import codec
-from holdfast.codec import kept, types
+from holdfast.codec import objects, types
 
 _EXACT: Final = 2**53
 _ONE_FORM: Final = (
@@ -66,5 +66,5 @@ def _ordered(value: Any) -> Any:
         return sorted(codec.encode_raw(_ordered(one)) for one in value)
     if isinstance(value, (list, tuple)):
         return [_ordered(one) for one in value]
-    fields = kept.fields_of(value)
+    fields = objects.fields_of(value)
     return value if fields is None else [_ordered(one) for one in fields.values()]

@@ -3,13 +3,11 @@
 A type decodes only what it declares. An object of a derived class where its base is declared loses the fields that it
 adds; so does a dict where a struct is declared, and a set that was given as a list loses what it holds twice. Decoding
 says nothing of it. So a value that was encoded and decoded is compared with the one before: by the bytes, which is
-cheap and nearly always enough, and item by item where they differ, to tell a loss from a mere change of form (a tuple that
-comes back as a list, a whole number where a float is declared).
+cheap and nearly always enough, and item by item where they differ (`lost`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -17,11 +15,8 @@ import msgspec
 import msgspec.inspect as inspect
 
 from holdfast import codec
-from holdfast.codec import arrays, models, moments, types
-
-_NOT_DECLARED: Final = "its declared type does not have that field"
-_FEWER: Final = "some of its items become one"
-_ROUNDED: Final = "a float does not have all the digits of this whole number"
+from holdfast.codec import arrays, models, moments, objects, types
+from holdfast.codec.lost import FEWER, lost
 
 
 class Losses:
@@ -29,55 +24,72 @@ class Losses:
 
     def __init__(self, kind: Any) -> None:
         found = inspect.type_info(kind)
+        traits = types.of(kind)
         self._encode = codec.encoder(kind)
-        self._arrays = types.of(kind).arrays
+        self._arrays = traits.arrays
+        self._attributes = traits.attributes
         self._counted: list[str] = []
-        self._root_counted = False
         self._floats: list[str] = []
+        self._holds_floats: list[str] = []
+        self._root_counted = self._root_floats = False
         self.exact: Any = NOTHING
-        if isinstance(found, inspect.StructType) and not found.cls.__struct_config__.dict:
-            worst = {field.name: types.loss_of(field.type) for field in found.fields}
+        if isinstance(found, inspect.StructType) and not types.has_attributes(types.class_of(found)):
+            kinds = {field.name: field.type for field in found.fields}
+            worst = {name: types.loss_of(one) for name, one in kinds.items()}
             if types.OPEN not in worst.values():
-                self.exact = found.cls
+                self.exact = types.class_of(found)
                 self._counted = [name for name, loss in worst.items() if loss == types.COUNTED]
-                self._floats = [field.name for field in found.fields if _is_float(field.type)]
+                self._floats = [name for name, one in kinds.items() if types.is_float(one)]
+                self._holds_floats = [name for name, one in kinds.items() if types.holds_floats(one)]
         elif types.loss_of(found) != types.OPEN:
             self.exact = _class_of(found)
             self._root_counted = types.loss_of(found) == types.COUNTED
-        self.always = self.exact is NOTHING or bool(self._counted or self._floats) or self._root_counted
+            self._root_floats = types.holds_floats(found)
+        looked_at = self._counted or self._floats or self._holds_floats or self._root_counted or self._root_floats
+        self.always = self.exact is NOTHING or bool(looked_at)
         """Whether each value has to be looked at; else only one that is not of the exact type."""
 
     def find(self, live: Any, data: bytes, kept: Any) -> str:
         """What would be lost of a value, and why; empty where nothing is. ``data``: its bytes, ``kept``: what they give."""
         if type(live) is self.exact:
-            if self._root_counted and len(live) != len(kept):
-                return f"$: {_FEWER}"
-            for name in self._counted:
-                one, other = getattr(live, name), getattr(kept, name)
-                if one is not None and len(one) != len(other):
-                    return f"$.{name}: {_FEWER}"
-            for name in self._floats:
-                if _is_rounded(getattr(live, name), getattr(kept, name)):
-                    return f"$.{name}: {_ROUNDED}"
-            return ""
-        if extra := _beyond_fields(live, kept):
-            return f"$.{extra}: {_NOT_DECLARED}"
-        if self._arrays and arrays.numpy_or_none() is not None:
-            same = codec.encode_outline(live) == codec.encode_outline(kept)  # arrays are exact, and may be large
-        else:
-            same = self._encode(kept) == data
-        return "" if same else _lost(live, kept, "$")
+            return self._find_exact(live, kept)
+        if not ((self._attributes or hasattr(live, "__dict__")) and objects.any_beside(live)):
+            if self._arrays and arrays.numpy_or_none() is not None:
+                same = codec.encode_outline(live) == codec.encode_outline(kept)  # arrays are exact, and may be large
+            else:
+                same = self._encode(kept) == data
+            if same:
+                return ""
+        text = lost(live, kept)
+        return text and f"${text}"
+
+    def _find_exact(self, live: Any, kept: Any) -> str:
+        if self._root_counted and len(live) != len(kept):
+            return f"$: {FEWER}"
+        if self._root_floats and (text := _rounded(live, kept)):
+            return f"${text}"
+        for name in self._counted:
+            one, other = getattr(live, name), getattr(kept, name)
+            if isinstance(other, _COUNTED) and isinstance(one, objects.COLLECTIONS) and len(one) != len(other):
+                return f"$.{name}: {FEWER}"
+        for name in self._floats:
+            one, other = getattr(live, name), getattr(kept, name)
+            if type(one) is not type(other) and (text := lost(one, other)):
+                return f"$.{name}{text}"
+        for name in self._holds_floats:
+            if text := _rounded(getattr(live, name), getattr(kept, name)):
+                return f"$.{name}{text}"
+        return ""
 
 
-def _is_float(found: inspect.Type) -> bool:
-    """Whether a whole number becomes a float in a field of a type."""
-    if isinstance(found, (inspect.UnionType, inspect.Metadata)):
-        return any(map(_is_float, types.parts_of(found)))
-    return isinstance(found, inspect.FloatType)
+_COUNTED: Final = (dict, set, frozenset)
 
 
-def _is_rounded(live: Any, kept: Any) -> bool:
-    return type(kept) is float and type(live) is int and kept != live
+def _rounded(live: Any, kept: Any) -> str:
+    """Where a whole number was rounded: a float that was one has other bytes."""
+    if kept is None or kept is msgspec.UNSET:
+        return ""
+    return "" if codec.encode_raw(live) == codec.encode_raw(kept) else lost(live, kept)
 
 
 class NOTHING:
@@ -92,84 +104,6 @@ def _class_of(found: inspect.Type) -> Any:
         inspect.NoneType: type(None), inspect.BoolType: bool,
     }  # fmt: skip
     return names.get(type(found), NOTHING)
-
-
-def _beyond_fields(live: Any, kept: Any) -> str:
-    """An attribute that was set on an object beside its fields."""
-    if not hasattr(live, "__dict__") or fields_of(live) is None:
-        return ""
-    there = getattr(kept, "__dict__", {})
-    return next((name for name in vars(live) if name not in there), "")
-
-
-def fields_of(value: Any) -> dict[str, Any] | None:
-    """An object's fields as they are encoded; None where it has none."""
-    if isinstance(value, msgspec.Struct):
-        names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
-        return {encoded: getattr(value, name) for encoded, name in names}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-    if models.is_model_type(type(value)):
-        return models.fields(value)
-    if hasattr(type(value), "__attrs_attrs__"):
-        return {field.name: getattr(value, field.name, None) for field in type(value).__attrs_attrs__}
-    return None
-
-
-def _lost(live: Any, kept: Any, path: str) -> str:
-    if _equal(live, kept):
-        return ""
-    if _is_rounded(live, kept):
-        return f"{path}: {_ROUNDED}"
-    fields, keeps = fields_of(live), fields_of(kept)
-    if fields is not None and isinstance(kept, (list, tuple)):
-        live, fields = list(fields.values()), None
-    if fields is not None or (keeps is not None and isinstance(live, Mapping)):
-        tag = getattr(getattr(kept, "__struct_config__", None), "tag_field", None)
-        found = keeps if keeps is not None else kept
-        for name, value in (live if fields is None else fields).items():
-            if not isinstance(found, Mapping) or (name not in found and name != tag):
-                return f"{path}.{name}: {_NOT_DECLARED}"
-            # What `__post_init__` makes of the fields is its author's.
-            if (
-                name in found
-                and not hasattr(type(kept), "__post_init__")
-                and (text := _lost(value, found[name], f"{path}.{name}"))
-            ):
-                return text
-        return ""
-    if isinstance(live, Mapping) and isinstance(kept, Mapping):
-        if len(live) != len(kept):
-            return f"{path}: {_FEWER}"
-        return _first(
-            _lost(one, other, f"{path}[{key!r}]") for (key, one), other in zip(live.items(), kept.values(), strict=True)
-        )
-    if isinstance(live, _MANY) and isinstance(kept, _MANY):
-        if len(live) != len(kept):
-            return f"{path}: {_FEWER}"
-        if isinstance(kept, (set, frozenset)):
-            there = {type(one) for one in kept}
-            odd = next((one for one in live if fields_of(one) is not None and type(one) not in there), None)
-            return "" if odd is None else f"{path}: a {type(odd).__qualname__} is not of its declared type"
-        return _first(_lost(one, other, f"{path}[{i}]") for i, (one, other) in enumerate(zip(live, kept, strict=True)))
-    return ""
-
-
-def _equal(live: Any, kept: Any) -> bool:
-    """Whether two collections are seen to be equal at once, as large sets are that only have another order."""
-    if type(live) is not type(kept) or not isinstance(live, (dict, *_MANY)):
-        return False
-    try:
-        return bool(live == kept)
-    except Exception:  # arrays are not simply equal, and an item's own code may raise
-        return False
-
-
-_MANY: Final = (list, tuple, set, frozenset)
-
-
-def _first(texts: Iterable[str]) -> str:
-    return next(filter(None, texts), "")
 
 
 def unsendable(value: Any) -> str:
@@ -193,9 +127,9 @@ _DEPTH_MAX: Final = 64
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(f"[{key!r:.40}]", one) for key, one in value.items()]
-    if isinstance(value, _MANY):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [(f"[{place}]", one) for place, one in enumerate(value)]
-    return [(f".{name}", one) for name, one in (fields_of(value) or {}).items()]
+    return [(f".{name}", one) for name, one in (objects.fields_of(value) or {}).items()]
 
 
 # Stored values that a type no longer has ------------------------------------------------------------------------------

@@ -59,8 +59,10 @@ def keeps_extra(kind: Any) -> bool:
 
 
 def fields(model: Any) -> dict[str, Any]:
-    """A model's fields, and what it holds beyond them."""
-    return {**model.__dict__, **(model.__pydantic_extra__ or {})}
+    """A model's fields, and what it holds beyond them. What its cached properties computed is neither."""
+    known = type(model).model_fields
+    own = {name: value for name, value in model.__dict__.items() if name in known}
+    return {**own, **(model.__pydantic_extra__ or {})}
 
 
 def _difference(one: Any, other: Any) -> str | None:

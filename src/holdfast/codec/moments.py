@@ -15,6 +15,8 @@ from typing import Any, Final
 import msgspec
 import msgspec.inspect as inspect
 
+from holdfast.codec import objects
+
 MOMENT: Final = 2
 """The code of the extension type."""
 
@@ -67,12 +69,11 @@ def spelled_out(value: Any, kind: inspect.Type) -> Any:
 
 
 def _fields(value: Any, kind: inspect.Type) -> Any:
-    if isinstance(value, msgspec.Struct):
-        names, change = value.__struct_fields__, msgspec.structs.force_setattr
-    elif hasattr(type(value), "__dataclass_fields__"):
-        names, change = tuple(type(value).__dataclass_fields__), object.__setattr__
-    else:
+    cls: Any = type(value)
+    names = objects.names_of(cls)
+    if names is None:
         return value
+    change = msgspec.structs.force_setattr if isinstance(value, msgspec.Struct) else object.__setattr__
     types = {field.name: field.type for field in getattr(kind, "fields", ())}
     new: Any = None
     for name in names:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import msgspec
 import msgspec.inspect as inspect
@@ -34,11 +34,12 @@ _FIELDS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictTy
 
 class Traits(msgspec.Struct, frozen=True):
     """See the module. ``moments``, ``arrays``, ``anything``: whether a value may hold some, or what has no type at all.
-    ``loss``: what may be lost, at most."""
+    ``attributes``: whether an object in it may have some beside its fields. ``loss``: what may be lost, at most."""
 
     moments: bool
     arrays: bool
     anything: bool
+    attributes: bool
     loss: int
 
 
@@ -48,7 +49,7 @@ def of(kind: Any) -> Traits:
     found = inspect.type_info(kind)
     names = set[str]()
     _collect(found, names, set())
-    return Traits("moments" in names, "arrays" in names, "anything" in names, loss_of(found))
+    return Traits("moments" in names, "arrays" in names, "anything" in names, "attributes" in names, loss_of(found))
 
 
 def runs_code(kind: Any) -> bool:
@@ -69,6 +70,16 @@ def _codeless(found: inspect.Type) -> bool:
 def fields_of(found: inspect.Type) -> tuple[inspect.Field, ...]:
     """The fields of a type that has some."""
     return found.fields if isinstance(found, _FIELDS) else ()
+
+
+def class_of(found: Any) -> Any:
+    """The class of a type with fields, also of a generic one that was given its arguments."""
+    return get_origin(found.cls) or found.cls
+
+
+def has_attributes(cls: type) -> bool:
+    """Whether an object of a class may have attributes beside its fields."""
+    return bool(cls.__dictoffset__)
 
 
 def parts_of(found: inspect.Type) -> list[inspect.Type]:
@@ -94,10 +105,12 @@ def _collect(found: inspect.Type, names: set[str], seen: set[int]) -> None:
     if isinstance(found, _MOMENTS):
         names.add("moments")
     elif isinstance(found, inspect.AnyType) or getattr(found, "cls", None) is object:
-        names.update(("moments", "arrays", "anything"))
+        names.update(("moments", "arrays", "anything", "attributes"))
     elif isinstance(found, inspect.CustomType):
-        names.update(("arrays",) if arrays.is_array_type(found.cls) else ("moments", "arrays"))
+        names.update(("arrays",) if arrays.is_array_type(found.cls) else ("moments", "arrays", "attributes"))
         _check_custom(found.cls)
+    elif isinstance(found, (inspect.StructType, inspect.DataclassType)) and has_attributes(class_of(found)):
+        names.add("attributes")
     for field in fields_of(found):
         _check_default(found, field)
     for part in parts_of(found):
@@ -134,3 +147,17 @@ def loss_of(found: inspect.Type) -> int:
     if worst != CLOSED:
         return OPEN
     return COUNTED if isinstance(found, (inspect.DictType, inspect.SetType, inspect.FrozenSetType)) else CLOSED
+
+
+def is_float(found: inspect.Type) -> bool:
+    """Whether a whole number becomes a float where a type is declared."""
+    if isinstance(found, (inspect.UnionType, inspect.Metadata)):
+        return any(map(is_float, parts_of(found)))
+    return isinstance(found, inspect.FloatType) or getattr(found, "cls", None) in arrays.floats()
+
+
+def holds_floats(found: inspect.Type) -> bool:
+    """Whether a value of a type without fields may be a collection in which whole numbers become floats."""
+    if isinstance(found, (inspect.UnionType, inspect.Metadata)):
+        return any(map(holds_floats, parts_of(found)))
+    return any(is_float(part) or holds_floats(part) for part in parts_of(found))
