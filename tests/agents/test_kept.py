@@ -1067,7 +1067,7 @@ def test_the_code_of_an_item_is_not_asked_whether_it_is_the_same() -> None:
 
 def test_objects_of_attrs_classes_are_kept() -> None:
     """Also their offsets, what they make of their fields, and what is beside them."""
-    attrs = pytest.importorskip("attrs")
+    import attrs
 
     @attrs.define
     class Visit:
