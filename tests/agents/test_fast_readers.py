@@ -275,9 +275,11 @@ async def test_attributes_that_users_code_sets_go_the_general_way(tmp_path: Path
         taken.clear()
         Watched.refuses = True
         assert await give(node, [call(0, 0, "plus", [1])]) == [(1, ["BadState", ANY])]
+        assert await give(node, [call(2, 2)]) == [(0, 2)]  # a handler's turn sets none by it
+        assert await give(node, [call(3, 3, "keep", [])]) == [(1, ["HandlerFailed", ANY])]
         Watched.refuses = False
-        assert await give(node, [call(0, 0, "plus", [1])]) == [(0, 2)]
-        assert taken == [False, False]
+        assert await give(node, [call(0, 0, "plus", [1])]) == [(0, 3)]
+        assert taken == [False] * 4
 
 
 async def _outcome(node: Node, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tests.cluster.app import Account
@@ -12,7 +13,10 @@ from tests.node.test_cli import free_base
 from holdfast import ConfigError, LocalCluster, Node
 from holdfast.cluster.cohort import Cohort, HostEntry
 from holdfast.errors import DataLoss
-from holdfast.host import state
+from holdfast.host import arrival, state
+from holdfast.host.nats_config import ServerSettings
+from holdfast.host.nats_server import NatsServer
+from holdfast.host.seat import Seat
 
 CLUSTER_APP = "tests.cluster.app"
 
@@ -31,13 +35,39 @@ KEPT = record(h1="h1-1a", h2="h2-2a", h3="h3-3a")
         (record(h1="h1-9f", h2="h2-2a", h3="h3-3a"), True),
         (record(h1="h1-9f", h2="h2-2a", h3="h3-9f"), True),
         (record(h2="h2-2a", h4="h4-4a"), True),
-        (record(h1="h1-1a", h2="h2-9f", h3="h3-9f"), False),
+        (record(h1="h1-1a", h2="h2-9f", h3="h3-9f"), True),
         (record(h1="h1-9f", h2="h2-9f", h3="h3-9f"), False),
         (record(h4="h4-4a"), False),
     ],
 )
-def test_a_cluster_is_known_by_the_servers_of_others(found: Cohort, same: bool) -> None:
-    assert state.is_same_cluster(KEPT, found, "h1") == same
+def test_a_cluster_is_known_by_its_servers(found: Cohort, same: bool) -> None:
+    assert state.is_foreign(found, KEPT) is not same
+    assert not state.is_foreign(found, None)
+
+
+async def test_addresses_are_the_same_by_whatever_name() -> None:
+    some = ["localhost:6222", "127.0.0.1:6223", "no-such-host.invalid:6222", ""]
+    others = ["127.0.0.1:6222", "[::1]:7222", "no-such-host.invalid:6222", "127.0.0.1:1"]
+    assert await arrival.same_places(some, others) == {"localhost:6222", "no-such-host.invalid:6222"}
+    assert await arrival.same_places(["[::1]:7222"], others) == {"[::1]:7222"}
+    assert await arrival.same_places(some, []) == set()
+
+
+async def test_a_host_that_hears_another_cluster_only_later_follows_it_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ServerSettings("h1", str(tmp_path), routes=("a:1", "b:1", "c:1"))
+    seat = Seat("h1", NatsServer(settings), "", cast(Any, None), lambda *_: None)
+    seat._state = state.State("1a", True, "127.0.0.1", sequence=3, record=KEPT, founded=True)
+
+    async def foreign(_: object) -> tuple[Cohort, int]:
+        return record(h2="h2-9f", h3="h3-9f"), 7
+
+    monkeypatch.setattr(arrival, "read", foreign)
+    assert not await seat._fit(cast(Any, None), cast(Any, None), cast(Any, None))
+    assert "hosts of another cluster" in seat.trouble
+    assert (seat.record, seat.sequence, seat.votes) == (KEPT, 3, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def count(cluster: LocalCluster) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -128,3 +129,29 @@ async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_notic
         assert lost[0].startswith(f"{cells[1]}: its log goes up to ") and f"and {sequence + 1000} was" in lost[0]
     finally:
         await life.close()
+
+
+async def test_a_proof_that_is_acknowledged_late_is_no_loss() -> None:
+    """What was written after it may have been acknowledged before it."""
+    arrived, answer = asyncio.Event(), asyncio.Event()
+
+    class Log:
+        async def append(self, cell: str, records: list[Record]) -> range:
+            if cell == "c0":
+                arrived.set()
+                await answer.wait()
+            return range(10, 11)
+
+    engine = cast(Any, SimpleNamespace(name="nats", log=Log(), when_failed=lambda _: None))
+    life = Life(engine, SYSTEM_CLOCK, "n-a", ["c0"], True)
+    lost: list[str] = []
+    life.on_cell_lost = lambda cell, why: lost.append(why)
+    life.acknowledged("c0", 9)
+    proving = asyncio.create_task(life._prove("c0"))
+    await arrived.wait()
+    life.acknowledged("c0", 15)
+    answer.set()
+    await proving
+    assert lost == [] and life.highest("c0") == 15
+    await life._prove("c0")
+    assert lost == ["its log goes up to 10, and 15 was acknowledged to this node"]

@@ -40,3 +40,27 @@ async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -
             assert [event.who for event in said] == [cell]
     finally:
         await servers.stop()
+
+
+async def test_each_batch_and_each_claim_is_compared_with_what_was_acknowledged(tmp_path: Path) -> None:
+    servers = LocalServers(tmp_path, 1)
+    await servers.start()
+    try:
+        async with Node.join(servers.urls, serve=[Account], found=True, replicas=1) as node:
+            await node.ready()
+            (cell,) = node.manifest.cells
+            agent = node.agent(Account, "a")
+            assert await agent.ask(Account.add, 1) == 1
+            await node.life.close()  # no proof tells any more
+            before = node.life.highest(cell)
+            assert await agent.ask(Account.add, 1) == 2
+            assert node.life.highest(cell) > before
+            node.life.acknowledged(cell, before + 1000)  # of which the log has nothing
+            node._runtime.reclaim(cell)
+            async with asyncio.timeout(60):
+                while cell not in node._ownership.lost_cells:
+                    await asyncio.sleep(0.05)
+            assert f"and {before + 1000} was acknowledged" in node._ownership.lost_cells[cell]
+            assert state(node).shards == []
+    finally:
+        await servers.stop()

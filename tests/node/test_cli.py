@@ -155,7 +155,7 @@ def free_base() -> int:
     while True:
         base = random.choice(nats_server.ports()[:-101])
         try:
-            for port in (*range(base, base + 6), base + 100):
+            for port in (*range(base, base + 8), base + 100):
                 with socket.socket() as one:
                     one.bind(("127.0.0.1", port))
         except OSError:

@@ -340,7 +340,8 @@ class Activation:
             self.solo = False
         self.pump()
         busy = self.running or self.mailbox or self.inbox or self.held or self.outgoing_records
-        self.at_rest = self.loaded and not (busy or self.solo or self.attempts or self.broken)
+        rests = self.loaded and not (busy or self.solo or self.attempts or self.broken)
+        self.at_rest = rests and self.kind.has_plain_attributes
 
     def _release(self, message: Delivery) -> None:
         if message.call is not None:

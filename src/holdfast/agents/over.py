@@ -50,16 +50,30 @@ class _Past:
 PAST: Final[Any] = _Past()
 
 
+def hold(agent: Any, state: Any, context: Any) -> None:
+    """Have an instance hold what belongs to a turn, without code of its author's that sets attributes."""
+    object.__setattr__(agent, "_holdfast_state", state)
+    object.__setattr__(agent, "_holdfast_context", context)
+
+
+def held(agent: Any) -> tuple[Any, Any]:
+    """What `hold` gave it, as far as it was not deleted or replaced."""
+    try:
+        state = object.__getattribute__(agent, "_holdfast_state")
+    except AttributeError:
+        state = PAST
+    return state, object.__getattribute__(agent, "_holdfast_context")
+
+
 def begin(agent: Any, state: Any) -> None:
     """Begin a turn that waits for nothing."""
-    agent._holdfast_state = state
-    agent._holdfast_context = None
+    hold(agent, state, None)
 
 
 def end(agent: Any) -> tuple[Any, Context | None]:
     """End it; return its state, and its context where that was asked for."""
-    state, context = getattr(agent, "_holdfast_state", PAST), agent._holdfast_context  # it may have been deleted
-    agent._holdfast_state = agent._holdfast_context = PAST
+    state, context = held(agent)
+    hold(agent, PAST, PAST)
     if context is not None:
         context._over = True
     return state, context
@@ -77,8 +91,8 @@ def begin_waiting(agent: Any, context: Context, state: Any) -> None:
 def end_waiting(agent: Any, context: Context) -> Any:
     """End it; return its state."""
     state, context._state, context._over = context._state, PAST, True
-    if agent._holdfast_context is context:
-        agent._holdfast_context = PAST
+    if held(agent)[1] is context:
+        object.__setattr__(agent, "_holdfast_context", PAST)
     return state
 
 

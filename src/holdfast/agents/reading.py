@@ -138,10 +138,10 @@ def at_once(
 ) -> Any:
     """Run it; what the agent's ``__init__`` gave its instance to sees the same state as the reader's own instance."""
     whole = activation.agent
-    before = whole._holdfast_state, whole._holdfast_context
-    whole._holdfast_state, whole._holdfast_context = agent._holdfast_state, context
+    before = over.held(whole)
+    over.hold(whole, over.held(agent)[0], context)
     value = guard.at_once(method.bind, agent, args)
-    whole._holdfast_state, whole._holdfast_context = before
+    over.hold(whole, *before)
     return value
 
 

@@ -64,6 +64,7 @@ class Claims:
             claims = self._records(name, before)
             records = [epochs.successor(cell, number, before[number].sequence, claims[number]) for number in before]
             first = [mine.next_link()] if begins else []
+            highest = self._life.highest(cell)
             try:
                 sequences = await self._engine.log.append(cell, [*records, *breaks, *first])
             except StorageFailed as error:
@@ -78,6 +79,7 @@ class Claims:
                 if others == breaks or attempt == _TRIES:
                     raise
             else:
+                self._life.wrote(cell, sequences[-1], highest)
                 break
         self._broken.update((cell, chain.name_of(record.subject)) for record in breaks)
         if begins and mine.name == name:

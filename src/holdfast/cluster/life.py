@@ -177,9 +177,9 @@ class Life:
         except (NoQuorum, Unknown, Closed, TimeoutError):
             pass  # one that arrives later is found by the next, which is refused
         except InvalidName:
-            self._wrote(cell, 0, before)
+            self.wrote(cell, 0, before)
         else:
-            self._wrote(cell, sequences[0], before)
+            self.wrote(cell, sequences[0], before)
             if incarnation == self.incarnation:
                 self._last[cell] = sequences[0]
                 self._proved(cell, began_at)
@@ -199,7 +199,7 @@ class Life:
             stored = await self._engine.log.read(cell, _subject(cell, incarnation))
             if stored is None or stored.sequence < self._last[cell]:
                 # A replica that lags, or a log that lost this proof: a write tells.
-                self._wrote(cell, (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0], before)
+                self.wrote(cell, (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0], before)
         except (NoQuorum, Unknown, Closed):
             return
         if incarnation != self.incarnation:
@@ -210,13 +210,19 @@ class Life:
         elif stored.sequence > self._last[cell]:  # else the replica that was read lags: again in a moment
             self._last[cell] = stored.sequence
 
+    def highest(self, cell: str) -> int:
+        """What a write that begins now is to be above: see `wrote`."""
+        return self._highest[cell]
+
     def acknowledged(self, cell: str, sequence: int) -> None:
-        """Note that a write of this node has this sequence. Its next proof has a higher one, or the log lost it."""
+        """Note that a write of this node has this sequence. What is written from now on has a higher one, or the log lost it."""
         self._highest[cell] = max(self._highest[cell], sequence)
 
-    def _wrote(self, cell: str, sequence: int, before: int) -> None:
-        """A proof was acknowledged with this sequence (0: there is no such cell). One that is not above all that was
-        acknowledged before the proof began is evidence that the cell's log lost what it had."""
+    def wrote(self, cell: str, sequence: int, before: int) -> None:
+        """Note that a write has this sequence (0: there is no such cell). ``before``: the `highest` when it began.
+
+        One that is not above that is evidence that the cell's log lost what it had.
+        """
         self.acknowledged(cell, sequence)
         if before and sequence <= before:
             self.on_cell_lost(cell, f"its log goes up to {sequence}, and {before} was acknowledged to this node")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -20,6 +22,7 @@ from holdfast.host.service import ask_host
 
 _JOIN_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.25
+_RESOLVE_SECONDS: Final = 2.0
 
 
 async def read(engine: NatsEngine) -> tuple[Cohort | None, int]:
@@ -99,3 +102,21 @@ def _is_here(name: str) -> bool:
     except (OSError, ValueError):
         return False
     return False
+
+
+async def same_places(some: Iterable[str], others: Iterable[str]) -> set[str]:
+    """Those of some addresses (HOST:PORT) that are also among others, by whatever name."""
+    known = set().union(*await asyncio.gather(*map(_resolved, others)))
+    return {place for place in some if place and known & await _resolved(place)}
+
+
+async def _resolved(place: str) -> set[str]:
+    """An address, and what its name stands for, as far as that is known soon."""
+    host, _, port = place.rpartition(":")
+    found = {place}
+    with suppress(OSError, UnicodeError, TimeoutError):
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            loop = asyncio.get_running_loop()
+            named = await loop.getaddrinfo(addresses.bare(host), int(port), type=socket.SOCK_STREAM)
+            found |= {addresses.join(str(address[0]), int(address[1])) for *_, address in named}
+    return found

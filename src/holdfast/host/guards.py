@@ -218,12 +218,13 @@ async def _patiently(why_not: Callable[[], Awaitable[str]]) -> None:
 
 def _only_copy(kept: Mapping[str, Replicas], server: str, names: Sequence[str]) -> str:
     """Why a server's store may have what no other has; empty where it has not. ``names``: of all streams there are."""
-    copies = {copy.stream: copy for one in kept.values() for copy in one.replicas}
+    copies = {copy.stream for one in kept.values() for copy in one.replicas if copy.leads or copy.copies > 1}
     alone = {copy.stream for copy in (kept[server].replicas if server in kept else ()) if copy.copies == 1}
     for stream in names:
         if stream not in copies:
             return (
-                f"no server that answers keeps {stream}: its only copy may be that of {server}, so start that one first"
+                f"no server that answers keeps {stream}: its only copy may be that of {server}, so start that one first; "
+                "where its disk is lost, restore a backup as a new cluster"
             )
         if stream in alone:
             return f"the only copy of {stream} is that of {server}: it has to be moved first"

@@ -135,10 +135,12 @@ class Seat:
                 f"there is a host {self.host!r} in the cluster already, and {self._directory} is a copy of its directory: end "
                 "that host first, or give an empty --dir and another --name"
             )
-        if record is None or self.record is None:
+        if record is None:
             return
-        if not state.is_same_cluster(self.record, record, self.host):
-            state.check_routes(self._directory, record, (*self._server.settings.routes, *self._state.others))
+        if state.is_foreign(record, self.record):
+            routes = (*self._server.settings.routes, *self._state.others)
+            if shared := await arrival.same_places([entry.route for entry in record.hosts.values()], routes):
+                raise ConfigError(state.foreign_text(self._directory, shared))
             return
         if sequence < self._state.sequence or record.target:
             return  # while the cohort changes, the command sees to it
@@ -240,6 +242,9 @@ class Seat:
             return await self._found(engine)
         self._empty_since = 0.0
         async with self._changing:
+            if state.is_foreign(record, self.record):
+                self.trouble = state.foreign_text(self._directory, [self._server.url])
+                return False
             if sequence < self._state.sequence:
                 return False  # a replica that lags
             self._remember(record, sequence)

@@ -159,18 +159,19 @@ def server_in(record: Cohort | None, host: str) -> str:
     return "" if entry is None else entry.server
 
 
-def is_same_cluster(kept: Cohort, found: Cohort, host: str) -> bool:
-    """Whether a record is of a host's own cluster: some other host still has the server that it was known by."""
-    return any(server_in(kept, name) == entry.server for name, entry in found.hosts.items() if name != host)
+def is_foreign(found: Cohort, kept: Cohort | None) -> bool:
+    """Whether a record is that of another cluster, as far as a host can know from the one that it kept: no host has the server
+    in both, whose name nobody else ever has."""
+    return kept is not None and all(server_in(kept, name) != entry.server for name, entry in found.hosts.items())
 
 
-def check_routes(directory: Path, foreign: Cohort, routes: Iterable[str]) -> None:
-    """Raises `ConfigError` where a host's server would be one of another cluster."""
-    if shared := {entry.route for entry in foreign.hosts.values()}.intersection(routes) - {""}:
-        raise ConfigError(
-            f"at {', '.join(sorted(shared))} are hosts of another cluster than the one whose data are in {directory}: end them "
-            "first, or give this one other ports. To have a host of theirs, give an empty --dir"
-        )
+def foreign_text(directory: Path, places: Iterable[str]) -> str:
+    """For people: that the hosts at some addresses are not of the cluster whose data these are."""
+    return (
+        f"at {', '.join(sorted(places))} are hosts of another cluster than the one whose data are in {directory}: end them "
+        "first, or give this one other ports. If it is the same cluster, and all its hosts were replaced while this one was "
+        f"away, move {directory} away and start with an empty --dir"
+    )
 
 
 def server_of(directory: Path) -> str:
