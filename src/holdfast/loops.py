@@ -30,17 +30,33 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     Tasks that are left when it has ended are cancelled. `asyncio.run` waits for their end for ever, also where one swallows
     each cancellation; this waits for a bounded time, and says in the log what goes on.
     """
-    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
-        loop = runner.get_loop()
-        _ours.add(loop)
+    runner = asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop)
+    loop = runner.get_loop()
+    _ours.add(loop)
+    try:
+        return runner.run(main)
+    finally:
+        _end(runner)
+
+
+def _end(runner: asyncio.Runner) -> None:
+    """End what is left on a loop, and close it. A Ctrl-C meanwhile ends it at once, and is what comes out of it."""
+    loop = runner.get_loop()
+    try:
         try:
-            return runner.run(main)
+            loop.run_until_complete(_end_all())
         finally:
-            try:
-                loop.run_until_complete(_end_all())
-            finally:  # also at a Ctrl-C meanwhile, which ends it at once
-                for task in asyncio.all_tasks(loop):
-                    _leave(task)
+            for task in asyncio.all_tasks(loop):
+                _leave(task)
+            runner.close()
+    except (RuntimeError, asyncio.CancelledError) as error:
+        # It may have come in the midst of a step of the loop, which then cannot be closed.
+        before = error.__context__
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is None:
+            raise
+        raise KeyboardInterrupt from None
 
 
 async def _end_all() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
+
+from holdfast import loops, run
 
 PROGRAM = """
 import asyncio, logging, sys
@@ -60,3 +63,27 @@ def test_a_program_ends_whatever_its_tasks_do_with_their_cancellation(error: str
     for name in ("swallow", "child"):
         assert f"{name} goes on though it was cancelled, and is left to itself" in ran.stderr
     assert "Traceback" not in ran.stderr and "destroyed" not in ran.stderr
+
+
+@pytest.mark.parametrize("closing", [RuntimeError("Cannot close a running event loop"), asyncio.CancelledError()])
+def test_a_ctrl_c_in_the_end_is_what_comes_out_though_the_loop_cannot_be_closed(
+    closing: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> int:
+        return 1
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    close = asyncio.Runner.close
+
+    def failing(runner: asyncio.Runner) -> None:
+        close(runner)
+        raise closing
+
+    monkeypatch.setattr(asyncio.Runner, "close", failing)
+    with pytest.raises(type(closing)):
+        run(main())
+    monkeypatch.setattr(loops, "_end_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(main())
