@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,52 +17,53 @@ from holdfast.node.checkup import state
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
-async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -> None:
-    servers = LocalServers(tmp_path, 1)
+@asynccontextmanager
+async def serving(directory: Path) -> AsyncIterator[Node]:
+    """A node on a server of its own, with one copy of everything."""
+    servers = LocalServers(directory, 1)
     await servers.start()
     try:
         async with Node.join(servers.urls, serve=[Account], found=True, replicas=1) as node:
             await node.ready()
-            (cell,) = node.manifest.cells
-            agent = node.agent(Account, "a")
-            for n in range(1, 30):
-                assert await agent.ask(Account.add, 1) == n
-            # As if all its copies had been thrown away: everything is gone, and the server takes writes.
-            await node.engine.drop_cells([cell])
-            await node.engine.ensure_cells([cell], 1)
-            async with asyncio.timeout(60):
-                while cell not in node._ownership.lost_cells:
-                    await asyncio.sleep(0.1)
-            assert "was acknowledged" in node._ownership.lost_cells[cell]
-            assert state(node).shards == [] and state(node).lost_cells
-            with pytest.raises(HoldfastError) as refused:
-                await agent.options(timeout_seconds=3).ask(Account.add, 1)
-            assert isinstance(refused.value, NotDone) or "Unknown" in type(refused.value).__name__
-            said = [event async for event in node.events.read() if event.what == "cell-lost"]
-            assert [event.who for event in said] == [cell]
+            yield node
     finally:
         await servers.stop()
+
+
+async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        (cell,) = node.manifest.cells
+        agent = node.agent(Account, "a")
+        for n in range(1, 30):
+            assert await agent.ask(Account.add, 1) == n
+        # As if all its copies had been thrown away: everything is gone, and the server takes writes.
+        await node.engine.drop_cells([cell])
+        await node.engine.ensure_cells([cell], 1)
+        async with asyncio.timeout(60):
+            while cell not in node._ownership.lost_cells:
+                await asyncio.sleep(0.1)
+        assert "was acknowledged" in node._ownership.lost_cells[cell]
+        assert state(node).shards == [] and state(node).lost_cells
+        with pytest.raises(HoldfastError) as refused:
+            await agent.options(timeout_seconds=3).ask(Account.add, 1)
+        assert isinstance(refused.value, NotDone) or "Unknown" in type(refused.value).__name__
+        said = [event async for event in node.events.read() if event.what == "cell-lost"]
+        assert [event.who for event in said] == [cell]
 
 
 async def test_each_batch_and_each_claim_is_compared_with_what_was_acknowledged(tmp_path: Path) -> None:
-    servers = LocalServers(tmp_path, 1)
-    await servers.start()
-    try:
-        async with Node.join(servers.urls, serve=[Account], found=True, replicas=1) as node:
-            await node.ready()
-            (cell,) = node.manifest.cells
-            agent = node.agent(Account, "a")
-            assert await agent.ask(Account.add, 1) == 1
-            await node.life.close()  # no proof tells any more
-            before = node.life.highest(cell)
-            assert await agent.ask(Account.add, 1) == 2
-            assert node.life.highest(cell) > before
-            node.life.acknowledged(cell, before + 1000)  # of which the log has nothing
-            node._runtime.reclaim(cell)
-            async with asyncio.timeout(60):
-                while cell not in node._ownership.lost_cells:
-                    await asyncio.sleep(0.05)
-            assert f"and {before + 1000} was acknowledged" in node._ownership.lost_cells[cell]
-            assert state(node).shards == []
-    finally:
-        await servers.stop()
+    async with serving(tmp_path) as node:
+        (cell,) = node.manifest.cells
+        agent = node.agent(Account, "a")
+        assert await agent.ask(Account.add, 1) == 1
+        await node.life.close()  # no proof tells any more
+        before = node.life.highest(cell)
+        assert await agent.ask(Account.add, 1) == 2
+        assert node.life.highest(cell) > before
+        node.life.acknowledged(cell, before + 1000)  # of which the log has nothing
+        node._runtime.reclaim(cell)
+        async with asyncio.timeout(60):
+            while cell not in node._ownership.lost_cells:
+                await asyncio.sleep(0.05)
+        assert f"and {before + 1000} was acknowledged" in node._ownership.lost_cells[cell]
+        assert state(node).shards == []

@@ -13,7 +13,6 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from contextvars import Context
 from typing import (
     Any,
     Concatenate,
@@ -30,6 +29,7 @@ from typing import (
 import msgspec
 
 from holdfast import codec, limits
+from holdfast.agents import guard
 from holdfast.codec import types
 from holdfast.codec.canonical import canonical, has_one_form
 from holdfast.codec.flooding import guarded
@@ -202,7 +202,7 @@ class _Method(Generic[A_contra, P, R_co]):
         return msgspec.structs.astuple(message)
 
     def _decode_apart(self, data: bytes) -> Any:
-        return Context().run(self.decode_ordered, data)
+        return guard.fresh().run(self.decode_ordered, data)
 
     def canonical(self, data: bytes) -> bytes:
         """What arguments mean, as bytes: the same for all that mean the same. Those that do not fit mean themselves."""

@@ -30,7 +30,7 @@ def lost(live: Any, kept: Any) -> str:
     cls: Any = type(kept)
     if type(live) is cls and cls in objects.PLAIN:
         return ""
-    if is_rounded(live, kept):
+    if _is_rounded(live, kept):
         return f": {_ROUNDED}"
     if isinstance(live, _MANY) and isinstance(kept, _MANY):
         return "" if _equal(live, kept) else _of_items(live, kept)
@@ -53,7 +53,7 @@ def lost(live: Any, kept: Any) -> str:
     return ""
 
 
-def is_rounded(live: Any, kept: Any) -> bool:
+def _is_rounded(live: Any, kept: Any) -> bool:
     """Whether a whole number became a float that is another number."""
     floats: Any = (float, *arrays.floats())
     if type(live) is type(kept) or not isinstance(kept, floats):

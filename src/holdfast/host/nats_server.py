@@ -32,7 +32,7 @@ _STOP_SECONDS: Final = 10.0
 _GREETING_SECONDS: Final = 2.0
 _TIMERS_LATE_SECONDS: Final = 0.005
 _PORT_MIN: Final = 10_000
-_PORTS_MIN: Final = 100
+_ENOUGH_PORTS: Final = 100
 """Where there are fewer, the system draws."""
 _PORT_TRIES: Final = 1_000
 
@@ -40,7 +40,7 @@ _PORT_TRIES: Final = 1_000
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on at this moment, of `ports` where that has enough."""
     found = ports()
-    tries = [found[chance.bits(32) % len(found)] for _ in range(_PORT_TRIES)] if len(found) >= _PORTS_MIN else []
+    tries = [found[chance.bits(32) % len(found)] for _ in range(_PORT_TRIES)] if len(found) >= _ENOUGH_PORTS else []
     sockets: list[socket.socket] = []
     try:
         for port in [*tries, *[0] * count]:

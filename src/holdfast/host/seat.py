@@ -243,7 +243,7 @@ class Seat:
         self._empty_since = 0.0
         async with self._changing:
             if state.is_foreign(record, self.record):
-                self.trouble = state.foreign_text(self._directory, [self._server.url])
+                self.trouble = state.foreign_text(self._directory, (entry.url for entry in record.hosts.values()))
                 return False
             if sequence < self._state.sequence:
                 return False  # a replica that lags
