@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 from tests.admin.app import Note
 
-from holdfast import HoldfastError, LocalCluster, Node
+from holdfast import HoldfastError, LocalCluster, Node, limits
 from holdfast.admin.doctor import examine
 from holdfast.admin.scrub import ScrubReport, by_hosts, scrub
 from holdfast.engines.nats import streams
@@ -37,6 +37,8 @@ BUSY = 150
 """Notes that are written to all the while. The others stay as they are: what was lost of them is not replaced."""
 
 TEXT = "the quick brown fox " * 40
+LONG = TEXT * (limits.PACKED_BYTES_MAX // len(TEXT) + 1)
+"""Of those that stay as they are. In a pack they would leave it after a while, and what a replica lost of them with it."""
 
 
 def host_of(server: str) -> str:
@@ -139,7 +141,8 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
         await engine.open()
         await node.ready(60)
         made = Scene(cluster, directory, node, engine)
-        await made.write([f"n{n}" for n in range(NOTES)], TEXT)
+        await made.write([f"n{n}" for n in range(BUSY)], TEXT)
+        await made.write([f"n{n}" for n in range(BUSY, NOTES)], LONG)
         yield made
         await engine.close()
 
