@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from tests.hearing import let_children_hear
+from tests.patience import wait_longer
 
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
@@ -23,6 +24,7 @@ settings.register_profile("soak", parent=settings.get_profile("default"), max_ex
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 let_children_hear()
+wait_longer()
 
 
 def _share_ports(workers: int, number: int) -> None:

@@ -1,0 +1,45 @@
+"""On a busy machine everything takes several times longer, and nothing is wrong: how long the tests of this process wait
+where neither they nor what they are about says how long.
+
+A test that is about a bound gives that bound itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+from holdfast import AgentRef, LocalCluster, Node, limits
+from holdfast.agents.ref import Options
+
+PATIENT_SECONDS: Final = 240.0
+
+
+def wait_longer() -> None:
+    """Have asks, starts and joins wait for `PATIENT_SECONDS` by default, in this process."""
+    limits.JOIN_SECONDS = PATIENT_SECONDS  # type: ignore[misc]
+    for function in (
+        LocalCluster.start,
+        LocalCluster.add_host,
+        LocalCluster.start_host,
+        Node.ready,
+        Node.call,
+        Node.send,
+    ):
+        _by_default(function, "timeout_seconds", PATIENT_SECONDS)
+    _by_default(AgentRef.__init__, "options", Options(timeout_seconds=PATIENT_SECONDS))
+
+
+def _by_default(function: Callable[..., Any], name: str, value: object) -> None:
+    parameter = inspect.signature(function).parameters[name]
+    assert parameter.default is not parameter.empty
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        assert function.__kwdefaults__ is not None
+        function.__kwdefaults__[name] = value
+        return
+    parameters = inspect.signature(function).parameters.values()
+    names = [one.name for one in parameters if one.default is not one.empty and one.kind is not one.KEYWORD_ONLY]
+    defaults = list(function.__defaults__ or ())
+    defaults[names.index(name)] = value
+    function.__defaults__ = tuple(defaults)
