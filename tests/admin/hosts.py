@@ -56,7 +56,7 @@ class HostProcess:
             self._changed.set()
         self._changed.set()
 
-    async def heard(self, event: str, count: int = 1, seconds: float = 60) -> dict[str, Any]:
+    async def heard(self, event: str, count: int = 1, seconds: float = 240.0) -> dict[str, Any]:
         """Wait for an event; return its newest."""
         async with asyncio.timeout(seconds):
             while len(found := [one for one in self.events if one["event"] == event]) < count:

@@ -71,7 +71,7 @@ async def crash(node: Node) -> None:
 
 async def purses(node: Node, names: list[str], coins: int) -> None:
     """Wait until no coin is under way any more; then each is there once, and came in the order of its sender."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             looks = [await node.agent(Purse, name).ask(Purse.look) for name in names]
             total = sum(look.n for look in looks)

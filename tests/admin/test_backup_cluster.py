@@ -19,7 +19,7 @@ from holdfast import LocalCluster, Node
 from holdfast.admin.backup import create
 from holdfast.admin.verify import BackupFacts, verify
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 PURSES = [f"p{n}" for n in range(24)]
 ROUND = [f"c{n}" for n in range(7)]
 LETTERS = [f"l{n}" for n in range(5)]
@@ -69,7 +69,7 @@ class Load:
         least = min(self.begun.values()) + 30
         tasks = [asyncio.create_task(one) for one in (self._rounds(), self._letters(), *map(self._coins, range(6)))]
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(240):
                 while min(self.acknowledged.values()) < least:
                     await asyncio.sleep(0.01)
             return await work()
@@ -106,7 +106,7 @@ class Load:
         total = sum(counts)
         assert counts == [(total + len(ROUND) - 1 - n) // len(ROUND) for n in range(len(ROUND))], "effect without cause"
         assert self.before["rounds"] <= total <= self.after["rounds"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(240):
             while len(found := await self._noted(node)) < self.before["letters"]:
                 await asyncio.sleep(0.05)
         assert found == list(range(len(found))), "a message is there, and one before it is not"

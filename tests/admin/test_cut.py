@@ -92,7 +92,7 @@ def after_writes(append: Append, writer: Writer, wanted: Callable[[], bool] = la
 
 
 async def some(writer: Writer) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         while writer.acknowledged < 2 * _KEYS:
             await asyncio.sleep(0.01)
 
@@ -188,7 +188,7 @@ async def test_a_hold_ends_by_itself(engines: Any) -> None:
     waiting = asyncio.create_task(gate.append(cells[0], [Record(f"{cells[0]}.a", b"")]))
     await asyncio.sleep(0)
     assert not waiting.done()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         assert len(await waiting) == 1
 
 
@@ -197,14 +197,14 @@ async def test_a_hold_of_one_cell_lets_the_others_pass(engines: Any) -> None:
     gate = Gate(ours.log)
     gate.hold(600.0, cells[0])
     held = asyncio.create_task(gate.append(cells[0], [Record(f"{cells[0]}.b", b"")]))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await gate.append(cells[1], [Record(f"{cells[1]}.b", b"")])
     assert not held.done()
     gate.hold(0.05)
     others = asyncio.create_task(gate.append(cells[1], [Record(f"{cells[1]}.b", b"")]))
     await asyncio.sleep(0)
     assert not others.done() and not held.done()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await asyncio.gather(held, others)
 
 

@@ -128,7 +128,7 @@ class Scene:
         return found
 
 
-async def until(condition: Callable[[], Any], seconds: float = 180) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 240.0) -> None:
     async with asyncio.timeout(seconds):
         while not (await found if asyncio.iscoroutine(found := condition()) else found):
             await asyncio.sleep(0.1)
@@ -189,7 +189,7 @@ async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_twenty_scrubs_under_load_raise_no_false_alarm(scene: Scene) -> None:
     async with load(scene):
         for _ in range(20):

@@ -106,7 +106,7 @@ def test_a_node_that_ends_again_and_again_is_away_also_while_it_is_ready() -> No
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> None:
     """The two others take its shards over, so that nothing but the node itself is missing."""
     app = tmp_path / "broken.py"
@@ -126,7 +126,7 @@ async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> N
             await host.start()
         await hosts[0].heard("node-ready")
         await hosts[1].heard("node-ready")
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             while True:
                 code, text = await status("--json")
                 found = json.loads(text)

@@ -134,7 +134,7 @@ async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backu
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.capability("B6")
 async def test_an_embedded_log_becomes_a_cluster_of_three(backup: Path, tmp_path: Path) -> None:
     async with restored_cluster(tmp_path / "new", backup, 3) as cluster, Node.join(cluster.urls) as node:

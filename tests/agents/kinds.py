@@ -147,7 +147,7 @@ class Fault:
         return await self._real(cell, records)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 240.0) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(seconds):
         while not await condition():

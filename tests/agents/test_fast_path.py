@@ -190,7 +190,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(240):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -208,7 +208,7 @@ async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
             future.set_result((outcome, value[:2] if outcome == 1 else value))
 
         node._runtime.take(one, sink)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         return [await answers[place] for place in answers]
 
 

@@ -215,14 +215,14 @@ async def test_what_was_kept_since_a_claim_goes_when_nobody_wanted_it(
 async def test_a_cancelled_ask_cancels_its_handler(path: Path) -> None:
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
-        asking = asyncio.create_task(agent.ask(Counter.slow, 90.0))
+        asking = asyncio.create_task(agent.ask(Counter.slow, 900.0))
         queued = asyncio.create_task(agent.ask(Counter.add, 100))
         for _ in range(3):  # one runs, one waits
             await asyncio.sleep(0)
         queued.cancel()
         asking.cancel()
         await asyncio.gather(asking, queued, return_exceptions=True)
-        async with asyncio.timeout(45):
+        async with asyncio.timeout(450):
             assert await agent.ask(Counter.add, 1) == 1
 
 
@@ -275,7 +275,7 @@ async def test_a_closed_node_says_so(path: Path) -> None:
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(240):
         for call in (agent.ask(Counter.add, 1), agent.ask(Counter.value), agent.send(Counter.add, 1)):
             with pytest.raises(Closed):
                 await call

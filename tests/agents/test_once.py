@@ -47,7 +47,7 @@ async def deliver(node: Node, call: Call) -> tuple[int, Any]:
             answered.set_result((outcome, payload))
 
     node._runtime.take(call, take)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(240):
         outcome, payload = await answered
     value = msgspec.msgpack.decode(payload) if payload else None
     return outcome, value[0] if outcome == 1 else value

@@ -347,5 +347,5 @@ async def test_a_node_whose_writer_has_failed_comes_to_its_end(tmp_path: Path, m
         monkeypatch.setattr(Committer, "_build", fail)
         with pytest.raises(OutcomeUnknown):
             await counter.options(timeout_seconds=0.5).ask(Counter.add, 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(240):
             await node.close()

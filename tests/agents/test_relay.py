@@ -60,7 +60,7 @@ def give(relay: Relay, target: str, numbers: range) -> None:
 async def arrived(engine: Engine, target: str, count: int) -> list[int]:
     """The numbers in the target's inbox, in the order in which they were written, twice where they were."""
     found: list[int] = []
-    async with asyncio.timeout(20), aclosing(engine.log.tail(target, [f"{target}.3.in.>"])) as tail:  # type: ignore[type-var]
+    async with asyncio.timeout(240), aclosing(engine.log.tail(target, [f"{target}.3.in.>"])) as tail:  # type: ignore[type-var]
         async for chunk in tail:
             found += [int(bytes(codec.unseal(stored.payload, ""))) for stored in chunk.records]
             if len(found) >= count and chunk.caught_up:

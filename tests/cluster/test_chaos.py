@@ -19,7 +19,7 @@ from holdfast.testing.chaos import Chaos, Outcome, Settings
 from holdfast.testing.history import Operation
 from holdfast.testing.measures import Harmed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 async def run(path: Path, **settings: object) -> tuple[Chaos, Outcome]:

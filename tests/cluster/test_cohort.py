@@ -27,7 +27,7 @@ from holdfast.host.seat import Seat
 from holdfast.host.supervisor import Host
 from holdfast.host.system import System, Voters, peer_id
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
 STREAMS = {"hfhosts", "g1reg", "g1blobs", "g1c0", "g1c1", "g1c2"}
 
@@ -59,7 +59,7 @@ async def has_record(node: Node) -> bool:
     return len((await cohort.show(node)).hosts) >= 3
 
 
-async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 240.0) -> None:
     """Wait for a condition, which may be a coroutine; what cannot be told, or is not known, at the moment is not so yet."""
     async with asyncio.timeout(seconds):
         while True:

@@ -212,7 +212,7 @@ def test_a_command_that_is_refused_leaves_no_name_behind(tmp_path: Path) -> None
     command = [sys.executable, "-m", "holdfast", "up", "--nodes", "0", "--dir", str(tmp_path), "--name", "other"]
     (port, cluster_port) = free_ports(2)
     command += ["--port", str(port), "--cluster-port", str(cluster_port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 2 and "--hosts N" in done.stdout + done.stderr
     assert not (tmp_path / "started.json").exists() and not (tmp_path / "jetstream").exists()
 

@@ -68,7 +68,7 @@ async def write(engine: NatsEngine, acknowledged: list[str]) -> None:
 async def stored(engine: NatsEngine, wanted: set[str]) -> set[str]:
     """What of these is in the log."""
     found: set[str] = set()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(240):
         async for batch in engine.log.tail(CELL, [f"{CELL}.>"]):
             found |= {one.subject for one in batch.records} & wanted
             if found == wanted:
@@ -77,7 +77,7 @@ async def stored(engine: NatsEngine, wanted: set[str]) -> set[str]:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can limit another process")
 async def test_a_server_that_is_refused_a_write_is_named_and_started_again_until_it_stores(tmp_path: Path) -> None:
     limited = Limited(tmp_path / "alone")
@@ -93,7 +93,7 @@ async def test_a_server_that_is_refused_a_write_is_named_and_started_again_until
         limited.limited = True
         limited.apply()
         writer = asyncio.create_task(write(engine, acknowledged))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             facts = await limited.heard("server-stores-nothing", 1)
             assert facts["server"] == "alone"
             assert ".blk" in facts["why"] and facts["why"].endswith("file too large")

@@ -19,7 +19,7 @@ from tests.cluster.app import Account, Post
 from holdfast import AlreadyExists, ConfigError, HandlerFailed, LocalCluster, Node, OutcomeUnknown, codec, limits
 from holdfast.agents.messages import OK, Call, Frame, Replies, Reply
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
 
 
@@ -44,7 +44,7 @@ async def all_up(cluster: LocalCluster, node: Node) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(240):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -63,7 +63,7 @@ def owner_name(node: Node, agent_id: str) -> str:
 
 async def some_up(cluster: LocalCluster, node: Node) -> None:
     """Wait until a node is left to take over from the next one that is killed: a host starts them more slowly each time."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while len([member for member in node.members() if member.kinds]) < 3:
             await asyncio.sleep(0.02)
 
@@ -117,7 +117,7 @@ async def kill_after_ack(
                 kills += 1
         acknowledged[name] += 1
         assert value == acknowledged[name]
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(240):
             assert await add(name) == value + 1, f"lost or twice in trial {kills}"
         gaps.append(time.monotonic() - began)
         acknowledged[name] += 1
@@ -169,7 +169,7 @@ async def test_sends_of_turns_reach_other_cells_once_and_in_order(cluster: Local
         await all_up(cluster, node)
     over = True
     await asyncio.gather(*sending)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(240):
         for name in receivers:
             while True:
                 got = await node.agent(Post, name).ask(Post.got)
@@ -212,7 +212,7 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 assert await agent.options(timeout_seconds=60).ask(Account.add, 1) == value + 1
             # These lie in its socket when it wakes, before it can hear that its shards are another's.
             for number in range(100):

@@ -89,7 +89,7 @@ async def test_a_cluster_that_starts_where_another_is_keeps_its_stores(tmp_path:
 
     async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log") as cluster:
         assert [await count(cluster) for _ in range(3)] == [1, 2, 3]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while any((kept := state.load(old / name)) is None or kept.record is None for name in cluster.hosts):
                 await asyncio.sleep(0.1)
     before = stores()

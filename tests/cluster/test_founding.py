@@ -147,7 +147,7 @@ async def test_hosts_that_start_one_by_one_while_a_client_asks(tmp_path: Path) -
     client = asyncio.create_task(ask())
     starting = [asyncio.create_task(cluster.start_host("h1", 120))]
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while len(refused) < 5:
                 await asyncio.sleep(0.1)
         engine = NatsEngine(cluster.urls[:1])

@@ -21,7 +21,7 @@ from holdfast.host.supervisor import Host, HostSettings
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(900)
 async def test_a_frozen_server_is_said_and_started_again(tmp_path: Path) -> None:
     said: list[tuple[str, dict[str, Any]]] = []
     (port,) = free_ports(1)
@@ -29,7 +29,7 @@ async def test_a_frozen_server_is_said_and_started_again(tmp_path: Path) -> None
     host = Host(HostSettings("alone", server, [], nodes=0), lambda event, facts: said.append((event, facts)))
 
     async def heard(event: str, count: int = 1) -> dict[str, Any]:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(240):
             while len(found := [facts for name, facts in said if name == event]) < count:
                 await asyncio.sleep(0.1)
         return found[-1]

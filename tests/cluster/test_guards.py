@@ -30,7 +30,7 @@ from holdfast.host.lost_votes import LostVotes
 from holdfast.host.service import ask_host
 from holdfast.host.system import Peer, Replica, Voters
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 APP = str(Path(__file__).parent / "app.py")
 AGENTS = 60
 
@@ -49,7 +49,7 @@ async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         while True:
             try:
                 if await condition():
@@ -61,7 +61,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def asked(node: Node, host: str, operation: str, arguments: Any = None) -> Any:
     """Ask as anybody with the client's password can, without a command in between. A host that is away is asked again."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         while True:
             try:
                 return await ask_host(node.engine.bus, host, operation, object, arguments, 30)
@@ -262,7 +262,7 @@ async def test_a_host_that_does_not_vote_and_is_gone_is_not_waited_for(
     assert record is not None
     gone = record.with_host("gone", cohort.HostEntry("gone-0", "127.0.0.1:1", "nats://127.0.0.1:2"))
     monkeypatch.setattr(guards, "_ANSWER_SECONDS", 120.0)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         kept = await guards.Guards(cast(Any, SimpleNamespace(engine=node.engine)))._kept(gone)
     assert kept.keys() == {entry.server for entry in record.hosts.values()}
 

@@ -16,7 +16,7 @@ from holdfast.host.facts import HostFacts, Replicas
 from holdfast.host.service import ask_host, ask_hosts
 from holdfast.host.supervisor import Host, HostSettings
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
 
 

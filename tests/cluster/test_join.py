@@ -34,7 +34,7 @@ def settings(
 
 
 async def record_of(host: Host, hosts: int) -> Cohort:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             try:
                 record, _ = await cohort.read(host.engine, cohort.CELL)

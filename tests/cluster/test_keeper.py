@@ -16,7 +16,7 @@ from holdfast.host.keeper import Keeper
 from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import NatsServer, free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 class Kept:
@@ -33,7 +33,7 @@ class Kept:
         self.said.append(event)
 
     async def until(self, met: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while not met():
                 await asyncio.sleep(0.01)
 

@@ -13,7 +13,7 @@ from tests.cluster.app import Account
 from holdfast import Node, NoQuorum, limits
 from holdfast.host.nats_server import LocalServers
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,11 +26,11 @@ async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, mo
             assert await agent.ask(Account.add, 1) == 1
             for server in servers.servers[1:]:
                 server.send_signal(signal.SIGSTOP)
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(240):
                 while not node.life.isolated():
                     await asyncio.sleep(0.02)
             patient = agent.options(timeout_seconds=600)
-            async with asyncio.timeout(90):  # refused at once, and not when the time of each is over
+            async with asyncio.timeout(240):  # refused at once, and not when the time of each is over
                 for ask in (patient.ask(Account.value), patient.ask(Account.add, 1), patient.ask(Account.value)):
                     with pytest.raises(NoQuorum):
                         await ask
@@ -47,7 +47,7 @@ async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, mo
 
 
 async def _retried(ask: Callable[[], Awaitable[int]]) -> int:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             try:
                 return await ask()

@@ -24,7 +24,7 @@ async def add_to_all(node: Node, expected: int) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @pytest.mark.capability("B3", "D8")
 async def test_what_is_packed_is_seen_by_all(tmp_path: Path) -> None:
     async with LocalCluster(tmp_path / "data", [APP]) as cluster, Node.join(cluster.urls) as node:

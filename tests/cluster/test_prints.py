@@ -20,7 +20,7 @@ from tests.cluster.prints_app import Printer
 from holdfast import LocalCluster, Node
 from holdfast.host.nats_server import free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "prints_app.py")
 
 
@@ -43,7 +43,7 @@ class Events:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -69,7 +69,7 @@ async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
 @asynccontextmanager
 async def joined(port: int) -> AsyncIterator[Node]:
     """A client of a host that is about to start."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -234,7 +234,7 @@ async def test_up_shows_who_printed_what(tmp_path: Path) -> None:
                 for text in texts:
                     await node.agent(Printer, "shown").ask(Printer.say, text)
             up.terminate()
-            printed, _ = await asyncio.to_thread(up.communicate, timeout=60)
+            printed, _ = await asyncio.to_thread(up.communicate, timeout=400)
         finally:
             up.kill()
         if json_lines:

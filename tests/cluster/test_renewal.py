@@ -19,7 +19,7 @@ from holdfast.host.local_cluster import Place
 from holdfast.host.nats_config import Security
 from holdfast.host.nats_server import free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
 
 

@@ -22,7 +22,7 @@ from holdfast.cli.place import WHERE_FILE
 from holdfast.host.nats_server import free_ports
 from holdfast.host.processes import progress_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 HOLDFAST = str(Path(sys.executable).parent / "holdfast")
 APP = """
 import asyncio, time
@@ -319,7 +319,7 @@ def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list
 
     def add() -> str:
         call = (HOLDFAST, "call", "Adder/a", "add")
-        return subprocess.run(call, cwd=directory, check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(call, cwd=directory, check=True, capture_output=True, text=True, timeout=400).stdout
 
     assert add().split() == ["1"]
     pids = family(program.process.pid)

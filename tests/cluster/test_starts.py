@@ -22,12 +22,12 @@ from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import NatsServer, check_version, free_ports
 from holdfast.host.supervisor import Host, HostSettings
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 STARTED = spawn.start
 
 
 async def until(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while not met():
             await asyncio.sleep(0.01)
 

@@ -72,7 +72,7 @@ async def crowd(node: Node) -> None:
     held = asyncio.create_task(agent.ask(Heavy.wait))
     others: list[asyncio.Task[int]] = []
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while not WAITING:  # else the others are done before it, or it is the one that is refused
                 await asyncio.sleep(0.01)
         others = [asyncio.create_task(agent.ask(Heavy.take, "x")) for _ in range(5)]

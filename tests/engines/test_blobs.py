@@ -19,7 +19,7 @@ async def key(engine: Engine, cell: str) -> str:
 
 
 async def eventually(engine: Engine, key: str) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(240):
         while True:
             try:
                 return await engine.blobs.get(key)

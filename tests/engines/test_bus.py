@@ -19,7 +19,7 @@ def base() -> str:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(240):
         while not condition():
             await asyncio.sleep(0.005)
 

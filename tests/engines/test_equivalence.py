@@ -96,7 +96,7 @@ async def compare(pair: Pair, example: list[tuple[Any, ...]]) -> None:
     for command in example:
         local = await do(pair.engines[0], prefix, command, known, pair.last)
         # A replica may be late, never wrong: it is given a moment to show the same.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while (nats := await do(pair.engines[1], prefix, command, known, pair.last)) != local:
                 assert command[0] in ("read", "scan"), f"{command}: local gave {local}, nats {nats}"
                 await asyncio.sleep(0.01)

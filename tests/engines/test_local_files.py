@@ -241,7 +241,7 @@ asyncio.run(main())
 
 def opened_elsewhere(path: Path) -> str:
     """What another process says that tries to open it; empty where it can."""
-    done = subprocess.run([sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -21,7 +21,7 @@ async def put(engine: Engine, cell: str, subject: str, payload: bytes = b"x", ex
 
 async def eventually(engine: Engine, cell: str, subject: str, sequence: int) -> Stored:
     """Read until a replica shows the record that is known to be there."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             stored = await engine.log.read(cell, f"{cell}.{subject}")
             if stored is not None and stored.sequence >= sequence:
@@ -31,7 +31,7 @@ async def eventually(engine: Engine, cell: str, subject: str, sequence: int) -> 
 
 async def take(engine: Engine, cell: str, filters: list[str], count: int, start: int = 1) -> list[Stored]:
     found: list[Stored] = []
-    async with asyncio.timeout(60), aclosing(engine.log.tail(cell, filters, start)) as tail:  # type: ignore[type-var]
+    async with asyncio.timeout(240), aclosing(engine.log.tail(cell, filters, start)) as tail:  # type: ignore[type-var]
         async for chunk in tail:
             found += chunk.records
             if len(found) >= count:
@@ -172,7 +172,7 @@ async def test_a_tail_with_much_to_catch_up_with_takes_the_same(engine: Engine, 
             )
 
     await write(0, 9_000)
-    async with asyncio.timeout(60), aclosing(engine.log.tail(cell, filters)) as tail:  # type: ignore[type-var]
+    async with asyncio.timeout(240), aclosing(engine.log.tail(cell, filters)) as tail:  # type: ignore[type-var]
         found: list[Stored] = []
         async for chunk in tail:
             found += chunk.records
@@ -192,7 +192,7 @@ async def test_a_tail_with_much_to_catch_up_with_takes_the_same(engine: Engine, 
 
 
 async def test_a_tail_says_when_it_has_caught_up(engine: Engine, cell: str) -> None:
-    async with asyncio.timeout(60), aclosing(engine.log.tail(cell, [f"{cell}.>"])) as tail:  # type: ignore[type-var]
+    async with asyncio.timeout(240), aclosing(engine.log.tail(cell, [f"{cell}.>"])) as tail:  # type: ignore[type-var]
         assert (await anext(tail))[:2] == ([], True)
         await engine.log.append(cell, [Record(f"{cell}.{n}", b"") for n in range(300)])
         count, caught_up = 0, False
@@ -215,7 +215,7 @@ async def test_the_copy_that_decides_shows_all_subjects_and_others_can_be_read(e
     assert shown.subjects == {f"{cell}.1.st.a", f"{cell}.1.in.b", f"{cell}.1.epoch"}
     servers = set()
     for _ in range(4):
-        async with asyncio.timeout(60), aclosing(engine.log.tail(cell, [f"{cell}.>"], not_on=shown.server)) as tail:  # type: ignore[type-var]
+        async with asyncio.timeout(240), aclosing(engine.log.tail(cell, [f"{cell}.>"], not_on=shown.server)) as tail:  # type: ignore[type-var]
             chunk = await anext(tail)
             servers.add(chunk.server)
             assert {stored.subject for stored in chunk.records} <= {*shown.subjects, f"{cell}.2.st.a"}
@@ -293,7 +293,7 @@ async def test_a_closed_log_says_so(engine: Engine, cell: str) -> None:
     await engine.log.last_sequence(cell)  # the tail waits by then
     await engine.close()
     await engine.close()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         with pytest.raises(Closed):
             await waiting
     with pytest.raises(Closed):

@@ -18,7 +18,7 @@ from holdfast.errors import ConfigError, Conflict, NoQuorum, Unknown
 from holdfast.host.nats_config import ServerSettings
 from holdfast.host.nats_server import LocalServers, NatsServer, find_binary, free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def engine(cohort: LocalServers) -> AsyncIterator[NatsEngine]:
 async def append(engine: NatsEngine, subject: str, payload: bytes = b"") -> None:
     """Append once, whatever happens meanwhile: an unknown outcome is settled by the expectation."""
     record = Record(subject, payload, Expect(subject, 0))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             try:
                 await engine.log.append("c", [record])
@@ -70,7 +70,7 @@ async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalSe
             await cohort.servers[0].kill()  # the one that the client is connected to
         if n == 200:
             await cohort.servers[0].start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await following
     assert found == list(range(300))
     assert int(engine.statistics()["reconnections"]) >= 1
@@ -83,12 +83,12 @@ async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(eng
     for n in range(300):
         await engine.log.append("c", [Record(f"c.in.{n}", b"%d" % n)])
         if n == 100:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 while not found:  # the tail has to have begun
                     await asyncio.sleep(0.01)
             assert engine._reading is not None
             engine._reading._transport._io_writer.transport.abort()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await following
     assert found == list(range(300))
     assert engine.connection.reconnections == 0 and engine.statistics()["reconnections"] == 1
@@ -109,7 +109,7 @@ async def test_a_write_that_times_out_is_unknown_and_settles(cohort: LocalServer
     await append(engine, "c.after")
     last = (await wait_for_record(engine, "c.after")).sequence
     subjects: list[str] = []
-    async with asyncio.timeout(60), aclosing(engine.log.tail("c", ["c.>"])) as tail:  # type: ignore[type-var]
+    async with asyncio.timeout(240), aclosing(engine.log.tail("c", ["c.>"])) as tail:  # type: ignore[type-var]
         async for chunk in tail:
             subjects += [stored.subject for stored in chunk.records]
             if any(stored.sequence == last for stored in chunk.records):
@@ -129,7 +129,7 @@ async def test_who_waits_for_a_batch_hears_of_a_new_leader(
     leader = (await streams.info(engine.connection, "c")).cluster.leader
     other = next(server.settings.name for server in cohort.servers if server.settings.name != leader)
     await streams.move_leader(engine.connection, "c", other)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await elected.wait()
 
     # Somebody listens to this subject, who is no stream.
@@ -137,7 +137,7 @@ async def test_who_waits_for_a_batch_hears_of_a_new_leader(
     sent = asyncio.Event()
     await engine.bus.subscribe("limbo.>", lambda _message: sent.set())
     waiting = asyncio.create_task(engine.log.append("limbo", [Record("limbo.x", b"")]))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await sent.wait()
         engine.connection.send(f"PUB {subject[:-1]}limbo 0\r\n\r\n".encode())
         with pytest.raises(Unknown):
@@ -145,7 +145,7 @@ async def test_who_waits_for_a_batch_hears_of_a_new_leader(
 
 
 async def wait_for_record(engine: NatsEngine, subject: str):  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             try:
                 stored = await engine.log.read("c", subject)
@@ -160,7 +160,7 @@ async def test_without_servers_nothing_is_written(cohort: LocalServers, engine: 
     await append(engine, "c.before")
     for server in cohort.servers:
         await server.kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while engine.connected():
             await asyncio.sleep(0.05)
     with pytest.raises(NoQuorum):

@@ -166,7 +166,7 @@ def test_garbage_in_an_inbox_becomes_a_dead_letter(served: Served, data: bytes) 
 
 def test_the_inbox_was_handled_to_its_end(served: Served) -> None:
     async def look() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while not await node.dead_letters.all("Counter/inbox"):
                 await asyncio.sleep(0.05)
             sent = await node.agent(Counter, "inbox").ask(Counter.add, 0)

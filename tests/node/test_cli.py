@@ -59,7 +59,7 @@ def holdfast(directory: Path, *arguments: str, code: int = 0, **more: Any) -> st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
         check=False,
     )
     assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -145,7 +145,7 @@ def test_what_several_hosts_have_no_use_for_is_refused(
 def test_version(directory: Path) -> None:
     assert holdfast(directory, "version").strip() == holdfast(directory, "--version").strip() == "0.1.0"
     as_module = subprocess.run(
-        [sys.executable, "-m", "holdfast", "version"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "holdfast", "version"], capture_output=True, text=True, timeout=400
     )
     assert (as_module.returncode, as_module.stdout.strip()) == (0, "0.1.0")
 
@@ -196,7 +196,7 @@ def all_served(directory: Path) -> Any:
     command = [str(Path(sys.executable).parent / "holdfast"), "status", "--json"]
     deadline = time.monotonic() + 120
     while True:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=400, check=False)
         found = json.loads(done.stdout)
         if found.get("state") == "well":
             assert done.returncode == 0
@@ -281,7 +281,7 @@ def test_the_error_of_up_is_its_last_line_however_slowly_it_is_read(tmp_path: Pa
     client, routes = free_ports(2)
     options = ["up", "--nodes", "0", "--json", "--port", str(client), "--cluster-port", str(routes)]
     command = [sys.executable, "-c", SLOW, *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line.get("event") for line in said] == ["reloaded", "stopping", None], done
     assert (said[-1]["error"], done.returncode) == ("StorageFailed", 3)

@@ -182,7 +182,7 @@ def test_a_value_that_is_nested_too_deeply_is_still_json() -> None:
 def test_an_output_without_these_characters_is_no_error() -> None:
     program = "from holdfast.cli.printing import out; out.print('é … \\U0001f600'); out.json('é')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=400)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "\\xe9 \\u2026 \\U0001f600\n" + '"\\xe9"\n'
 
@@ -195,7 +195,7 @@ def test_on_a_terminal_there_are_colours_but_none_of_the_users() -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, stdout=theirs, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, stdout=theirs, timeout=400)
     os.close(theirs)
     text = b""
     while chunk := _read(ours):

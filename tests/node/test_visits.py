@@ -69,7 +69,7 @@ def holdfast(directory: Path, *arguments: str, code: int = 0) -> str:
     environment = {**os.environ, "HOLDFAST_AT": "local:dev.db"}
     done = subprocess.run(
         [sys.executable, "-m", "holdfast", *arguments],
-        cwd=directory, env=environment, capture_output=True, text=True, timeout=100,
+        cwd=directory, env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -126,7 +126,7 @@ def test_a_program_whose_log_is_removed_ends_and_says_so(tmp_path: Path) -> None
         assert "serving" in process.stdout.readline()
         for path in (tmp_path / "data").iterdir():
             path.unlink()
-        _, problems = process.communicate(timeout=100)
+        _, problems = process.communicate(timeout=400)
     finally:
         process.kill()
     assert process.returncode == 3
@@ -150,7 +150,7 @@ async def test_a_node_that_serves_nothing_is_a_client_of_the_one_that_does(tmp_p
             assert other.lookup(Adder, "named") is not None
             for number in range(20):
                 await client.agent(Adder, "b").send(Adder.add, number)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 while await other.agent(Adder, "b").ask(Adder.value) != sum(range(20)):
                     await asyncio.sleep(0.01)
             with pytest.raises(ConfigError, match="is open in process"):
@@ -173,7 +173,7 @@ def crowd(log: Path) -> list[socket.socket]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(900)
 async def test_a_process_that_takes_nobody_in_blocks_no_visitor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +198,7 @@ async def test_a_process_that_takes_nobody_in_blocks_no_visitor(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_commands_beside_a_stopped_program_end_and_say_why(tmp_path: Path, running: subprocess.Popen[str]) -> None:
     running.send_signal(signal.SIGSTOP)
     waiting = crowd(tmp_path / "dev.db")

@@ -13,7 +13,7 @@ from holdfast.testing import transcript
 STORIES = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_the_story_is_as_told(path: Path) -> None:
     told = path.read_text()
