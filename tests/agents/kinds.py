@@ -23,6 +23,14 @@ class Count(State):
     log: list[str] = field(default_factory=list)
 
 
+_may_end: dict[asyncio.AbstractEventLoop, asyncio.Event] = {}
+
+
+def may_end() -> asyncio.Event:
+    """Whether `Counter.wait` may end, on this loop."""
+    return _may_end.setdefault(asyncio.get_running_loop(), asyncio.Event())
+
+
 class Counter(Agent[Count], capabilities={"count"}):
     """Adds, and can go wrong in every way."""
 
@@ -55,6 +63,13 @@ class Counter(Agent[Count], capabilities={"count"}):
     async def slow(self, seconds: float, by: int = 1) -> int:
         self.state.n += by
         await asyncio.sleep(seconds)
+        return self.state.n
+
+    @handler
+    async def wait(self, by: int = 1) -> int:
+        """Add, and end when the test calls `let_end`."""
+        self.state.n += by
+        await may_end().wait()
         return self.state.n
 
     @handler

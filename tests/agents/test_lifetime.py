@@ -478,16 +478,22 @@ async def test_a_large_state_lives_in_a_blob_and_the_old_one_goes(path: Path) ->
             assert await agent.ask(Keeper.fill, 3_000_000, byte) == byte
         assert await agent.ask(Keeper.look) == (3_000_000, 5)
         info = node.describe("Keeper/k")
-        await asyncio.sleep(0.2)
-        assert len(await node.engine.blobs.keys(f"{info.cell}.{info.shard}")) == 1
+
+        async def keeps_one() -> bool:
+            return len(await node.engine.blobs.keys(f"{info.cell}.{info.shard}")) == 1
+
+        await until(keeps_one)
     async with serving(path, Keeper) as node:
         agent = node.agent(Keeper, "k")
         assert await agent.ask(Keeper.look) == (3_000_000, 5)
         assert await agent.ask(Keeper.touch) == 5
         assert await agent.ask(Keeper.fill, 10, 9) == 6
         assert await agent.ask(Keeper.look) == (10, 9)
-        await asyncio.sleep(0.2)
-        assert await node.engine.blobs.keys(f"{info.cell}.{info.shard}") == []
+
+        async def keeps_none() -> bool:
+            return await node.engine.blobs.keys(f"{info.cell}.{info.shard}") == []
+
+        await until(keeps_none)
 
 
 async def test_a_state_over_its_bound_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

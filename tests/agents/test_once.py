@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.agents.kinds import Append, Count, Counter, Fault, serving, until
+from tests.agents.kinds import Append, Count, Counter, Fault, may_end, serving, until
 
 from holdfast import (
     Agent,
@@ -102,10 +102,11 @@ async def test_past_its_deadline_nothing_starts(path: Path) -> None:
         assert await deliver(node, add(1, 1, seconds=-0.01)) == (1, "DeadlineExceeded")
         assert await node.agent(Counter, "a").ask(Counter.value) == 0
         agent = node.agent(Counter, "a")
-        slow = asyncio.create_task(agent.ask(Counter.slow, 0.5))
+        slow = asyncio.create_task(agent.ask(Counter.wait))
         await asyncio.sleep(0.05)
         with pytest.raises((DeadlineExceeded, OutcomeUnknown)):
             await agent.options(timeout_seconds=0.1).ask(Counter.add, 10)
+        may_end().set()
         assert await slow == 1
         await asyncio.sleep(0.1)
         assert await agent.ask(Counter.value) == 1
@@ -315,13 +316,14 @@ async def test_the_outcome_of_a_message_is_told_later(path: Path) -> None:
         assert await counter.options(message_id="m-1").ask(Counter.add, 5) == 5
         with pytest.raises(HandlerFailed):
             await counter.options(message_id="m-2").ask(Counter.break_after, 1)
-        await counter.options(message_id="m-3").send(Counter.slow, 0.3)
+        await counter.options(message_id="m-3").send(Counter.wait)
         await counter.options(message_id="m-4").send(Counter.add, 1)
 
         async def waits() -> bool:
             return [(await counter.outcome(key)).status for key in ("m-3", "m-4")] == ["waiting", "waiting"]
 
         await until(waits)
+        may_end().set()
         assert (await counter.outcome("m-1")).status == "done"
         failed = await counter.outcome("m-2")
         assert (failed.status, failed.error) == ("failed", "HandlerFailed")
