@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from msgspec import field
 
 from holdfast import Agent, Node, State, handler, reader
+from holdfast.clock import SYSTEM_CLOCK, Clock, SystemClock
 from holdfast.engines.base import Record
 
 Append = Callable[[str, Sequence[Record]], Awaitable[range]]
@@ -21,6 +23,15 @@ Append = Callable[[str, Sequence[Record]], Awaitable[range]]
 class Count(State):
     n: int = 0
     log: list[str] = field(default_factory=list)
+
+
+class Later(SystemClock):
+    """A clock that is set to a later time by a test. ``seconds``: how much later."""
+
+    seconds = 0.0
+
+    def now(self) -> float:  # type: ignore[override]
+        return time.time() + self.seconds
 
 
 _may_end: dict[asyncio.AbstractEventLoop, asyncio.Event] = {}
@@ -113,9 +124,9 @@ class Receiver(Agent[Boxes]):
 
 
 @asynccontextmanager
-async def serving(path: Path | str, *kinds: type[Agent[Any]]) -> AsyncIterator[Node]:
+async def serving(path: Path | str, *kinds: type[Agent[Any]], clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Node]:
     """A node on an embedded log, ready."""
-    async with Node.join(f"local:{path}", serve=kinds or (Counter, Receiver)) as node:
+    async with Node.join(f"local:{path}", serve=kinds or (Counter, Receiver), clock=clock) as node:
         await node.ready()
         yield node
 

@@ -199,7 +199,8 @@ async def test_an_error_at_the_deadline_says_what_it_waited_for(tmp_path: Path) 
             await slow
 
 
-async def test_what_was_refused_runs_at_no_later_attempt(tmp_path: Path) -> None:
+async def test_what_was_refused_runs_at_no_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # no attempts but those of this test
     async with serving(tmp_path / "log.db", Crosser) as node:
         calls: list[Call] = []
         send = node._router._send

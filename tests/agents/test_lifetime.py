@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.agents.kinds import Counter, Fault, serving, until
+from tests.agents.kinds import Counter, Fault, Later, serving, until
 
 from holdfast import Agent, BadMessage, BadState, Closed, HandlerFailed, State, TooLarge, handler, limits, reader
 from holdfast.agents import fast_path
@@ -109,8 +109,9 @@ async def test_a_timer_survives_a_restart_and_fires_late_rather_than_never(path:
     async with serving(path, Bell) as node:
         await node.agent(Bell, "b").ask(Bell.arm, "past", 0.1, "past")
         await node.agent(Bell, "c").ask(Bell.arm, "future", 3.0, "future")
-        (timer,) = (await node.inspect("Bell/c")).timers
-        assert (timer.name, timer.handler) == ("future", "ring")
+        await node.agent(Bell, "d").ask(Bell.arm, "far", 1000.0, "far")
+        (timer,) = (await node.inspect("Bell/d")).timers
+        assert (timer.name, timer.handler) == ("far", "ring")
         Fault(node, ".st.Bell/b", _hang)
     await asyncio.sleep(0.2)
     async with serving(path, Bell) as node:
@@ -128,24 +129,29 @@ async def _hang(*_: Any) -> range:
 
 
 async def test_a_timer_set_anew_replaces_the_old_one(path: Path) -> None:
-    async with serving(path, Bell) as node:
+    clock = Later()
+    async with serving(path, Bell, clock=clock) as node:
         bell = node.agent(Bell, "b")
-        await bell.ask(Bell.arm, "t", 1.5, "old")
+        await bell.ask(Bell.arm, "t", 1000.0, "old")
         await bell.ask(Bell.arm, "t", 0.1, "new")
-        await bell.ask(Bell.arm, "last", 1.6, "last")
+        await until(lambda: rung(bell, 1))
+        await bell.ask(Bell.arm, "last", 1001.0, "last")
+        clock.seconds = 2000.0
         await until(lambda: rung(bell, 2))
         assert await bell.ask(Bell.rung) == ["new", "last"]
 
 
 async def test_a_cancelled_timer_never_fires(path: Path) -> None:
-    async with serving(path, Bell) as node:
+    clock = Later()
+    async with serving(path, Bell, clock=clock) as node:
         bell = node.agent(Bell, "b")
-        await bell.ask(Bell.arm, "t", 1.5, "never")
+        await bell.ask(Bell.arm, "t", 1000.0, "never")
         assert await bell.ask(Bell.disarm, "t") is True
         assert await bell.ask(Bell.disarm, "t") is False
         with pytest.raises(HandlerFailed):
             await bell.ask(Bell.arm, "u", 0.0, "undone", fail=True)
-        await bell.ask(Bell.arm, "last", 1.5, "last")  # due behind the one that was cancelled
+        await bell.ask(Bell.arm, "last", 1001.0, "last")  # due behind the one that was cancelled
+        clock.seconds = 2000.0
         await until(lambda: rung(bell, 1))
         assert await bell.ask(Bell.rung) == ["last"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.agents.kinds import Append, Count, Counter, Fault, may_end, serving, until
+from tests.agents.kinds import Append, Count, Counter, Fault, Later, may_end, serving, until
 
 from holdfast import (
     Agent,
@@ -29,7 +29,6 @@ from holdfast import (
     limits,
 )
 from holdfast.agents.messages import WAITS, Call
-from holdfast.clock import SystemClock
 from holdfast.engines.base import Expect, Record
 
 
@@ -54,7 +53,6 @@ async def deliver(node: Node, call: Call) -> tuple[int, Any]:
 
 
 def add(number: int, low: int, seconds: float = 30.0, caller: str = "p-elsewhere") -> Call:
-    import time
 
     return Call("Counter/a", "add", msgspec.msgpack.encode([1]), 1, caller, number, low, time.time() + seconds)
 
@@ -140,12 +138,6 @@ async def test_the_same_message_id_has_one_effect(path: Path) -> None:
 
 
 async def test_a_message_id_is_new_after_its_time(path: Path) -> None:
-    class Later(SystemClock):
-        seconds = 0.0
-
-        def now(self) -> float:  # type: ignore[override]
-            return time.time() + self.seconds
-
     class Numbers(State):
         n: int = 0
 

@@ -171,7 +171,11 @@ async def test_what_every_process_raises_replaces_one_process_at_most(node: Node
     ],
 )
 @on_one_loop
-async def test_whatever_ends_a_worker_fails_that_message_alone(node: Node, how: str, text: str) -> None:
+async def test_whatever_ends_a_worker_fails_that_message_alone(
+    node: Node, how: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how != "kill-with-forks":  # they keep its pipes open, so it is waited for as long as this
+        monkeypatch.setattr(limits, "WORKER_CLOSE_SECONDS", 240.0)
     with pytest.raises(HandlerFailed, match=text):
         await agent(node, "ender").ask(Workshop.end, how)
     assert await agent(node, f"after-{how}").ask(Workshop.add) == 1

@@ -77,7 +77,8 @@ async def test_what_raises_in_a_worker_leaves_the_state(path: Path) -> None:
         assert await agent.ask(Heavy.total) == 1
 
 
-async def test_a_worker_that_ends_fails_its_own_message_alone(path: Path) -> None:
+async def test_a_worker_that_ends_fails_its_own_message_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WORKER_CLOSE_SECONDS", 240.0)
     async with serving(path, Heavy) as node:
         other = asyncio.create_task(node.agent(Heavy, "b").ask(Heavy.compute, 1.0, 7))
         await asyncio.sleep(0.5)
@@ -123,7 +124,10 @@ async def test_a_worker_knows_what_a_turn_knows(path: Path) -> None:
         assert await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who) == (name, agent_id, key, fence)
 
 
-async def test_a_worker_knows_whether_its_agent_is_its_own(path: Path, tmp_path: Path) -> None:
+async def test_a_worker_knows_whether_its_agent_is_its_own(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # else nobody knows what became of the first attempt
     async with serving(path, Heavy) as node:
         agent, seen = node.agent(Heavy, "a"), tmp_path / "seen"
         assert await agent.ask(Heavy.is_live_in_process) and await agent.ask(Heavy.is_live_in_thread)

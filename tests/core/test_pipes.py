@@ -143,7 +143,8 @@ async def read_text(*pieces: bytes) -> list[str]:
         ([], []),
     ],
 )
-async def test_lines_of_text(pieces: list[bytes], lines: list[str]) -> None:
+async def test_lines_of_text(pieces: list[bytes], lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SAID_PART_SECONDS", 1000.0)  # however long it is until the next piece comes
     assert await read_text(*pieces) == lines
 
 
