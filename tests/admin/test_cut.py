@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.agents.kinds import Append
 
 from holdfast import limits
 from holdfast.admin import cut
@@ -29,7 +30,6 @@ from holdfast.host.nats_server import LocalServers
 pytestmark = pytest.mark.cluster
 _numbers = itertools.count(1)
 _KEYS = 5
-Append = Callable[[str, Sequence[Record]], Awaitable[range]]
 
 
 class Writer:

@@ -61,7 +61,7 @@ class Scene:
 
         async def one(name: str) -> None:
             self.acknowledged.pop(name, None)  # while it is under way, and where its outcome stays unknown
-            await self.node.agent(Note, name).options(timeout_seconds=200).ask(Note.write, f"{name} {text}")
+            await self.node.agent(Note, name).ask(Note.write, f"{name} {text}")
             self.acknowledged[name] = f"{name} {text}"
 
         for start in range(0, len(names), 200):
@@ -72,8 +72,7 @@ class Scene:
         names = list(self.acknowledged)
         for start in range(0, len(names), 200):
             some = names[start : start + 200]
-            agents = [self.node.agent(Note, name).options(timeout_seconds=200) for name in some]
-            texts = await asyncio.gather(*(agent.ask(Note.read) for agent in agents))
+            texts = await asyncio.gather(*(self.node.agent(Note, name).ask(Note.read) for name in some))
             assert texts == [self.acknowledged[name] for name in some]
 
     async def follower_of(self, stream: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
