@@ -155,10 +155,11 @@ class Link(Client):
             self._refused.set()
 
     async def _greet(self, server: Server) -> None:
-        self._transport = await self._dial(server)
+        self._transport = wire = await self._dial(server)
         self._current_server = Srv(urlparse(f"nats://{server.where}"))
         self._ps.reset()
         await super()._process_connect_init()
+        await self._process_info(wire.news)
 
     async def _dial(self, server: Server) -> Wire:
         """Connect, over TLS if that is wanted: by the other of the two ways if one fails."""

@@ -38,7 +38,10 @@ class Wire(TcpTransport):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nats-py's
         self._greeting = b""
+        self._greeted = False
         self.secured = False
+        self.news: dict[str, Any] = {}
+        """What the server said of itself after its greeting, before it answered."""
 
     async def open(
         self, host: str, port: int, name: str, certificates: Certificates, hello_first: bool, timeout_seconds: float
@@ -93,12 +96,31 @@ class Wire(TcpTransport):
             await self._secure(str(uri), Certificates(wanted=True), str(uri), connect_timeout)
 
     async def readline(self) -> bytes:
-        """A line, first of all what the server said before the handshake."""
-        if self._greeting:
-            line, self._greeting = self._greeting, b""
-            return line
+        """The server's greeting, then its answer to the first ping. Raises `ConnectionError` where neither comes.
+
+        nats-py takes whatever comes for an answer. Where a server closes, or says something else first, it would be
+        neither connected nor failed, for ever.
+        """
+        if not self._greeted:
+            self._greeted = True
+            return self._greeting or await self._next_line()
+        while True:
+            line = await self._next_line()
+            if line == b"PONG\r\n" or line.startswith(b"-ERR"):
+                return line
+            if line == b"PING\r\n":
+                self.write(b"PONG\r\n")
+            elif facts := _facts(line):
+                self.news = facts
+            else:
+                raise ConnectionError("it does not speak as a NATS server does")
+
+    async def _next_line(self) -> bytes:
         assert self._io_reader is not None
-        return await self._io_reader.readline()
+        line = await self._io_reader.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError("it closed the connection before it had answered")
+        return line
 
     def write(self, payload: bytes) -> None:
         """Send, when the socket takes it."""
@@ -135,12 +157,18 @@ def explained(error: ssl.SSLError, where: str, authority: str = "") -> OSError:
     return ConnectionError(f"{where}: {error.reason or error}")
 
 
-def _check_greeting(line: bytes, where: str) -> None:
+def _facts(line: bytes) -> dict[str, Any]:
+    """What a server says of itself in an INFO line; empty where it is none."""
     try:
         facts = json.loads(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
     except (ValueError, RecursionError):
         facts = None
-    if not isinstance(facts, dict):
+    return facts if isinstance(facts, dict) else {}
+
+
+def _check_greeting(line: bytes, where: str) -> None:
+    facts = _facts(line)
+    if not facts:
         raise ConnectionError(f"{where} is not a NATS server, or closed the connection at once")
     if facts.get("tls_required") is not True and facts.get("tls_available") is not True:
         raise Refused(
