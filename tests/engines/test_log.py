@@ -9,6 +9,7 @@ import pytest
 
 from holdfast import limits
 from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.engines.nats import tail as nats_tail
 from holdfast.engines.nats.tail import _WIDE_ABOVE, _WIDE_SECONDS
 from holdfast.errors import Closed, Conflict, Fenced, InvalidName, NoQuorum, TooLarge
 
@@ -156,8 +157,11 @@ async def test_a_tail_takes_what_its_filters_match(engine: Engine, cell: str) ->
     assert [stored.subject.removeprefix(cell) for stored in found] == [".1.in.a", ".3.st.a.b", ".1.epoch"]
 
 
-async def test_a_tail_with_much_to_catch_up_with_takes_the_same(engine: Engine, cell: str) -> None:
-    """The cluster's engine then reads everything and picks, and later goes on with its filters."""
+async def test_a_tail_with_much_to_catch_up_with_takes_the_same(
+    engine: Engine, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster's engine then reads everything and picks, and later goes on with its filters: that interrupts nothing."""
+    monkeypatch.setattr(nats_tail, "_SILENCE_SECONDS", 1000.0)
     filters = [f"{cell}.{shard}.>" for shard in (1, 4)]
     wanted = []
 
@@ -174,8 +178,10 @@ async def test_a_tail_with_much_to_catch_up_with_takes_the_same(engine: Engine, 
     await write(0, 9_000)
     async with asyncio.timeout(240), aclosing(engine.log.tail(cell, filters)) as tail:  # type: ignore[type-var]
         found: list[Stored] = []
+        begun = set()
         async for chunk in tail:
             found += chunk.records
+            begun.add(chunk.begun)
             if chunk.caught_up:
                 break
         newest = {stored.subject: stored for stored in wanted}
@@ -187,8 +193,11 @@ async def test_a_tail_with_much_to_catch_up_with_takes_the_same(engine: Engine, 
             await write(first, first + 300)
             found = []
             while len(found) < len(wanted):
-                found += (await anext(tail)).records
+                chunk = await anext(tail)
+                found += chunk.records
+                begun.add(chunk.begun)
             assert found == wanted
+        assert len(begun) == 1
 
 
 async def test_a_tail_says_when_it_has_caught_up(engine: Engine, cell: str) -> None:

@@ -48,7 +48,7 @@ class Trial:
         for host in HOSTS:
             if host != self.cell.leader:
                 replica = self.cell.replicas[host]
-                del replica.records[replica.newest.pop(subject)]
+                replica.records.pop(replica.newest.pop(subject), None)
 
     def read(self) -> list[Stored] | HoldfastError:
         """What recovery finds, or how it fails."""
@@ -104,3 +104,24 @@ def test_what_is_followed_is_warm(trial: Trial) -> None:
 def test_what_is_followed_on_a_replica_that_lost_a_record_is_not_warm(trial: Trial, subject: str) -> None:
     trial.lose(subject)
     assert not trial.is_warm()
+
+
+def test_what_is_read_after_an_interruption_is_not_taken_for_whole() -> None:
+    warm: list[bool] = []
+    for away in (1, 2):
+        trial = Trial()
+        assert trial.is_warm()
+        others = [host for host in HOSTS if host != trial.cell.leader]
+        trial.cell.servers.down.add(others[away - 1])  # in one of the two runs it is the one that is read
+        trial.world.run(0.5)
+        trial.cell.propose([Record(AGENT, b"three")], lambda _: None)
+        trial.world.run(0.5)
+        trial.lose(AGENT)
+        trial.world.run(5.0)
+        trial.cell.propose([Record(epochs.subject("c0", 7), b"")], lambda _: None)
+        trial.world.run(5.0)
+        warm.append(trial.recovery.warm() == [7])
+        if warm[-1]:
+            assert trial.recovery._followed[7].records[AGENT].payload == b"three"
+        trial.world.close()
+    assert sorted(warm) == [False, True]

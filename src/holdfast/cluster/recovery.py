@@ -7,7 +7,10 @@ record to come by.
 
 The engine notices neither a replica that lost records nor one that shows them damaged. So what was read is compared with
 the subjects that the leader shows, and is read from another replica than the leader's: at most a minority is damaged, so
-one of the two is whole. Where the leader's replica is the damaged one, the other has all that is missing there.
+one of the two is whole. Where the leader's replica is the damaged one, the other has all that is missing there. What is
+followed after that is read as it is written, from any replica. Where the reading is interrupted, by the loss of a server
+say, it goes on with records that lay at rest, and an agent whose newest one is lost there is known by an older one. So
+everything is read anew.
 
 What is purged meanwhile is not told to who follows. Of inbox and outbox more may be in memory than there is: what was
 consumed or carried over is known by the agents' records and the relays' cursors. When it is too much, the shard is
@@ -134,8 +137,14 @@ class Recovery:
             for number in group:
                 self.forget(number)
 
+        begun = 0
         try:
             async for chunk in tail:
+                begun = begun or chunk.begun
+                if chunk.begun != begun:
+                    for number in group:
+                        self.forget(number)
+                    continue  # up to the cancellation that this brought
                 async for stored in loops.by_and_by(packs.unfold(chunk.records, damaged)):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group.get(number)
@@ -256,11 +265,16 @@ class Recovery:
         records: dict[str, Stored] = {}
         read_subjects: set[str] = set()
         servers: set[str] = set()
+        begun = 0
 
         async def read() -> None:
+            nonlocal begun
             try:
                 async for chunk in tail:
                     servers.add(chunk.server)
+                    begun = begun or chunk.begun
+                    if chunk.begun != begun:
+                        raise Unknown(f"{cell}: the reading of its records was interrupted")
                     async for stored in loops.by_and_by(packs.unfold(chunk.records)):
                         if int(stored.subject[skip : stored.subject.index(".", skip)]) not in claims:
                             continue

@@ -49,12 +49,14 @@ class Stored(NamedTuple):
 class Chunk(NamedTuple):
     """Some records of a tail, in order. ``caught_up``: when they were read, the log had no later one.
 
-    ``server``: whose copy they were read from; empty where there is only one.
+    ``server``: whose copy they were read from; empty where there is only one. ``begun`` grows
+    when the reading was interrupted: records lay at rest meanwhile, in a copy that may have lost some of them.
     """
 
     records: list[Stored]
     caught_up: bool
     server: str = ""
+    begun: int = 1
 
 
 class Shown(NamedTuple):

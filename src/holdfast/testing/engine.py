@@ -209,11 +209,12 @@ class SimLog(Log):
         wanted = matcher(tuple(subjects))
         following = max(from_sequence, 1)
         quiet = False
-        host = ""
+        host, begun = "", 0
         while True:
             self._cell(cell)
             try:
-                host = host or self._engine.choose(not_on)
+                if not host:
+                    host, begun = self._engine.choose(not_on), begun + 1
                 at = host
 
                 def look() -> tuple[list[Stored], int]:
@@ -239,10 +240,10 @@ class SimLog(Log):
                 chunk, rest = some[:most], some[most:]
                 following = chunk[-1].sequence + 1
                 quiet = not rest
-                yield Chunk(chunk, not rest, host)
+                yield Chunk(chunk, not rest, host, begun)
             elif not quiet:
                 quiet = True
-                yield Chunk([], True, host)
+                yield Chunk([], True, host, begun)
             else:
                 following = max(following, last + 1)
                 await self._news(found, host, following, tuple(subjects))

@@ -25,6 +25,7 @@ from holdfast.ids import new_id
 
 _HEARTBEAT_SECONDS: Final = 0.5
 _SILENCE_SECONDS: Final = 1.6
+_READ_SECONDS: Final = 0.01
 _CHUNK_RECORDS: Final = 2000
 _API_SECONDS: Final = 2.0
 _PLACEMENTS_MAX: Final = 12
@@ -60,6 +61,7 @@ class Tail:
         self._subscription = 0
         self._consumer = ""
         self._delivered = 0
+        self._begun = 0
         self._heard_at = 0.0
         self._stopped = False
 
@@ -71,20 +73,26 @@ class Tail:
     async def next(self) -> Chunk:
         """The next records. Raises `Closed` when stopped; `NoQuorum` or `Unknown` where there is no consumer now."""
         while not self._stopped:
-            if self._wide and 0.0 < self._up_to_date_at < self._loop.time() - _WIDE_SECONDS:
+            narrows = self._wide and 0.0 < self._up_to_date_at < self._loop.time() - _WIDE_SECONDS
+            if narrows:
                 await self.forget()
                 self._wide = False
             if not self._consumer:
+                self._begun += not narrows
                 pending = await self._begin()
                 if pending == 0:
                     # Nothing to read up to here: that is news, also without a record.
-                    return Chunk([], True, self._server)
+                    return Chunk([], True, self._server, self._interruptions())
             chunk = self._take()
             if chunk is not None:
                 return chunk
             if self._consumer:
                 await self._wait()
         raise Closed("the log was closed")
+
+    def _interruptions(self) -> int:
+        """How often the reading began, or went on by another connection."""
+        return self._begun + self._connection.reconnections
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -94,8 +102,13 @@ class Tail:
             await self._wake.wait()
         finally:
             timer.cancel()
-        if not self._arrived and self._loop.time() - self._heard_at >= _SILENCE_SECONDS:
-            await self.forget()
+        if self._is_silent():
+            await asyncio.sleep(_READ_SECONDS)  # where this process stood still, what came meanwhile is not read yet
+            if self._is_silent():
+                await self.forget()
+
+    def _is_silent(self) -> bool:
+        return not self._arrived and self._loop.time() - self._heard_at >= _SILENCE_SECONDS
 
     async def _begin(self) -> int:
         """Make a consumer that begins at the next sequence; return how many records wait for it."""
@@ -173,7 +186,7 @@ class Tail:
                 records.append(Stored(subject, sequence, payload))
         if caught_up and self._up_to_date_at == 0.0:
             self._up_to_date_at = self._loop.time()
-        return Chunk(records, caught_up, self._server) if records or caught_up else None
+        return Chunk(records, caught_up, self._server, self._interruptions()) if records or caught_up else None
 
     def _control(self, reply: str, headers: bytes) -> None:
         if reply:  # flow control: what was sent before it has been read
