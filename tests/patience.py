@@ -7,7 +7,9 @@ A test that is about a bound gives that bound itself.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from holdfast import AgentRef, LocalCluster, Node, limits
@@ -17,8 +19,10 @@ PATIENT_SECONDS: Final = 240.0
 
 
 def wait_longer() -> None:
-    """Have asks, starts and joins wait for `PATIENT_SECONDS` by default, in this process."""
+    """Have asks, starts and joins wait for `PATIENT_SECONDS` by default, in this process and in those that it starts."""
     limits.JOIN_SECONDS = PATIENT_SECONDS  # type: ignore[misc]
+    children = str(Path(__file__).parent / "children")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [children, os.environ.get("PYTHONPATH")]))
     for function in (
         LocalCluster.start,
         LocalCluster.add_host,

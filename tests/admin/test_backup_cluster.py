@@ -178,12 +178,12 @@ async def test_an_owner_killed_during_the_hold_spoils_nothing(
             if event == "held" and not killed:
                 killed.append(cluster.kill_node("h2-1"))
 
-    await node.ready(60)
+    await node.ready()
     load = Killing(node)
     await load.run(lambda: create(node, tmp_path / "b.backup", load.report))
     assert killed
     await check_in_a_log(load, tmp_path, tmp_path / "b.backup")
-    await node.ready(60)
+    await node.ready()
     load.before, load.after = load.acknowledged, load.begun
     await load.check(node)  # the cluster went on, and lost nothing either
 
@@ -202,7 +202,7 @@ async def test_a_server_killed_while_the_tails_read_spoils_nothing(
                     done.append(cluster.server_pid(f"h{number % 3 + 1}"))  # noqa: B023
                     os.kill(done[0], signal.SIGKILL)
 
-        await node.ready(60)
+        await node.ready()
         load = Killing(node)
         directory = tmp_path / str(number)
         directory.mkdir()

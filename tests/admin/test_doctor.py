@@ -94,7 +94,7 @@ async def ward(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(ward: Ward) -> AsyncIterator[Node]:
     async with Node.join(ward.urls) as node:
-        await node.ready(60)
+        await node.ready()
         yield node
 
 
@@ -239,7 +239,7 @@ async def test_a_disk_that_is_full(ward: Ward, client: Node) -> None:
 
 async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> None:
     """A record is taken away from all copies at once, and then the node ends that knew of it."""
-    await client.ready(60)
+    await client.ready()
     names = [f"lost-{n}" for n in range(40)]
     await asyncio.gather(*(client.agent(Note, name).ask(Note.write, name) for name in names))
     agent = next(info for name in names if (info := client.describe(f"Note/{name}")).host in ("h1", "h2"))

@@ -139,7 +139,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
     async with LocalCluster(directory, [APP]) as cluster, Node.join(cluster.urls) as node:
         engine = NatsEngine(cluster.urls)
         await engine.open()
-        await node.ready(60)
+        await node.ready()
         made = Scene(cluster, directory, node, engine)
         await made.write([f"n{n}" for n in range(BUSY)], TEXT)
         await made.write([f"n{n}" for n in range(BUSY, NOTES)], LONG)

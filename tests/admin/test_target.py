@@ -126,7 +126,7 @@ async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backu
             with pytest.raises(NoQuorum):
                 await old.engine.log.append("g1reg", [Record("g1reg.ag.Purse/new", b"")])
             async with Node.join(servers.urls, serve=SERVE) as node:
-                await node.ready(60)
+                await node.ready()
                 await purses(node, NAMES, 1200)
                 assert old.incarnation not in {member.incarnation for member in node.members()}
     finally:
@@ -138,7 +138,7 @@ async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backu
 @pytest.mark.capability("B6")
 async def test_an_embedded_log_becomes_a_cluster_of_three(backup: Path, tmp_path: Path) -> None:
     async with restored_cluster(tmp_path / "new", backup, 3) as cluster, Node.join(cluster.urls) as node:
-        await node.ready(60)
+        await node.ready()
         assert list(node.manifest.cells) == ["g2c0", "g2c1", "g2c2"]
         await purses(node, NAMES, 1200)
         assert await node.agent(Counter, "large").ask(Counter.size) == (700_000, b"\x01")

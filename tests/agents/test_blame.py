@@ -186,9 +186,9 @@ async def test_a_stop_in_order_is_known_to_whoever_comes_after_an_owner_that_wro
 
 async def test_a_stop_that_takes_all_its_time_blames_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody takes the shard over meanwhile, so it waits for the turn as long as it may, and then says that it let go."""
-    monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 3.0)
     monkeypatch.setattr(ownership, "_DRAIN_SECONDS_MIN", 0.1)
-    monkeypatch.setattr(limits, "DRAIN_SECONDS", 1.5)
+    monkeypatch.setattr(limits, "DRAIN_SECONDS", 4.0)
     async for _ in lives(path, "long", *["in order"] * 3):
         pass
     async with life(path) as node:

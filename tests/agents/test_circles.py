@@ -10,6 +10,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 from tests.agents.kinds import Count, on, serving
+from tests.patience import PATIENT_SECONDS
 
 from holdfast import (
     Agent,
@@ -112,7 +113,7 @@ def none_begun() -> None:
 
 
 async def outcomes(*asks: object) -> list[object]:
-    async with asyncio.timeout(limits.ASK_TIMEOUT_SECONDS - 5):  # the deadline would end them as well
+    async with asyncio.timeout(PATIENT_SECONDS - 5):  # the deadline would end them as well
         return await asyncio.gather(*asks, return_exceptions=True)  # type: ignore[call-overload, no-any-return]
 
 
@@ -188,7 +189,10 @@ async def test_asks_in_one_direction_never_meet(url: list[str]) -> None:
         assert all(isinstance(each, int) for each in found), found
 
 
-async def test_an_error_at_the_deadline_says_what_it_waited_for(tmp_path: Path) -> None:
+async def test_an_error_at_the_deadline_says_what_it_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 0.3)  # the answer to a second attempt says it
     async with serving(tmp_path / "log.db", Crosser) as node:
         slow = asyncio.create_task(node.agent(Crosser, "a").ask(Crosser.slowly, 60.0))
         await asyncio.sleep(0.1)

@@ -330,7 +330,7 @@ async def test_there_is_no_context_before_the_first_message(tmp_path: Path) -> N
 
     async with serving(tmp_path / "log", Early) as node:
         with pytest.raises(BadState, match="Early has no context before its first message"):
-            await node.agent(Early, "e").options(timeout_seconds=3).ask(Early.add, 1)
+            await node.agent(Early, "e").ask(Early.add, 1)
 
 
 async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: list[bool]) -> None:
@@ -407,12 +407,14 @@ async def test_the_agents_in_memory_are_those_of_the_shards_and_go_at_once(tmp_p
 
     async with serving(tmp_path / "log", Brief, Fast) as node:
         runtime = node._runtime
+        Brief.__kind__.idle_seconds = 1000.0  # until they are counted, however long that takes
         await asyncio.gather(*(node.agent(Brief, f"b{n}").ask(Brief.add, 1) for n in range(20)))
         await asyncio.gather(*(node.agent(Fast, f"f{n}").ask(Fast.add, 1) for n in range(20)))
         assert len(runtime.resident) == 40
         agents = [weakref.ref(one.agent) for one in runtime.resident.values() if one.kind.cls is Brief]
         gc.disable()
         try:
+            Brief.__kind__.idle_seconds = 0.1
             await until(lambda: len(runtime.resident) == 20)
             assert [one for one in agents if one() is not None] == []
         finally:

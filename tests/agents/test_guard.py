@@ -81,7 +81,7 @@ async def test_what_a_durable_message_or_a_timer_raises_stops_no_others(
         async def done() -> bool:
             return await other.ask(Rogue.value) == len(NAMES) and "" in await other.ask(Rogue.rings)
 
-        await until(done, 30)
+        await until(done)
         count = 2 * len(NAMES) + len(NAMES)
 
         async def buried() -> bool:
@@ -287,7 +287,7 @@ class Busy(Agent[State]):
 
 async def main(log, way):
     async with Node.join("local:" + log, serve=[Busy]) as node:
-        await node.agent(Busy, "a").options(timeout_seconds=60).ask(getattr(Busy, way))
+        await node.agent(Busy, "a").ask(getattr(Busy, way))
 
 if sys.argv[3] == "handler":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
@@ -385,7 +385,7 @@ async def test_a_log_that_raises_fails_nothing_else(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(limits, "BACKOFF_SECONDS_MIN", 0.001)
     monkeypatch.setattr(logging.getLogger(), "handlers", [Raises()])
     async with serving(tmp_path / "log.db", Rogue) as node:
-        agent = node.agent(Rogue, "a").options(timeout_seconds=10)
+        agent = node.agent(Rogue, "a")
         await agent.send(Rogue.at_once, "Odd")
         for way in WAYS:
             with pytest.raises(HandlerFailed):

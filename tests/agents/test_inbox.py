@@ -129,7 +129,7 @@ async def test_messages_that_come_while_a_backlog_is_read_keep_their_place(
         async def done() -> bool:
             return len(await counter.ask(Counter.texts)) >= sent
 
-        await until(done, 30)
+        await until(done)
         assert await counter.ask(Counter.texts) == [str(n) for n in range(sent)]
 
 
@@ -184,7 +184,7 @@ async def test_unknown_outcomes_while_messages_pour_in(path: Path) -> None:
 
         await asyncio.gather(*map(pour, receivers))
         for receiver in receivers:
-            await until(lambda receiver=receiver: has(receiver, 400), 30)  # type: ignore[misc]
+            await until(lambda receiver=receiver: has(receiver, 400))  # type: ignore[misc]
             assert [number for _, number in await receiver.ask(Receiver.all)] == list(range(400))
         assert fault.times > 20
 

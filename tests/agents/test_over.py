@@ -134,7 +134,7 @@ class Waiting(Agent[Page], Leaving):
         """A turn in the midst of which what others left runs."""
         before = self.state.n
         Left.gate.set()
-        while len(Left.done) < len(EXPECTED) - 1:  # one of them asks this very agent
+        while len({*Left.done}) < len(EXPECTED) - 1:  # one of them asks this very agent
             await asyncio.sleep(0.001)
         self.state.n += 1
         assert self.state.n == before + 1
@@ -188,7 +188,7 @@ async def test_what_a_turn_left_behind_writes_nothing(url: list[str], kind: Any,
             assert await agent.ask(Waiting.beside) == n
         Left.gate.set()
         await asyncio.gather(*Left.tasks)
-        assert sorted(Left.done) == EXPECTED
+        assert sorted({*Left.done}) == EXPECTED  # a turn that ran again leaves everything twice
         assert await agent.ask(kind.add, 1) == n + 1
         assert await agent.options(fresh=True).ask(kind.all) == (n + 1, [])
     async with on(url, kind) as node:

@@ -120,8 +120,9 @@ async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_th
         found.stop()
 
 
-async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path) -> None:
+async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message runs alone behind its mark; its agent is dropped; the task that waits for it must commit nothing."""
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # of a second attempt nobody knows what became
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)

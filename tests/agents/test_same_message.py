@@ -186,7 +186,7 @@ async def test_so_it_is_with_what_is_sent(tmp_path: Path) -> None:
     async with serving(tmp_path / "log.db", Takes) as node:
         ref = node.agent(Takes, "a").options(message_id="id")
         for value in ([8, 0], [0, 8], [8, 1]):
-            await ref._router.send(ref._token, "numbers", raw(value), 5.0, "id")
+            await ref._router.send(ref._token, "numbers", raw(value), 240.0, "id")
         letters: list[DeadLetter] = []
 
         async def found() -> bool:

@@ -30,7 +30,7 @@ def raw(how: str) -> bytes:
 
 
 async def ask(node: Node, data: bytes, message_id: str) -> bytes:
-    ref = node.agent(Held, "a").options(message_id=message_id, timeout_seconds=10)
+    ref = node.agent(Held, "a").options(message_id=message_id)
     return await ref._router.ask(ref._token, "take", data, ref._options, reads_only=False)
 
 
@@ -88,7 +88,7 @@ async def test_a_marked_function_that_raises_fails_its_own_message(tmp_path: Pat
     async with serving(tmp_path / "log.db", Marked) as node:
         for name in NAMES:
             with pytest.raises(HandlerFailed):
-                await node.agent(Marked, "a").options(timeout_seconds=10).ask(Marked.take, name)
+                await node.agent(Marked, "a").ask(Marked.take, name)
         assert await node.agent(Marked, "a").ask(Marked.take, "") == 1
         assert not node._runtime.failures
 

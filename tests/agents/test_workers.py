@@ -179,7 +179,10 @@ async def test_a_turn_waits_for_the_thread_of_one_that_was_cancelled(path: Path,
         assert await agent.ask(Heavy.total) == 1
 
 
-async def test_what_a_worker_did_for_a_shard_that_was_lost_is_dropped(path: Path) -> None:
+async def test_what_a_worker_did_for_a_shard_that_was_lost_is_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)
     async with serving(path, Heavy) as node:
         agent = node.agent(Heavy, "a").options(message_id="m")
         asked = asyncio.create_task(agent.ask(Heavy.compute, 0.6))
@@ -207,10 +210,11 @@ async def test_a_loop_that_stands_still_is_noticed_and_named(path: Path, caplog:
     """On a busy machine the loop may stand still elsewhere as well: what is named is what counts."""
     async with serving(path, Heavy) as node:
         assert "(stall)" not in node.members()[0].degraded
-        await node.agent(Heavy, "a").ask(Heavy.stall, 1.2)
+        node._runtime.stalls._recent.clear()
         async with asyncio.timeout(240):
-            while "(stall)" not in caplog.text:
-                await asyncio.sleep(0.05)
+            while "(stall)" not in caplog.text:  # a look that is late itself names nothing
+                await node.agent(Heavy, "a").ask(Heavy.stall, 1.2)
+                await asyncio.sleep(0.3)
         assert node.statistics()["stalls"] >= 1
         node._membership.beat()
         assert re.search(r"stood still \d+ times within a minute, for up to ", node.members()[0].degraded)
@@ -226,8 +230,9 @@ async def test_a_loop_that_stands_still_is_told_with_its_stack_while_it_does(pat
     said: list[str] = []
 
     def told(record: logging.LogRecord) -> bool:
-        said.append(record.getMessage())
-        goes_on.touch()
+        if "stall_until" in record.getMessage():
+            said.append(record.getMessage())
+            goes_on.touch()
         return True
 
     logger = logging.getLogger("holdfast.agents.stalls")

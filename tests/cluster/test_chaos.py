@@ -45,15 +45,15 @@ def refusals_in_a_partition(chaos: Chaos, outcome: Outcome) -> None:
 @pytest.mark.capability("B11")
 @pytest.mark.capability("F8")
 async def test_a_partition_and_then_the_loss_of_another_host(tmp_path: Path) -> None:
-    # Of this seed: h3 is cut off for 5 s; 1 s after it is back h2 is killed with all that it runs.
+    # Of this seed: h3 is cut off for 12 s; 1 s after it is back h2 is killed with all that it runs.
     chaos, outcome = await run(
         tmp_path,
         seed=0,
         harms=("partition", "kill-host"),
         harm_count=2,
-        harm_seconds=(5, 6),
+        harm_seconds=(12, 13),
         harm_pause=(0.5, 1.5),
-        rest_seconds=2,
+        rest_seconds=5,
     )
     assert [(harm.kind, harm.host) for harm in outcome.harms] == [("partition", "h3"), ("kill-host", "h2")]
     refusals_in_a_partition(chaos, outcome)
@@ -61,13 +61,13 @@ async def test_a_partition_and_then_the_loss_of_another_host(tmp_path: Path) -> 
 
 def holdfast_chaos(*options: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "holdfast"), "chaos", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=840, check=False)
 
 
 @pytest.mark.capability("D9")
 @pytest.mark.capability("F3")
 def test_the_command_with_all_kinds_of_harm(tmp_path: Path) -> None:
-    done = holdfast_chaos("--seconds", "20", "--seed", "3", "--json", "--dir", str(tmp_path / "run"))
+    done = holdfast_chaos("--seconds", "40", "--seed", "3", "--json", "--dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["violations"] == [] and outcome["seed"] == 3 and len(outcome["harms"]) >= 2

@@ -50,7 +50,7 @@ async def cluster(directory: Path) -> AsyncIterator[LocalCluster]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
     async with Node.join(cluster.urls) as made:
-        await made.ready(120)
+        await made.ready()
         await until(lambda: has_record(made))
         yield made
 
@@ -91,9 +91,11 @@ class Load:
     async def _work(self, name: str) -> None:
         while True:
             try:
-                value = await self.node.agent(Account, name).options(timeout_seconds=120).ask(Account.add, 1)
+                value = await self.node.agent(Account, name).ask(Account.add, 1)
             except OutcomeUnknown:
                 self.unknown[name] += 1
+                continue
+            except NoQuorum:  # an election that took long: nothing was done
                 continue
             self.acknowledged[name] += 1
             self._judge(name, value)
@@ -122,7 +124,7 @@ class Load:
         await self.check()
 
     async def _value(self, name: str) -> int:
-        return await self.node.agent(Account, name).options(timeout_seconds=120).ask(Account.value)
+        return await self.node.agent(Account, name).ask(Account.value)
 
     async def check(self) -> None:
         for name in self.acknowledged:
@@ -182,7 +184,7 @@ async def test_a_host_joins_with_one_address(cluster: LocalCluster, node: Node) 
                 lambda other=other: {m.name for m in other.members() if m.kinds} >= {"h1-1", "h2-1", "h3-1", "h4-1"}
             )
     await until(lambda: any(member.host == "h4" and member.shards for member in node.members()))
-    await node.ready(120)
+    await node.ready()
     names = [f"moved-{n}" for n in range(40)]
     values = await asyncio.gather(*(node.agent(Account, name).ask(Account.add, 1) for name in names))
     assert values == [1] * len(names)
@@ -215,6 +217,11 @@ async def test_what_must_not_be_is_refused(cluster: LocalCluster, node: Node) ->
     assert await cohort.show(node) == before
 
 
+async def replaced(node: Node, lost: str, new: str, members: list[str]) -> bool:
+    """Whether a host is in the place of another by now: where no majority is there yet, the command says so at once."""
+    return (await cohort.replace(node, lost, new, print)).members == members
+
+
 @pytest.mark.capability("B5")
 async def test_a_dead_host_is_replaced_and_the_loss_of_another_loses_nothing(
     cluster: LocalCluster, node: Node, load: Load
@@ -224,7 +231,7 @@ async def test_a_dead_host_is_replaced_and_the_loss_of_another_loses_nothing(
         with pytest.raises(NotDone, match="not there"):
             await cohort.set_members(node, ["h1", "h3", "h4"], print)
         await until(lambda: is_gone(node, "h3"))
-        assert (await cohort.replace(node, "h3", "h4", print)).members == ["h1", "h2", "h4"]
+        await until(lambda: replaced(node, "h3", "h4", ["h1", "h2", "h4"]))
     await identical(node)
     assert "h3" not in (await cohort.remove(node, "h3", print)).hosts
     await until(lambda: quiet(node))
@@ -306,7 +313,10 @@ async def test_the_former_server_of_a_host_loses_its_vote_though_the_new_one_doe
 async def test_a_vote_that_no_host_has_any_more_is_taken_away(
     cluster: LocalCluster, node: Node, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def forgets(*_: object) -> bool:
+    voted: list[bool] = []
+
+    async def forgets(_seat: object, system: System, lost: str, _may_leave: object) -> bool:
+        voted.append(peer_id(lost) in {peer.peer for peer in (await system.voters_as_led()).peers})
         return True
 
     former = (await host(node, "h2")).server
@@ -314,7 +324,7 @@ async def test_a_vote_that_no_host_has_any_more_is_taken_away(
     here = await begin_here(cluster, "h2")
     try:
         await until(lambda: took_its_place(node, "h2", former))
-        assert peer_id(former) in {peer.peer for peer in (await voters(here)).peers}
+        assert voted and voted[-1]
         await identical(node)
         assert peer_id(former) not in {peer.peer for peer in (await voters(here)).peers}
     finally:

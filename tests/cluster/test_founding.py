@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tests.cluster.app import Account
 
 from holdfast import ConfigError, LocalCluster, Node, NotFound
-from holdfast.admin import cohort
+from holdfast.admin import cohort, presence
 from holdfast.admin import found as founding
 from holdfast.admin.doctor import examine
 from holdfast.admin.found import found
-from holdfast.admin.status import DOWN, of_cluster
+from holdfast.admin.status import DOWN, Status, of_cluster
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import NoQuorum
+from holdfast.errors import NoQuorum, NotDone
 from holdfast.host.nats_server import LocalServers
 
 pytestmark = pytest.mark.cluster
@@ -129,6 +130,18 @@ async def test_many_who_found_at_once_found_one_cluster(servers: LocalServers) -
     assert sorted(kept) == ["g1blobs", "g1c0", "g1c1", "g1c2", "g1reg"] and set(kept.values()) == {3}
 
 
+async def looked(url: str) -> Status | None:
+    """The state of a cluster, by its server at this URL; None while that is not up."""
+    engine = NatsEngine([url])
+    try:
+        await engine.open()
+        return await of_cluster(engine)
+    except NoQuorum:
+        return None
+    finally:
+        await engine.close()
+
+
 async def test_hosts_that_start_one_by_one_while_a_client_asks(tmp_path: Path) -> None:
     """The first host is there long before the others, and a client asks all the time."""
     cluster = LocalCluster(tmp_path, [APP])
@@ -145,19 +158,16 @@ async def test_hosts_that_start_one_by_one_while_a_client_asks(tmp_path: Path) -
                 await asyncio.sleep(0.05)
 
     client = asyncio.create_task(ask())
-    starting = [asyncio.create_task(cluster.start_host("h1", 120))]
+    starting = [asyncio.create_task(cluster.start_host("h1"))]
     try:
         async with asyncio.timeout(240):
             while len(refused) < 5:
                 await asyncio.sleep(0.1)
-        engine = NatsEngine(cluster.urls[:1])
-        await engine.open()
-        try:
-            seen = await of_cluster(engine)
-        finally:
-            await engine.close()
+        async with asyncio.timeout(240):
+            while (seen := await looked(cluster.urls[0])) is None or "(h1)" not in "".join(seen.problems[:1]):
+                await asyncio.sleep(0.1)
         assert seen.state == DOWN and "1 of the 3 hosts that found the cluster are up (h1)" in seen.problems[0]
-        starting += [asyncio.create_task(cluster.start_host(name, 120)) for name in ("h2", "h3")]
+        starting += [asyncio.create_task(cluster.start_host(name)) for name in ("h2", "h3")]
         await asyncio.gather(*starting)
         asking = False
         await client
@@ -176,6 +186,9 @@ async def test_a_cluster_with_too_few_copies_gets_them_by_the_cohort_command(tmp
         async with Node.join(cluster.urls, serve=[Account], found=True, replicas=1) as node:
             await node.ready()
             assert await node.agent(Account, "a").ask(Account.add, 5) == 5
+            async with asyncio.timeout(240):
+                while (await presence.look(node.engine.bus)).record is None:  # who votes is written down meanwhile
+                    await asyncio.sleep(0.1)
         diagnosis = await examine(NatsEngine(cluster.urls))
         few = [one for one in diagnosis.findings if one.code == "too-few-copies"]
         assert [(one.severity, one.where) for one in few] == [("critical", "the cluster")]
@@ -189,7 +202,13 @@ async def test_a_cluster_with_too_few_copies_gets_them_by_the_cohort_command(tmp
                 await engine.close()
         async with Node.join(cluster.urls) as operator:
             lines: list[str] = []
-            record = await cohort.set_members(operator, ["h1", "h2", "h3"], lines.append)
+            async with asyncio.timeout(240):
+                while True:
+                    with suppress(
+                        NotDone
+                    ):  # a host that did not answer for a moment; the command is made to be repeated
+                        record = await cohort.set_members(operator, ["h1", "h2", "h3"], lines.append)
+                        break
             assert record.members == ["h1", "h2", "h3"] and any("gets 3 copies" in line for line in lines)
         assert set((await made(cluster.urls)).values()) == {3}
         async with Node.join(cluster.urls, serve=[Account], replicas=3) as node:

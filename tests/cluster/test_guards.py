@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,7 +46,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
     async with Node.join(cluster.urls) as made:
-        await made.ready(60)
+        await made.ready()
         yield made
 
 
@@ -64,7 +66,7 @@ async def asked(node: Node, host: str, operation: str, arguments: Any = None) ->
     async with asyncio.timeout(240):
         while True:
             try:
-                return await ask_host(node.engine.bus, host, operation, object, arguments, 30)
+                return await ask_host(node.engine.bus, host, operation, object, arguments, 240)
             except (NoResponders, Unknown):
                 await asyncio.sleep(0.2)
             except HoldfastError as error:
@@ -124,7 +126,8 @@ async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalC
     assert begun > 0, "one at a time it is done"
 
     async def said() -> bool:
-        return {"copy-discarded", "copy-whole"} <= {event.what async for event in node.events.read()}
+        counts = Counter([event.what async for event in node.events.read()])
+        return min(counts["copy-discarded"], counts["copy-whole"]) >= begun
 
     await until(said)
     for n in range(AGENTS):
@@ -162,7 +165,12 @@ async def test_work_of_a_host_that_died_is_taken_over_and_a_living_one_s_is_not(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, again = (Exclusive(node.engine, host, process) for host, process in ("ax", "by", "az"))
-    await first.take("it works")
+    async with asyncio.timeout(240):
+        while True:
+            with suppress(Conflict):  # a host that was at work in a test before
+                await first.take("it works")
+                break
+            await asyncio.sleep(0.2)
     with pytest.raises(Conflict, match=r"host a is at work since .*: it works"):
         await second.take("it works as well")
     assert not await second.adopt()

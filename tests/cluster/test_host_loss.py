@@ -44,7 +44,7 @@ async def test_losses_of_a_host(tmp_path: Path) -> None:
             # The client's own server is on a host that stays.
             urls = cluster.urls[(loss + 1) % 3 :] + cluster.urls[: (loss + 1) % 3]
             async with Node.join(urls) as node:
-                await node.ready(60)
+                await node.ready()
                 for name in AGENTS:
                     values[name] += 1
                     assert await node.agent(Account, name).ask(Account.add, 1) == values[name]
@@ -55,7 +55,7 @@ async def test_losses_of_a_host(tmp_path: Path) -> None:
                     nonlocal refused
                     began = time.monotonic()
                     values[name] += 1
-                    agent = node.agent(Account, name).options(timeout_seconds=60, message_id=f"{name}-{values[name]}")
+                    agent = node.agent(Account, name).options(message_id=f"{name}-{values[name]}")
                     while True:
                         try:
                             assert await agent.ask(Account.add, 1) == values[name], "lost, or done twice"

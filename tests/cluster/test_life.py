@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from holdfast import limits
 from holdfast.clock import SYSTEM_CLOCK
 from holdfast.cluster.beats import HostBeat
 from holdfast.cluster.life import Life, base, number
@@ -34,7 +35,8 @@ async def cells_of(engine: Engine) -> list[str]:
     return cells
 
 
-async def test_who_proves_its_life_cannot_be_condemned(engine: Engine) -> None:
+async def test_who_proves_its_life_cannot_be_condemned(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ISOLATE_SECONDS", 10.0)  # a machine without time for it would be a sentence
     cells = await cells_of(engine)
     life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     await life.start()

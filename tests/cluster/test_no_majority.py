@@ -19,10 +19,10 @@ from holdfast import LocalCluster, Node, NoQuorum
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
-HANGS_SECONDS = 45.0
+HANGS_SECONDS = 240.0
 """A command that takes longer hangs: each has a deadline of 30 s or less, and takes some 2 s on a machine with time."""
 
-_AT_ONCE = 5
+_AT_ONCE = 2
 
 COMMANDS = [
     ["status"], ["hosts"], ["events"], ["agents", "list"], ["call", "Account/a", "value"],
@@ -39,13 +39,13 @@ class Answer(NamedTuple):
     text: str
 
 
-async def run(*arguments: str, at: Sequence[str]) -> Answer:
+async def run(*arguments: str, at: Sequence[str], seconds: float = HANGS_SECONDS) -> Answer:
     """Run a command; it must end by itself."""
     command = [str(Path(sys.executable).parent / "holdfast"), *arguments, "--at", ",".join(at)]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, cwd="/tmp")
     try:
-        async with asyncio.timeout(HANGS_SECONDS):
+        async with asyncio.timeout(seconds):
             out, err = await process.communicate()
     except TimeoutError:
         process.kill()
@@ -93,11 +93,12 @@ async def test_all_is_well(cluster: LocalCluster) -> None:
 async def test_a_host_that_is_lost_is_named_and_the_others_serve(cluster: LocalCluster) -> None:
     await cluster.kill_host("h3")
     async with asyncio.timeout(240):
-        while (found := await becomes(cluster.urls[:1], "degraded"))["served"] < 128 or not gone(found):
+        while (found := await becomes(cluster.urls[:1], "degraded"))["served"] < 128 or gone(found) != {"h3": True}:
             pass
     assert gone(found) == {"h3": True} and len(found["hosts"]) == 3
-    text = (await run("status", at=cluster.urls[:1])).text
-    assert "hosts 2 of 3 up; h3 is gone since" in text
+    async with asyncio.timeout(240):  # a host that does not answer a look within a second is not counted in it
+        while "hosts 2 of 3 up; h3 is gone since" not in (await run("status", at=cluster.urls[:1])).text:
+            pass
     assert {node["host"] for node in found["nodes"]} == {"h1", "h2"}, "shards are counted where they are served"
     # Two of three servers that are tried first are not there.
     assert (
@@ -112,11 +113,19 @@ async def test_without_a_majority_every_command_says_who_is_gone(cluster: LocalC
         while "h2" not in gone(found) or found["served"]:  # a host is missed before a node knows that it is cut off
             found = await status(cluster.urls[:1], 3)
     assert gone(found) == {"h2": True, "h3": True} and found["served"] == 0
+
+    async def names_both(command: Sequence[str]) -> Answer:
+        """A host that does not answer a look within a second knows nothing in it: then the command is repeated."""
+        end = asyncio.get_running_loop().time() + 240
+        while True:
+            answer = await run(*command, at=cluster.urls[:1])
+            named = all(f"{name} is gone since" in answer.text for name in ("h2", "h3"))
+            if named or asyncio.get_running_loop().time() > end:
+                return answer
+
     for n in range(0, len(COMMANDS), _AT_ONCE):
         some = COMMANDS[n : n + _AT_ONCE]
-        for command, answer in zip(
-            some, await asyncio.gather(*(run(*one, at=cluster.urls[:1]) for one in some)), strict=True
-        ):
+        for command, answer in zip(some, await asyncio.gather(*map(names_both, some)), strict=True):
             assert answer.code == 3, (command, answer)
             for name in ("h2", "h3"):
                 assert f"{name} is gone since" in answer.text, (command, answer)
@@ -156,7 +165,8 @@ async def test_without_any_server_every_command_says_so(cluster: LocalCluster) -
 
 
 async def test_who_waits_gets_an_answer_when_all_is_back(cluster: LocalCluster) -> None:
-    waiting = asyncio.create_task(run("call", "Account/a", "value", "--wait", "--timeout", "40", at=cluster.urls))
+    call = ("call", "Account/a", "value", "--wait", "--timeout", "240")
+    waiting = asyncio.create_task(run(*call, at=cluster.urls, seconds=300))
     await cluster.start()
     answer = await waiting
     assert answer.code == 0 and answer.text.strip().endswith("7"), answer

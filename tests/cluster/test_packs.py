@@ -33,7 +33,9 @@ async def test_what_is_packed_is_seen_by_all(tmp_path: Path) -> None:
         await add_to_all(node, 2)
         assert await packs_of(node)
         for name in NAMES[::40]:
-            assert (await node.inspect(f"Account/{name}")).state == {"n": 2, "marks": []}
+            async with asyncio.timeout(240):  # what is looked at may be a moment old
+                while (await node.inspect(f"Account/{name}")).state != {"n": 2, "marks": []}:
+                    await asyncio.sleep(0.1)
 
         facts = await backup.create(node, tmp_path / "packed.backup")
         assert facts.agents == len(NAMES)

@@ -81,11 +81,19 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         heirs = {
             t.agent_id: node.describe(t.agent_id).standbys for t in trainers if node.describe(t.agent_id).owner == gone
         }
+        assert heirs
+        waiting = set(heirs)
+
+        def taken() -> bool:
+            """Whether each was at one of its standbys: half of them move to the new node some seconds later."""
+            waiting.difference_update([one for one in waiting if node.describe(one).owner in heirs[one]])
+            return not waiting
+
+        taking = asyncio.create_task(until(taken))
         cluster.kill_node(victim)
         for trainer in trainers:
             assert await trainer.ask(Trainer.step, 1000) == 2
-        assert heirs
-        await until(lambda: all(node.describe(agent_id).owner in standbys for agent_id, standbys in heirs.items()))
+        await taking
         # An event is written beside the work, so it may come a little after the first answers.
         async with asyncio.timeout(240):
             async for event in node.events.read(follow=True):
@@ -97,14 +105,14 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         # A drain under load: no call fails, every change is there, and nothing is left.
         load = Load(node)
         await until(lambda: min(load.added.values()) > 3)
-        await nodes.drain(node, "h2", 60)
+        await nodes.drain(node, "h2", 240)
         assert "h2-1" not in names_of(node, set(node.owners().values()))
         with pytest.raises(NotFound, match="h9"):
             await nodes.drain(node, "h9")
         # Nobody labelled is left on h2: the pool's shards are on h1, and stay there.
         assert names_of(node, owners_of(node, "gpu")) == {"h1-1"}
         # When the last labelled node is drained too, a label gives way, and that is said.
-        await nodes.drain(node, "h1", 60)
+        await nodes.drain(node, "h1", 240)
         assert names_of(node, owners_of(node, "gpu")) == {"h3-1"}
         with pytest.raises(DeadlineExceeded, match=r"no other node|it goes on"):
             await nodes.drain(node, "h3", 1)
@@ -123,8 +131,9 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         for wanted in ("host-joined", "node-joined", "node-ended", "shards-claimed", "cordoned", "drained", "uncordoned",
                        "placement-fallback"):  # fmt: skip
             assert wanted in kinds, kinds
-        ended = [event for event in found if event.what == "node-ended"]
-        assert [(event.who, event.facts["why"]) for event in ended] == [(victim, "its process ended")]
+        # A node that the machine gave no time may be condemned besides; its process did not end.
+        ended = [event for event in found if event.what == "node-ended" and event.facts["why"] == "its process ended"]
+        assert [event.who for event in ended] == [victim]
 
 
 @pytest.mark.cluster

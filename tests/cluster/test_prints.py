@@ -62,7 +62,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory, events: Events) -> A
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(cluster: LocalCluster) -> AsyncIterator[Node]:
     async with Node.join(cluster.urls) as made:
-        await made.ready(60)
+        await made.ready()
         yield made
 
 
@@ -78,7 +78,7 @@ async def joined(port: int) -> AsyncIterator[Node]:
             except OSError:
                 await asyncio.sleep(0.05)
     async with Node.join(f"nats://127.0.0.1:{port}", wait=True) as made:
-        await made.ready(60)
+        await made.ready()
         yield made
 
 
@@ -145,7 +145,7 @@ async def test_a_line_says_which_agent_printed_or_logged_it(node: Node, events: 
     await one.ask(Printer.say_in_process, "in a process")
     for text in ("in a process", "err in a process", "INFO shop: in a process"):
         await events.line("Printer/one", text)
-    assert any(agent == "Printer/one" and text.startswith("git version") for agent, text in events.said())
+    await until(lambda: any(one == "Printer/one" and text.startswith("git version") for one, text in events.said()))
     assert not [text for _, text in events.said() if "too much" in text]
     await one.ask(Printer.lose_task)
     await until(lambda: any("KeyError: 'nobody waits for it'" in text for _, text in events.said()))
@@ -239,6 +239,7 @@ async def test_up_shows_who_printed_what(tmp_path: Path) -> None:
             up.kill()
         if json_lines:
             said = [found for line in printed.splitlines() if (found := json.loads(line))["event"] == "node-said"]
+            said = [one for one in said if one["agent"]]  # its node may say that the machine gave it no time
             assert [(one["node"], one["agent"], one["text"]) for one in said] == [
                 ("h1-1", "Printer/shown", text) for text in texts
             ]

@@ -79,7 +79,14 @@ async def test_no_node_is_started_while_its_host_ends(tmp_path: Path, monkeypatc
     said: list[str] = []
     (port,) = free_ports(1)
     server = ServerSettings("ends", str(tmp_path / "ends"), port=port)
-    host = Host(HostSettings("ends", server, [], nodes=2, replicas=1), lambda event, _: said.append(event))
+    stopping: list[asyncio.Task[None]] = []
+
+    def hear(event: str, _facts: dict[str, Any]) -> None:
+        said.append(event)
+        if event == "node-ended":  # at once: after a pause the node would be started again
+            stopping.append(asyncio.get_running_loop().create_task(host.stop()))
+
+    host = Host(HostSettings("ends", server, [], nodes=2, replicas=1), hear)
     started: list[spawn.Child] = []
 
     async def note(*args: Any) -> spawn.Child:
@@ -96,13 +103,12 @@ async def test_no_node_is_started_while_its_host_ends(tmp_path: Path, monkeypatc
         stopped = second.pid
         os.kill(stopped, signal.SIGSTOP)  # so the end of the host takes longer than the pause of the other
         first.kill()
-        await until(lambda: said.count("node-ended") == 1)
-        stopping = asyncio.create_task(host.stop())
+        await until(lambda: bool(stopping))
         keeping = next(task for task in host._tasks if "_keep_node" in repr(task.get_coro()))
         await until(keeping.done)
-        assert not stopping.done() and started == []
+        assert not stopping[0].done() and started == []
         os.kill(stopped, signal.SIGCONT)
-        await stopping
+        await stopping[0]
     finally:
         with suppress(ProcessLookupError):
             if stopped:

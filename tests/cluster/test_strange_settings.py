@@ -45,7 +45,7 @@ async def test_three_hosts_on_ipv6_with_strange_names_and_passwords(tmp_path: Pa
     async with LocalCluster(directory, [APP], places=places) as cluster:
         assert cluster.urls == [f"nats://[::1]:{port}" for port in ports[:3]]
         async with Node.join(cluster.urls, user=security.user, password=security.password) as node:
-            await node.ready(60)
+            await node.ready()
             assert await node.agent(Account, "a").ask(Account.add, 3) == 3
             async with asyncio.timeout(240):  # nodes are known once they beat
                 while {member.host for member in node.members() if member.kinds} != {"h1", "h2", "h3"}:

@@ -180,12 +180,14 @@ async def test_a_reader_ends_though_somebody_still_has_the_pipe() -> None:
 
 async def test_few_outputs_of_ended_children_are_still_read() -> None:
     lines: list[str] = []
-    program = "import subprocess; subprocess.Popen(['sleep', '20'], start_new_session=True); print('up', flush=True)"
+    program = "import subprocess; subprocess.Popen(['sleep', '200'], start_new_session=True); print('up', flush=True)"
     children = [
         await spawn.start([sys.executable, "-c", program], lambda _: b"", lambda *_: None, lines.append)
         for _ in range(3)
     ]
-    kept = len(spawn._orphaned)
+    while spawn._orphaned:  # of tests before
+        spawn._orphaned.pop().close()
+    kept = 0
     assert [await child.wait() for child in children] == [0, 0, 0]
     assert lines == ["up"] * 3
     assert len(spawn._orphaned) == kept + 3

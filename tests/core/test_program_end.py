@@ -14,7 +14,7 @@ PROGRAM = """
 import asyncio, logging, sys
 from holdfast import limits, run
 
-limits.LEFT_SECONDS = 0.2
+limits.LEFT_SECONDS = 2.0
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 async def swallow(error):

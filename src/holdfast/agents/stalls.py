@@ -142,7 +142,7 @@ class Stalls:
             if gone <= limits.STALL_SECONDS:
                 continue
             frame = sys._current_frames().get(thread)
-            if not self._where and late < _LOOK_SECONDS / 2:
+            if not self._where and late < _LOOK_SECONDS / 2 and gone - self._not_looked > limits.STALL_SECONDS:
                 self._where = "" if frame is None else _line(frame)
             if frame is not None and gone - self._not_looked >= self._named_at:
                 self._named_at *= 2

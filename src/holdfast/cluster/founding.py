@@ -90,18 +90,24 @@ async def look(engine: Engine) -> Manifest | None:
 
 
 async def find(engine: Engine, wait: bool) -> Manifest:
-    """The manifest of the cluster that is there. ``wait``: for one that is not founded yet, for as long as it takes.
+    """The manifest of the cluster that is there. ``wait``: for one that is not founded yet, or without a majority, for as long
+    as it takes.
 
     Raises `NotFound` where there is none, `NoQuorum`, and `ConfigError` for one that this code cannot join.
     """
     random = chance.random()
     attempt = 0
-    while (manifest := await look(engine)) is None:
-        if not wait:
-            raise NotFound(NOWHERE)
+    while True:
+        try:
+            if (manifest := await look(engine)) is not None:
+                return manifest
+            if not wait:
+                raise NotFound(NOWHERE)
+        except (NoQuorum, Unknown):
+            if not wait:
+                raise
         attempt += 1
         await asyncio.sleep(backoff.delay_seconds(attempt, random, _LOOK_SECONDS))
-    return manifest
 
 
 async def find_or_found(engine: Engine, replicas: int, shards: int, now: float) -> Manifest:
