@@ -7,12 +7,16 @@ A test that is about a bound gives that bound itself.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from holdfast import AgentRef, LocalCluster, Node, limits
+from holdfast.agents import stalls
 from holdfast.agents.ref import Options
 
 PATIENT_SECONDS: Final = 240.0
@@ -33,6 +37,11 @@ def wait_longer() -> None:
     ):
         _by_default(function, "timeout_seconds", PATIENT_SECONDS)
     _by_default(AgentRef.__init__, "options", Options(timeout_seconds=PATIENT_SECONDS))
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was logged, but for what a machine without time is told of."""
+    return [record for record in caplog.records if record.name != stalls.__name__]
 
 
 def _by_default(function: Callable[..., Any], name: str, value: object) -> None:

@@ -29,6 +29,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.agents.kinds import serving
+from tests.patience import logged
 
 from holdfast import Agent, BadState, HandlerFailed, State, codec, handler, limits, reader
 from holdfast.codec.kept import unknown_fields
@@ -746,11 +747,6 @@ def renaming(state: type[Any], version: int = 1) -> type[Agent[Any]]:
     return Renaming
 
 
-def others(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What was logged, but for what a machine without time is told of."""
-    return [record for record in caplog.records if record.name != "holdfast.agents.stalls"]
-
-
 async def test_a_field_that_is_no_more_is_said_once_and_kept_until_a_turn_writes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -758,11 +754,11 @@ async def test_a_field_that_is_no_more_is_said_once_and_kept_until_a_turn_writes
     async with serving(path, old) as node:
         for name in ("a", "b"):
             await node.agent(old, name).ask(old.fill)
-    assert others(caplog) == []
+    assert logged(caplog) == []
     async with serving(path, new) as node:
         for name in ("a", "b"):
             assert await node.agent(new, name).ask(new.show) == {"sum": 0, "inner": [{"a": 1}]}
-    said = [record.getMessage() for record in others(caplog) if record.levelno >= logging.WARNING]
+    said = [record.getMessage() for record in logged(caplog) if record.levelno >= logging.WARNING]
     assert len(said) == 3
     for field, text in zip(("$.total", "$.names", "$.inner[...].b"), said, strict=True):
         assert f"holds a value of {field}" in text
@@ -778,7 +774,7 @@ async def test_a_field_that_is_no_more_is_said_once_and_kept_until_a_turn_writes
     upgraded = renaming(New, 2)
     async with serving(path, upgraded) as node:
         assert (await node.agent(upgraded, "a").ask(upgraded.show))["sum"] == 5
-    assert others(caplog) == []
+    assert logged(caplog) == []
 
 
 class OldModel(pydantic.BaseModel):

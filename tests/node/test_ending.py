@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from tests.agents.kinds import Counter, on, until
 from tests.node.test_visits import APP, holdfast
+from tests.patience import logged
 
 from holdfast import (
     Agent,
@@ -104,7 +105,7 @@ async def test_what_is_open_when_a_part_ends_is_answered(url: list[str]) -> None
 async def test_a_node_that_is_closed_in_order_says_nothing(url: list[str], caplog: pytest.LogCaptureFixture) -> None:
     async with joined(url) as (_, there):
         assert there
-    assert not caplog.records
+    assert not logged(caplog)
 
 
 async def test_whoever_closes_a_node_waits_for_its_turns(tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ async def test_a_handler_that_swallows_each_cancellation_keeps_no_node_open(
     finally:
         Stubborn.ends.set()
         await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
-    assert len(caplog.records) == 1
+    assert len(logged(caplog)) == 1
     async with Node.join(f"local:{tmp_path / 'log.db'}", serve=[Stubborn]):
         pass
 

@@ -126,7 +126,9 @@ class Host:
             await self.seat.take()
             await self.keeper.start()
             self._tasks += self.keeper.tasks()
-        self._engine = NatsEngine(self._urls, **msgspec.structs.asdict(self.settings.security))
+        # Its own server is there: where the machine has little time, it answers late.
+        seconds = limits.CONNECT_SECONDS if self.server is None else limits.JOIN_SECONDS
+        self._engine = NatsEngine(self._urls, connect_seconds=seconds, **msgspec.structs.asdict(self.settings.security))
         await self._engine.open()
         self._tasks.append(loop.create_task(self._report.run(self._engine)))
         if self.server is not None and self.seat is not None:

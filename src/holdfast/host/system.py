@@ -216,7 +216,7 @@ class System:
     async def open(self) -> None:
         """Connect. Raises `NoQuorum`, `ConfigError`."""
         connection = _OwnServer("the host's connection to its own server")
-        await connection.open([self._url], self._certificates, SYSTEM_USER, self._password, limits.CONNECT_SECONDS)
+        await connection.open([self._url], self._certificates, SYSTEM_USER, self._password, limits.JOIN_SECONDS)
         self._connection = connection
 
     async def close(self) -> None:

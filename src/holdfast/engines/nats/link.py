@@ -23,8 +23,8 @@ from holdfast.engines.nats.pool import Pool, Server
 from holdfast.engines.nats.wire import Refused, Wire, explained
 from holdfast.errors import ConfigError, NoQuorum
 
-_STEP_SECONDS: Final = 1
-"""How long one step of connecting may take: TCP, the handshake, the server's first words."""
+_END_SECONDS: Final = 1.0
+"""How long what was written last may take to be sent."""
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +70,6 @@ class Link(Client):
                 [f"nats://{server.where}" for server in self._pool.servers],
                 name="holdfast",
                 dont_randomize=True,
-                connect_timeout=_STEP_SECONDS,
                 ping_interval=1,
                 max_outstanding_pings=2,
                 error_cb=self._on_error,
@@ -110,7 +109,7 @@ class Link(Client):
         await asyncio.gather(*tasks, return_exceptions=True)
         self._subs.clear()
         if isinstance(self._transport, Wire):
-            await self._transport.end(_STEP_SECONDS)
+            await self._transport.end(_END_SECONDS)
 
     def _wire(self) -> Wire:
         assert isinstance(self._transport, Wire)
@@ -158,6 +157,7 @@ class Link(Client):
         self._transport = wire = await self._dial(server)
         self._current_server = Srv(urlparse(f"nats://{server.where}"))
         self._ps.reset()
+        self.options["connect_timeout"] = server.step_seconds()
         await super()._process_connect_init()
         await self._process_info(wire.news)
 
@@ -169,7 +169,9 @@ class Link(Client):
             for name in server.names:
                 wire = Wire()
                 try:
-                    await wire.open(server.host, server.port, name, self._certificates, hello_first, _STEP_SECONDS)
+                    await wire.open(
+                        server.host, server.port, name, self._certificates, hello_first, server.step_seconds()
+                    )
                 except Refused:
                     if name == server.names[-1]:
                         raise  # else its certificate may have the other name

@@ -50,6 +50,10 @@ class Server:
         """HOST:PORT."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def step_seconds(self) -> float:
+        """How long one step of connecting may take: longer after failures, as a busy machine may need longer."""
+        return 1.0 + min(self.failures, 4) * 0.5
+
     def failed(self, now: float, random: Random, refusal: str = "") -> None:
         """Leave it alone for a while."""
         self.failures += 1
