@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.app import Counter
 from bench.measure import Report, out
 from holdfast import LocalCluster, Node, NotDone, OutcomeUnknown
-from holdfast.admin import nodes, upgrade
+from holdfast.admin.fleet import nodes, upgrade
 
 APP = str(Path(__file__).parent / "app.py")
 

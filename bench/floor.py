@@ -22,13 +22,13 @@ from rich.table import Table
 
 from bench.measure import out
 from holdfast import codec, limits, loops
-from holdfast.agents.messages import Call, Frame, Replies, Reply
 from holdfast.bench import engine_alone
 from holdfast.bench.kinds import BenchCounter
 from holdfast.bench.measure import Load
 from holdfast.bench.session import Settings, set_up
 from holdfast.engines.base import Engine, Expect, Message, Record
 from holdfast.engines.nats.engine import NatsEngine
+from holdfast.records.messages import Call, Frame, Replies, Reply
 
 NODES = 3
 AGENTS = 10_000

@@ -16,9 +16,9 @@ from rich.table import Table
 from bench.measure import number, out
 from holdfast import Agent, State, handler
 from holdfast.engines.base import Message
-from holdfast.testing import servers
-from holdfast.testing.cluster import SimCluster
-from holdfast.testing.world import World
+from holdfast.testing.simulation import servers
+from holdfast.testing.simulation.cluster import SimCluster
+from holdfast.testing.simulation.world import World
 
 _SECONDS = 10.0
 

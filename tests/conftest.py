@@ -16,8 +16,8 @@ from tests.patience import wait_longer
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host import nats_server
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server import nats_server
+from holdfast.host.server.nats_server import LocalServers
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("soak", parent=settings.get_profile("default"), max_examples=2000)

@@ -5,8 +5,8 @@ from holdfast.agents.context import Context, Outcome
 from holdfast.agents.handler import Handler, Reader, handler, reader
 from holdfast.agents.ref import AgentRef
 from holdfast.agents.soundness import worker_broken
-from holdfast.cluster.events import Event
-from holdfast.cluster.registry import Entry
+from holdfast.cluster.facts.events import Event
+from holdfast.cluster.facts.registry import Entry
 from holdfast.core.pools import Pool
 from holdfast.core.query import Where
 from holdfast.errors import (

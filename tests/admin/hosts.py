@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import holdfast
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import find_binary, free_ports
 from holdfast.host.process import encode
-from holdfast.host.supervisor import HostSettings
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import find_binary, free_ports
+from holdfast.host.settings import HostSettings
 
 SOURCE = Path(holdfast.__file__).parent
 MAIN = "import sys; from holdfast.host.process import main; sys.exit(main())"
@@ -105,9 +105,13 @@ def stale_tree(directory: Path) -> Path:
     binary.chmod(0o755)
     (tree / "holdfast" / "version.py").write_text('"""Of another time."""\n\nVERSION = "0.0.9"\n')
     for path, old, new in (
-        ("host/nats_config.py", '"  sync_interval: always",', ""),
-        ("host/nats_server.py", "VERSION_MIN: Final = (2, 15, 0)", "VERSION_MIN: Final = (2, 14, 0)"),
-        ("host/nats_server.py", "    for directory in (", f"    return Path({str(binary)!r})\n    for directory in ("),
+        ("host/server/nats_config.py", '"  sync_interval: always",', ""),
+        ("host/server/nats_server.py", "VERSION_MIN: Final = (2, 15, 0)", "VERSION_MIN: Final = (2, 14, 0)"),
+        (
+            "host/server/nats_server.py",
+            "    for directory in (",
+            f"    return Path({str(binary)!r})\n    for directory in (",
+        ),
         ("engines/nats/engine.py", "SERVER_MIN: Final = (2, 15)", "SERVER_MIN: Final = (2, 14)"),
     ):
         change(tree, path, old, new)

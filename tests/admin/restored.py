@@ -11,10 +11,10 @@ from pathlib import Path
 from tests.admin.purses import Purse
 
 from holdfast import LocalCluster, Node
-from holdfast.admin.backup import create
-from holdfast.admin.restore import restore
-from holdfast.admin.verify import BackupFacts
-from holdfast.cluster.manifest import Manifest, data_cells, ensure
+from holdfast.admin.backup.backup import create
+from holdfast.admin.backup.restore import restore
+from holdfast.admin.backup.verify import BackupFacts
+from holdfast.cluster.facts.manifest import Manifest, data_cells, ensure
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine

@@ -11,9 +11,9 @@ from tests.admin.purses import Counter, Purse
 from tests.admin.restored import backup_of, opened, restored_file
 
 from holdfast import ConfigError, DataLoss, Node
-from holdfast.admin import archive
-from holdfast.admin.archive import Head, Item, Part
-from holdfast.admin.verify import verify
+from holdfast.admin.backup import archive
+from holdfast.admin.backup.archive import Head, Item, Part
+from holdfast.admin.backup.verify import verify
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.errors import AlreadyExists
 

@@ -16,8 +16,8 @@ from tests.admin.purses import Counter, Purse
 from tests.admin.restored import APP, purses, restored_cluster, restored_file
 
 from holdfast import LocalCluster, Node
-from holdfast.admin.backup import create
-from holdfast.admin.verify import BackupFacts, verify
+from holdfast.admin.backup.backup import create
+from holdfast.admin.backup.verify import BackupFacts, verify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 PURSES = [f"p{n}" for n in range(24)]

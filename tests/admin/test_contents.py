@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from holdfast.admin.contents import is_sealed
-from holdfast.admin.scrub import agent_of
+from holdfast.admin.scrub.contents import is_sealed
+from holdfast.admin.scrub.scrub import agent_of
 
 
 def test_which_records_have_a_checksum() -> None:

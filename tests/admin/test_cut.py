@@ -18,14 +18,14 @@ import pytest
 from tests.agents.kinds import Append
 
 from holdfast import limits
-from holdfast.admin import cut
-from holdfast.admin.spool import Spool
-from holdfast.cluster.hold import Holding
+from holdfast.admin.backup import cut
+from holdfast.admin.backup.spool import Spool
+from holdfast.cluster.facts.write_pause import Holding
 from holdfast.engines.base import Chunk, Record
 from holdfast.engines.gate import Gate
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Overloaded
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 pytestmark = pytest.mark.cluster
 _numbers = itertools.count(1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.admin.doctor import diagnose
-from holdfast.admin.findings import Finding
+from holdfast.admin.doctor.doctor import diagnose
+from holdfast.admin.doctor.findings import Finding
+from holdfast.admin.doctor.survey import Survey
 from holdfast.admin.presence import HostPresence, Presence
-from holdfast.admin.survey import Survey
-from holdfast.cluster.cohort import Cohort, HostEntry
+from holdfast.cluster.facts.cohort import Cohort, HostEntry
 from holdfast.engines.nats.engine import stream_settings
 from holdfast.engines.nats.streams import Group, Peer, State, StreamFacts
 

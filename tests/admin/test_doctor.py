@@ -20,11 +20,11 @@ from tests.admin.app import Note
 from tests.admin.hosts import FAST_CLOCK, HostProcess, cohort, mute_tree, stale_tree
 
 from holdfast import HoldfastError, LocalCluster, Node
-from holdfast.admin.doctor import Diagnosis, examine
+from holdfast.admin.doctor.doctor import Diagnosis, examine
 from holdfast.engines.nats import api, streams
 from holdfast.engines.nats.engine import NatsEngine, stream_settings
-from holdfast.host.nats_server import LocalServers, free_ports
-from holdfast.host.supervisor import HostSettings
+from holdfast.host.server.nats_server import LocalServers, free_ports
+from holdfast.host.settings import HostSettings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = Path(__file__).parent / "app.py"

@@ -11,11 +11,11 @@ import pytest
 from tests.admin.hosts import HostProcess
 from tests.authority import certificates
 
-from holdfast.admin.doctor import Diagnosis, examine
+from holdfast.admin.doctor.doctor import Diagnosis, examine
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import free_ports
-from holdfast.host.supervisor import HostSettings
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import free_ports
+from holdfast.host.settings import HostSettings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

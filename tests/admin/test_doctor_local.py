@@ -14,8 +14,8 @@ import pytest
 from tests.admin.app import Note
 
 from holdfast import ConfigError, Node
-from holdfast.admin.findings import KINDS
-from holdfast.admin.local_doctor import examine_file
+from holdfast.admin.doctor.findings import KINDS
+from holdfast.admin.doctor.local_doctor import examine_file
 
 
 @pytest.fixture

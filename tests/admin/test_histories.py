@@ -19,11 +19,11 @@ from tests.admin.purses import Counter, Purse
 from tests.admin.restored import backup_of, crash, local_log, purses, restored_file
 
 from holdfast import Node, ids
-from holdfast.admin import archive
-from holdfast.admin.archive import Item
-from holdfast.agents.record import unpack
+from holdfast.admin.backup import archive
+from holdfast.admin.backup.archive import Item
 from holdfast.core.digest import entry
 from holdfast.errors import HandlerFailed
+from holdfast.records.agent_record import unpack
 
 NAMES = [f"a{n}" for n in range(6)]
 SERVE: list[Any] = [Purse, Counter]

@@ -22,13 +22,13 @@ import pytest_asyncio
 from tests.admin.app import Note
 
 from holdfast import HoldfastError, LocalCluster, Node, limits
-from holdfast.admin.doctor import examine
-from holdfast.admin.scrub import ScrubReport, by_hosts, scrub
+from holdfast.admin.doctor.doctor import examine
+from holdfast.admin.scrub.scrub import ScrubReport, by_hosts, scrub
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.replica import open_replicas, sizes
-from holdfast.host.facts import HostFacts
-from holdfast.host.service import ask_host
+from holdfast.host.rpc.facts import HostFacts
+from holdfast.host.rpc.service import ask_host
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")

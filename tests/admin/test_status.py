@@ -12,10 +12,10 @@ from tests.admin.hosts import cohort
 
 from holdfast.admin.presence import HostPresence, MissingNode, Presence
 from holdfast.admin.status import DEGRADED, DOWN, WELL, Status, judged
-from holdfast.cluster.beats import Beat
-from holdfast.cluster.cohort import Cohort
-from holdfast.host.keeper import STABLE_SECONDS
+from holdfast.cluster.facts.cohort import Cohort
+from holdfast.cluster.members.beats import Beat
 from holdfast.host.node_child import AWAY_SECONDS, NodeChild
+from holdfast.host.server.keeper import STABLE_SECONDS
 
 HOSTS = ["h1", "h2", "h3"]
 

@@ -11,13 +11,13 @@ from tests.admin.purses import Counter, Purse
 from tests.admin.restored import backup_of, local_log, opened, purses, restored_cluster, restored_file
 
 from holdfast import ConfigError, LocalCluster, Node, NotDone
-from holdfast.admin.backup import create
-from holdfast.admin.restore import restore
+from holdfast.admin.backup.backup import create
+from holdfast.admin.backup.restore import restore
 from holdfast.engines.base import Record
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import InvalidName, NoQuorum
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 SERVE: list[Any] = [Purse, Counter]
 NAMES = [f"p{n}" for n in range(12)]

@@ -9,8 +9,8 @@ import pytest
 from tests.cluster.app import Account
 
 from holdfast import limits
-from holdfast.testing.cluster import SimCluster
-from holdfast.testing.world import World
+from holdfast.testing.simulation.cluster import SimCluster
+from holdfast.testing.simulation.world import World
 
 
 def asked_by(callers: int) -> tuple[float, float]:

@@ -16,12 +16,12 @@ from tests.agents.kinds import until
 from holdfast import Agent, HandlerFailed, Node, Overloaded, State, codec, handler, limits, reader
 from holdfast.agents import attempts, suspects
 from holdfast.agents.attempts import ANY_MESSAGE
-from holdfast.agents.messages import ERROR, Call
 from holdfast.agents.opened import Open
-from holdfast.agents.record import unpack
-from holdfast.cluster import ownership
-from holdfast.cluster.membership import Membership
-from holdfast.cluster.standstills import Standstill, Standstills
+from holdfast.cluster.members.membership import Membership
+from holdfast.cluster.members.standstills import Standstill, Standstills
+from holdfast.cluster.ownership import ownership
+from holdfast.records.agent_record import unpack
+from holdfast.records.messages import ERROR, Call
 
 DEADLY = codec.encode_raw(("deadly",))
 runs: list[str] = []

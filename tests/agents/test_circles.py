@@ -23,8 +23,8 @@ from holdfast import (
     limits,
     reader,
 )
-from holdfast.agents.messages import ERROR, OK, Call
 from holdfast.agents.opened import Open
+from holdfast.records.messages import ERROR, OK, Call
 
 
 class Crosser(Agent[Count]):

@@ -22,8 +22,8 @@ from holdfast import Agent, BadState, Node, State, handler, reader
 from holdfast.agents import fast_path
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Sink
-from holdfast.agents.messages import WAITS, Call
-from holdfast.agents.record import AgentRecord, unpack
+from holdfast.records.agent_record import AgentRecord, unpack
+from holdfast.records.messages import WAITS, Call
 
 
 class Pad(State):

@@ -17,7 +17,7 @@ from tests.agents.test_fast_path import call, give, taken, until, word
 
 from holdfast import Agent, Node, State, TurnOver, handler, reader
 from holdfast.agents import fast_path
-from holdfast.agents.messages import NOT_OWNER
+from holdfast.records.messages import NOT_OWNER
 
 __all__ = ["taken"]  # a fixture
 

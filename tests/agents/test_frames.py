@@ -8,7 +8,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.agents.frames import Frames, reply_bytes, split
-from holdfast.agents.messages import Call, Frame, Reply
+from holdfast.records.messages import Call, Frame, Reply
 
 
 class _Bus:

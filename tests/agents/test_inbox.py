@@ -14,8 +14,8 @@ import pytest
 from tests.agents.kinds import Append, Counter, Fault, Gate, Receiver, serving, until
 
 from holdfast import Agent, NotFound, OutcomeUnknown, Overloaded, State, Unknown, codec, handler, limits
-from holdfast.agents.messages import InboxMessage
 from holdfast.engines.base import Record, Stored
+from holdfast.records.messages import InboxMessage
 
 
 @pytest.fixture

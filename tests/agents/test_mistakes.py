@@ -30,7 +30,7 @@ from holdfast import (
     reader,
 )
 from holdfast.agents.mailbox import too_late
-from holdfast.agents.messages import Call
+from holdfast.records.messages import Call
 
 
 def define(name: str, base: Any, names: dict[str, Any]) -> None:

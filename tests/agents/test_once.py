@@ -28,8 +28,8 @@ from holdfast import (
     handler,
     limits,
 )
-from holdfast.agents.messages import WAITS, Call
 from holdfast.engines.base import Expect, Record
+from holdfast.records.messages import WAITS, Call
 
 
 @pytest.fixture

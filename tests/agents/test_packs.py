@@ -19,16 +19,17 @@ from holdfast.agents.batch import Batch
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
 from holdfast.agents.shard import Shard
-from holdfast.cluster import chain, packs
-from holdfast.cluster.epochs import EpochRecord, Epochs
-from holdfast.cluster.sweep import Sweep
+from holdfast.cluster import fence_chain
+from holdfast.cluster.ownership.epochs import EpochRecord, Epochs
+from holdfast.cluster.ownership.pack_sweep import Sweep
 from holdfast.engines.base import Record, Shown, Stored
 from holdfast.errors import DataLoss, Fenced, OutcomeUnknown
+from holdfast.records import packs
 from holdfast.testing.checkers import one_line
-from holdfast.testing.cluster import SimCluster
 from holdfast.testing.history import Commit, History
-from holdfast.testing.servers import Cell, Faults
-from holdfast.testing.world import World
+from holdfast.testing.simulation.cluster import SimCluster
+from holdfast.testing.simulation.servers import Cell, Faults
+from holdfast.testing.simulation.world import World
 
 NAMES = [f"a{n}" for n in range(60)]
 
@@ -198,7 +199,7 @@ def test_what_a_killed_node_left_in_packs_is_there_and_they_are_forgotten(world:
         for one in cell.committed.records.values()
         if ".ch." in one.subject
     ]
-    assert {chain.is_broken(one) for one in links if f".ch.{dead}-" in one.subject} == {True}
+    assert {fence_chain.is_broken(one) for one in links if f".ch.{dead}-" in one.subject} == {True}
 
 
 def test_agents_that_rest_leave_their_packs(world: World) -> None:

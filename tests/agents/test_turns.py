@@ -25,8 +25,8 @@ from holdfast import (
 )
 from holdfast.agents import guard, places, reading
 from holdfast.agents.mailbox import from_call
-from holdfast.agents.messages import Call
 from holdfast.engines.base import Record
+from holdfast.records.messages import Call
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from types import ModuleType
 _PATIENT_SECONDS = 240.0
 _BOUNDS = {
     "holdfast.limits": ["ASK_TIMEOUT_SECONDS", "JOIN_SECONDS", "FOUND_SECONDS"],
-    "holdfast.testing.chaos": ["_SETTLE_SECONDS"],
+    "holdfast.testing.chaos.run": ["_SETTLE_SECONDS"],
 }
 
 

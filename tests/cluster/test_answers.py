@@ -16,12 +16,12 @@ import pytest_asyncio
 
 from holdfast import LocalCluster, Node, Unknown, codec
 from holdfast.admin import presence
-from holdfast.cluster.cohort import Cohort, HostEntry
+from holdfast.cluster.facts.cohort import Cohort, HostEntry
 from holdfast.engines.base import Message
 from holdfast.engines.local.bus import LocalBus
-from holdfast.host.facts import Certificate, HeardAgo, HostFacts, HostSight, NodeAway, NodeFacts, Replicas
-from holdfast.host.service import ALL_SUBJECT, HostService, Nothing, Operation, answers_door, ask_host, subject_of
-from holdfast.host.system import Peer, Replica, ServerFacts, Voters
+from holdfast.host.rpc.facts import Certificate, HeardAgo, HostFacts, HostSight, NodeAway, NodeFacts, Replicas
+from holdfast.host.rpc.service import ALL_SUBJECT, HostService, Nothing, Operation, answers_door, ask_host, subject_of
+from holdfast.host.server.server_admin import Peer, Replica, ServerFacts, Voters
 from holdfast.node.checkup import SUBJECT, NodeState, state_door
 
 pytestmark = [pytest.mark.timeout(900)]

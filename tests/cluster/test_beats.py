@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from holdfast import ConfigError, Node, codec, limits
-from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
-from holdfast.cluster.membership import Membership
-from holdfast.cluster.planner import Planner
+from holdfast.cluster.members.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
+from holdfast.cluster.members.membership import Membership
+from holdfast.cluster.ownership.planner import Planner
 from holdfast.core import plan
 from holdfast.core.contest import Contest
 from holdfast.core.pools import PoolRecord, Table

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from holdfast import BadMessage, ConfigError, DeadlineExceeded, NoQuorum, Unknown
-from holdfast.testing import measures
-from holdfast.testing.chaos import Chaos, Outcome, Settings
+from holdfast.testing.chaos import measures
+from holdfast.testing.chaos.measures import Harmed
+from holdfast.testing.chaos.run import Chaos, Outcome, Settings
 from holdfast.testing.history import Operation
-from holdfast.testing.measures import Harmed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from holdfast.host import nats_server
+from holdfast.host.server import nats_server
 
 _SAY = """
 import ctypes

@@ -19,13 +19,13 @@ import pytest_asyncio
 from tests.cluster.app import Account
 
 from holdfast import ConfigError, LocalCluster, Node, NoQuorum, NotDone, NotFound, OutcomeUnknown
-from holdfast.admin import cohort
-from holdfast.admin.hosts import GONE, JOINED, MEMBER, HostView, list_hosts, look
+from holdfast.admin.fleet import cohort
+from holdfast.admin.fleet.hosts import GONE, JOINED, MEMBER, HostView, list_hosts, look
 from holdfast.engines.nats import api
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.seat import Seat
+from holdfast.host.server.server_admin import System, Voters, peer_id
 from holdfast.host.supervisor import Host
-from holdfast.host.system import System, Voters, peer_id
+from holdfast.host.voting.voter import Seat
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")

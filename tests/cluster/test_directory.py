@@ -17,11 +17,11 @@ import pytest
 
 from holdfast import limits
 from holdfast.cli.up import _adds, _as_known
-from holdfast.cluster.cohort import Cohort, HostEntry
+from holdfast.cluster.facts.cohort import Cohort, HostEntry
 from holdfast.errors import ConfigError, DataLoss
 from holdfast.host import addresses, directory, processes, state
 from holdfast.host.directory import LOCK_FILE, DirectoryLock, Started, agree, recall, remember
-from holdfast.host.nats_server import free_ports
+from holdfast.host.server.nats_server import free_ports
 from holdfast.host.state import STATE_FILE, State
 
 _HOLD = """

@@ -15,11 +15,12 @@ import pytest
 from holdfast.engines.base import Record
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
-from holdfast.host.keeper import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, STABLE_SECONDS, STORING_SECONDS, pause
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import free_ports
-from holdfast.host.supervisor import Host, HostSettings
-from holdfast.host.system import write_error_in
+from holdfast.host.server.keeper import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, STABLE_SECONDS, STORING_SECONDS, pause
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import free_ports
+from holdfast.host.server.server_admin import write_error_in
+from holdfast.host.settings import HostSettings
+from holdfast.host.supervisor import Host
 
 CELL = "c"
 FILE_BYTES = 300_000

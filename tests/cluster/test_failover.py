@@ -17,8 +17,8 @@ import pytest_asyncio
 from tests.cluster.app import Account, Post
 
 from holdfast import AlreadyExists, ConfigError, HandlerFailed, LocalCluster, Node, OutcomeUnknown, codec, limits
-from holdfast.agents.messages import OK, Call, Frame, Replies, Reply
 from holdfast.errors import NoQuorum
+from holdfast.records.messages import OK, Call, Frame, Replies, Reply
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")

@@ -12,12 +12,13 @@ from tests.cluster.app import Account
 from tests.node.test_cli import free_base
 
 from holdfast import ConfigError, LocalCluster, Node
-from holdfast.cluster.cohort import Cohort, HostEntry
+from holdfast.cluster.facts.cohort import Cohort, HostEntry
 from holdfast.errors import DataLoss
-from holdfast.host import arrival, state
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import NatsServer
-from holdfast.host.seat import Seat
+from holdfast.host import state
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import NatsServer
+from holdfast.host.voting import arrival
+from holdfast.host.voting.voter import Seat
 
 CLUSTER_APP = "tests.cluster.app"
 

@@ -11,15 +11,16 @@ import pytest
 from tests.cluster.app import Account
 
 from holdfast import ConfigError, LocalCluster, Node, NotFound
-from holdfast.admin import cohort, presence
 from holdfast.admin import found as founding
-from holdfast.admin.doctor import examine
+from holdfast.admin import presence
+from holdfast.admin.doctor.doctor import examine
+from holdfast.admin.fleet import cohort
 from holdfast.admin.found import found
 from holdfast.admin.status import DOWN, Status, of_cluster
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import NoQuorum, NotDone
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 pytestmark = pytest.mark.cluster
 APP = str(Path(__file__).parent / "app.py")

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from holdfast import limits
 from holdfast.host.frozen import FrozenWatch
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import free_ports
 from holdfast.host.processes import Progress, progress_of
-from holdfast.host.supervisor import Host, HostSettings
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import free_ports
+from holdfast.host.settings import HostSettings
+from holdfast.host.supervisor import Host
 
 
 @pytest.mark.cluster

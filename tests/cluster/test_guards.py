@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.cluster.app import Account
 
 from holdfast import ConfigError, HoldfastError, LocalCluster, Node, NoQuorum, NotDone
-from holdfast.cluster import cohort
+from holdfast.cluster.facts import cohort
 from holdfast.core.replicas import Extent, majority, why_keep
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
@@ -27,10 +27,10 @@ from holdfast.host import guards
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
 from holdfast.host.exclusive import Exclusive
-from holdfast.host.facts import Replicas
-from holdfast.host.lost_votes import LostVotes
-from holdfast.host.service import ask_host
-from holdfast.host.system import Peer, Replica, Voters
+from holdfast.host.rpc.facts import Replicas
+from holdfast.host.rpc.service import ask_host
+from holdfast.host.server.server_admin import Peer, Replica, Voters
+from holdfast.host.voting.lost_votes import LostVotes
 
 pytestmark = pytest.mark.timeout(900)
 APP = str(Path(__file__).parent / "app.py")

@@ -17,10 +17,10 @@ import pytest_asyncio
 from tests.cluster.app import Account
 
 from holdfast import LocalCluster, Node, codec, limits
-from holdfast.agents.messages import Call, Frame, Replies, Reply
-from holdfast.cluster.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat
-from holdfast.cluster.life import base
+from holdfast.cluster.members.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat
+from holdfast.cluster.members.liveness import base
 from holdfast.engines.nats.engine import NatsEngine
+from holdfast.records.messages import Call, Frame, Replies, Reply
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")

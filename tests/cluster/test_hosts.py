@@ -15,9 +15,10 @@ from tests.cluster.app import Account
 from holdfast import BadMessage, ConfigError, LocalCluster, Node, NoResponders
 from holdfast.children import PROCESSORS
 from holdfast.errors import NotDone, Unknown
-from holdfast.host.facts import HostFacts, Replicas
-from holdfast.host.service import ask_host, ask_hosts
-from holdfast.host.supervisor import Host, HostSettings
+from holdfast.host.rpc.facts import HostFacts, Replicas
+from holdfast.host.rpc.service import ask_host, ask_hosts
+from holdfast.host.settings import HostSettings
+from holdfast.host.supervisor import Host
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from holdfast import ConfigError, HoldfastError
 from holdfast.cli.main import app
 from holdfast.cli.up import _with_port
-from holdfast.cluster import cohort
-from holdfast.cluster.cohort import Cohort
-from holdfast.host.nats_config import Security, ServerSettings
-from holdfast.host.nats_server import free_ports
-from holdfast.host.supervisor import Host, HostSettings
+from holdfast.cluster.facts import cohort
+from holdfast.cluster.facts.cohort import Cohort
+from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_server import free_ports
+from holdfast.host.settings import HostSettings
+from holdfast.host.supervisor import Host
 
 
 def silent(_event: str, _facts: dict[str, object]) -> None:

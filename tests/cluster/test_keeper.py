@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from holdfast.errors import StorageFailed
-from holdfast.host import keeper as keepers
-from holdfast.host.keeper import Keeper
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import NatsServer, free_ports
+from holdfast.host.server import keeper as keepers
+from holdfast.host.server.keeper import Keeper
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import NatsServer, free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -13,11 +13,11 @@ import pytest
 
 from holdfast import limits
 from holdfast.clock import SYSTEM_CLOCK
-from holdfast.cluster.beats import HostBeat
-from holdfast.cluster.life import Life, base, number
-from holdfast.cluster.membership import Membership
+from holdfast.cluster.members.beats import HostBeat
+from holdfast.cluster.members.liveness import Life, base, number
+from holdfast.cluster.members.membership import Membership
 from holdfast.engines.base import Engine, Record
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 pytestmark = pytest.mark.cluster
 _numbers = itertools.count()

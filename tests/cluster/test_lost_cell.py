@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.app import Account
 
 from holdfast import HoldfastError, Node, NotDone
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 from holdfast.node.checkup import state
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.app import Account
 
 from holdfast import Node, NoQuorum, limits
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

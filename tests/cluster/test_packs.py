@@ -10,8 +10,8 @@ from tests.cluster.app import Account
 from tests.cluster.test_upgrade import packs_of
 
 from holdfast import LocalCluster, Node
-from holdfast.admin import backup, verify
-from holdfast.admin.scrub import scrub
+from holdfast.admin.backup import backup, verify
+from holdfast.admin.scrub.scrub import scrub
 from holdfast.engines.nats.engine import NatsEngine
 
 APP = str(Path(__file__).parent / "app.py")

@@ -11,7 +11,7 @@ from tests.cluster.app import Account
 from tests.cluster.pools_app import Trainer
 
 from holdfast import Agent, ConfigError, DeadlineExceeded, LocalCluster, Node, NotFound, Pool, State, handler
-from holdfast.admin import nodes
+from holdfast.admin.fleet import nodes
 from holdfast.core import pools
 
 APPS = [str(Path(__file__).parent / name) for name in ("app.py", "pools_app.py")]

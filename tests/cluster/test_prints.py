@@ -18,7 +18,7 @@ import pytest_asyncio
 from tests.cluster.prints_app import Printer
 
 from holdfast import LocalCluster, Node
-from holdfast.host.nats_server import free_ports
+from holdfast.host.server.nats_server import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "prints_app.py")

@@ -12,7 +12,7 @@ import pytest
 
 from holdfast import AlreadyExists, BadMessage, InvalidName, NotFound, OutcomeUnknown, TooLarge, Unknown, Where, limits
 from holdfast.clock import SYSTEM_CLOCK
-from holdfast.cluster.registry import Registry
+from holdfast.cluster.facts.registry import Registry
 from holdfast.engines.base import Engine, Record
 
 _numbers = itertools.count()

@@ -16,8 +16,8 @@ from tests.cluster.app import Account
 from holdfast import ConfigError, LocalCluster, Node
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.local_cluster import Place
-from holdfast.host.nats_config import Security
-from holdfast.host.nats_server import free_ports
+from holdfast.host.server.nats_config import Security
+from holdfast.host.server.nats_server import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")

@@ -12,8 +12,8 @@ from holdfast import ConfigError, HoldfastError
 from holdfast.engines.base import Record
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.addresses import is_loopback
-from holdfast.host.nats_config import Security, ServerSettings, check
-from holdfast.host.nats_server import NatsServer, free_ports
+from holdfast.host.server.nats_config import Security, ServerSettings, check
+from holdfast.host.server.nats_server import NatsServer, free_ports
 
 pytestmark = pytest.mark.cluster
 

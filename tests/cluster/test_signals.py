@@ -19,8 +19,8 @@ from tests.node.test_cli import free_base, holdfast
 
 from holdfast import limits, signals
 from holdfast.cli.place import WHERE_FILE
-from holdfast.host.nats_server import free_ports
 from holdfast.host.processes import progress_of
+from holdfast.host.server.nats_server import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 HOLDFAST = str(Path(sys.executable).parent / "holdfast")

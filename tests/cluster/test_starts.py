@@ -16,11 +16,13 @@ import pytest
 
 from holdfast import limits
 from holdfast.errors import ConfigError
-from holdfast.host import nats_server, spawn
+from holdfast.host import spawn
 from holdfast.host.heard import Heard
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import NatsServer, check_version, free_ports
-from holdfast.host.supervisor import Host, HostSettings
+from holdfast.host.server import nats_server
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import NatsServer, check_version, free_ports
+from holdfast.host.settings import HostSettings
+from holdfast.host.supervisor import Host
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 STARTED = spawn.start

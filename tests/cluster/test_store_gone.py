@@ -20,9 +20,9 @@ from tests.cluster.app import Account
 from holdfast import LocalCluster, Node, NotFound
 from holdfast.errors import DataLoss
 from holdfast.host import state
-from holdfast.host.nats_server import free_ports
+from holdfast.host.server.nats_server import free_ports
+from holdfast.host.server.store import Store
 from holdfast.host.state import NAME
-from holdfast.host.store import Store
 
 
 @pytest.fixture
@@ -367,8 +367,9 @@ async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypa
 
 
 PATIENT = """
-from holdfast.host import seat, service
-seat._PEEK_SECONDS = 240.0
+from holdfast.host.rpc import service
+from holdfast.host.voting import voter
+voter._PEEK_SECONDS = 240.0
 service.ask_host.__defaults__ = (None, 240.0)
 """
 """For a host that is to hear the others when it starts, however long they take."""

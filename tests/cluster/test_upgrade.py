@@ -16,11 +16,11 @@ from tests.cluster.test_placement import Load, until
 
 import holdfast
 from holdfast import ConfigError, LocalCluster, Node, NoResponders
-from holdfast.admin import upgrade
-from holdfast.cluster import packs
+from holdfast.admin.fleet import upgrade
 from holdfast.engines.base import Bus
 from holdfast.errors import NotDone
-from holdfast.host import service
+from holdfast.host.rpc import service
+from holdfast.records import packs
 from holdfast.version import VERSION
 
 APP = str(Path(__file__).parent / "app.py")
@@ -33,8 +33,8 @@ def older_tree(directory: Path) -> Path:
     tree = directory / "older"
     shutil.copytree(NEW, tree / "holdfast", ignore=shutil.ignore_patterns("__pycache__"))
     for name, now, then in (
-        ("cluster/manifest.py", "RECORD_VERSION: Final = 3\n", "RECORD_VERSION: Final = 2\n"),
-        ("agents/record.py", "FORMS = (1, 2, 3)\n", "FORMS = (1, 2)\n"),
+        ("cluster/facts/manifest.py", "RECORD_VERSION: Final = 3\n", "RECORD_VERSION: Final = 2\n"),
+        ("records/agent_record.py", "FORMS = (1, 2, 3)\n", "FORMS = (1, 2)\n"),
         ("version.py", 'VERSION = version("holdfast")', f'VERSION = "{OLD_VERSION}"'),
     ):
         path = tree / "holdfast" / name

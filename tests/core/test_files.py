@@ -12,9 +12,9 @@ import pytest
 
 import holdfast
 from holdfast import files
-from holdfast.admin import archive
-from holdfast.admin.archive import Writer
-from holdfast.admin.spool import Spool
+from holdfast.admin.backup import archive
+from holdfast.admin.backup.archive import Writer
+from holdfast.admin.backup.spool import Spool
 from holdfast.cli import common
 from holdfast.errors import ConfigError
 from holdfast.host.directory import LOCK_FILE, DirectoryLock

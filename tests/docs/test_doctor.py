@@ -6,7 +6,7 @@ import re
 
 from tests.docs.snippets import ROOT
 
-from holdfast.admin.findings import KINDS, SEVERITIES
+from holdfast.admin.doctor.findings import KINDS, SEVERITIES
 
 
 def test_the_table_is_the_doctors_own() -> None:

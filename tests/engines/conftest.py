@@ -11,7 +11,7 @@ from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 
 class Visiting(SocketEngine):

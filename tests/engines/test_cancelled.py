@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 
 async def test_a_subscription_that_is_cancelled_as_its_answer_comes(servers: LocalServers) -> None:

@@ -17,7 +17,7 @@ from holdfast.engines.base import Engine, Expect, Record
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
-from holdfast.host.nats_server import LocalServers
+from holdfast.host.server.nats_server import LocalServers
 
 CELL = "same"
 SUBJECTS = ["1.epoch", "1.st.a", "1.st.b", "1.in.a.1", "1.in.a.2", "2.epoch", "2.st.c", "bad subject", "2.*"]

@@ -17,8 +17,8 @@ import pytest
 from holdfast.engines.base import Record
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import NoQuorum
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import NatsServer, free_ports
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import NatsServer, free_ports
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from holdfast import Agent, Node, NoResponders, State, StorageFailed, handler, reader
-from holdfast.admin.local_doctor import examine_file
+from holdfast.admin.doctor.local_doctor import examine_file
 from holdfast.cli.main import app
 from holdfast.engines.base import Record
 from holdfast.engines.local.engine import LocalEngine

@@ -15,8 +15,8 @@ from holdfast.engines.base import Expect, Record
 from holdfast.engines.nats import api, streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, Conflict, NoQuorum, Unknown
-from holdfast.host.nats_config import ServerSettings
-from holdfast.host.nats_server import LocalServers, NatsServer, find_binary, free_ports
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.host.server.nats_server import LocalServers, NatsServer, find_binary, free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

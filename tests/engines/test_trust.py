@@ -25,9 +25,9 @@ from tests.engines.impostors import Impostor
 from holdfast import ConfigError, HoldfastError, Node, NoQuorum
 from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.nats_config import Security, ServerSettings
-from holdfast.host.nats_server import NatsServer, free_ports
-from holdfast.host.system import System
+from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_server import NatsServer, free_ports
+from holdfast.host.server.server_admin import System
 from holdfast.node.settings import parse
 
 pytestmark = pytest.mark.timeout(900)

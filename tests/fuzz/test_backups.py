@@ -22,14 +22,14 @@ from tests.admin.purses import Counter, Purse
 from tests.admin.restored import backup_of
 
 from holdfast import ConfigError, DataLoss, Node, codec
-from holdfast.admin import archive
-from holdfast.admin.archive import End, Frame, Head, Item, Part
-from holdfast.admin.restore import restore
-from holdfast.admin.verify import verify
-from holdfast.agents.record import pack, unpack
-from holdfast.cluster import manifest as manifests
+from holdfast.admin.backup import archive
+from holdfast.admin.backup.archive import End, Frame, Head, Item, Part
+from holdfast.admin.backup.restore import restore
+from holdfast.admin.backup.verify import verify
+from holdfast.cluster.facts import manifest as manifests
 from holdfast.core import pools
 from holdfast.engines.local.engine import LocalEngine
+from holdfast.records.agent_record import pack, unpack
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from tests.agents.kinds import Counter, Receiver, serving
 
 from holdfast import Node, codec
-from holdfast.agents import record
-from holdfast.agents.messages import Call, DeadRecord, Frame, InboxMessage, Replies, Reply
-from holdfast.cluster.beats import Beat, HostBeat
-from holdfast.cluster.manifest import Manifest
-from holdfast.cluster.manifest import decode as decode_manifest
+from holdfast.cluster.facts.manifest import Manifest
+from holdfast.cluster.facts.manifest import decode as decode_manifest
+from holdfast.cluster.members.beats import Beat, HostBeat
 from holdfast.engines.base import Message, Record
 from holdfast.engines.nats import connection
 from holdfast.errors import BadMessage, DataLoss, HoldfastError, InvalidName
 from holdfast.ids import from_agent_token, parse_agent_id
+from holdfast.records import agent_record
+from holdfast.records.messages import Call, DeadRecord, Frame, InboxMessage, Replies, Reply
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
@@ -48,7 +48,7 @@ def damaged(values: list[bytes]) -> st.SearchStrategy[bytes]:
 def test_records(data: bytes) -> None:
     for payload in (data, codec.seal(data)):
         with pytest.raises(DataLoss):
-            record.unpack(payload, "x")
+            agent_record.unpack(payload, "x")
         with pytest.raises(DataLoss):
             decode_manifest(payload)
 

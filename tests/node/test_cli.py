@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from holdfast.cli.place import WHERE_FILE
-from holdfast.host import nats_server
 from holdfast.host.directory import STATE_FILE, Started, remember
-from holdfast.host.nats_server import free_ports
+from holdfast.host.server import nats_server
+from holdfast.host.server.nats_server import free_ports
 
 APP = """
 import asyncio

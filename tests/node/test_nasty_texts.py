@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from holdfast import said
-from holdfast.admin.doctor import Diagnosis
-from holdfast.admin.findings import KINDS, Finding
-from holdfast.admin.hosts import HostView
+from holdfast.admin.doctor.doctor import Diagnosis
+from holdfast.admin.doctor.findings import KINDS, Finding
+from holdfast.admin.fleet.hosts import HostView
 from holdfast.admin.presence import Presence
 from holdfast.cli import backup, doctor, hosts, scrub, up
 from holdfast.cli.main import app

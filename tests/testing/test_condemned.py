@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.cluster.life import Life
-from holdfast.testing.engine import SimEngine
-from holdfast.testing.servers import Faults, Servers
-from holdfast.testing.world import World
+from holdfast.cluster.members.liveness import Life
+from holdfast.testing.simulation.engine import SimEngine
+from holdfast.testing.simulation.servers import Faults, Servers
+from holdfast.testing.simulation.world import World
 
 HOSTS = ("h1", "h2", "h3")
 CELLS = ["c0", "c1", "c2"]

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.cluster import epochs, packs
-from holdfast.cluster.recovery import Recovery
+from holdfast.cluster.ownership import epochs
+from holdfast.cluster.ownership.recovery import Recovery
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import DataLoss, HoldfastError
-from holdfast.testing.engine import SimEngine
-from holdfast.testing.servers import Servers
-from holdfast.testing.world import World
+from holdfast.records import packs
+from holdfast.testing.simulation.engine import SimEngine
+from holdfast.testing.simulation.servers import Servers
+from holdfast.testing.simulation.world import World
 
 HOSTS = ("h1", "h2", "h3")
 CHAIN = "n-h1-1-0"

@@ -14,22 +14,23 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from holdfast.agents import attempts, fast_path, reading, record, reviving, shard, turn
+from holdfast.agents import attempts, fast_path, reading, reviving, shard, turn
 from holdfast.agents.activation import Activation
 from holdfast.agents.committer import Committer
 from holdfast.agents.journal import Journal
 from holdfast.agents.relay import Relay
 from holdfast.agents.runtime import Runtime
-from holdfast.cluster import founding, packs
-from holdfast.cluster.claims import Claims
-from holdfast.cluster.epochs import Epochs
-from holdfast.cluster.life import Life
-from holdfast.cluster.recovery import Recovery
-from holdfast.cluster.standstills import Standstills
+from holdfast.cluster.facts import founding
+from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.standstills import Standstills
+from holdfast.cluster.ownership.claims import Claims
+from holdfast.cluster.ownership.epochs import Epochs
+from holdfast.cluster.ownership.recovery import Recovery
 from holdfast.core.delivery import Seen, Verdict
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import NoQuorum, Unknown
-from holdfast.testing import simulation
+from holdfast.records import agent_record, packs
+from holdfast.testing.simulation import runs
 
 DOCS = Path(__file__).parents[2] / "docs" / "simulation.md"
 SEEDS_MAX = 48
@@ -122,7 +123,7 @@ def no_link_between_batches(patch: pytest.MonkeyPatch) -> None:
 def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
     load = Activation.load
 
-    def forget(self: Activation, found: record.AgentRecord | None, state: bytes, sequence: int) -> None:
+    def forget(self: Activation, found: agent_record.AgentRecord | None, state: bytes, sequence: int) -> None:
         if found is not None:
             found.consumed, found.senders = 0, {}
         load(self, found, state, sequence)
@@ -150,14 +151,14 @@ def recovery_ends_where_a_replica_ends(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("stale", "one_line", "no_ghost_read", "acknowledged_is_there")
 def any_record_is_loaded(patch: pytest.MonkeyPatch) -> None:
-    async def read_newest(self: shard.Shard, token: str, sequence: int) -> record.AgentRecord:
+    async def read_newest(self: shard.Shard, token: str, sequence: int) -> agent_record.AgentRecord:
         while True:
             try:
                 stored = await self.runtime.engine.log.read(self.cell, f"{self.prefix}.st.{token}")
             except (NoQuorum, Unknown):
                 stored = None
             if stored is not None:
-                return record.unpack(stored.payload, f"{self.cell} {sequence} {token}")
+                return agent_record.unpack(stored.payload, f"{self.cell} {sequence} {token}")
             await asyncio.sleep(0.1)
 
     patch.setattr(shard.Shard, "_read_exactly", read_newest)
@@ -291,7 +292,7 @@ def test_what_is_taken_out_is_missed(name: str, monkeypatch: pytest.MonkeyPatch)
     change, scenario, missed_by = MUTATIONS[name]
     change(monkeypatch)
     for seed in range(SEEDS_MAX):
-        outcome = simulation.run(simulation.load(scenario), seed)
+        outcome = runs.run(runs.load(scenario), seed)
         found = {violation.partition(":")[0] for violation in outcome.violations} & missed_by
         if found:
             print(f"\n{name}: missed by {', '.join(sorted(found))} with seed {seed}, the {seed + 1}th of {scenario}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import ConfigError
-from holdfast.testing.network import Network, ProxyNetwork, choose
+from holdfast.testing.chaos.network import Network, ProxyNetwork, choose
 
 ROOT_ON_LINUX = sys.platform.startswith("linux") and os.geteuid() == 0
 KINDS = ["proxy", pytest.param("namespaces", marks=pytest.mark.skipif(not ROOT_ON_LINUX, reason="needs root on Linux"))]

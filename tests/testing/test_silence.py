@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from holdfast import codec, limits
-from holdfast.cluster.beats import HOST_SUBJECT, HostBeat
-from holdfast.cluster.events import Event
-from holdfast.testing.cluster import SimCluster
-from holdfast.testing.engine import SimEngine
+from holdfast.cluster.facts.events import Event
+from holdfast.cluster.members.beats import HOST_SUBJECT, HostBeat
+from holdfast.testing.simulation.cluster import SimCluster
+from holdfast.testing.simulation.engine import SimEngine
+from holdfast.testing.simulation.world import World
 from holdfast.testing.workloads import Actor
-from holdfast.testing.world import World
 
 
 class Cluster(SimCluster):

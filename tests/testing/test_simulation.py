@@ -18,8 +18,9 @@ from holdfast.agents.committer import Committer
 from holdfast.cli.main import app
 from holdfast.engines.base import Record
 from holdfast.errors import ConfigError
-from holdfast.testing import checkers, simulation
-from holdfast.testing.campaign import run_all
+from holdfast.testing import checkers
+from holdfast.testing.simulation import runs
+from holdfast.testing.simulation.campaign import run_all
 
 JOBS = min(os.cpu_count() or 1, 8)
 SEEDS = {"storm": 40, "unchanged": 80, "damage": 60, "late": 60, "inbox": 40, "order": 40, "relay": 40, "newborn": 40}
@@ -29,11 +30,11 @@ SOAK_SEEDS = 10_000
 
 
 def chunks() -> list[tuple[str, int]]:
-    return [(name, start) for name in simulation.names() for start in range(0, SEEDS.get(name, 20), CHUNK)]
+    return [(name, start) for name in runs.names() for start in range(0, SEEDS.get(name, 20), CHUNK)]
 
 
 def judge(name: str, seeds: range) -> None:
-    bad = [one.report() for one in run_all(simulation.load(name), seeds, JOBS) if one.violations]
+    bad = [one.report() for one in run_all(runs.load(name), seeds, JOBS) if one.violations]
     assert not bad, "\n\n".join(bad[:3])
 
 
@@ -50,17 +51,17 @@ def test_nothing_is_broken(name: str, start: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(12 * 3600)
-@pytest.mark.parametrize("name", simulation.names())
+@pytest.mark.parametrize("name", runs.names())
 def test_nothing_is_broken_in_ten_thousand_seeds(name: str) -> None:
-    judge(name, range(10_000, 10_000 + SOAK_SEEDS // len(simulation.names()) + 1))
+    judge(name, range(10_000, 10_000 + SOAK_SEEDS // len(runs.names()) + 1))
 
 
 DIGESTS = """
 import holdfast
-from holdfast.testing import simulation
+from holdfast.testing.simulation import runs
 print(holdfast.__file__)
-for name in simulation.names():
-    print(name, simulation.run(simulation.load(name), 7).digest)
+for name in runs.names():
+    print(name, runs.run(runs.load(name), 7).digest)
 """
 
 
@@ -82,13 +83,13 @@ def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> No
         imported, *digests = done.stdout.splitlines()
         assert Path(imported).parent == place
         runs.append(digests)
-    assert [len(line.split()[1]) for line in runs[0]] == [32] * len(simulation.names())
+    assert [len(line.split()[1]) for line in runs[0]] == [32] * len(runs.names())
     assert runs[0] == runs[1]
 
 
 def test_another_seed_is_another_run() -> None:
-    scenario = simulation.load("unchanged")
-    assert simulation.run(scenario, 1).digest != simulation.run(scenario, 2).digest
+    scenario = runs.load("unchanged")
+    assert runs.run(scenario, 1).digest != runs.run(scenario, 2).digest
 
 
 def test_a_violation_is_told_with_its_story_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +128,14 @@ def test_a_scenario_with_a_mistake_is_refused(tmp_path: Path, text: str, what: s
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=what):
-        simulation.load(str(path))
+        runs.load(str(path))
 
 
 def test_a_scenario_that_is_none_names_those_there_are() -> None:
     told = CliRunner().invoke(app, ["simulate", "calm"])
     assert told.exit_code == 2
     with pytest.raises(ConfigError, match="storm"):
-        simulation.load("calm")
+        runs.load("calm")
 
 
 def test_every_invariant_has_a_checker() -> None:

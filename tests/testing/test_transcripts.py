@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import ConfigError
-from holdfast.testing import transcript
+from holdfast.testing.simulation import story
 
 STORIES = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 
@@ -17,7 +17,7 @@ STORIES = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_the_story_is_as_told(path: Path) -> None:
     told = path.read_text()
-    found = transcript.execute(told)
+    found = story.execute(told)
     if os.environ.get("HOLDFAST_REWRITE"):
         path.write_text(found)
     else:
@@ -26,4 +26,4 @@ def test_the_story_is_as_told(path: Path) -> None:
 
 def test_a_command_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match="no command 'launch'"):
-        transcript.execute("launch missiles\n----\n")
+        story.execute("launch missiles\n----\n")

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from tests.cluster.app import Post
 
-from holdfast.agents.record import unpack
 from holdfast.engines.base import Stored
-from holdfast.testing.cluster import SimCluster
-from holdfast.testing.servers import Faults
-from holdfast.testing.world import World
+from holdfast.records.agent_record import unpack
+from holdfast.testing.simulation.cluster import SimCluster
+from holdfast.testing.simulation.servers import Faults
+from holdfast.testing.simulation.world import World
 
 SENDERS = [f"p{n}" for n in range(4)]
 RECEIVERS = [f"r{n}" for n in range(4)]

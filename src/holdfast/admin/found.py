@@ -1,7 +1,7 @@
 """`holdfast found`: a cluster on servers that no `holdfast up` runs, and more copies of one that keeps too few.
 
 The hosts of a cohort found their cluster themselves. On servers of somebody's own nobody may, until an operator says how
-many copies there are to be: see `holdfast.cluster.founding`.
+many copies there are to be: see `holdfast.cluster.facts.founding`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 
 from holdfast.clock import SYSTEM_CLOCK
-from holdfast.cluster import founding
+from holdfast.cluster.facts import founding
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoQuorum, Unknown
-from holdfast.host.facts import HostFacts
-from holdfast.host.service import ask_hosts
+from holdfast.host.rpc.facts import HostFacts
+from holdfast.host.rpc.service import ask_hosts
 from holdfast.node.node import SHARDS
 
 _WAIT_SECONDS: Final = 1.0

@@ -16,12 +16,12 @@ from typing import Final
 import msgspec
 
 from holdfast import limits
-from holdfast.cluster.beats import BEAT_SUBJECT, Beat, beat_door
-from holdfast.cluster.cohort import Cohort
+from holdfast.cluster.facts.cohort import Cohort
+from holdfast.cluster.members.beats import BEAT_SUBJECT, Beat, beat_door
 from holdfast.engines.base import Bus, Engine, Message
 from holdfast.errors import HoldfastError, NoQuorum
-from holdfast.host.facts import HostSight
-from holdfast.host.service import hear_hosts
+from holdfast.host.rpc.facts import HostSight
+from holdfast.host.rpc.service import hear_hosts
 
 LOOK_SECONDS: Final = 2.5 * limits.BEAT_SECONDS
 """A look takes so long at most: every node that is there beats twice meanwhile, and hosts answer at once."""

@@ -14,7 +14,7 @@ import msgspec
 
 from holdfast.admin import presence
 from holdfast.admin.presence import HostPresence, MissingNode, Presence
-from holdfast.cluster.founding import check_copies
+from holdfast.cluster.facts.founding import check_copies
 from holdfast.engines.base import Engine
 from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.errors import NotDone, Unknown

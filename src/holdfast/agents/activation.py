@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from holdfast import limits
 from holdfast.agents import attempts, circles, reading, repeats, reviving, suspects, turn
 from holdfast.agents.mailbox import Delivery, Sink, call_key, is_same_ask, refusal_bytes, too_late
-from holdfast.agents.messages import BUSY, NOT_OWNER, OK, Call, Timer
-from holdfast.agents.record import AgentRecord
 from holdfast.core.delivery import NO_IDS, Seen
 from holdfast.errors import HoldfastError
+from holdfast.records.agent_record import AgentRecord
+from holdfast.records.messages import BUSY, NOT_OWNER, OK, Call, Timer
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Kind

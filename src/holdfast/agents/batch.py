@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 from holdfast import codec, limits
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
-from holdfast.agents.record import pack, unpack
-from holdfast.cluster import epochs, packs
+from holdfast.cluster.ownership import epochs
 from holdfast.engines.base import Record
 from holdfast.errors import TooLarge
+from holdfast.records import packs
+from holdfast.records.agent_record import pack, unpack
 
 if TYPE_CHECKING:
     from holdfast.agents.shard import Shard

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from holdfast.agents.messages import Outgoing, Timer
+from holdfast.records.messages import Outgoing, Timer
 
 LENGTH_BYTES: Final = 4
 

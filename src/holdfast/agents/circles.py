@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from holdfast import ids, limits
 from holdfast.agents.context import Context
 from holdfast.agents.mailbox import Delivery, call_key
-from holdfast.agents.messages import WAITS, Probe
 from holdfast.errors import WouldDeadlock
+from holdfast.records.messages import WAITS, Probe
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation

@@ -2,10 +2,10 @@
 
 The naive way, a batch per turn or per shard, multiplies fsyncs and Raft entries; they are what a turn costs. Here one
 batch is in flight per cell, and while it is, the next one fills: the busier the node, the cheaper a turn. Where many small
-records are to be written they are put into one, a pack (`holdfast.cluster.packs`); what leaves its pack later is written
+records are to be written they are put into one, a pack (`holdfast.records.packs`); what leaves its pack later is written
 with the batches that come (`journal`).
 
-Each batch begins with a link, which expects the link of the batch before (`holdfast.cluster.chain`): it fences this node
+Each batch begins with a link, which expects the link of the batch before (`holdfast.cluster.fence_chain`): it fences this node
 off when its shards are claimed by others, and it makes sure that no batch is written twice, although the servers may get
 it twice, or write one that they said they refused. As long as there may be nodes that do not know chains for fences, each
 shard's first record in the batch also expects the shard's epoch; on the embedded engine that is all.

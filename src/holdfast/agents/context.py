@@ -16,9 +16,9 @@ import msgspec
 from holdfast import ids, limits
 from holdfast.agents.handler import check_reference
 from holdfast.agents.mailbox import ERROR_MARK, Delivery
-from holdfast.agents.messages import InboxMessage, Outgoing, Timer
 from holdfast.core.delivery import Seen
 from holdfast.errors import NotDone, Overloaded, TooLarge, TurnOver
+from holdfast.records.messages import InboxMessage, Outgoing, Timer
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Agent

@@ -22,9 +22,9 @@ from holdfast.agents.context import Context
 from holdfast.agents.guard import Raised, fresh
 from holdfast.agents.handler import _Method
 from holdfast.agents.mailbox import Delivery, Sink
-from holdfast.agents.messages import OK, Call
 from holdfast.agents.over import PAST
 from holdfast.codec import encode_raw
+from holdfast.records.messages import OK, Call
 
 SMALL_BYTES: Final = limits.BLOB_THRESHOLD_BYTES // 4
 """A larger state or reply is left to others, and so are more answers that are kept: together they may need a blob."""

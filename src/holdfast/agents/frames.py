@@ -15,9 +15,9 @@ import msgspec
 from msgspec import structs
 
 from holdfast import codec, limits
-from holdfast.agents.messages import Call, Frame, Probe, Replies, Reply
 from holdfast.cluster.door import Door
 from holdfast.engines.base import Bus
+from holdfast.records.messages import Call, Frame, Probe, Replies, Reply
 
 ItemT = TypeVar("ItemT")
 

@@ -24,7 +24,7 @@ from holdfast.agents import places
 from holdfast.errors import HandlerFailed, HoldfastError, NotDone
 
 if TYPE_CHECKING:
-    from holdfast.cluster.life import Life
+    from holdfast.cluster.members.liveness import Life
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ import msgspec
 from holdfast import codec
 from holdfast.agents import mailbox
 from holdfast.agents.mailbox import Delivery
-from holdfast.agents.messages import InboxMessage
 from holdfast.engines.base import Stored
 from holdfast.errors import DataLoss, NoQuorum, Unknown
+from holdfast.records.messages import InboxMessage
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from holdfast import limits
-from holdfast.cluster import packs
+from holdfast.records import packs
 
 if TYPE_CHECKING:
     from holdfast.agents.shard import Shard

@@ -10,8 +10,8 @@ import msgspec
 
 from holdfast import codec, errors, ids
 from holdfast.agents import guard
-from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, UNRECORDED, Call, InboxMessage, Outgoing, Timer
 from holdfast.errors import BadMessage, DeadlineExceeded, HandlerFailed, HoldfastError
+from holdfast.records.messages import ATTEMPT_BITS, BEGUN, ERROR, OK, UNRECORDED, Call, InboxMessage, Outgoing, Timer
 
 if TYPE_CHECKING:
     from holdfast.agents.handler import _Method

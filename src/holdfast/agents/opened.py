@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from holdfast.agents.messages import Call
+from holdfast.records.messages import Call
 
 
 class Open(msgspec.Struct, eq=False):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast import limits
 from holdfast.agents.mailbox import Sink
-from holdfast.agents.messages import Call
+from holdfast.records.messages import Call
 
 HandOn = Callable[[int, Call, "Sink | None"], None]
 

@@ -16,9 +16,9 @@ from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
 from holdfast.agents.mailbox import Delivery, Sink, is_same_ask, too_late
-from holdfast.agents.messages import NOT_OWNER, Call
 from holdfast.agents.turn import method_of, overloaded, refuse
 from holdfast.errors import BadMessage, BadState, HoldfastError
+from holdfast.records.messages import NOT_OWNER, Call
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation

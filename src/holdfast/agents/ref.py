@@ -15,8 +15,8 @@ from holdfast import codec, ids, limits
 from holdfast.agents import guard
 from holdfast.agents.context import Outcome
 from holdfast.agents.handler import Handler, Reader, _Method, check_reference
-from holdfast.agents.messages import OK
 from holdfast.errors import BadMessage, HoldfastError, TooLarge
+from holdfast.records.messages import OK
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Agent

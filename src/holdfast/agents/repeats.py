@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from holdfast import limits
 from holdfast.agents import circles, mailbox, turn
 from holdfast.agents.mailbox import Delivery, is_same_ask
-from holdfast.agents.messages import Call, InboxMessage
 from holdfast.core.delivery import Verdict
 from holdfast.errors import OutcomeUnknown, Overloaded, ReplayMismatch
+from holdfast.records.messages import Call, InboxMessage
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from holdfast.agents.router import Router
-    from holdfast.cluster.membership import Membership
-    from holdfast.cluster.ownership import Ownership
+    from holdfast.cluster.members.membership import Membership
+    from holdfast.cluster.ownership.ownership import Ownership
 
 
 class Reroute:

@@ -20,7 +20,6 @@ import msgspec
 from holdfast import chance, ids, limits, loops
 from holdfast.agents import guard, skew
 from holdfast.agents.frames import Frames, decode_replies
-from holdfast.agents.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, UNRECORDED, WAITS, Call, Probe
 from holdfast.agents.opened import Open
 from holdfast.agents.over import current
 from holdfast.agents.ref import AgentRef, Options
@@ -41,13 +40,14 @@ from holdfast.errors import (
     WouldDeadlock,
     from_wire,
 )
+from holdfast.records.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, UNRECORDED, WAITS, Call, Probe
 
 if TYPE_CHECKING:
     from holdfast.agents.agent import Agent
     from holdfast.agents.context import Context
     from holdfast.agents.runtime import Runtime
-    from holdfast.cluster.life import Life
-    from holdfast.cluster.placement import Placement
+    from holdfast.cluster.facts.placement import Placement
+    from holdfast.cluster.members.liveness import Life
 
     AgentT = TypeVar("AgentT", bound=Agent[Any])
 

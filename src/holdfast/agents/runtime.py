@@ -18,7 +18,6 @@ from holdfast.agents.activation import Activation
 from holdfast.agents.agent import Agent, Kind
 from holdfast.agents.committer import Committer
 from holdfast.agents.complaints import Complaints
-from holdfast.agents.messages import ERROR, NOT_OWNER, Call, Replies, Reply
 from holdfast.agents.parking import Parking
 from holdfast.agents.router import Router
 from holdfast.agents.shard import Shard
@@ -26,14 +25,15 @@ from holdfast.agents.stalls import Stalls
 from holdfast.agents.timers import Timers
 from holdfast.agents.workers import Workers
 from holdfast.clock import Clock
-from holdfast.cluster.epochs import Claim
-from holdfast.cluster.life import Life
-from holdfast.cluster.standstills import Standstills
+from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.standstills import Standstills
+from holdfast.cluster.ownership.epochs import Claim
 from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Message, Record, Stored, Subscription
 from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, DataLoss, HoldfastError, NoQuorum, Unknown
+from holdfast.records.messages import ERROR, NOT_OWNER, Call, Replies, Reply
 
 _logger = logging.getLogger(__name__)
 _LINGER_SECONDS: Final = 1.0

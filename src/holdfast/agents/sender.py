@@ -17,12 +17,12 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from holdfast import chance, codec, limits
-from holdfast.agents.messages import InboxMessage
 from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import Closed, Conflict, HoldfastError, NotDone, OutcomeUnknown, Overloaded, StorageFailed, Unknown
+from holdfast.records.messages import InboxMessage
 
 _AT_ONCE_MAX = 64
 _AT_ONCE_BYTES_MAX = 512 * 1024

@@ -16,14 +16,14 @@ from holdfast import ids, limits, loops
 from holdfast.agents import inbox, mailbox, suspects
 from holdfast.agents.activation import Activation
 from holdfast.agents.mailbox import Delivery
-from holdfast.agents.messages import NOT_OWNER, Timer
-from holdfast.agents.record import AgentRecord, check_digest, unpack
 from holdfast.agents.relay import Relay
-from holdfast.cluster.epochs import Claim
-from holdfast.cluster.packs import Packed
+from holdfast.cluster.ownership.epochs import Claim
 from holdfast.core.digest import entry, moved
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
+from holdfast.records.agent_record import AgentRecord, check_digest, unpack
+from holdfast.records.messages import NOT_OWNER, Timer
+from holdfast.records.packs import Packed
 
 if TYPE_CHECKING:
     from holdfast.agents.journal import Pack

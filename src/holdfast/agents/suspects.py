@@ -19,7 +19,7 @@ from holdfast.errors import BadState, DeadlineExceeded, HandlerFailed
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation
     from holdfast.agents.shard import Shard
-    from holdfast.cluster.standstills import Standstill
+    from holdfast.cluster.members.standstills import Standstill
 
 _REST_SECONDS: Final = 1.0
 """What stood still waits for so long after a claim, so that the others of its shard are served before it may do so again."""

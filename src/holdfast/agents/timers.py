@@ -10,8 +10,8 @@ import asyncio
 import heapq
 from typing import TYPE_CHECKING
 
-from holdfast.agents.messages import Timer
 from holdfast.clock import Clock
+from holdfast.records.messages import Timer
 
 if TYPE_CHECKING:
     from holdfast.agents.shard import Shard

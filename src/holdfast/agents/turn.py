@@ -22,7 +22,6 @@ from holdfast.agents.channel import Done
 from holdfast.agents.context import Context, context_of
 from holdfast.agents.guard import Raised
 from holdfast.agents.mailbox import ERROR_MARK, Delivery, error_bytes, refusal_bytes
-from holdfast.agents.messages import BUSY, Call, DeadRecord, InboxMessage
 from holdfast.errors import (
     BadMessage,
     HandlerFailed,
@@ -32,6 +31,7 @@ from holdfast.errors import (
     UnknownKind,
     to_wire,
 )
+from holdfast.records.messages import BUSY, Call, DeadRecord, InboxMessage
 
 if TYPE_CHECKING:
     from holdfast.agents.activation import Activation

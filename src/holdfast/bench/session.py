@@ -17,7 +17,6 @@ from holdfast import limits, said
 from holdfast.bench import kinds
 from holdfast.bench.measure import Figure
 from holdfast.bench.workloads import ALL, NAMES, Moments, Setting, failover
-from holdfast.cluster import packs
 from holdfast.core.pools import forget
 from holdfast.core.spread import one_move
 from holdfast.engines.nats import streams
@@ -25,11 +24,12 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoQuorum, Unknown
 from holdfast.host.host_child import HostChild
 from holdfast.host.local_cluster import LocalCluster
-from holdfast.host.nats_config import Security
-from holdfast.host.spread import UNEVEN_SECONDS
-from holdfast.host.supervisor import HostSettings
+from holdfast.host.server.nats_config import Security
+from holdfast.host.settings import HostSettings
+from holdfast.host.voting.leader_balance import UNEVEN_SECONDS
 from holdfast.ids import new_id
 from holdfast.node.node import Node
+from holdfast.records import packs
 
 _logger = logging.getLogger(__name__)
 _LABELS: Final = sorted(kinds.POOL.labels)

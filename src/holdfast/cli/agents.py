@@ -12,7 +12,7 @@ from holdfast import ids
 from holdfast.cli.bounds import Commands
 from holdfast.cli.common import AgentId, At, Json, ago, execute, joined
 from holdfast.cli.printing import Table, out, shown
-from holdfast.cluster.registry import Entry
+from holdfast.cluster.facts.registry import Entry
 from holdfast.errors import BadMessage, NotFound
 from holdfast.node.node import Node
 

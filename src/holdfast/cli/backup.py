@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.admin.backup import create
-from holdfast.admin.cut import Report
+from holdfast.admin.backup.backup import create
+from holdfast.admin.backup.cut import Report
+from holdfast.admin.backup.restore import restore
+from holdfast.admin.backup.verify import BackupFacts, verify
 from holdfast.admin.presence import require_majority
-from holdfast.admin.restore import restore
-from holdfast.admin.verify import BackupFacts, verify
 from holdfast.cli.bounds import Commands, bounds
 from holdfast.cli.common import At, Json, connected, execute, joined
 from holdfast.cli.place import where

@@ -15,8 +15,8 @@ import typer
 from holdfast.cli.common import EXIT_NEVER, Json, execute
 from holdfast.cli.printing import Styled, Table, out
 from holdfast.errors import ConfigError
-from holdfast.testing.chaos import WORK, Chaos, Outcome, Settings
-from holdfast.testing.chaos_harms import KINDS
+from holdfast.testing.chaos.faults import KINDS
+from holdfast.testing.chaos.run import WORK, Chaos, Outcome, Settings
 
 _SHOWN_MAX = 20
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from holdfast.admin import cohort
-from holdfast.admin.cohort import Report
+from holdfast.admin.fleet import cohort
+from holdfast.admin.fleet.cohort import Report
 from holdfast.cli.bounds import Commands
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.hosts import say
 from holdfast.cli.printing import bold, out
-from holdfast.cluster.cohort import Cohort
+from holdfast.cluster.facts.cohort import Cohort
 from holdfast.node.node import Node
 
 app = Commands(no_args_is_help=True, help="Which hosts vote and keep replicas: 3 or 5 of them.")

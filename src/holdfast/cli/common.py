@@ -30,7 +30,7 @@ from holdfast.errors import (
     OutcomeUnknown,
     Unknown,
 )
-from holdfast.host.nats_config import Security
+from holdfast.host.server.nats_config import Security
 from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node

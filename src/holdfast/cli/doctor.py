@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from holdfast.admin.doctor import Diagnosis, diagnose, unreachable
-from holdfast.admin.findings import KINDS, needs_action
-from holdfast.admin.local_doctor import examine_file
-from holdfast.admin.survey import survey
+from holdfast.admin.doctor.doctor import Diagnosis, diagnose, unreachable
+from holdfast.admin.doctor.findings import KINDS, needs_action
+from holdfast.admin.doctor.local_doctor import examine_file
+from holdfast.admin.doctor.survey import survey
 from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute
 from holdfast.cli.place import where
 from holdfast.cli.printing import Styled, bold, out

@@ -9,7 +9,7 @@ import typer
 
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.printing import Styled, bold, moment, out, shown
-from holdfast.cluster.events import Event
+from holdfast.cluster.facts.events import Event
 
 
 def events(

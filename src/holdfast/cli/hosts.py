@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from holdfast.admin import cohort
-from holdfast.admin.hosts import GONE, HostView, list_hosts
+from holdfast.admin.fleet import cohort
+from holdfast.admin.fleet.hosts import GONE, HostView, list_hosts
 from holdfast.admin.presence import Presence, no_majority
 from holdfast.cli.common import EXIT_NOT_DONE, At, Json, ago, connected, execute, fail, joined
 from holdfast.cli.printing import Part, Styled, Table, out

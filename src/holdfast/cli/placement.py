@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.admin import nodes
+from holdfast.admin.fleet import nodes
 from holdfast.cli.bounds import Commands
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.printing import Table, out

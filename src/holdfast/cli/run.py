@@ -16,7 +16,7 @@ from holdfast.cli.place import DIRECTORY
 from holdfast.cli.printing import bold, out
 from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError, StorageFailed
-from holdfast.host.nats_config import Security
+from holdfast.host.server.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
 from holdfast.node.node import Node
 from holdfast.signals import Signals

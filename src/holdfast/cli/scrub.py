@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.admin.presence import require_majority
-from holdfast.admin.scrub import Damage, ScrubReport, by_hosts
-from holdfast.admin.scrub import scrub as run_scrub
+from holdfast.admin.scrub.scrub import Damage, ScrubReport, by_hosts
+from holdfast.admin.scrub.scrub import scrub as run_scrub
 from holdfast.cli.bounds import bounds
 from holdfast.cli.common import EXIT_NEVER, At, Json, connected, execute
 from holdfast.cli.printing import Styled, bold, out, problems

@@ -12,9 +12,9 @@ from holdfast import signals
 from holdfast.cli.common import Json, fail
 from holdfast.cli.printing import bold, out
 from holdfast.errors import HoldfastError
-from holdfast.testing import simulation
-from holdfast.testing.campaign import run_all
-from holdfast.testing.simulation import Outcome
+from holdfast.testing.simulation import runs
+from holdfast.testing.simulation.campaign import run_all
+from holdfast.testing.simulation.runs import Outcome
 
 Which = Annotated[
     str, typer.Argument(metavar="[SCENARIO]", help="One that comes with Holdfast (see --list), or a .toml file.")
@@ -37,7 +37,7 @@ def simulate(
         if listed:
             _list(as_json)
             return
-        found = simulation.load(scenario)
+        found = runs.load(scenario)
         outcomes = run_all(found, range(seed, seed + seeds), jobs or os.cpu_count() or 1)
         if not _show(outcomes, scenario, seeds, as_json):
             raise typer.Exit(1)
@@ -48,7 +48,7 @@ def simulate(
 
 
 def _list(as_json: bool) -> None:
-    names = {name: simulation.about(name) for name in simulation.names()}
+    names = {name: runs.about(name) for name in runs.names()}
     if as_json:
         out.json(names)
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.admin import upgrade as admin
+from holdfast.admin.fleet import upgrade as admin
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.printing import Table, out
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from holdfast import files, ids, limits
 from holdfast.engines.nats import streams
@@ -20,9 +20,7 @@ from holdfast.engines.nats.streams import OURS
 from holdfast.errors import HoldfastError, InvalidName, NotDone, NotFound, StorageFailed, Unknown
 from holdfast.host.exclusive import Exclusive
 from holdfast.host.guards import Guards
-
-if TYPE_CHECKING:
-    from holdfast.host.supervisor import Host
+from holdfast.host.this_host import ThisHost
 
 _ANSWER_SECONDS: Final = 0.2
 """The answer to a request goes through the very server that is then stopped."""
@@ -36,7 +34,7 @@ _WHOLE_PART: Final = 0.99
 class Changes:
     """See the module; for one host. ``process``: this life of it."""
 
-    def __init__(self, host: Host, process: str) -> None:
+    def __init__(self, host: ThisHost, process: str) -> None:
         self.guards = Guards(host)
         self._host = host
         self._process = process

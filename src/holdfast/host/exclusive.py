@@ -17,7 +17,7 @@ import msgspec
 
 from holdfast import codec, limits
 from holdfast.clock import SYSTEM_CLOCK
-from holdfast.cluster import cohort
+from holdfast.cluster.facts import cohort
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import Conflict, DataLoss, HoldfastError, InvalidName, Unknown
 

@@ -20,20 +20,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from holdfast.cluster import cohort
-from holdfast.cluster.cohort import Cohort
+from holdfast.cluster.facts import cohort
+from holdfast.cluster.facts.cohort import Cohort
 from holdfast.core.replicas import Extent, majority, why_keep
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.streams import OURS, StreamFacts
 from holdfast.errors import InvalidName, NoQuorum, NotDone, Unknown
-from holdfast.host.facts import Replicas
-from holdfast.host.service import ask_hosts
-from holdfast.host.system import Replica
-
-if TYPE_CHECKING:
-    from holdfast.host.supervisor import Host
+from holdfast.host.rpc.facts import Replicas
+from holdfast.host.rpc.service import ask_hosts
+from holdfast.host.server.server_admin import Replica
+from holdfast.host.this_host import ThisHost
 
 _LOOKS: Final = 8
 _LOOK_SECONDS: Final = 0.25
@@ -44,7 +42,7 @@ _NO_RECORD: Final = "this cluster has no record of a cohort"
 class Guards:
     """See the module; for one host."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: ThisHost) -> None:
         self._host = host
 
     # What there is -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from holdfast.children import python
 from holdfast.errors import ConfigError
 from holdfast.host import spawn
 from holdfast.host.process import encode
-from holdfast.host.supervisor import HostSettings, Report
+from holdfast.host.settings import HostSettings, Report
 
 
 class HostChild:

@@ -21,15 +21,15 @@ import msgspec
 
 from holdfast import files, ids, loops, signals
 from holdfast.children import share
-from holdfast.cluster.cohort import SIZES
+from holdfast.cluster.facts.cohort import SIZES
 from holdfast.errors import ConfigError, DataLoss
 from holdfast.host import addresses, frozen, state
 from holdfast.host.directory import DirectoryLock, Started, agree, explain, remember
 from holdfast.host.host_child import HostChild
-from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, longer
-from holdfast.host.nats_config import Security, ServerSettings
-from holdfast.host.nats_server import free_ports
-from holdfast.host.supervisor import HostSettings, Report
+from holdfast.host.server.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, longer
+from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_server import free_ports
+from holdfast.host.settings import HostSettings, Report
 from holdfast.pipes import Writer
 from holdfast.said import SAID_EVENTS, said_line
 

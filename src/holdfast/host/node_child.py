@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from holdfast.host.facts import NodeAway
-from holdfast.host.keeper import STABLE_SECONDS
+from holdfast.host.rpc.facts import NodeAway
+from holdfast.host.server.keeper import STABLE_SECONDS
 from holdfast.host.still import Watch
 
 AWAY_SECONDS: Final = 2 * STABLE_SECONDS

@@ -1,4 +1,4 @@
-"""The operations that a host answers: one table, see `holdfast.host.service`."""
+"""The operations that a host answers: one table, see `holdfast.host.rpc.service`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import shutil
 import ssl
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from holdfast.errors import ConfigError, HoldfastError
-from holdfast.host import voting
-from holdfast.host.facts import Certificate, HostFacts, HostSight, NodeFacts, Replicas
-from holdfast.host.service import Nothing, Operation
-from holdfast.host.system import ServerFacts, System
+from holdfast.host import vote_operations
+from holdfast.host.changes import Changes
+from holdfast.host.rpc.facts import Certificate, HostFacts, HostSight, NodeFacts, Replicas
+from holdfast.host.rpc.service import Nothing, Operation
+from holdfast.host.server.server_admin import ServerFacts, System
+from holdfast.host.this_host import ThisHost
 from holdfast.version import VERSION
-
-if TYPE_CHECKING:
-    from holdfast.host.supervisor import Host
 
 
 class Rebuild(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,8 +31,9 @@ class Rebuild(msgspec.Struct, forbid_unknown_fields=True):
 class Operations:
     """What one host can be asked."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: ThisHost, changes: Changes) -> None:
         self._host = host
+        self._changes = changes
 
     def table(self) -> dict[str, Operation]:
         """All of them, by name."""
@@ -43,7 +42,7 @@ class Operations:
             "sight": Operation(Nothing, self.sight),
             "replicas": Operation(Nothing, self.replicas),
             "restart": Operation(Nothing, self.restart),
-            **voting.operations(self._host),
+            **vote_operations.table(self._host, self._changes.guards),
             "rebuild": Operation(Rebuild, self.rebuild),
         }
 
@@ -130,7 +129,7 @@ class Operations:
 
         Raises `NoQuorum` where the others have no majority without this server, `Conflict` while another host is away.
         """
-        await self._host.changes.restart()
+        await self._changes.restart()
         return Nothing()
 
     async def rebuild(self, what: Rebuild) -> None:
@@ -139,7 +138,7 @@ class Operations:
         It answers before it begins. Raises `ConfigError` without a server of its own, and what `Changes.rebuild` does.
         """
         self._own_server()
-        await self._host.changes.rebuild(what.stream, what.raft_group)
+        await self._changes.rebuild(what.stream, what.raft_group)
 
     def _own_server(self) -> System:
         if self._host.system is None:

@@ -19,7 +19,8 @@ from holdfast import pipes, said
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
 from holdfast.host.directory import DirectoryLock
-from holdfast.host.supervisor import Host, HostSettings, Report
+from holdfast.host.settings import HostSettings, Report
+from holdfast.host.supervisor import Host
 from holdfast.loops import run
 from holdfast.signals import Signals
 

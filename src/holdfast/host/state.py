@@ -14,9 +14,11 @@ from typing import Final
 import msgspec
 
 from holdfast import files, limits
-from holdfast.cluster.cohort import Cohort
+from holdfast.cluster.facts.cohort import Cohort
 from holdfast.errors import ConfigError, DataLoss
-from holdfast.host.nats_config import ACCOUNT
+
+ACCOUNT: Final = "HF"
+"""The server's account that has the cells, the blobs and the bus."""
 
 STATE_FILE: Final = "host.json"
 """Its presence shows that a host has data here."""

@@ -22,7 +22,7 @@ import msgspec
 
 from holdfast import limits
 from holdfast.agents import places
-from holdfast.cluster.standstills import FUNCTIONS_MAX, TEXT_MAX, Standstill
+from holdfast.cluster.members.standstills import FUNCTIONS_MAX, TEXT_MAX, Standstill
 from holdfast.host import processes
 from holdfast.node.process import STACKS_SIGNAL
 

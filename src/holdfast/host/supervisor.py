@@ -13,7 +13,6 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,28 +20,28 @@ import msgspec
 
 from holdfast import codec, ids, limits, loops, pipes, said, signals
 from holdfast.children import python
-from holdfast.cluster.beats import HOST_SUBJECT, HostBeat, host_door
-from holdfast.cluster.cohort import SIZES
+from holdfast.cluster.facts.cohort import SIZES
+from holdfast.cluster.members.beats import HOST_SUBJECT, HostBeat, host_door
 from holdfast.engines.base import Message
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, HoldfastError
 from holdfast.host import spawn
 from holdfast.host.changes import Changes
 from holdfast.host.directory import DirectoryLock
-from holdfast.host.facts import NodeAway
 from holdfast.host.heard import Heard
-from holdfast.host.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
-from holdfast.host.lost_votes import LostVotes
-from holdfast.host.nats_config import Security, ServerSettings
-from holdfast.host.nats_server import NatsServer
 from holdfast.host.node_child import NodeChild
 from holdfast.host.operations import Operations
-from holdfast.host.seat import Seat
-from holdfast.host.service import HostService
-from holdfast.host.spread import Spread
+from holdfast.host.rpc.facts import NodeAway
+from holdfast.host.rpc.service import HostService
+from holdfast.host.server.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
+from holdfast.host.server.nats_server import NatsServer
+from holdfast.host.server.server_admin import System
+from holdfast.host.settings import HostSettings, Report
 from holdfast.host.still import Watchman
-from holdfast.host.system import System
 from holdfast.host.told import Told
+from holdfast.host.voting.leader_balance import Spread
+from holdfast.host.voting.lost_votes import LostVotes
+from holdfast.host.voting.voter import Seat
 from holdfast.node.process import NodeSettings
 
 _ENDED_MAX: Final = 64
@@ -51,31 +50,6 @@ _ERROR_CHARACTERS_MAX: Final = 16_000
 """Of how a node failed: what hosts answer has a bound, and an answer beyond it is none."""
 
 _logger = logging.getLogger(__name__)
-
-Report = Callable[[str, dict[str, Any]], None]
-"""Takes an event's name and its facts."""
-
-
-class HostSettings(msgspec.Struct):
-    """Everything that a host is told. ``server`` is None where the servers are somebody else's (``urls``)."""
-
-    name: str
-    server: ServerSettings | None
-    urls: list[str]
-    """Servers to connect to, besides the own one."""
-    nodes: int = 1
-    apps: list[str] = []
-    replicas: int | None = None
-    """How many copies a cluster keeps that this host may found; None where it founds none."""
-    labels: list[str] = []
-    capacity: float = 1.0
-    """Of each of its nodes."""
-    security: Security = Security()
-    join: str = ""
-    """HOST:PORT of any host of a cluster that this one is to join, where its own directory does not know it yet."""
-
-    def __post_init__(self) -> None:
-        ids.check_machine(self.name, "host")
 
 
 class Host:
@@ -140,7 +114,7 @@ class Host:
             self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
             self._tasks.append(loop.create_task(LostVotes(self.system, self.seat, may_leave).run()))
         await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
-        self._service = HostService(self._engine.bus, self.settings.name, Operations(self).table())
+        self._service = HostService(self._engine.bus, self.settings.name, Operations(self, self.changes).table())
         await self._service.start()
         self._tasks.append(loop.create_task(self._beat()))
         self._tasks.append(loop.create_task(self._watchman.run()))

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from holdfast.clock import SYSTEM_CLOCK
-from holdfast.cluster.events import Events
-from holdfast.cluster.manifest import generations, registry_cell
+from holdfast.cluster.facts.events import Events
+from holdfast.cluster.facts.manifest import generations, registry_cell
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from holdfast import codec
-from holdfast.cluster.beats import BEAT_SUBJECT
 from holdfast.cluster.door import Door, Incarnation, Long, Name, Names, Shards, Text, Version
+from holdfast.cluster.members.beats import BEAT_SUBJECT
 from holdfast.engines.base import Message
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from holdfast import codec, ids, limits
-from holdfast.agents.messages import DeadRecord, InboxMessage
 from holdfast.clock import Clock
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.engines.gate import Gate
 from holdfast.errors import BadMessage, Conflict, HandlerFailed, HoldfastError, NoQuorum, NotFound, from_wire
+from holdfast.records.messages import DeadRecord, InboxMessage
 
 _decode = msgspec.msgpack.Decoder(DeadRecord).decode
 

@@ -21,16 +21,16 @@ from holdfast.agents.router import Router
 from holdfast.agents.runtime import Runtime
 from holdfast.agents.sender import Sender
 from holdfast.clock import SYSTEM_CLOCK, Clock
-from holdfast.cluster import founding
-from holdfast.cluster.beats import Beat
-from holdfast.cluster.events import Events
-from holdfast.cluster.hold import Holding
-from holdfast.cluster.life import Life
-from holdfast.cluster.manifest import RECORD_VERSION, Manifest, registry_cell
-from holdfast.cluster.membership import Membership
-from holdfast.cluster.ownership import Ownership
-from holdfast.cluster.placement import Placement
-from holdfast.cluster.registry import Entry, Registry
+from holdfast.cluster.facts import founding
+from holdfast.cluster.facts.events import Events
+from holdfast.cluster.facts.manifest import RECORD_VERSION, Manifest, registry_cell
+from holdfast.cluster.facts.placement import Placement
+from holdfast.cluster.facts.registry import Entry, Registry
+from holdfast.cluster.facts.write_pause import Holding
+from holdfast.cluster.members.beats import Beat
+from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.membership import Membership
+from holdfast.cluster.ownership.ownership import Ownership
 from holdfast.core.pools import check_capacity, check_label
 from holdfast.core.query import Where
 from holdfast.engines.appender import GroupAppender

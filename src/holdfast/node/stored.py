@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from holdfast import codec, ids
-from holdfast.agents.record import unpack
-from holdfast.cluster import packs
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import BadMessage, NotFound
+from holdfast.records import packs
+from holdfast.records.agent_record import unpack
 
 
 class StoredTimer(msgspec.Struct, frozen=True):

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.ref import AgentRef
-from holdfast.cluster.beats import Beat
-from holdfast.cluster.membership import Membership
-from holdfast.cluster.registry import Entry
+from holdfast.cluster.facts.registry import Entry
+from holdfast.cluster.members.beats import Beat
+from holdfast.cluster.members.membership import Membership
 
 
 class MemberInfo(msgspec.Struct, frozen=True):

@@ -1,1 +1,1 @@
-"""A simulated cluster: real nodes on a virtual clock and simulated servers, as a function of a seed."""
+"""Finding out whether a cluster keeps its promises: simulations, chaos, and the checkers of both."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from holdfast.agents.record import unpack
 from holdfast.errors import DeadlineExceeded, HandlerFailed, NoQuorum
+from holdfast.records.agent_record import unpack
 from holdfast.testing.history import History, Operation
 
 Checker = Callable[[History], Iterator[str]]

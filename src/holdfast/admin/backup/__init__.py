@@ -1,0 +1,1 @@
+"""Backups: taking one at one moment of the cluster, verifying it, and restoring it."""

@@ -1,0 +1,1 @@
+"""What the log says of the cluster: its manifest, placement, cohort, registry and events."""

@@ -1,0 +1,1 @@
+"""Which hosts' servers have a vote, and which server leads which cell."""

@@ -1,0 +1,1 @@
+"""What lies in the log and travels between processes: messages, agents' records, and packs of them."""
