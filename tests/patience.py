@@ -16,8 +16,8 @@ from typing import Any, Final
 import pytest
 
 from holdfast import AgentRef, LocalCluster, Node, limits
-from holdfast.agents import stalls
-from holdfast.agents.ref import Options
+from holdfast.agents.calls import Options
+from holdfast.serving import stalls
 
 PATIENT_SECONDS: Final = 240.0
 

@@ -1,10 +1,10 @@
 """Durable Python agents on a cluster of identical machines."""
 
 from holdfast.agents.agent import Agent, State
-from holdfast.agents.context import Context, Outcome
+from holdfast.agents.calls import Outcome
+from holdfast.agents.context import Context
 from holdfast.agents.handler import Handler, Reader, handler, reader
 from holdfast.agents.ref import AgentRef
-from holdfast.agents.soundness import worker_broken
 from holdfast.cluster.facts.events import Event
 from holdfast.cluster.facts.registry import Entry
 from holdfast.core.pools import Pool
@@ -43,6 +43,7 @@ from holdfast.node.dead_letters import DeadLetter
 from holdfast.node.node import Node
 from holdfast.node.stored import StoredAgent, StoredTimer
 from holdfast.node.views import AgentInfo, MemberInfo
+from holdfast.serving.workers.soundness import worker_broken
 from holdfast.version import VERSION as __version__
 
 __all__ = [

@@ -14,14 +14,14 @@ from msgspec import field
 from tests.agents.kinds import until
 
 from holdfast import Agent, HandlerFailed, Node, Overloaded, State, codec, handler, limits, reader
-from holdfast.agents import attempts, suspects
-from holdfast.agents.attempts import ANY_MESSAGE
-from holdfast.agents.opened import Open
+from holdfast.agents.calls import Open
 from holdfast.cluster.members.membership import Membership
 from holdfast.cluster.members.standstills import Standstill, Standstills
 from holdfast.cluster.ownership import ownership
 from holdfast.records.agent_record import unpack
 from holdfast.records.messages import ERROR, Call
+from holdfast.serving.turns import attempts, poison
+from holdfast.serving.turns.attempts import ANY_MESSAGE
 
 DEADLY = codec.encode_raw(("deadly",))
 runs: list[str] = []
@@ -158,7 +158,7 @@ async def test_stops_in_order_between_its_ends_acquit_nobody(
                 await node.agent(Worker, "a").send(Worker.work, "deadly")
             await ran("deadly", times)
         with monkeypatch.context() as patch:
-            patch.setattr(suspects, "start", lambda *_: None)
+            patch.setattr(poison, "start", lambda *_: None)
             async with life(path):
                 pass
     async with life(path) as node:
@@ -175,7 +175,7 @@ async def test_a_stop_in_order_is_known_to_whoever_comes_after_an_owner_that_wro
         pass
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "_rewrite", lambda *_: None)
-        patch.setattr(suspects, "start", lambda *_: None)
+        patch.setattr(poison, "start", lambda *_: None)
         async with life(path, "killed"):
             pass
     ends[-1].set()
@@ -364,7 +364,7 @@ async def test_a_block_that_ended_nothing_excuses_nobody(
 
 async def two_end_before_they_judge(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(suspects, "start", lambda *_: None)
+        patch.setattr(poison, "start", lambda *_: None)
         for _ in range(2):
             async with life(path, "killed"):
                 pass
@@ -464,7 +464,7 @@ async def test_what_blocked_a_node_when_it_lost_its_shard_is_blamed_though_it_go
     path: Path, there: list[str], monkeypatch: pytest.MonkeyPatch, long_before: bool
 ) -> None:
     """Its host says no more that it stands still once it goes on. A block that was over by then is none."""
-    monkeypatch.setattr(suspects, "_BEFORE_SECONDS", -60.0 if long_before else 1.6)
+    monkeypatch.setattr(poison, "_BEFORE_SECONDS", -60.0 if long_before else 1.6)
     async for node in lives(path, "blocks", *["killed"] * 3):
         blocks = Standstill(node.incarnation, 4.2, "Worker/a", key_in_hand(node), "app.py:1 (work)")
         there[:] = [node.incarnation]

@@ -23,7 +23,7 @@ from holdfast import (
     limits,
     reader,
 )
-from holdfast.agents.opened import Open
+from holdfast.agents.calls import Open
 from holdfast.records.messages import ERROR, OK, Call
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import Agent, DeadlineExceeded, Node, State, handler, reader
-from holdfast.agents.skew import explained
+from holdfast.calling.clock_skew import explained
 
 
 class Nothing(State):

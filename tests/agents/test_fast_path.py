@@ -19,11 +19,11 @@ import pytest
 from tests.agents.kinds import Gate, serving
 
 from holdfast import Agent, BadState, Node, State, handler, reader
-from holdfast.agents import fast_path
-from holdfast.agents.activation import Activation
-from holdfast.agents.mailbox import Sink
+from holdfast.agents.calls import Sink
 from holdfast.records.agent_record import AgentRecord, unpack
 from holdfast.records.messages import WAITS, Call
+from holdfast.serving import fast_path
+from holdfast.serving.turns.activation import Activation
 
 
 class Pad(State):

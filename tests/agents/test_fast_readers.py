@@ -16,8 +16,8 @@ from tests.agents.kinds import serving
 from tests.agents.test_fast_path import call, give, taken, until, word
 
 from holdfast import Agent, Node, State, TurnOver, handler, reader
-from holdfast.agents import fast_path
 from holdfast.records.messages import NOT_OWNER
+from holdfast.serving import fast_path
 
 __all__ = ["taken"]  # a fixture
 

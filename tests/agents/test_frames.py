@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from holdfast import limits
-from holdfast.agents.frames import Frames, reply_bytes, split
+from holdfast.calling.frames import Frames, reply_bytes, split
 from holdfast.records.messages import Call, Frame, Reply
 
 

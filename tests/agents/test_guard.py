@@ -31,7 +31,7 @@ from holdfast import (
     reader,
 )
 from holdfast.agents import child_tasks
-from holdfast.agents.opened import Open
+from holdfast.agents.calls import Open
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.agents.kinds import Counter, Fault, Later, serving, until
 
 from holdfast import Agent, BadMessage, BadState, Closed, HandlerFailed, State, TooLarge, handler, limits, reader
-from holdfast.agents import fast_path
+from holdfast.serving import fast_path
 
 
 @pytest.fixture

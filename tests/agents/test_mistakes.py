@@ -29,8 +29,8 @@ from holdfast import (
     handler,
     reader,
 )
-from holdfast.agents.mailbox import too_late
 from holdfast.records.messages import Call
+from holdfast.serving.delivery import too_late
 
 
 def define(name: str, base: Any, names: dict[str, Any]) -> None:

@@ -15,16 +15,16 @@ from tests.agents.kinds import Counter, serving
 from tests.cluster.app import Account
 
 from holdfast import limits
-from holdfast.agents.batch import Batch
-from holdfast.agents.committer import Committer
-from holdfast.agents.journal import Journal
-from holdfast.agents.shard import Shard
 from holdfast.cluster import fence_chain
 from holdfast.cluster.ownership.epochs import EpochRecord, Epochs
 from holdfast.cluster.ownership.pack_sweep import Sweep
 from holdfast.engines.base import Record, Shown, Stored
 from holdfast.errors import DataLoss, Fenced, OutcomeUnknown
 from holdfast.records import packs
+from holdfast.serving.commits.batch import Batch
+from holdfast.serving.commits.committer import Committer
+from holdfast.serving.commits.pack_table import Journal
+from holdfast.serving.shards.shard import Shard
 from holdfast.testing.checkers import one_line
 from holdfast.testing.history import Commit, History
 from holdfast.testing.simulation.cluster import SimCluster

@@ -12,11 +12,11 @@ import pytest
 from tests.agents.kinds import Append, Counter, Fault, Receiver, serving, until
 
 from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum, limits
-from holdfast.agents.shard import Shard
 from holdfast.cluster.ownership.epochs import Claim
 from holdfast.engines.base import Record
 from holdfast.errors import Unknown
 from holdfast.records.agent_record import unpack
+from holdfast.serving.shards.shard import Shard
 
 
 @pytest.fixture

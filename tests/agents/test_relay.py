@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from holdfast import Unknown, codec
-from holdfast.agents.relay import Relay
-from holdfast.agents.runtime import Runtime
-from holdfast.agents.shard import Shard
 from holdfast.engines.base import Engine, Record
+from holdfast.serving.runtime import Runtime
+from holdfast.serving.shards.outbox_relay import Relay
+from holdfast.serving.shards.shard import Shard
 
 _numbers = itertools.count()
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from tests.agents.kinds import Gate, serving, until
 
 from holdfast import Agent, DeadLetter, Node, ReplayMismatch, State, codec, handler
-from holdfast.agents import mailbox
 from holdfast.core.delivery import Remembered, Seen
+from holdfast.serving import delivery
 
 
 class Key(msgspec.Struct, frozen=True, array_like=True):
@@ -207,9 +207,9 @@ def record_before(digest: int) -> Remembered:
 @pytest.mark.parametrize("order", [[8, 0], [0, 8]])
 def test_an_id_that_an_older_node_noted_still_matches(order: list[int]) -> None:
     """It noted the digest of the bytes alone."""
-    old = mailbox.digest("numbers", raw(order))
+    old = delivery.digest("numbers", raw(order))
     seen = Seen({}, {"id": record_before(old)})
-    canonical: Callable[[], int] = lambda: mailbox.canonical_digest(Takes.numbers, "numbers", raw(order))  # noqa: E731
+    canonical: Callable[[], int] = lambda: delivery.canonical_digest(Takes.numbers, "numbers", raw(order))  # noqa: E731
     assert seen.check_id("id", old, canonical) == b"answer"
 
 

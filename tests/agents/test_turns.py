@@ -23,10 +23,11 @@ from holdfast import (
     handler,
     limits,
 )
-from holdfast.agents import guard, places, reading
-from holdfast.agents.mailbox import from_call
+from holdfast.agents import guard, places
 from holdfast.engines.base import Record
 from holdfast.records.messages import Call
+from holdfast.serving.delivery import from_call
+from holdfast.serving.turns import reading
 
 
 @pytest.fixture

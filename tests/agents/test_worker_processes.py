@@ -19,8 +19,8 @@ from tests.agents.kinds import Counter, serving, until
 from tests.agents.workshop import Neighbour, Workshop
 
 from holdfast import HandlerFailed, Node, limits
-from holdfast.agents import soundness, worker_pool
 from holdfast.children import PROCESSORS
+from holdfast.serving.workers import pool, soundness
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -386,9 +386,9 @@ async def test_a_process_that_cannot_be_spoken_to_leaves_nothing(monkeypatch: py
     monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
     monkeypatch.setattr(asyncio, "open_unix_connection", no_connection)
     with pytest.raises(OSError, match="too many"):
-        await worker_pool._start()
+        await pool._start()
     assert started[-1].returncode is not None
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(OSError, match="too many"):
-        await worker_pool._start()
+        await pool._start()
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -12,8 +12,8 @@ from tests.agents.kinds import serving, until
 from tests.agents.workshop import Workshop
 
 from holdfast import HandlerFailed, Node, limits
-from holdfast.agents import worker_pool
-from holdfast.agents.channel import Failed
+from holdfast.serving.workers import pool
+from holdfast.serving.workers.channel import Failed
 
 REPLACED = "the jobs of two agents in a row raised"
 
@@ -74,8 +74,8 @@ async def test_an_error_of_the_code_replaces_one_process_and_no_more(
 
 def test_how_often_the_same_error_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("holdfast.agents.worker_pool.time.monotonic", lambda: now)
-    kind = worker_pool._Kind()
+    monkeypatch.setattr("holdfast.serving.workers.pool.time.monotonic", lambda: now)
+    kind = pool._Kind()
 
     def failed(
         cause: str, agent_id: str = "K/b", last: tuple[str, str] = ("", ""), jobs: int = 9, started: float = 0.0

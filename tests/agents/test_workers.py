@@ -16,9 +16,9 @@ from tests.agents.heavy import Heavy
 from tests.agents.kinds import Count, Counter, serving, until
 
 from holdfast import Agent, BadState, HandlerFailed, NoQuorum, TooLarge, handler, limits
-from holdfast.agents import circles
-from holdfast.agents.mailbox import from_call
-from holdfast.agents.slots import Slots
+from holdfast.serving.delivery import from_call
+from holdfast.serving.turns import deadlocks
+from holdfast.serving.workers.slots import Slots
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ async def test_a_loop_that_stands_still_is_told_with_its_stack_while_it_does(pat
             goes_on.touch()
         return True
 
-    logger = logging.getLogger("holdfast.agents.stalls")
+    logger = logging.getLogger("holdfast.serving.stalls")
     logger.addFilter(told)
     try:
         async with serving(path, Heavy) as node:
@@ -300,7 +300,7 @@ async def test_endless_handlers_of_one_kind_leave_others_theirs_and_are_named(
             for one in resident.values():
                 if (message := one.running) is not None and message.call is not None:
                     again = msgspec.structs.replace(message.call)
-                    circles.hint(one, message, from_call(again, lambda _r, _o, text: hints.append(text.decode())))
+                    deadlocks.hint(one, message, from_call(again, lambda _r, _o, text: hints.append(text.decode())))
             waits = "its handler wait waits until a thread is free"
             assert sorted(hints) == ["its handler wait runs"] * 2 + [waits] * 2
         finally:

@@ -14,12 +14,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from holdfast.agents import attempts, fast_path, reading, reviving, shard, turn
-from holdfast.agents.activation import Activation
-from holdfast.agents.committer import Committer
-from holdfast.agents.journal import Journal
-from holdfast.agents.relay import Relay
-from holdfast.agents.runtime import Runtime
 from holdfast.cluster.facts import founding
 from holdfast.cluster.members.liveness import Life
 from holdfast.cluster.members.standstills import Standstills
@@ -30,6 +24,14 @@ from holdfast.core.delivery import Seen, Verdict
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import NoQuorum, Unknown
 from holdfast.records import agent_record, packs
+from holdfast.serving import fast_path
+from holdfast.serving.commits.committer import Committer
+from holdfast.serving.commits.pack_table import Journal
+from holdfast.serving.runtime import Runtime
+from holdfast.serving.shards import shard
+from holdfast.serving.shards.outbox_relay import Relay
+from holdfast.serving.turns import attempts, reading, reviving, turn
+from holdfast.serving.turns.activation import Activation
 from holdfast.testing.simulation import runs
 
 DOCS = Path(__file__).parents[2] / "docs" / "simulation.md"

@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 import holdfast
-from holdfast.agents.committer import Committer
 from holdfast.cli.main import app
 from holdfast.engines.base import Record
 from holdfast.errors import ConfigError
+from holdfast.serving.commits.committer import Committer
 from holdfast.testing import checkers
 from holdfast.testing.simulation import runs
 from holdfast.testing.simulation.campaign import run_all

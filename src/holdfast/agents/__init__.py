@@ -1,1 +1,1 @@
-"""Agents: from a message to a committed turn."""
+"""What authors and callers write against: agents, their handlers and contexts, and their addresses."""

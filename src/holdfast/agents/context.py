@@ -6,39 +6,21 @@ a turn get ids that are a function of the turn's own message, so that a turn tha
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from holdfast import ids, limits
-from holdfast.agents.handler import check_reference
-from holdfast.agents.mailbox import ERROR_MARK, Delivery
-from holdfast.core.delivery import Seen
+from holdfast.agents.calls import Calls, Outcome
+from holdfast.agents.handler import _Method, check_reference
+from holdfast.agents.kind import HasKind
+from holdfast.agents.ref import AgentRef
 from holdfast.errors import NotDone, Overloaded, TooLarge, TurnOver
 from holdfast.records.messages import InboxMessage, Outgoing, Timer
 
-if TYPE_CHECKING:
-    from holdfast.agents.agent import Agent
-    from holdfast.agents.handler import _Method
-    from holdfast.agents.ref import AgentRef
-    from holdfast.agents.router import Router
-
-    AgentT = TypeVar("AgentT", bound=Agent[Any])
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of a message that was given an id. ``error`` is the name of the failure's class, ``text`` what it says.
-
-    ``done``: its turn is committed. ``failed``: it was handled, failed, and changed nothing. ``waiting``: it is in the
-    agent's hands or its inbox. ``not seen``: it has not come to the agent, or longer ago than ids are remembered.
-    """
-
-    status: Literal["done", "failed", "waiting", "not seen"]
-    error: str = ""
-    text: str = ""
+AgentT = TypeVar("AgentT", bound=HasKind)
 
 
 class TurnHost(Protocol):
@@ -46,18 +28,16 @@ class TurnHost(Protocol):
 
     token: str
     timers: dict[str, Timer] | None
-    seen: Seen
-    in_hand: dict[str, Delivery] | None
-    running: Delivery | None
-    inbox: deque[Delivery | int] | None
 
     @property
     def epoch(self) -> int: ...
     @property
-    def router(self) -> Router: ...
+    def router(self) -> Calls: ...
     def is_live(self) -> bool: ...
     def now(self) -> float: ...
     def next_generation(self) -> int: ...
+    def outcome(self, message_id: str) -> Outcome: ...
+    def new_context(self) -> Context: ...
 
 
 class Context(msgspec.Struct, eq=False):
@@ -123,21 +103,11 @@ class Context(msgspec.Struct, eq=False):
 
     def outcome(self, message_id: str) -> Outcome:
         """What became of an earlier message to this agent; see `AgentRef.outcome`."""
-        host = self._host
-        kept = host.seen.ids.get(message_id)
-        if kept is None:
-            letters = (host.running, *(host.inbox or ()))  # of those beyond the read-ahead, only the sequence is known
-            waits = any(isinstance(one, int) or (one is not None and one.key == message_id) for one in letters)
-            waits = waits or message_id in (host.in_hand or ())
-            return Outcome("waiting" if waits else "not seen")
-        if kept.answer[:1] != ERROR_MARK:
-            return Outcome("done")
-        name, text, *_ = msgspec.msgpack.decode(kept.answer[1:], type=tuple[str, str, str, str])
-        return Outcome("failed", name, text)
+        return self._host.outcome(message_id)
 
     def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
         """The address of another agent; what is asked and sent through it belongs to this turn."""
-        return self._host.router.ref(kind, name, self)
+        return AgentRef(self._host.router, kind, name, self)
 
     def _check(self, what: str, undone: str) -> None:
         """Raise what says that this turn cannot do it."""
@@ -215,15 +185,6 @@ def over_text(undone: str) -> str:
     )
 
 
-def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = False) -> Context:
-    """The context of a turn that handles a message. None stands for code that goes on after its turn ended.
-
-    Such code has a key of its own, so that its calls are nobody else's.
-    """
-    if message is None:
-        return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))
-    call = message.call
-    if call is None:
-        return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
-    chain = call.chain if reads_only else (*call.chain, host.token)  # a reader keeps its agent from nothing
-    return Context(host, message.key, call.deadline, call.keep_until, chain, reads_only)
+def context_after(host: TurnHost) -> Context:
+    """The context of code that goes on after its turn: it has a key of its own, so that its calls are nobody else's."""
+    return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))

@@ -17,15 +17,11 @@ import asyncio
 from contextvars import ContextVar
 from inspect import CO_COROUTINE
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
-from holdfast.agents.context import Context, context_of, over_text
+from holdfast.agents.context import Context, context_after, over_text
 from holdfast.agents.handler import _Method
 from holdfast.errors import TurnOver
-
-if TYPE_CHECKING:
-    from holdfast.agents.agent import Agent
-    from holdfast.agents.mailbox import Delivery
 
 current: Final[ContextVar[Context | None]] = ContextVar("holdfast_turn", default=None)
 """The turn, or reader, that the running code belongs to; None where it does not wait."""
@@ -113,7 +109,7 @@ def _turn_of(agent: Any) -> Context | None:
     return context if context is not None and context._host is getattr(agent, "_holdfast_host", None) else None
 
 
-def _get_state(agent: Agent[Any]) -> Any:
+def _get_state(agent: Any) -> Any:
     context = _turn_of(agent)
     if context is None:
         state = agent._holdfast_state
@@ -122,7 +118,7 @@ def _get_state(agent: Agent[Any]) -> Any:
     return context._state
 
 
-def _set_state(agent: Agent[Any], state: Any) -> None:
+def _set_state(agent: Any, state: Any) -> None:
     context = _turn_of(agent)
     if context is None and getattr(agent, "_holdfast_state", None) is PAST:
         context = _beside_the_loop(agent)
@@ -161,7 +157,7 @@ state_of_turn: Final = property(_get_state, _set_state)
 """``self.state`` of classes with handlers that wait, or with code that may outlive its turn."""
 
 
-def context_for(agent: Agent[Any]) -> Context:
+def context_for(agent: Any) -> Context:
     """``self.context`` for the code that asks. Raises `AttributeError` before the agent's first message."""
     context = _turn_of(agent)
     if context is not None:
@@ -171,14 +167,14 @@ def context_for(agent: Agent[Any]) -> Context:
     if host is None:
         return found  # type: ignore[no-any-return]
     if found is None:  # few handlers ask for it
-        agent._holdfast_context = context = context_of(host, host.running)
-        return context
+        made: Context = host.new_context()
+        agent._holdfast_context = made
+        return made
     return _beside_the_loop(agent) or late(host)
 
 
 def late(host: Any) -> Context:
-    """The context of code that outlived its turn: it has a key of its own, so that its calls are nobody else's."""
-    nobody: Delivery | None = None
-    context = context_of(host, nobody)
+    """The context of code that outlived its turn."""
+    context = context_after(host)
     context._over = True
     return context

@@ -7,33 +7,19 @@ its type: a reader can be asked, and nothing else.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
-
-import msgspec
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 from holdfast import codec, ids, limits
 from holdfast.agents import guard
-from holdfast.agents.context import Outcome
+from holdfast.agents.calls import Calls, Options, Outcome, Turn
 from holdfast.agents.handler import Handler, Reader, _Method, check_reference
+from holdfast.agents.kind import HasKind
 from holdfast.errors import BadMessage, HoldfastError, TooLarge
 from holdfast.records.messages import OK
 
-if TYPE_CHECKING:
-    from holdfast.agents.agent import Agent
-    from holdfast.agents.context import Context
-    from holdfast.agents.router import Router
-
-AgentT_co = TypeVar("AgentT_co", bound="Agent[Any]", covariant=True)
+AgentT_co = TypeVar("AgentT_co", bound=HasKind, covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Options(msgspec.Struct, frozen=True):
-    """How a message is sent; see `AgentRef.options`."""
-
-    timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
-    message_id: str = ""
-    fresh: bool = False
 
 
 _DEFAULT = Options()
@@ -54,10 +40,10 @@ class AgentRef(Generic[AgentT_co]):
 
     def __init__(
         self,
-        router: Router,
+        router: Calls,
         kind: type[AgentT_co] | None,
         name: str,
-        context: Context | None = None,
+        context: Turn | None = None,
         options: Options = _DEFAULT,
         kind_name: str = "",
     ) -> None:

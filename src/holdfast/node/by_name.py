@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from holdfast import codec, ids
-from holdfast.agents.agent import Agent, Kind
+from holdfast.agents.agent import Agent
+from holdfast.agents.kind import Kind
 from holdfast.agents.ref import not_a_class
 from holdfast.errors import BadMessage
 

@@ -13,7 +13,7 @@ from contextvars import Context
 from typing import Any, Final, Protocol
 
 from holdfast import limits, loops
-from holdfast.agents.runtime import Runtime
+from holdfast.serving.runtime import Runtime
 
 _PART_SECONDS: Final = 0.5
 """A part of a node that failed is waited for so long, when the time for all of them is over."""

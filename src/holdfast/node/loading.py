@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from holdfast.agents import places
 from holdfast.agents.agent import Agent
-from holdfast.agents.modules import load_file
 from holdfast.errors import ConfigError
+from holdfast.serving.workers.modules import load_file
 
 _IMPORTS: Final = (importlib.__file__, "<frozen importlib")
 _FRAMES_MAX: Final = 20

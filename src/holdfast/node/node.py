@@ -15,11 +15,11 @@ from typing import Any, TypeVar, Unpack
 from holdfast import codec, ids, limits
 from holdfast.agents import child_tasks
 from holdfast.agents.agent import Agent
-from holdfast.agents.ref import AgentRef, Options
-from holdfast.agents.reroute import Reroute
-from holdfast.agents.router import Router
-from holdfast.agents.runtime import Runtime
-from holdfast.agents.sender import Sender
+from holdfast.agents.calls import Options
+from holdfast.agents.ref import AgentRef
+from holdfast.calling.inbox_sender import Sender
+from holdfast.calling.reroute import Reroute
+from holdfast.calling.router import Router
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster.facts import founding
 from holdfast.cluster.facts.events import Events
@@ -43,6 +43,7 @@ from holdfast.node.ending import Ending, Part
 from holdfast.node.options import JoinOptions, check
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
+from holdfast.serving.runtime import Runtime
 from holdfast.version import VERSION
 
 AgentT = TypeVar("AgentT", bound=Agent[Any])
@@ -245,7 +246,7 @@ class Node:
 
     def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
         """An agent's address. No I/O; the agent need not exist. Raises `InvalidName`."""
-        return self._router.ref(kind, name)
+        return AgentRef(self._router, kind, name)
 
     async def create(
         self,

@@ -17,13 +17,13 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import limits, loops, said
-from holdfast.agents import running
 from holdfast.children import die_with_parent
 from holdfast.errors import HoldfastError
 from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node
 from holdfast.pipes import Teller
+from holdfast.serving import running
 
 _GC_THRESHOLDS: Final = (20_000, 10, 10)
 """Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them it stood still for

@@ -20,6 +20,8 @@ Short = Annotated[str, msgspec.Meta(max_length=2048)]
 ATTEMPT_BITS = 16
 """A reference is the number of an ask, unique in its process, and in its lowest bits the number of the attempt."""
 
+ERROR_PREFIX = b"\xc1"
+"""In front of an answer that is an error: a byte that no msgpack value starts with."""
 
 UNRECORDED = "unrecorded"
 """In an error's place for a class of users': the call left nothing in the record, so another attempt may be done."""
@@ -107,6 +109,11 @@ class InboxMessage(msgspec.Struct, array_like=True):
     attempts: int = 0
     key: str = ""
     """Its key, where that is not made from its place in the inbox: it had another place before a restore."""
+
+
+def inbox_key(sequence: int, message: InboxMessage) -> str:
+    """What makes an inbox message the same message again, also when its turn runs again elsewhere."""
+    return message.message_id or message.key or f"in:{sequence}"
 
 
 class DeadRecord(msgspec.Struct, array_like=True):

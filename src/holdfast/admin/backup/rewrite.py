@@ -25,12 +25,11 @@ import msgspec
 from holdfast import codec, limits
 from holdfast.admin.backup.archive import Item
 from holdfast.admin.backup.subjects import Places, kind_of, shard_of
-from holdfast.agents.mailbox import inbox_key
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import DataLoss
 from holdfast.records.agent_record import AgentRecord, pack, unpack
-from holdfast.records.messages import InboxMessage
+from holdfast.records.messages import InboxMessage, inbox_key
 
 _decode_inbox = msgspec.msgpack.Decoder(InboxMessage).decode
 _decode_outbox = msgspec.msgpack.Decoder(tuple[str, bytes]).decode

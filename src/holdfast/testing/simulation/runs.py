@@ -20,11 +20,11 @@ from typing import Any
 import msgspec
 
 from holdfast import limits
-from holdfast.agents import complaints
 from holdfast.engines.base import Stored
 from holdfast.errors import ConfigError, DataLoss, NotDone, Unknown
 from holdfast.records import packs
 from holdfast.records.agent_record import unpack
+from holdfast.serving import complaints
 from holdfast.testing import checkers, workloads
 from holdfast.testing.history import Commit, History, Mark
 from holdfast.testing.simulation import faults

@@ -1,0 +1,68 @@
+"""An agent's inbox, as the log has it: its messages as deliveries, and those beyond the read-ahead read when it gets to them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from holdfast import codec
+from holdfast.engines.base import Stored
+from holdfast.errors import DataLoss, NoQuorum, Unknown
+from holdfast.records.messages import InboxMessage
+from holdfast.serving import delivery
+from holdfast.serving.delivery import Delivery
+
+if TYPE_CHECKING:
+    from holdfast.serving.shards.shard import Shard
+    from holdfast.serving.turns.activation import Activation
+
+_READ_AT_ONCE: Final = 64
+_decode = msgspec.msgpack.Decoder(InboxMessage).decode
+
+
+def message_of(stored: Stored, suspect_before: int) -> Delivery:
+    """The message of a record. ``suspect_before``: earlier ones may have been in the hands of a process that died."""
+    try:
+        message = _decode(codec.unseal(stored.payload, stored.subject))
+    except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
+        message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
+    return delivery.from_inbox(stored.sequence, message, stored.sequence < suspect_before)
+
+
+async def refill(shard: Shard, activation: Activation) -> None:
+    """Read on in the inbox of an agent that has more messages than are held in memory."""
+    waiting = activation.inbox
+    assert waiting is not None
+    ready: list[Delivery] = []
+    # What an owner before consumed may be purged by now: it is not to be read again.
+    while waiting and isinstance(old := waiting[0], int) and old <= activation.consumed:
+        waiting.popleft()
+        shard.consumed(old)
+    while shard.active and activation.inbox is waiting and isinstance(head := next(iter(waiting), None), int):
+        # Only the first that are still to be read: behind them may stand messages that came when there was room.
+        some: list[int] = []
+        for item in waiting:
+            if not isinstance(item, int) or len(some) == _READ_AT_ONCE:
+                break
+            some.append(item)
+        try:
+            found = await asyncio.gather(*(shard.runtime.engine.log.read_sequence(shard.cell, s) for s in some))
+        except (NoQuorum, Unknown):
+            found = [None]
+        if activation.inbox is not waiting:
+            return
+        if waiting[0] != head:
+            break  # a message that failed was put in front of them meanwhile, to be tried again first
+        for stored in found:
+            if stored is None:  # no replica that answers has it yet: go on from here in a moment
+                break
+            waiting.popleft()
+            ready.append(message_of(stored, shard.suspect_before))
+        if ready:
+            waiting.extendleft(reversed(ready))
+            break
+        await asyncio.sleep(0.1)
+    activation.reading = False
+    activation.pump()

@@ -1,0 +1,1 @@
+"""Handlers in threads and worker processes."""
