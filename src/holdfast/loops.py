@@ -21,7 +21,7 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 500
-"""Items of `by_and_by` between two turns of the loop: some 10 ms of what is done for a record of a recovery."""
+"""Items of `in_slices` between two turns of the loop: some 10 ms of what is done for a record of a recovery."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -173,7 +173,7 @@ async def in_thread(function: Callable[[], T]) -> T:
         raise
 
 
-async def by_and_by(items: Iterable[T]) -> AsyncIterator[T]:
+async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
     """The items, with a turn for all else that the loop has to do after every few hundred.
 
     For work on as many items as there are agents: while a loop stands still its node proves no life, and its agents do

@@ -20,7 +20,7 @@ from tests.agents.kinds import Append
 from holdfast import limits
 from holdfast.admin.backup import cut
 from holdfast.admin.backup.spool import Spool
-from holdfast.cluster.facts.write_pause import Holding
+from holdfast.cluster.facts.write_pause import WritePause
 from holdfast.engines.base import Chunk, Record
 from holdfast.engines.gate import Gate
 from holdfast.engines.nats.engine import NatsEngine
@@ -102,7 +102,7 @@ async def test_who_holds_is_cut_at_once(engines: Any, tmp_path: Path, monkeypatc
     monkeypatch.setattr(cut, "_ANSWER_SECONDS", 30.0)
     ours, backup, cells = engines
     writer = Writer(ours, cells)
-    holding = Holding(ours, writer.gate, lambda: "writer")
+    holding = WritePause(ours, writer.gate, lambda: "writer")
     await holding.start()
     await some(writer)
     for number in range(5):
@@ -150,7 +150,7 @@ async def test_tails_that_are_late_miss_nothing(engines: Any, tmp_path: Path, mo
     monkeypatch.setattr(cut, "_ANSWER_SECONDS", 30.0)
     ours, backup, cells = engines
     writer = Writer(ours, cells)
-    holding = Holding(ours, writer.gate, lambda: "writer")
+    holding = WritePause(ours, writer.gate, lambda: "writer")
     await holding.start()
     await some(writer)
     real, late = backup.log.tail, 0.3

@@ -17,13 +17,13 @@ from tests.cluster.app import Account
 from holdfast import limits
 from holdfast.cluster import fence_chain
 from holdfast.cluster.ownership.epochs import EpochRecord, Epochs
-from holdfast.cluster.ownership.pack_sweep import Sweep
+from holdfast.cluster.ownership.pack_sweep import PackSweep
 from holdfast.engines.base import Record, Shown, Stored
 from holdfast.errors import DataLoss, Fenced, OutcomeUnknown
 from holdfast.records import packs
 from holdfast.serving.commits.batch import Batch
 from holdfast.serving.commits.committer import Committer
-from holdfast.serving.commits.pack_table import Journal
+from holdfast.serving.commits.pack_table import PackTable
 from holdfast.serving.shards.shard import Shard
 from holdfast.testing.checkers import one_line
 from holdfast.testing.history import Commit, History
@@ -59,7 +59,7 @@ def test_a_damaged_pack_is_not_believed(damage: Callable[[bytes], bytes]) -> Non
 # Slots ---------------------------------------------------------------------------------------------------------------
 
 
-def shard_of(journal: Journal, shards: dict[int, Any]) -> Any:
+def shard_of(journal: PackTable, shards: dict[int, Any]) -> Any:
     """A shard as far as packs have to do with it, served under the number 0."""
     shards[0] = shard = SimpleNamespace(active=True, number=0, index={}, foreign={}, packed=0, digest=0)
     shard.activations, shard.settling, shard.unsettled = {}, False, False
@@ -76,7 +76,7 @@ def payload(slot: int, *records: tuple[int, str, bytes]) -> bytes:
     st.lists(st.tuples(st.sampled_from(["pack", "alone", "wait"]), st.lists(st.integers(0, 9), min_size=1, max_size=6)))
 )
 def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, list[int]]]) -> None:
-    journal, now = Journal(shards := {}), 0.0
+    journal, now = PackTable(shards := {}), 0.0
     shard = shard_of(journal, shards)
     slots: dict[int, int] = {}
     for sequence, (what, agents) in enumerate(steps, 1):
@@ -107,7 +107,7 @@ def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, l
 
 
 def test_what_is_claimed_again_from_a_pack_of_ones_own_leaves_it_once() -> None:
-    journal = Journal(shards := {})
+    journal = PackTable(shards := {})
     pack = journal.written(0, 5, 0.0, payload(0, (0, "a", b"a 5"), (0, "b", b"b 5")))
     old = shard_of(journal, shards)
     for name in "ab":
@@ -121,7 +121,7 @@ def test_what_is_claimed_again_from_a_pack_of_ones_own_leaves_it_once() -> None:
 
 
 def test_what_was_lost_with_its_shard_needs_its_slot_no_more() -> None:
-    journal = Journal(shards := {})
+    journal = PackTable(shards := {})
     shard = shard_of(journal, shards)
     Shard.committed(shard, "a", 5, journal.written(0, 5, 0.0, payload(0, (0, "a", b"a 5"))))
     assert journal.slot() == 1
@@ -311,7 +311,7 @@ class Log:
 async def test_packs_are_forgotten_when_no_shard_needs_them_any_more() -> None:
     cell: Any = Log()
     known = Epochs(cell, lambda *_: None)
-    sweep = Sweep(cell, known, ["c"], lambda: 2, {0})
+    sweep = PackSweep(cell, known, ["c"], lambda: 2, {0})
 
     def claimed(number: int, sequence: int, owner: str, others: list[str]) -> None:
         cell.epochs[f"c.{number}.epoch"] = sequence

@@ -13,7 +13,7 @@ from typing import Any, cast
 from holdfast import Unknown, codec
 from holdfast.engines.base import Engine, Record
 from holdfast.serving.runtime import Runtime
-from holdfast.serving.shards.outbox_relay import Relay
+from holdfast.serving.shards.outbox_relay import OutboxRelay
 from holdfast.serving.shards.shard import Shard
 
 _numbers = itertools.count()
@@ -47,11 +47,11 @@ class Owner:
             raise Unknown("the answer was lost")
         return result
 
-    def relay(self, target: str) -> Relay:
-        return Relay(cast(Runtime, self), self.shard, target)
+    def relay(self, target: str) -> OutboxRelay:
+        return OutboxRelay(cast(Runtime, self), self.shard, target)
 
 
-def give(relay: Relay, target: str, numbers: range) -> None:
+def give(relay: OutboxRelay, target: str, numbers: range) -> None:
     for number in numbers:
         payload = codec.seal(codec.encode_raw((f"{target}.3.in.A/b.{number}", codec.seal(str(number).encode()))))
         relay.add(number, payload)

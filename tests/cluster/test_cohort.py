@@ -23,9 +23,9 @@ from holdfast.admin.fleet import cohort
 from holdfast.admin.fleet.hosts import GONE, JOINED, MEMBER, HostView, list_hosts, look
 from holdfast.engines.nats import api
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.server.server_admin import System, Voters, peer_id
+from holdfast.host.server.server_admin import ServerAdmin, Voters, peer_id
 from holdfast.host.supervisor import Host
-from holdfast.host.voting.voter import Seat
+from holdfast.host.voting.voter import Voter
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
@@ -291,13 +291,13 @@ async def test_the_former_server_of_a_host_loses_its_vote_though_the_new_one_doe
     cluster: LocalCluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     former = (await host(node, "h2")).server
-    asked = System.voters
+    asked = ServerAdmin.voters
 
-    async def as_a_new_server_may(self: System) -> Voters:
+    async def as_a_new_server_may(self: ServerAdmin) -> Voters:
         found = await asked(self)
         return Voters(found.leader, [peer for peer in found.peers if peer.peer != peer_id(former)])
 
-    monkeypatch.setattr(System, "voters", as_a_new_server_may)
+    monkeypatch.setattr(ServerAdmin, "voters", as_a_new_server_may)
     here = await begin_here(cluster, "h2")
     try:
         await until(lambda: took_its_place(node, "h2", former))
@@ -315,12 +315,12 @@ async def test_a_vote_that_no_host_has_any_more_is_taken_away(
 ) -> None:
     voted: list[bool] = []
 
-    async def forgets(_seat: object, system: System, lost: str, _may_leave: object) -> bool:
+    async def forgets(_seat: object, system: ServerAdmin, lost: str, _may_leave: object) -> bool:
         voted.append(peer_id(lost) in {peer.peer for peer in (await system.voters_as_led()).peers})
         return True
 
     former = (await host(node, "h2")).server
-    monkeypatch.setattr(Seat, "_succeed", forgets)
+    monkeypatch.setattr(Voter, "_succeed", forgets)
     here = await begin_here(cluster, "h2")
     try:
         await until(lambda: took_its_place(node, "h2", former))

@@ -18,7 +18,7 @@ from holdfast.host import state
 from holdfast.host.server.nats_config import ServerSettings
 from holdfast.host.server.nats_server import NatsServer
 from holdfast.host.voting import arrival
-from holdfast.host.voting.voter import Seat
+from holdfast.host.voting.voter import Voter
 
 CLUSTER_APP = "tests.cluster.app"
 
@@ -59,7 +59,7 @@ async def test_a_host_that_hears_another_cluster_only_later_follows_it_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ServerSettings("h1", str(tmp_path), routes=("a:1", "b:1", "c:1"))
-    seat = Seat("h1", NatsServer(settings), "", cast(Any, None), lambda *_: None)
+    seat = Voter("h1", NatsServer(settings), "", cast(Any, None), lambda *_: None)
     seat._state = state.State("1a", True, "127.0.0.1", sequence=3, record=KEPT, founded=True)
 
     async def foreign(_: object) -> tuple[Cohort, int]:

@@ -14,7 +14,7 @@ import pytest
 from holdfast import limits
 from holdfast.clock import SYSTEM_CLOCK
 from holdfast.cluster.members.beats import HostBeat
-from holdfast.cluster.members.liveness import Life, base, number
+from holdfast.cluster.members.liveness import Liveness, base, number
 from holdfast.cluster.members.membership import Membership
 from holdfast.engines.base import Engine, Record
 from holdfast.host.server.nats_server import LocalServers
@@ -38,7 +38,7 @@ async def cells_of(engine: Engine) -> list[str]:
 async def test_who_proves_its_life_cannot_be_condemned(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ISOLATE_SECONDS", 10.0)  # a machine without time for it would be a sentence
     cells = await cells_of(engine)
-    life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
+    life, other = (Liveness(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     await life.start()
     try:
         await until_live(life)
@@ -50,7 +50,7 @@ async def test_who_proves_its_life_cannot_be_condemned(engine: Engine, monkeypat
 
 async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_another(engine: Engine) -> None:
     cells = await cells_of(engine)
-    life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
+    life, other = (Liveness(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     ended = []
     life.on_condemned = lambda: ended.append(life.incarnation)
     await life.start()
@@ -71,7 +71,7 @@ async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_anot
 
 async def test_one_sentence_is_enough_for_a_node_to_go_on_as_another(engine: Engine) -> None:
     cells = await cells_of(engine)
-    life, other = (Life(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
+    life, other = (Liveness(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     await life.start()
     await until_live(life)
     await life.close()
@@ -93,7 +93,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def until_live(life: Life) -> None:
+async def until_live(life: Liveness) -> None:
     await until(life.live)
 
 
@@ -114,7 +114,7 @@ async def test_who_was_removed_is_not_counted_among_those_who_vote() -> None:
 
 async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_noticed(engine: Engine) -> None:
     cells = await cells_of(engine)
-    life = Life(engine, SYSTEM_CLOCK, "n-a", cells, True)
+    life = Liveness(engine, SYSTEM_CLOCK, "n-a", cells, True)
     lost: list[str] = []
     life.on_cell_lost = lambda cell, why: lost.append(f"{cell}: {why}")
     await life.start()
@@ -145,7 +145,7 @@ async def test_a_proof_that_is_acknowledged_late_is_no_loss() -> None:
             return range(10, 11)
 
     engine = cast(Any, SimpleNamespace(name="nats", log=Log(), when_failed=lambda _: None))
-    life = Life(engine, SYSTEM_CLOCK, "n-a", ["c0"], True)
+    life = Liveness(engine, SYSTEM_CLOCK, "n-a", ["c0"], True)
     lost: list[str] = []
     life.on_cell_lost = lambda cell, why: lost.append(why)
     life.acknowledged("c0", 9)

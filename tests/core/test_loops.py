@@ -20,7 +20,7 @@ async def test_others_get_their_turn_while_many_items_are_gone_through() -> None
             turns_at.append(len(done))
 
     beside = asyncio.create_task(other())
-    async for item in loops.by_and_by(range(3_000)):
+    async for item in loops.in_slices(range(3_000)):
         done.append(item)
     beside.cancel()
     assert done == list(range(3_000))

@@ -27,7 +27,7 @@ from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.server.nats_config import Security, ServerSettings
 from holdfast.host.server.nats_server import NatsServer, free_ports
-from holdfast.host.server.server_admin import System
+from holdfast.host.server.server_admin import ServerAdmin
 from holdfast.node.settings import parse
 
 pytestmark = pytest.mark.timeout(900)
@@ -81,7 +81,7 @@ async def node(url: str, keys: Keys, _: Path) -> str:
 
 async def host(url: str, keys: Keys, _: Path) -> str:
     """The connection of a host to its own server, as its operator."""
-    system = System(url, keys.password, Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key))
+    system = ServerAdmin(url, keys.password, Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key))
     with pytest.raises(ConfigError) as caught:
         await system.open()
     return str(caught.value)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.liveness import Liveness
 from holdfast.testing.simulation.engine import SimEngine
 from holdfast.testing.simulation.servers import Faults, Servers
 from holdfast.testing.simulation.world import World
@@ -27,7 +27,7 @@ class Trial:
             made._lags = {host: 1.0 for host in HOSTS if host != made.leader}
         self.loops = {host: self.world.process(host) for host in HOSTS}
         self.lives = {
-            host: Life(SimEngine(self.servers, host, loop), clock, host, CELLS, True)
+            host: Liveness(SimEngine(self.servers, host, loop), clock, host, CELLS, True)
             for host, (loop, clock) in self.loops.items()
         }
         self.verdicts: dict[str, bool] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast import limits
-from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.liveness import Liveness
 from holdfast.testing.simulation.engine import SimEngine
 from holdfast.testing.simulation.servers import Servers
 from holdfast.testing.simulation.world import World
@@ -22,7 +22,7 @@ def test_who_is_isolated_has_dropped_its_shards_before(seed: int) -> None:
     for cell in CELLS:
         servers.make(cell)
     loop, clock = world.process("h1")
-    life = Life(SimEngine(servers, "h1", loop), clock, "n-a", CELLS, True)
+    life = Liveness(SimEngine(servers, "h1", loop), clock, "n-a", CELLS, True)
     dropped: list[bool] = []
     life.on_lapse = lambda: dropped.append(True)
     try:

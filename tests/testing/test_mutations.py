@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from holdfast.cluster.facts import founding
-from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.liveness import Liveness
 from holdfast.cluster.members.standstills import Standstills
 from holdfast.cluster.ownership.claims import Claims
 from holdfast.cluster.ownership.epochs import Epochs
@@ -26,10 +26,10 @@ from holdfast.errors import NoQuorum, Unknown
 from holdfast.records import agent_record, packs
 from holdfast.serving import fast_path
 from holdfast.serving.commits.committer import Committer
-from holdfast.serving.commits.pack_table import Journal
+from holdfast.serving.commits.pack_table import PackTable
 from holdfast.serving.runtime import Runtime
 from holdfast.serving.shards import shard
-from holdfast.serving.shards.outbox_relay import Relay
+from holdfast.serving.shards.outbox_relay import OutboxRelay
 from holdfast.serving.turns import attempts, reading, reviving, turn
 from holdfast.serving.turns.activation import Activation
 from holdfast.testing.simulation import runs
@@ -81,7 +81,7 @@ def a_claim_breaks_no_chain(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
 def a_slot_is_written_again_too_early(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Journal, "slot", lambda _: 0)
+    patch.setattr(PackTable, "slot", lambda _: 0)
 
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
@@ -91,7 +91,7 @@ def a_claim_forgets_whose_packs_it_needs(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
 def a_shard_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Journal, "settled", lambda self: [one for one in self._leaving if one.active and one.unsettled])
+    patch.setattr(PackTable, "settled", lambda self: [one for one in self._leaving if one.active and one.unsettled])
 
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
@@ -196,14 +196,14 @@ def an_unknown_outcome_is_taken_for_a_failure(patch: pytest.MonkeyPatch) -> None
 
 @mutation("relay", "relay_prefix", "once_each", "fifo")
 def a_relay_without_its_cursor(patch: pytest.MonkeyPatch) -> None:
-    read_cursor = Relay._read_cursor
+    read_cursor = OutboxRelay._read_cursor
 
-    async def from_the_start(self: Relay) -> None:
+    async def from_the_start(self: OutboxRelay) -> None:
         await read_cursor(self)
         assert self._cursor is not None
         self._cursor = self._cursor[0], 0
 
-    patch.setattr(Relay, "_read_cursor", from_the_start)
+    patch.setattr(OutboxRelay, "_read_cursor", from_the_start)
 
 
 @mutation("attempts", "once_each")
@@ -214,17 +214,17 @@ def callers_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("life", "one_actor", "no_ghost_read")
 def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Life, "live_until", property(lambda _: math.inf, lambda *_: None), raising=False)
-    patch.setattr(Life, "look", lambda _: None)
+    patch.setattr(Liveness, "live_until", property(lambda _: math.inf, lambda *_: None), raising=False)
+    patch.setattr(Liveness, "look", lambda _: None)
 
 
 @mutation("unheard", "one_actor", "no_ghost_read")
 def a_sentence_without_waiting(patch: pytest.MonkeyPatch) -> None:
-    async def condemn(self: Life, incarnation: str) -> bool:
+    async def condemn(self: Liveness, incarnation: str) -> bool:
         found = [await self._life_of(cell, incarnation) for cell in self._cells]
         return sum([await self._condemn(seen, incarnation) for seen in found if seen is not None]) >= self._majority
 
-    patch.setattr(Life, "condemn", condemn)
+    patch.setattr(Liveness, "condemn", condemn)
 
 
 @mutation("unchanged", "acknowledged_is_there", "no_ghost_read")

@@ -17,7 +17,7 @@ from holdfast import ids, limits
 from holdfast.agents import over
 from holdfast.agents.calls import Outcome
 from holdfast.agents.context import Context, TurnHost
-from holdfast.agents.handler import Handler, P, _Method, check_reference, reader
+from holdfast.agents.handler import Handler, Method, P, check_reference, reader
 from holdfast.agents.kind import Kind, KindOptions
 from holdfast.agents.ref import AgentRef
 from holdfast.core.pools import MAIN, Pool
@@ -84,7 +84,7 @@ class Agent(Generic[S]):
             return
         names = _names_around(sys._getframe(1))
         for method in vars(cls).values():
-            if isinstance(method, _Method):
+            if isinstance(method, Method):
                 method.resolve(names)
                 if method.runs_in == "process" and "<locals>" in cls.__qualname__:
                     raise TypeError(f"{method!r} runs in a worker process, which cannot import {cls.__qualname__}")

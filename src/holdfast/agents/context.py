@@ -14,7 +14,7 @@ import msgspec
 
 from holdfast import ids, limits
 from holdfast.agents.calls import Calls, Outcome
-from holdfast.agents.handler import _Method, check_reference
+from holdfast.agents.handler import Method, check_reference
 from holdfast.agents.kind import HasKind
 from holdfast.agents.ref import AgentRef
 from holdfast.errors import NotDone, Overloaded, TooLarge, TurnOver
@@ -135,7 +135,7 @@ class Context(msgspec.Struct, eq=False):
         self,
         name: str,
         seconds: float,
-        method: _Method[Any, Any, Any],
+        method: Method[Any, Any, Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:

@@ -24,7 +24,7 @@ from holdfast.agents import places
 from holdfast.errors import HandlerFailed, HoldfastError, NotDone
 
 if TYPE_CHECKING:
-    from holdfast.cluster.members.liveness import Life
+    from holdfast.cluster.members.liveness import Liveness
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ def at_once(make: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
 
 
 @types.coroutine
-def until_done(work: Coroutine[Any, Any, Any], life: Life) -> Generator[Any, Any, Any]:
+def until_done(work: Coroutine[Any, Any, Any], life: Liveness) -> Generator[Any, Any, Any]:
     """Await a coroutine; return its value, or `Raised`. What is thrown at the awaiting task is thrown into it.
 
     It is cancelled where it would go on after a wait in which this node ceased to be live: a node that was frozen finds

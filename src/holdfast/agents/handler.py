@@ -41,7 +41,7 @@ A = TypeVar("A")
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
-Self = TypeVar("Self", bound="_Method[Any, Any, Any]")
+Self = TypeVar("Self", bound="Method[Any, Any, Any]")
 Place = Literal["loop", "thread", "process"]
 """Where a method runs: on its node's loop, beside it in a thread, or in a worker process."""
 
@@ -73,7 +73,7 @@ class _Shapes(NamedTuple):
     """Whether some of them have no type."""
 
 
-class _Method(Generic[A_contra, P, R_co]):
+class Method(Generic[A_contra, P, R_co]):
     """What a handler and a reader have in common: a name, a signature and its codecs."""
 
     reads_only = False
@@ -265,7 +265,7 @@ class _Method(Generic[A_contra, P, R_co]):
 
 def check_reference(method: object, one_way: str = "") -> None:
     """Raise `BadMessage` for what names no handler or reader, or a reader where the verb ``one_way`` takes none."""
-    if not isinstance(method, _Method):
+    if not isinstance(method, Method):
         if inspect.ismethod(method):
             cls = type(method.__self__).__name__
             raise BadMessage(f"{method.__name__} was taken from an agent itself: write {cls}.{method.__name__}")
@@ -274,11 +274,11 @@ def check_reference(method: object, one_way: str = "") -> None:
         raise BadMessage(f"{method!r} is a reader: it can be asked, not {one_way}")
 
 
-class Handler(_Method[A_contra, P, R_co]):
+class Handler(Method[A_contra, P, R_co]):
     """A method reference to a handler: it may be asked, sent and told."""
 
 
-class Reader(_Method[A_contra, P, R_co]):
+class Reader(Method[A_contra, P, R_co]):
     """A method reference to a reader: it may only be asked, and cannot write."""
 
     reads_only = True

@@ -9,7 +9,7 @@ import msgspec
 
 from holdfast import codec, errors, ids, limits
 from holdfast.agents import guard, places
-from holdfast.agents.handler import _Method
+from holdfast.agents.handler import Method
 from holdfast.codec import types
 from holdfast.codec.kept import NOTHING, Losses, unknown_at_top, unknown_fields, unsendable
 from holdfast.core.pools import Pool
@@ -43,9 +43,9 @@ class Kind:
         self.dedup_seconds = options.dedup_seconds
         self.pool = options.pool
         self.state_type = state
-        self.methods: dict[str, _Method[Any, Any, Any]] = {}
+        self.methods: dict[str, Method[Any, Any, Any]] = {}
         for base in reversed(cls.__mro__):
-            self.methods.update({k: v for k, v in vars(base).items() if isinstance(v, _Method)})
+            self.methods.update({k: v for k, v in vars(base).items() if isinstance(v, Method)})
         try:
             first = self._construct()
         except TypeError as error:

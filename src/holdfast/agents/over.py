@@ -20,7 +20,7 @@ from types import CodeType, FunctionType
 from typing import Any, Final, NoReturn
 
 from holdfast.agents.context import Context, context_after, over_text
-from holdfast.agents.handler import _Method
+from holdfast.agents.handler import Method
 from holdfast.errors import TurnOver
 
 current: Final[ContextVar[Context | None]] = ContextVar("holdfast_turn", default=None)
@@ -135,7 +135,7 @@ def _set_state(agent: Any, state: Any) -> None:
 def may_leave_code(cls: type) -> bool:
     """Whether some method of a class looks as if it began what may outlive a turn."""
     members = [one for base in cls.__mro__ for one in vars(base).values()]
-    functions = [one.function if isinstance(one, _Method) else one for one in members]
+    functions = [one.function if isinstance(one, Method) else one for one in members]
     codes = [function.__code__ for function in functions if isinstance(function, FunctionType)]
     while codes:
         code = codes.pop()

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 from holdfast import codec, ids, limits
 from holdfast.agents import guard
 from holdfast.agents.calls import Calls, Options, Outcome, Turn
-from holdfast.agents.handler import Handler, Reader, _Method, check_reference
+from holdfast.agents.handler import Handler, Method, Reader, check_reference
 from holdfast.agents.kind import HasKind
 from holdfast.errors import BadMessage, HoldfastError, TooLarge
 from holdfast.records.messages import OK
@@ -107,13 +107,13 @@ class AgentRef(Generic[AgentT_co]):
 
     def _encode(
         self,
-        method: _Method[Any, Any, Any],
+        method: Method[Any, Any, Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         check: bool = False,
         one_way: str = "",
     ) -> bytes:
-        if not isinstance(method, _Method) or (one_way and method.reads_only):
+        if not isinstance(method, Method) or (one_way and method.reads_only):
             check_reference(method, one_way)
         if self._kind is not None and method.name not in self._kind.__kind__.methods:
             raise BadMessage(f"{method!r} is not a method of {self._kind.__name__}")

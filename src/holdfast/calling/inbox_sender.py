@@ -44,7 +44,7 @@ class _Letter:
         self.title = title
 
 
-class Sender:
+class InboxSender:
     """The sends of one process. ``appenders``: one per cell, in the order of the cells."""
 
     def __init__(self, appenders: list[tuple[str, Appender]], clock: Clock, caller: str, space: Space) -> None:

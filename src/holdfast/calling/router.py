@@ -24,7 +24,7 @@ from holdfast.agents.over import current
 from holdfast.calling import clock_skew
 from holdfast.calling.frames import Frames, decode_replies
 from holdfast.calling.here import Here
-from holdfast.calling.inbox_sender import Sender
+from holdfast.calling.inbox_sender import InboxSender
 from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.pools import Pool
@@ -45,7 +45,7 @@ from holdfast.records.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNE
 
 if TYPE_CHECKING:
     from holdfast.cluster.facts.placement import Placement
-    from holdfast.cluster.members.liveness import Life
+    from holdfast.cluster.members.liveness import Liveness
 
 _SWEEP_SECONDS = 0.25
 _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
@@ -60,8 +60,8 @@ class Router:
     def __init__(self, bus: Bus, clock: Clock, caller: str, placement: Placement) -> None:
         self.caller = caller
         self.runtime: Here | None = None
-        self.sender: Sender | None = None
-        self.life: Life | None = None
+        self.sender: InboxSender | None = None
+        self.life: Liveness | None = None
         self.random = chance.random()
         self._bus = bus
         self._clock = clock
@@ -314,11 +314,13 @@ class Router:
                 if not open_to:
                     del self._open_to[call.token]
 
-    def _turned_away(self, opened: Open, reference: int, why: str, heir: bytes = b"", keep_owner: bool = False) -> None:
+    def _turned_away(
+        self, opened: Open, reference: int, why: str, next_owner: bytes = b"", keep_owner: bool = False
+    ) -> None:
         # An attempt is known by its number: the bus may deliver what it was told twice.
         opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
         opened.refused = why
-        if heir and ids.is_incarnation(name := heir.decode(errors="replace")):
+        if next_owner and ids.is_incarnation(name := next_owner.decode(errors="replace")):
             self._owners[opened.shard] = name
         elif not keep_owner:
             self._owners.pop(opened.shard, None)

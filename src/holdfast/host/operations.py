@@ -16,7 +16,7 @@ from holdfast.host import vote_operations
 from holdfast.host.changes import Changes
 from holdfast.host.rpc.facts import Certificate, HostFacts, HostSight, NodeFacts, Replicas
 from holdfast.host.rpc.service import Nothing, Operation
-from holdfast.host.server.server_admin import ServerFacts, System
+from holdfast.host.server.server_admin import ServerAdmin, ServerFacts
 from holdfast.host.this_host import ThisHost
 from holdfast.version import VERSION
 
@@ -140,7 +140,7 @@ class Operations:
         self._own_server()
         await self._changes.rebuild(what.stream, what.raft_group)
 
-    def _own_server(self) -> System:
+    def _own_server(self) -> ServerAdmin:
         if self._host.system is None:
             raise ConfigError(f"host {self._host.settings.name} runs no server of its own")
         return self._host.system

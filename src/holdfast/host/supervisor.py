@@ -35,13 +35,13 @@ from holdfast.host.rpc.facts import NodeAway
 from holdfast.host.rpc.service import HostService
 from holdfast.host.server.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, Keeper, longer
 from holdfast.host.server.nats_server import NatsServer
-from holdfast.host.server.server_admin import System
+from holdfast.host.server.server_admin import ServerAdmin
 from holdfast.host.settings import HostSettings, Report
 from holdfast.host.still import Watchman
 from holdfast.host.told import Told
-from holdfast.host.voting.leader_balance import Spread
+from holdfast.host.voting.leader_balance import LeaderBalance
 from holdfast.host.voting.lost_votes import LostVotes
-from holdfast.host.voting.voter import Seat
+from holdfast.host.voting.voter import Voter
 from holdfast.node.process import NodeSettings
 
 _ENDED_MAX: Final = 64
@@ -63,13 +63,13 @@ class Host:
         self.settings = settings
         self.started_at = time.time()
         self.server = None if settings.server is None else NatsServer(settings.server, lock)
-        self.system: System | None = None
+        self.system: ServerAdmin | None = None
         self.say = self._report = Told(settings.name, report)
         """Says what happens."""
         self.keeper = None if self.server is None else Keeper(self.server, self.say, self._write_error)
-        self.seat: Seat | None = None
+        self.seat: Voter | None = None
         if self.server is not None and self.keeper is not None:
-            self.seat = Seat(settings.name, self.server, settings.join, self.keeper.restart, self.say)
+            self.seat = Voter(settings.name, self.server, settings.join, self.keeper.restart, self.say)
         self.heard = Heard()
         self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
         self._watchman = Watchman(self.children, report, self._say_who_lives)
@@ -106,12 +106,12 @@ class Host:
         await self._engine.open()
         self._tasks.append(loop.create_task(self._report.run(self._engine)))
         if self.server is not None and self.seat is not None:
-            self.system = System(self.server.url, self.server.system_password, self._engine.certificates)
+            self.system = ServerAdmin(self.server.url, self.server.system_password, self._engine.certificates)
             await self.system.open()
             may_leave = self.changes.guards.may_leave
             self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system, may_leave)))
             self._passing.append(loop.create_task(self.changes.resume()))
-            self._tasks.append(loop.create_task(Spread(self._engine, self.system, self.seat).run()))
+            self._tasks.append(loop.create_task(LeaderBalance(self._engine, self.system, self.seat).run()))
             self._tasks.append(loop.create_task(LostVotes(self.system, self.seat, may_leave).run()))
         await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
         self._service = HostService(self._engine.bus, self.settings.name, Operations(self, self.changes).table())

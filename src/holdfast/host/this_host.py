@@ -11,10 +11,10 @@ from holdfast.host.node_child import NodeChild
 from holdfast.host.rpc.facts import NodeAway
 from holdfast.host.server.keeper import Keeper
 from holdfast.host.server.nats_server import NatsServer
-from holdfast.host.server.server_admin import System
+from holdfast.host.server.server_admin import ServerAdmin
 from holdfast.host.settings import HostSettings
 from holdfast.host.told import Told
-from holdfast.host.voting.voter import Seat
+from holdfast.host.voting.voter import Voter
 
 
 class ThisHost(Protocol):
@@ -24,8 +24,8 @@ class ThisHost(Protocol):
     started_at: float
     server: NatsServer | None
     keeper: Keeper | None
-    system: System | None
-    seat: Seat | None
+    system: ServerAdmin | None
+    seat: Voter | None
     heard: Heard
     say: Told
     children: list[NodeChild]

@@ -14,9 +14,9 @@ from holdfast.engines.nats import streams
 from holdfast.errors import ConfigError
 from holdfast.host.guards import Guards
 from holdfast.host.rpc.service import Nothing, Operation
-from holdfast.host.server.server_admin import System, Voters
+from holdfast.host.server.server_admin import ServerAdmin, Voters
 from holdfast.host.this_host import ThisHost
-from holdfast.host.voting.voter import Seat
+from holdfast.host.voting.voter import Voter
 
 
 class Since(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,12 +41,12 @@ class Copies(msgspec.Struct, forbid_unknown_fields=True):
 def table(host: ThisHost, guards: Guards) -> dict[str, Operation]:
     """All of them, by name."""
 
-    def seat() -> Seat:
+    def seat() -> Voter:
         if host.seat is None:
             raise ConfigError(f"host {host.settings.name} runs no server of its own")
         return host.seat
 
-    def system() -> System:
+    def system() -> ServerAdmin:
         if host.system is None:
             raise ConfigError(f"host {host.settings.name} runs no server of its own")
         return host.system

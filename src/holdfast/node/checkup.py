@@ -67,7 +67,7 @@ async def answer(node: Node) -> None:
             node.engine.bus.publish(message.reply, codec.encode_raw(state(node)))
 
     await node.engine.bus.subscribe(SUBJECT, take)
-    if node.life.alone:
+    if node.life.embedded:
         await _meet(node)
 
 

@@ -17,7 +17,7 @@ from holdfast.agents import child_tasks
 from holdfast.agents.agent import Agent
 from holdfast.agents.calls import Options
 from holdfast.agents.ref import AgentRef
-from holdfast.calling.inbox_sender import Sender
+from holdfast.calling.inbox_sender import InboxSender
 from holdfast.calling.reroute import Reroute
 from holdfast.calling.router import Router
 from holdfast.clock import SYSTEM_CLOCK, Clock
@@ -26,9 +26,9 @@ from holdfast.cluster.facts.events import Events
 from holdfast.cluster.facts.manifest import RECORD_VERSION, Manifest, registry_cell
 from holdfast.cluster.facts.placement import Placement
 from holdfast.cluster.facts.registry import Entry, Registry
-from holdfast.cluster.facts.write_pause import Holding
+from holdfast.cluster.facts.write_pause import WritePause
 from holdfast.cluster.members.beats import Beat
-from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.liveness import Liveness
 from holdfast.cluster.members.membership import Membership
 from holdfast.cluster.ownership.ownership import Ownership
 from holdfast.core.pools import check_capacity, check_label
@@ -64,12 +64,12 @@ class Node:
         self._ending = Ending(name, self._parts, engine.close)
         self._labels: list[str] = []
         self._capacity = 1.0
-        self.life: Life
+        self.life: Liveness
         self.placement: Placement
         self.events: Events
         self.registry: Registry
         self._gate = Gate(engine.log)
-        self._holding: Holding
+        self._holding: WritePause
         self.dead_letters = DeadLetters(engine, list(manifest.cells), self._gate, clock)
         self._router: Router
         self._runtime: Runtime
@@ -151,14 +151,14 @@ class Node:
         node._labels, node._capacity = labels, check_capacity(capacity)
         node.placement = placement = Placement(engine, registry, manifest)
         node.events = Events(engine, registry, clock, node.name)
-        node.life = life = Life(engine, clock, incarnation, cells, bool(serve))
+        node.life = life = Liveness(engine, clock, incarnation, cells, bool(serve))
         node.registry = Registry(engine, registry, clock, gate := node._gate)
         node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
         appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
-        node._router.sender = Sender(list(appenders), clock, node._router.caller, placement.space)
+        node._router.sender = InboxSender(list(appenders), clock, node._router.caller, placement.space)
         node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve, gate)
-        node._membership = Membership(engine, node._beat, life.alone)
-        node._holding = Holding(engine, gate, lambda: life.incarnation)
+        node._membership = Membership(engine, node._beat, life.embedded)
+        node._holding = WritePause(engine, gate, lambda: life.incarnation)
         host = node.host if supervised else ""
         node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
         if serve:

@@ -11,7 +11,7 @@ from holdfast import codec, errors, ids
 from holdfast.agents import guard
 from holdfast.agents.calls import Sink
 from holdfast.agents.context import Context, TurnHost, context_after
-from holdfast.agents.handler import _Method
+from holdfast.agents.handler import Method
 from holdfast.errors import BadMessage, DeadlineExceeded, HandlerFailed, HoldfastError
 from holdfast.records.messages import (
     ATTEMPT_BITS,
@@ -73,15 +73,15 @@ class Delivery(msgspec.Struct, eq=False):
             else:
                 self.sink(self.call.reference, OK, self.reply)
 
-    def turn_away(self, outcome: int, heir: bytes = b"") -> None:
+    def turn_away(self, outcome: int, next_owner: bytes = b"") -> None:
         """Tell the caller to try again, and whether its turn had begun; who waits for a mark is cancelled.
 
-        ``heir``: the node to try, where it is known. An inbox message or a timer is in the log.
+        ``next_owner``: the node to try, where it is known. An inbox message or a timer is in the log.
         """
         if self.done is not None:
             self.done.cancel()
         if self.sink is not None and self.call is not None:
-            self.sink(self.call.reference, BEGUN if self.begun else outcome, heir)
+            self.sink(self.call.reference, BEGUN if self.begun else outcome, next_owner)
 
 
 def call_key(call: Call) -> str:
@@ -146,7 +146,7 @@ def digest(handler: str, arguments: bytes) -> int:
     return ids.digest64(handler.encode() + b"\n" + arguments)
 
 
-def meaning(method: _Method[Any, Any, Any] | None, arguments: bytes) -> bytes:
+def meaning(method: Method[Any, Any, Any] | None, arguments: bytes) -> bytes:
     """What a message means: the same for a set in any order, and for a whole number as a float.
 
     ``method``: its handler's. A message without one means its bytes, and so does one that code of users cannot read.
@@ -159,7 +159,7 @@ def meaning(method: _Method[Any, Any, Any] | None, arguments: bytes) -> bytes:
         return arguments
 
 
-def canonical_digest(method: _Method[Any, Any, Any] | None, handler: str, arguments: bytes) -> int:
+def canonical_digest(method: Method[Any, Any, Any] | None, handler: str, arguments: bytes) -> int:
     """The digest of what a message means."""
     return digest(handler, meaning(method, arguments))
 

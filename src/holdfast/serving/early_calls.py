@@ -17,7 +17,7 @@ from holdfast.records.messages import Call
 HandOn = Callable[[int, Call, "Sink | None"], None]
 
 
-class Parking:
+class EarlyCalls:
     """See the module. ``hand_on`` takes (shard, call, sink) of a call that was kept, when its shard is served, or is not."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, hand_on: HandOn) -> None:

@@ -20,7 +20,7 @@ from holdfast.agents import over
 from holdfast.agents.calls import Sink
 from holdfast.agents.context import Context
 from holdfast.agents.guard import Raised, fresh
-from holdfast.agents.handler import _Method
+from holdfast.agents.handler import Method
 from holdfast.agents.over import PAST
 from holdfast.codec import encode_raw
 from holdfast.records.messages import OK, Call
@@ -145,7 +145,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     return True
 
 
-def _read(activation: Activation, method: _Method[Any, Any, Any], call: Call, sink: Sink) -> bool:
+def _read(activation: Activation, method: Method[Any, Any, Any], call: Call, sink: Sink) -> bool:
     """Do all that a reader asks for; False where it is to go the general way, and nothing was done yet."""
     shard = activation.shard
     view = activation.view

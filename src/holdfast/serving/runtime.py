@@ -20,7 +20,7 @@ from holdfast.agents.kind import Kind
 from holdfast.calling import frames
 from holdfast.calling.router import Router
 from holdfast.clock import Clock
-from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.liveness import Liveness
 from holdfast.cluster.members.standstills import Standstills
 from holdfast.cluster.ownership.epochs import Claim
 from holdfast.core import backoff
@@ -33,7 +33,7 @@ from holdfast.serving import delivery, fast_path
 from holdfast.serving.commits import large_states
 from holdfast.serving.commits.committer import Committer
 from holdfast.serving.complaints import Complaints
-from holdfast.serving.early_calls import Parking
+from holdfast.serving.early_calls import EarlyCalls
 from holdfast.serving.shards.shard import Shard
 from holdfast.serving.stalls import Stalls
 from holdfast.serving.timers import Timers
@@ -53,7 +53,7 @@ class Runtime:
         engine: Engine,
         clock: Clock,
         router: Router,
-        life: Life,
+        life: Liveness,
         cells: list[str],
         space: Space,
         serve: Iterable[type[Agent[Any]]],
@@ -88,9 +88,9 @@ class Runtime:
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
         self._space = space
-        self._heirs: dict[int, bytes] = {}
+        self._next_owners: dict[int, bytes] = {}
         """Of shards just let go of, who is to own them."""
-        self._parking = Parking(self.loop, self._take_again)
+        self._parking = EarlyCalls(self.loop, self._take_again)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outlets: dict[str, list[Reply]] = {}
         self._subscriptions: dict[str, Subscription] = {}
@@ -160,7 +160,7 @@ class Runtime:
         shards = {number: Shard(self, number, cell, claim) for number, claim in claims.items()}
         of: dict[int, list[Stored]] = {number: [] for number in shards}
         skip = len(cell) + 1
-        async for stored in loops.by_and_by(records):
+        async for stored in loops.in_slices(records):
             number = int(stored.subject[skip : stored.subject.index(".", skip)])
             if number in claims and stored.sequence < claims[number].epoch:
                 of[number].append(stored)
@@ -220,12 +220,12 @@ class Runtime:
             shard = self.shards.pop(number, None)
             if shard is not None:
                 shard.stop()
-                self._heirs[number] = shard.heir
+                self._next_owners[number] = shard.next_owner
             # What is on its way to this node is still to be turned away, so it listens a little longer.
             self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
 
     def _stop_listening(self, number: int) -> None:
-        self._heirs.pop(number, None)
+        self._next_owners.pop(number, None)
         if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
             self.spawn(subscription.close())
 
@@ -243,7 +243,7 @@ class Runtime:
             await asyncio.sleep(0.002)
         for shard in shards:
             shard.draining = True
-            shard.heir = targets[shard.number].encode()
+            shard.next_owner = targets[shard.number].encode()
         end += timeout_seconds / 2
         while any(shard.active and (shard.busy() or shard.packed) for shard in shards) and self.loop.time() < end:
             await asyncio.sleep(0.002)
@@ -326,7 +326,9 @@ class Runtime:
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
             if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
-                sink(call.reference, NOT_OWNER, self._heirs.get(number, b"") if shard is None else shard.heir)
+                sink(
+                    call.reference, NOT_OWNER, self._next_owners.get(number, b"") if shard is None else shard.next_owner
+                )
             return
         try:
             activation = shard.activations.get(call.token) or poison.reach(shard, call.token)

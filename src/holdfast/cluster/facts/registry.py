@@ -103,7 +103,7 @@ class Registry:
         tail = self._engine.log.tail(self._cell, [f"{self._cell}.ag.>"])
         try:
             async for chunk in tail:
-                async for stored in loops.by_and_by(chunk.records):
+                async for stored in loops.in_slices(chunk.records):
                     self._apply(stored.subject[skip:], stored)
                 if chunk.caught_up:
                     self._caught_up.set()

@@ -31,7 +31,7 @@ class _Request(msgspec.Struct, array_like=True):
 _decode = msgspec.msgpack.Decoder(_Request).decode
 
 
-class Holding:
+class WritePause:
     """One process's part: it closes its gate when asked, and says when nothing is under way any more."""
 
     def __init__(self, engine: Engine, gate: Gate, name: Callable[[], str]) -> None:

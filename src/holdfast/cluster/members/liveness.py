@@ -44,7 +44,7 @@ def number(incarnation: str) -> int:
     return int(tail) if tail.isdecimal() and len(tail) < _DIGITS_MAX else 1
 
 
-class Life:
+class Liveness:
     """A process's proofs. ``serves``: one that owns no shards only asks now and then whether a majority answers.
 
     ``on_lapse`` is called when it was live and is not, or was not for a moment; ``on_condemned`` when this incarnation
@@ -53,7 +53,7 @@ class Life:
 
     def __init__(self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool) -> None:
         self.incarnation = incarnation
-        self.alone = engine.name == "local"
+        self.embedded = engine.name == "local"
         self.failed = ""
         """Why nothing can be done in this process any more: its engine writes nothing more."""
         self.over = asyncio.Event()
@@ -79,7 +79,7 @@ class Life:
         """Per cell the sequence of the newest proof."""
         self._highest = dict.fromkeys(cells, 0)
         """Per cell the highest sequence that was acknowledged here, also to former incarnations: a log never goes back."""
-        self.live_until = math.inf if self.alone else _NEVER
+        self.live_until = math.inf if self.embedded else _NEVER
         """What `live` asks, on the monotonic clock (s)."""
         self._was_live = False
         self._unheard = 0.0
@@ -92,7 +92,7 @@ class Life:
     async def start(self) -> None:
         """Begin to prove."""
         self._engine.when_failed(self.fail)
-        if not self.alone:
+        if not self.embedded:
             self._tasks = [loops.start(self._keep_proving(cell), "the proof of life") for cell in self._cells]
             self._tasks.append(loops.start(self._watch(), "the watch on life"))
 
@@ -114,7 +114,7 @@ class Life:
         """
         if self.failed:
             return True
-        if self.alone or not self.wanted:
+        if self.embedded or not self.wanted:
             return False
         return self._unheard > limits.ISOLATE_SECONDS and not self.hears_majority(len(self._cells))
 

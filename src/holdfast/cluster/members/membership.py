@@ -32,8 +32,8 @@ _BEATS_TOGETHER: Final = 16
 class Membership:
     """The view that one node has of all. ``alone``: no other process can be there (the embedded engine)."""
 
-    def __init__(self, engine: Engine, describe: Callable[[], Beat], alone: bool) -> None:
-        self.alone = alone
+    def __init__(self, engine: Engine, describe: Callable[[], Beat], embedded: bool) -> None:
+        self.embedded = embedded
         self.standstills = Standstills(self._is_there, self._goes_on)
         self._generation = 1
         self.on_change: Callable[[], None] = _nothing
@@ -65,7 +65,7 @@ class Membership:
     async def start(self) -> None:
         """Begin to beat and to listen."""
         self._generation = self._note_self().generation
-        if self.alone:
+        if self.embedded:
             return
         self._subscriptions = [
             await self._engine.bus.subscribe(BEAT_SUBJECT, self._on_beat),
@@ -232,7 +232,7 @@ class Membership:
 
     def live(self) -> list[Beat]:
         """The nodes that are there, oldest first."""
-        if self.alone:
+        if self.embedded:
             self._note_self()
         beats = [member.beat for member in self._members.values() if not member.dead]
         return sorted(beats, key=lambda beat: (beat.started_at, beat.incarnation))
@@ -254,7 +254,7 @@ class Membership:
 
         A goodbye, and word of another life, are not enough: if they are true the node falls silent, and is condemned.
         """
-        if self.alone or base(incarnation) == base(self._own):
+        if self.embedded or base(incarnation) == base(self._own):
             return incarnation != self._describe().incarnation
         member = self._members.get(incarnation)
         if member is not None:
@@ -277,7 +277,7 @@ class Membership:
         """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""
         member = self._members.get(incarnation)
         heard_at = self._started_at if member is None else member.heard_at
-        return not self.alone and self._loop.time() - heard_at > limits.SUSPECT_SECONDS
+        return not self.embedded and self._loop.time() - heard_at > limits.SUSPECT_SECONDS
 
     def condemned(self, incarnation: str) -> None:
         """A node was condemned: it is not live, and never will be."""
@@ -300,7 +300,7 @@ class Membership:
 
     def settled(self) -> bool:
         """Whether every live node has had the time to be heard at least once."""
-        return self.alone or self._loop.time() - self._started_at > 2.5 * limits.BEAT_SECONDS
+        return self.embedded or self._loop.time() - self._started_at > 2.5 * limits.BEAT_SECONDS
 
     async def close(self) -> None:
         """Say goodbye, and stop."""

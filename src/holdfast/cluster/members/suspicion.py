@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from holdfast.cluster.members.liveness import Life, base
+from holdfast.cluster.members.liveness import Liveness, base
 from holdfast.cluster.members.membership import Membership
 
 
 class Suspicion:
     """One node's part in it. Every node does it for itself: a node that lives cannot be condemned by mistake."""
 
-    def __init__(self, membership: Membership, life: Life) -> None:
+    def __init__(self, membership: Membership, life: Liveness) -> None:
         self._membership = membership
         self._life = life
         self._under_way: dict[str, asyncio.Task[None]] = {}

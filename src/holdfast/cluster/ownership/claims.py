@@ -12,7 +12,7 @@ from typing import Final
 from holdfast import ids
 from holdfast.clock import Clock
 from holdfast.cluster import fence_chain
-from holdfast.cluster.members.liveness import Life, base
+from holdfast.cluster.members.liveness import Liveness, base
 from holdfast.cluster.ownership import epochs
 from holdfast.cluster.ownership.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.engines.base import Engine, Record
@@ -35,7 +35,7 @@ class Claims:
         engine: Engine,
         clock: Clock,
         known: Epochs,
-        life: Life,
+        life: Liveness,
         host: str,
         reclaim: Callable[[str], None],
         failures: dict[str, str],
@@ -61,7 +61,7 @@ class Claims:
             self._reclaim(cell)
         breaks = await self._breaks(cell, before)
         for attempt in range(1, _TRIES + 1):
-            name, begins = mine.name, not mine.link and not self._life.alone
+            name, begins = mine.name, not mine.link and not self._life.embedded
             claims = self._records(name, before)
             records = [epochs.successor(cell, number, before[number].sequence, claims[number]) for number in before]
             first = [mine.next_link()] if begins else []
@@ -117,7 +117,7 @@ class Claims:
             if not self._let_go(epoch):
                 claim.ended = [*claim.ended, (epoch.sequence, epoch.record.owner)][-_ENDED_MAX:]
                 claim.suspects = (-1, 0.0)
-            if not self._life.alone:
+            if not self._life.embedded:
                 claim.chain, claim.packs = name, sorted(self._epochs.packs(number))
             claims[number] = claim
         return claims

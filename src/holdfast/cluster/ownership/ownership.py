@@ -24,13 +24,13 @@ from holdfast import chance, limits, loops
 from holdfast.clock import Clock
 from holdfast.cluster.facts.events import unheard
 from holdfast.cluster.facts.placement import Placement
-from holdfast.cluster.members.liveness import Life, base
+from holdfast.cluster.members.liveness import Liveness, base
 from holdfast.cluster.members.membership import Membership
 from holdfast.cluster.members.suspicion import Suspicion
 from holdfast.cluster.ownership import epochs
 from holdfast.cluster.ownership.claims import Claims
 from holdfast.cluster.ownership.epochs import Claim, Epoch, EpochRecord, Epochs
-from holdfast.cluster.ownership.pack_sweep import Sweep
+from holdfast.cluster.ownership.pack_sweep import PackSweep
 from holdfast.cluster.ownership.planner import Planner
 from holdfast.cluster.ownership.recovery import Recovery
 from holdfast.cluster.ownership.shard_host import ShardHost
@@ -61,7 +61,7 @@ class Ownership:
         membership: Membership,
         placement: Placement,
         host: ShardHost,
-        life: Life,
+        life: Liveness,
         host_name: str,
         cells: list[str],
         serves: bool,
@@ -120,9 +120,9 @@ class Ownership:
         for cell in self._cells:
             self._spawn(self.epochs.follow(cell, self._wake.set), "the tail of the epochs", False)
         self._spawn(self._run(), "ownership")
-        if self._serves and not self._life.alone:
+        if self._serves and not self._life.embedded:
             shards = self._placement.space
-            sweep = Sweep(self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned)
+            sweep = PackSweep(self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned)
             self._spawn(sweep.run(), "the sweep of packs", False)
 
     def _spawn(self, work: Coroutine[Any, Any, Any], what: str, may_return: bool = True) -> None:

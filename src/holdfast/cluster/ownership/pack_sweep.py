@@ -20,7 +20,7 @@ from holdfast.errors import Conflict, NoQuorum, Unknown
 from holdfast.records import packs
 
 
-class Sweep:
+class PackSweep:
     """One node's part. ``shards``: how many there are now. Of each cell, the owner of the first shard that has one sweeps."""
 
     def __init__(

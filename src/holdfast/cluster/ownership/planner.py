@@ -16,7 +16,7 @@ from holdfast import limits
 from holdfast.cluster.facts.events import unheard
 from holdfast.cluster.facts.placement import Placement
 from holdfast.cluster.members.beats import Beat
-from holdfast.cluster.members.liveness import Life
+from holdfast.cluster.members.liveness import Liveness
 from holdfast.cluster.members.membership import Membership
 from holdfast.cluster.ownership.epochs import Epochs
 from holdfast.core import plan
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 class Planner:
     """See the module. ``plan``: the newest one."""
 
-    def __init__(self, membership: Membership, placement: Placement, epochs: Epochs, life: Life) -> None:
+    def __init__(self, membership: Membership, placement: Placement, epochs: Epochs, life: Liveness) -> None:
         self.plan = plan.Plan({}, {}, [])
         self.on_event: Callable[..., None] = unheard
         self._membership = membership

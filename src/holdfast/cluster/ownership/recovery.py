@@ -146,7 +146,7 @@ class Recovery:
                     for number in group:
                         self.forget(number)
                     continue  # up to the cancellation that this brought
-                async for stored in loops.by_and_by(packs.unfold(chunk.records, damaged)):
+                async for stored in loops.in_slices(packs.unfold(chunk.records, damaged)):
                     number = int(stored.subject[skip : stored.subject.index(".", skip)])
                     followed = group.get(number)
                     if followed is None or self._followed.get(number) is not followed:
@@ -276,7 +276,7 @@ class Recovery:
                     begun = begun or chunk.begun
                     if chunk.begun != begun:
                         raise Unknown(f"{cell}: the reading of its records was interrupted")
-                    async for stored in loops.by_and_by(packs.unfold(chunk.records)):
+                    async for stored in loops.in_slices(packs.unfold(chunk.records)):
                         if int(stored.subject[skip : stored.subject.index(".", skip)]) not in claims:
                             continue
                         if stored.subject in open_to:

@@ -205,7 +205,7 @@ class _OwnServer(Connection):
     follows_others = False
 
 
-class System:
+class ServerAdmin:
     """See the module. Every question raises `NoQuorum` where the server is not reached or nobody leads, and `Unknown`."""
 
     def __init__(self, url: str, password: str, certificates: Certificates) -> None:

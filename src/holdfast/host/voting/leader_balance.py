@@ -20,8 +20,8 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
 from holdfast.host.rpc.facts import Replicas
 from holdfast.host.rpc.service import ask_hosts
-from holdfast.host.server.server_admin import Peer, System
-from holdfast.host.voting.voter import Seat
+from holdfast.host.server.server_admin import Peer, ServerAdmin
+from holdfast.host.voting.voter import Voter
 
 UNEVEN_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 1.0
@@ -37,10 +37,10 @@ def _heard(peer: Peer) -> bool:
     return peer.current and peer.active < limits.SUSPECT_SECONDS * 1_000_000_000
 
 
-class Spread:
+class LeaderBalance:
     """See the module."""
 
-    def __init__(self, engine: NatsEngine, system: System, seat: Seat) -> None:
+    def __init__(self, engine: NatsEngine, system: ServerAdmin, seat: Voter) -> None:
         self._engine = engine
         self._system = system
         self._seat = seat

@@ -13,8 +13,8 @@ import logging
 from typing import Final
 
 from holdfast.errors import HoldfastError
-from holdfast.host.server.server_admin import System, peer_id
-from holdfast.host.voting.voter import MayLeave, Seat
+from holdfast.host.server.server_admin import ServerAdmin, peer_id
+from holdfast.host.voting.voter import MayLeave, Voter
 
 _LOST_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 1.0
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 class LostVotes:
     """See the module."""
 
-    def __init__(self, system: System, seat: Seat, may_leave: MayLeave) -> None:
+    def __init__(self, system: ServerAdmin, seat: Voter, may_leave: MayLeave) -> None:
         self._system = system
         self._seat = seat
         self._may_leave = may_leave

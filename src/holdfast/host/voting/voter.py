@@ -32,7 +32,7 @@ from holdfast.host.directory import explain
 from holdfast.host.rpc.facts import HostFacts
 from holdfast.host.rpc.service import ask_hosts
 from holdfast.host.server.nats_server import NatsServer
-from holdfast.host.server.server_admin import System, peer_id
+from holdfast.host.server.server_admin import ServerAdmin, peer_id
 from holdfast.host.state import State
 from holdfast.host.voting import arrival
 
@@ -61,7 +61,7 @@ NOTHING_LEFT: Final = (
 )
 
 
-class Seat:
+class Voter:
     """See the module. ``join``: HOST:PORT of a host of the cluster, empty for a founder."""
 
     def __init__(self, host: str, server: NatsServer, join: str, restart: Restart, say: Say) -> None:
@@ -220,7 +220,7 @@ class Seat:
 
     # Afterwards ----------------------------------------------------------------------------------------------------
 
-    async def run(self, engine: NatsEngine, system: System, may_leave: MayLeave) -> None:
+    async def run(self, engine: NatsEngine, system: ServerAdmin, may_leave: MayLeave) -> None:
         """Follow the record, for ever."""
         fails_since: float | None = None
         while True:
@@ -236,7 +236,7 @@ class Seat:
                 _logger.debug("the seat of %s: %s", self.host, text)
             await asyncio.sleep(_LOOK_SECONDS if fits else _UNFIT_SECONDS)
 
-    async def _fit(self, engine: NatsEngine, system: System, may_leave: MayLeave) -> bool:
+    async def _fit(self, engine: NatsEngine, system: ServerAdmin, may_leave: MayLeave) -> bool:
         """Do one thing that brings this host nearer to what the record says; return whether nothing was to be done."""
         record, sequence = await arrival.read(engine)
         if record is None:
@@ -331,7 +331,7 @@ class Seat:
         await cohort.change(engine, cohort.CELL, lambda record: record or first)
         return False
 
-    async def _succeed(self, system: System, former: str, may_leave: MayLeave) -> bool:
+    async def _succeed(self, system: ServerAdmin, former: str, may_leave: MayLeave) -> bool:
         """Take the place of this host's former server, whose disk is lost: nobody else has that name.
 
         Its own server, which is new, may not know yet that the former one votes.
@@ -352,7 +352,7 @@ class Seat:
         await system.remove(former)
         return True
 
-    async def _give_up(self, system: System, may_leave: MayLeave) -> None:
+    async def _give_up(self, system: ServerAdmin, may_leave: MayLeave) -> None:
         """Take the vote from the own server, where it has one that the record does not give it.
 
         The server that leads knows. Raises `NotDone` where the others cannot do without it, or none of them is heard.

@@ -33,7 +33,7 @@ from holdfast.engines.base import Record
 from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, StorageFailed, TooLarge, Unknown
 from holdfast.serving.commits import large_states
 from holdfast.serving.commits.batch import Batch
-from holdfast.serving.commits.pack_table import Journal
+from holdfast.serving.commits.pack_table import PackTable
 from holdfast.serving.turns.activation import Activation
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Committer:
         self._runtime = runtime
         self._cell = cell
         self._chain = runtime.life.chains[cell]
-        self.journal = Journal(runtime.shards)
+        self.journal = PackTable(runtime.shards)
         self._writes: deque[tuple[list[Record], asyncio.Future[range]]] = deque()
         self.dirty: dict[Activation, None] = {}
         """The agents that have finished turns to commit, oldest first."""
@@ -100,7 +100,7 @@ class Committer:
 
     def ended(self) -> None:
         """The chain has ended: its packs are those of an owner before."""
-        self.journal = Journal(self._runtime.shards)
+        self.journal = PackTable(self._runtime.shards)
 
     async def write(self, records: list[Record]) -> range:
         """Append these between two batches, with a link of their own. Raises what `Log.append` does.
@@ -219,7 +219,7 @@ class Committer:
     def _knows_chains(self) -> bool:
         """Whether every node breaks chains, and reads packs."""
         version = self._runtime.router.placement.manifest.record_version
-        return version >= PACKED_FORM and not self._runtime.life.alone
+        return version >= PACKED_FORM and not self._runtime.life.embedded
 
     def _chained(self) -> bool:
         """Whether the chain is the fence."""
@@ -234,7 +234,7 @@ class Committer:
         return Batch(self._cell, self._next_link(), chain, slot, self.journal.hot_from(), form, now)
 
     def _next_link(self) -> Record | None:
-        return None if self._runtime.life.alone else self._chain.next_link(b"%d" % self.batches)
+        return None if self._runtime.life.embedded else self._chain.next_link(b"%d" % self.batches)
 
     def _add_moves(self, batch: Batch) -> None:
         """Add records that leave their packs, and what says that shards need those of others no more."""

@@ -40,7 +40,7 @@ class Pack:
         return self._records
 
 
-class Journal:
+class PackTable:
     """One committer's packs. ``shards``: those served here, by number. Times are the loop's, in seconds."""
 
     def __init__(self, shards: Mapping[int, Shard]) -> None:

@@ -29,7 +29,7 @@ _decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 _decode_cursor = msgspec.msgpack.Decoder(int).decode
 
 
-class Relay:
+class OutboxRelay:
     """See the module. It runs while it has something to carry, and its shard is active."""
 
     def __init__(self, runtime: Runtime, shard: Shard, target: str) -> None:

@@ -23,7 +23,7 @@ from holdfast.records.packs import Packed
 from holdfast.serving import delivery
 from holdfast.serving.delivery import Delivery
 from holdfast.serving.shards import inbox
-from holdfast.serving.shards.outbox_relay import Relay
+from holdfast.serving.shards.outbox_relay import OutboxRelay
 from holdfast.serving.turns import poison
 from holdfast.serving.turns.activation import Activation
 
@@ -49,7 +49,7 @@ class Shard:
         self.fence = Expect(f"{self.prefix}.epoch", epoch)
         self.active = False
         self.draining = False
-        self.heir = b""
+        self.next_owner = b""
         """While it drains: the node that is to own it next."""
         self.commit = 0
         self.digest = 0
@@ -70,7 +70,7 @@ class Shard:
         """The blobs that records named at the claim."""
         self._outbox: list[tuple[str, int, bytes]] = []
         """What the owner before left to carry over: target cell, sequence, payload."""
-        self._relays: dict[str, Relay] = {}
+        self._relays: dict[str, OutboxRelay] = {}
         self.claim = claim
         self.suspect_before, self.suspect_due = claim.suspects
         self._inbox_open: dict[int, None] = {}
@@ -89,7 +89,7 @@ class Shard:
         inbox: list[Stored] = []
         newest: list[tuple[int, str, AgentRecord]] = []
         consumed: dict[str, int] = {}
-        async for stored in loops.by_and_by(records):
+        async for stored in loops.in_slices(records):
             kind, _, rest = stored.subject[len(self.prefix) + 1 :].partition(".")
             if kind == "in":
                 inbox.append(stored)
@@ -136,10 +136,10 @@ class Shard:
             self.relay(cell).add(sequence, payload)
         self._outbox = []
 
-    def relay(self, cell: str) -> Relay:
+    def relay(self, cell: str) -> OutboxRelay:
         """What carries this shard's sends into another cell."""
         if cell not in self._relays:
-            self._relays[cell] = Relay(self.runtime, self, cell)
+            self._relays[cell] = OutboxRelay(self.runtime, self, cell)
         return self._relays[cell]
 
     # Agents ------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class Shard:
 
     async def passivate(self, now: float) -> None:
         """Let idle agents leave memory, some at a time, so that others' turns go on."""
-        async for token in loops.by_and_by(list(self.activations)):
+        async for token in loops.in_slices(list(self.activations)):
             activation = self.activations.get(token)
             if activation is not None and activation.idle(now):
                 activation.loaded = activation.at_rest = False
@@ -382,7 +382,7 @@ class Shard:
     def go_on(self) -> None:
         """It is not let go of after all."""
         self.draining = self.settling = False
-        self.heir = b""
+        self.next_owner = b""
         for activation in list(self.activations.values()):
             activation.pump()
 
@@ -397,4 +397,4 @@ class Shard:
             self._leave(token)
             for message in activation.abandon():
                 if isinstance(message, Delivery):
-                    message.turn_away(NOT_OWNER, self.heir)
+                    message.turn_away(NOT_OWNER, self.next_owner)

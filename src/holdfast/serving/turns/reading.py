@@ -24,7 +24,7 @@ from holdfast.serving.workers import workers
 from holdfast.serving.workers.channel import Done
 
 if TYPE_CHECKING:
-    from holdfast.agents.handler import _Method
+    from holdfast.agents.handler import Method
     from holdfast.serving.shards.shard import Shard
     from holdfast.serving.turns.activation import Activation
 
@@ -40,7 +40,7 @@ def committed_view(activation: Activation) -> Any:
     return activation.view
 
 
-def take(activation: Activation, message: Delivery, method: _Method[Any, Any, Any]) -> None:
+def take(activation: Activation, message: Delivery, method: Method[Any, Any, Any]) -> None:
     """Take a reader that was asked. Another attempt of one that is not answered yet gets its answer, and runs nothing."""
     call = message.call
     assert call is not None
@@ -91,7 +91,7 @@ def _answer(
 
 
 def _spawn(
-    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
+    activation: Activation, message: Delivery, method: Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
 ) -> asyncio.Task[None]:
     task = activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
     task.set_name(f"{activation.token}: {message.handler}")
@@ -137,7 +137,7 @@ async def _in_turn(
 
 
 def at_once(
-    activation: Activation, method: _Method[Any, Any, Any], agent: Any, args: tuple[Any, ...], context: Context
+    activation: Activation, method: Method[Any, Any, Any], agent: Any, args: tuple[Any, ...], context: Context
 ) -> Any:
     """Run it; what the agent's ``__init__`` gave its instance to sees the same state as the reader's own instance."""
     whole = activation.agent
@@ -159,7 +159,7 @@ def twin(activation: Activation, context: Context) -> Any:
 
 
 async def _read_later(
-    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
+    activation: Activation, message: Delivery, method: Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
 ) -> None:
     try:
         value = await guard.until_done(work, activation.shard.runtime.life)
@@ -168,7 +168,7 @@ async def _read_later(
     done(activation, message, method, value)
 
 
-def done(activation: Activation, message: Delivery, method: _Method[Any, Any, Any], value: Any) -> None:
+def done(activation: Activation, message: Delivery, method: Method[Any, Any, Any], value: Any) -> None:
     if type(value) is Raised and guard.interrupts(value.error):
         raise value.error
     # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.

@@ -37,7 +37,7 @@ from holdfast.serving.workers import workers
 from holdfast.serving.workers.channel import Done
 
 if TYPE_CHECKING:
-    from holdfast.agents.handler import _Method
+    from holdfast.agents.handler import Method
     from holdfast.serving.turns.activation import Activation
 
 
@@ -68,7 +68,7 @@ def overloaded(activation: Activation, call: Call) -> Overloaded | None:
     return None
 
 
-def method_of(activation: Activation, message: Delivery) -> tuple[_Method[Any, Any, Any], tuple[Any, ...]]:
+def method_of(activation: Activation, message: Delivery) -> tuple[Method[Any, Any, Any], tuple[Any, ...]]:
     method = activation.kind.methods.get(message.handler)
     if method is None:
         raise activation.kind.lacks(message.handler)
@@ -125,7 +125,7 @@ def spawn(activation: Activation, message: Delivery, work: Coroutine[Any, Any, N
 async def _run(
     activation: Activation,
     message: Delivery,
-    method: _Method[Any, Any, Any],
+    method: Method[Any, Any, Any],
     args: tuple[Any, ...],
     context: Context,
 ) -> None:
@@ -149,9 +149,7 @@ async def _run(
         raise value.error
 
 
-async def _off_loop(
-    activation: Activation, message: Delivery, method: _Method[Any, Any, Any], context: Context
-) -> Done:
+async def _off_loop(activation: Activation, message: Delivery, method: Method[Any, Any, Any], context: Context) -> Done:
     """Run the handler beside the loop, and see that what it sent has a place."""
     runtime = activation.shard.runtime
     job = workers.job(activation, method, message, context, activation.state_bytes)
@@ -198,7 +196,7 @@ def cancelled(activation: Activation, message: Delivery) -> bool:
 def finished(
     activation: Activation,
     message: Delivery,
-    method: _Method[Any, Any, Any],
+    method: Method[Any, Any, Any],
     context: Context | None,
     value: Any,
     state: Any,
@@ -226,7 +224,7 @@ def finished(
 
 
 def left(
-    activation: Activation, method: _Method[Any, Any, Any], context: Context | None, value: Any, state: Any
+    activation: Activation, method: Method[Any, Any, Any], context: Context | None, value: Any, state: Any
 ) -> tuple[bytes, bytes, Any]:
     """The reply, and the state as bytes and as these give it back."""
     kind = activation.kind

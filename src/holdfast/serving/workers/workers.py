@@ -27,7 +27,7 @@ from holdfast.serving.workers.pool import Processes
 from holdfast.serving.workers.slots import Slots
 
 if TYPE_CHECKING:
-    from holdfast.agents.handler import _Method
+    from holdfast.agents.handler import Method
     from holdfast.agents.kind import Kind
     from holdfast.serving.turns.activation import Activation
 
@@ -40,7 +40,7 @@ _UNBOUNDED: Final = 1 << 20
 
 
 def job(
-    activation: Activation, method: _Method[Any, Any, Any], message: Delivery, context: Context, state: bytes
+    activation: Activation, method: Method[Any, Any, Any], message: Delivery, context: Context, state: bytes
 ) -> Job:
     """What a worker has to know to run a message's handler, or reader, on a state."""
     return Job(
@@ -62,7 +62,7 @@ class Workers:
         self._threads: ThreadPoolExecutor | None = None
         self._processes: Processes | None = None
 
-    async def run(self, activation: Activation, method: _Method[Any, Any, Any], job: Job) -> Done:
+    async def run(self, activation: Activation, method: Method[Any, Any, Any], job: Job) -> Done:
         """Run a job where its method says. Raises what the method raised, and `HandlerFailed` where its process ended.
 
         Cancelled, it ends the process; a thread cannot be ended, so it is waited for.
