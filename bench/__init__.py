@@ -1,1 +1,2 @@
-"""Benchmarks: `python -m bench`. Each figure stands beside what the engine alone does with the same shape of batch."""
+"""Benchmarks: `python -m bench`. Each figure stands beside what the engine alone does with the same
+shape of batch."""

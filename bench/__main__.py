@@ -1,4 +1,5 @@
-"""`python -m bench [--quick] [--only cluster|local|failures] [--json FILE]`, or `python -m bench profile`."""
+"""`python -m bench [--quick] [--only cluster|local|failures] [--json FILE]`, or `python -m bench
+profile`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ async def _calls(report: Report, node: Node, scale: int) -> None:
     p50, p99 = await latencies(lambda _: one.ask(Counter.add, 1), 200 * scale)
 
     async def append(step: int) -> object:
-        return await engine.log.append(cells[0], [Record(f"{cells[0]}.raw.{step % 100}", bytes(100))])
+        return await engine.log.append(
+            cells[0], [Record(f"{cells[0]}.raw.{step % 100}", bytes(100))]
+        )
 
     raw50, _ = await latencies(append, 200 * scale)
     report.add("ask, one at a time, p50", p50, "ms", 5.0, raw50, "one append alone, p50")
@@ -48,13 +50,22 @@ async def _calls(report: Report, node: Node, scale: int) -> None:
     asked = await rate(lambda n: agents[n % AGENTS].ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
     size = IN_FLIGHT * 4 // 5 // len(cells)
     limit = await engine_alone.batches(engine, cells, 1, size, 120, 2.0)
-    report.add("ask, 256 in flight, 10,000 agents", asked, "/s", 7_000, limit, f"3 writers, fenced batches of {size}")
+    report.add(
+        "ask, 256 in flight, 10,000 agents",
+        asked,
+        "/s",
+        7_000,
+        limit,
+        f"3 writers, fenced batches of {size}",
+    )
     hot = await rate(lambda _: one.ask(Counter.add, 1), IN_FLIGHT, 10_240 * scale)
     limit = await engine_alone.batches(engine, cells[:1], 1, 1, 120, 1.0)
     report.add("ask, one hot agent", hot, "/s", 15_000, limit, "1 writer, one record at a time")
     read = await rate(lambda n: agents[n % AGENTS].ask(Counter.value), IN_FLIGHT, 25_600 * scale)
     limit = await engine_alone.requests(engine, IN_FLIGHT, 2.0)
-    report.add("ask a reader, 256 in flight", read, "/s", 40_000, limit, "bus requests, 256 in flight")
+    report.add(
+        "ask a reader, 256 in flight", read, "/s", 40_000, limit, "bus requests, 256 in flight"
+    )
 
 
 async def _sends(report: Report, node: Node, scale: int) -> None:
@@ -63,19 +74,33 @@ async def _sends(report: Report, node: Node, scale: int) -> None:
     before = sum(await asyncio.gather(*(agent.ask(Counter.value) for agent in agents)))
     count = 10_240 * scale
     started = time.perf_counter()
-    accepted = await rate(lambda n: agents[n % len(agents)].send(Counter.add, 1), IN_FLIGHT, count, 1)
-    while sum(await asyncio.gather(*(agent.ask(Counter.value) for agent in agents))) < before + count:
+    accepted = await rate(
+        lambda n: agents[n % len(agents)].send(Counter.add, 1), IN_FLIGHT, count, 1
+    )
+    while (
+        sum(await asyncio.gather(*(agent.ask(Counter.value) for agent in agents))) < before + count
+    ):
         await asyncio.sleep(0.05)
     carried = count / (time.perf_counter() - started)
-    limit = await engine_alone.batches(node.engine, [f"raw{n}" for n in range(3)], 1, IN_FLIGHT // 3, 80, 2.0)
-    report.add("send, accepted", accepted, "/s", 12_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
-    report.add("send, carried out", carried, "/s", 4_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}")
+    limit = await engine_alone.batches(
+        node.engine, [f"raw{n}" for n in range(3)], 1, IN_FLIGHT // 3, 80, 2.0
+    )
+    report.add(
+        "send, accepted", accepted, "/s", 12_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}"
+    )
+    report.add(
+        "send, carried out", carried, "/s", 4_000, limit, f"3 writers, batches of {IN_FLIGHT // 3}"
+    )
 
 
 async def _registry(report: Report, node: Node, count: int) -> None:
-    created = await rate(lambda n: node.create(Counter, f"c{n}", metadata={"n": n}), IN_FLIGHT, count, 1)
+    created = await rate(
+        lambda n: node.create(Counter, f"c{n}", metadata={"n": n}), IN_FLIGHT, count, 1
+    )
     limit = await engine_alone.batches(node.engine, ["raw0"], 1, IN_FLIGHT, 80, 2.0)
-    report.add(f"create and register {count:,}", created, "/s", 5_000, limit, "1 writer, batches of 256")
+    report.add(
+        f"create and register {count:,}", created, "/s", 5_000, limit, "1 writer, batches of 256"
+    )
     times = []
     for step in range(20_000):
         started = time.perf_counter()

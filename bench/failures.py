@@ -1,6 +1,7 @@
 """What failures and movements cost: three complete hosts on this machine, with agents at work.
 
-Each row is a time that callers see. A gap is the longest time that one agent gave no answer; p99 is over agents.
+Each row is a time that callers see. A gap is the longest time that one agent gave no answer; p99 is
+over agents.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ APP = str(Path(__file__).parent / "app.py")
 
 
 class Callers:
-    """One caller per agent, about ``rate`` calls a second in all. ``gaps``: per agent the longest wait for an answer."""
+    """One caller per agent, about ``rate`` calls a second in all. ``gaps``: per agent the longest
+    wait for an answer."""
 
     def __init__(self, node: Node, names: list[str], rate: float) -> None:
         self.node = node
@@ -111,7 +113,9 @@ async def benchmark(report: Report, quick: bool) -> None:
             await cluster.start(120)
             async with Node.join(cluster.urls) as node:
                 found = await answering(node, [f"x{n}" for n in range(300)], started)
-                report.add("whole cluster killed, started: last of 300 agents", found[-1], "s", 20.0)
+                report.add(
+                    "whole cluster killed, started: last of 300 agents", found[-1], "s", 20.0
+                )
 
 
 async def _drain(report: Report, node: Node, agents: int) -> None:
@@ -147,7 +151,8 @@ async def _fifth_node(report: Report, cluster: LocalCluster, node: Node) -> None
 
 
 async def _restart(report: Report, node: Node, agents: int) -> None:
-    # Who waits for a restarted host asks nothing meanwhile: 600 are offered, so that 500 a second come through.
+    # Who waits for a restarted host asks nothing meanwhile: 600 are offered, so that 500 a second
+    # come through.
     callers = Callers(node, [f"x{number}" for number in range(agents)], 600)
     await asyncio.sleep(4)
     callers.fresh()

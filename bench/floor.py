@@ -1,9 +1,11 @@
-"""What is the least that a durable call costs in Python? `python -m bench.floor [ROUNDS]` measures it beside Holdfast.
+"""What is the least that a durable call costs in Python? `python -m bench.floor [ROUNDS]` measures
+it beside Holdfast.
 
-A bare program on the same engine, in as many processes: a caller that numbers its calls and joins them in frames; nodes that
-decode a call, add to a number, remember the last answer of its caller, and write all that waits as one pack behind a
-link that fences it. It has no classes, types, checks, shards, timers, inboxes or takeovers. What lies between it and
-Holdfast is the price of those; what lies between it and the engine alone is the price of Python and of one hop.
+A bare program on the same engine, in as many processes: a caller that numbers its calls and joins
+them in frames; nodes that decode a call, add to a number, remember the last answer of its caller,
+and write all that waits as one pack behind a link that fences it. It has no classes, types, checks,
+shards, timers, inboxes or takeovers. What lies between it and Holdfast is the price of those; what
+lies between it and the engine alone is the price of Python and of one hop.
 """
 
 from __future__ import annotations
@@ -69,8 +71,13 @@ async def serve(number: int, cell: str, urls: list[str]) -> None:
         await wake.wait()
         batch, began, slot = waiting[:], loop.time(), (slot + 1) % 256
         waiting.clear()
-        pack = codec.seal(codec.encode_raw([(number, token, record) for token, record, *_ in batch]))
-        records = [Record(f"{cell}.link", b"", Expect(f"{cell}.link", link)), Record(f"{cell}.pk.{slot}", pack)]
+        pack = codec.seal(
+            codec.encode_raw([(number, token, record) for token, record, *_ in batch])
+        )
+        records = [
+            Record(f"{cell}.link", b"", Expect(f"{cell}.link", link)),
+            Record(f"{cell}.pk.{slot}", pack),
+        ]
         link = (await engine.log.append(cell, records))[0]
         replies: dict[str, list[Reply]] = {}
         for _, _, subject, reply in batch:
@@ -82,7 +89,9 @@ async def serve(number: int, cell: str, urls: list[str]) -> None:
         enough = expected - expected * 2 // 5
         if len(waiting) < enough:
             wake.clear()
-            late = loop.call_later(seconds * min(max(expected / limits.LINGER_TURNS, 1), 2), wake.set)
+            late = loop.call_later(
+                seconds * min(max(expected / limits.LINGER_TURNS, 1), 2), wake.set
+            )
             await wake.wait()
             late.cancel()
         enough = 1
@@ -117,7 +126,9 @@ class Caller:
             if not self._frames:
                 self._loop.call_soon(self._flush)
             frame = self._frames[node] = Frame("bare.reply", [])
-        frame.calls.append(Call(token, "add", b"\x91\x01", number, "p-bare", number, number, time.time() + 30))
+        frame.calls.append(
+            Call(token, "add", b"\x91\x01", number, "p-bare", number, number, time.time() + 30)
+        )
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._open[number] = future
         return await future
@@ -133,7 +144,8 @@ def nodes(cells: list[str], urls: list[str]) -> Iterator[None]:
     """Bare nodes as processes."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "bench.floor", "serve", str(number), cells[number], *urls], stdout=subprocess.PIPE
+            [sys.executable, "-m", "bench.floor", "serve", str(number), cells[number], *urls],
+            stdout=subprocess.PIPE,
         )
         for number in range(NODES)
     ]
@@ -202,7 +214,9 @@ def main() -> None:
     table = Table("256 in flight", "per s", "runs", "of Holdfast")
     for name, rates in found.items():
         mean = statistics.mean(rates)
-        table.add_row(name, f"{mean:,.0f}", " ".join(f"{rate:,.0f}" for rate in rates), f"{mean / base:.2f}")
+        table.add_row(
+            name, f"{mean:,.0f}", " ".join(f"{rate:,.0f}" for rate in rates), f"{mean / base:.2f}"
+        )
     out.print(table)
 
 

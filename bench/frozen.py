@@ -1,7 +1,8 @@
 """How long callers wait when a node is frozen under a steady load: ``python -m bench.frozen``.
 
-Calls begin at a fixed rate, whether earlier ones were answered or not, as those of independent users do. What is told is
-the latency of the calls that began from the freeze on, by agent's node: that of the frozen node, and the others'.
+Calls begin at a fixed rate, whether earlier ones were answered or not, as those of independent
+users do. What is told is the latency of the calls that began from the freeze on, by agent's node:
+that of the frozen node, and the others'.
 """
 
 from __future__ import annotations
@@ -24,14 +25,20 @@ def _line(name: str, times: list[float]) -> str:
     if not times:
         return f"{name:24} none"
     parts = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
-    shown = [f"{what} {times[min(int(len(times) * part), len(times) - 1)]:6.2f} s" for what, part in parts.items()]
+    shown = [
+        f"{what} {times[min(int(len(times) * part), len(times) - 1)]:6.2f} s"
+        for what, part in parts.items()
+    ]
     return f"{name:24} {len(times):6} calls   {'   '.join(shown)}"
 
 
 async def measure(rate: float, agents: int, frozen_seconds: float, after_seconds: float) -> None:
     """One run."""
     with tempfile.TemporaryDirectory() as directory:
-        async with LocalCluster(directory, [APP], hosts=1, nodes=3) as cluster, Node.join(cluster.urls) as node:
+        async with (
+            LocalCluster(directory, [APP], hosts=1, nodes=3) as cluster,
+            Node.join(cluster.urls) as node,
+        ):
             while len([member for member in node.members() if member.kinds]) < 3:
                 await asyncio.sleep(0.1)
             await node.ready(60)
@@ -69,7 +76,10 @@ async def measure(rate: float, agents: int, frozen_seconds: float, after_seconds
                         os.kill(pid, signal.SIGCONT)
                     pid = 0
             await asyncio.gather(*tasks)
-            print(f"{rate:.0f} calls/s to {agents} agents; {who} with {len(theirs)} of them frozen {frozen_seconds} s")
+            print(
+                f"{rate:.0f} calls/s to {agents} agents; {who} with {len(theirs)} of them frozen "
+                f"{frozen_seconds} s"
+            )
             print(_line("of the frozen node", took[True]))
             print(_line("of the others", took[False]))
             print(f"errors: {len(errors)} {errors[:2]}")

@@ -1,7 +1,8 @@
-"""How cost grows: `python -m bench.growth [agents|beside|nodes|shards|states|five]... [--most N] [--json FILE]`.
+"""How cost grows: `python -m bench.growth [agents|beside|nodes|shards|states|five]... [--most N]
+[--json FILE]`.
 
-Each point is a fresh cluster of three servers on this machine. Processor time per operation is of all processes together:
-on two cores it tells more than a rate does.
+Each point is a fresh cluster of three servers on this machine. Processor time per operation is of
+all processes together: on two cores it tells more than a rate does.
 """
 
 from __future__ import annotations
@@ -39,14 +40,20 @@ Row = dict[str, float | str]
 
 
 @asynccontextmanager
-async def _cluster(nodes: int = 3, shards: int = 48, idle: float = 3600.0) -> AsyncIterator[Setting]:
+async def _cluster(
+    nodes: int = 3, shards: int = 48, idle: float = 3600.0
+) -> AsyncIterator[Setting]:
     os.environ["HOLDFAST_BENCH_SHARDS"], os.environ["HOLDFAST_BENCH_IDLE"] = str(shards), str(idle)
     async with set_up(Settings(nodes=nodes)) as (_, setting):
         yield setting
 
 
 def _add(setting: Setting, name: int) -> Awaitable[object]:
-    return setting.node.agent(BenchCounter, f"a{name}").options(timeout_seconds=120).ask(BenchCounter.add, 1)
+    return (
+        setting.node.agent(BenchCounter, f"a{name}")
+        .options(timeout_seconds=120)
+        .ask(BenchCounter.add, 1)
+    )
 
 
 def _anyone(setting: Setting, count: int, _: int) -> Awaitable[object]:
@@ -57,7 +64,9 @@ def _touch(agents: Sequence[AgentRef[BenchBlob]], n: int) -> Awaitable[object]:
     return agents[n % len(agents)].ask(BenchBlob.touch)
 
 
-async def _load(work: Callable[[int], Awaitable[object]], in_flight: int, seconds: float, count: int = 0) -> Figure:
+async def _load(
+    work: Callable[[int], Awaitable[object]], in_flight: int, seconds: float, count: int = 0
+) -> Figure:
     load = Load()
     await load.keep(work, in_flight, seconds, count)
     figure = load.figure("")
@@ -76,7 +85,8 @@ async def _fill(setting: Setting, agents: int) -> Figure:
 
 
 async def _killed(setting: Setting, agents: int) -> tuple[float, int]:
-    """The median time in s until agents of a killed node answer, and about how many agents it had."""
+    """The median time in s until agents of a killed node answer, and about how many agents it
+    had."""
     node, pids = setting.node, setting.pids()
     victim = busiest(setting)
     owner = next(member.incarnation for member in node.members() if member.name == victim)
@@ -94,7 +104,8 @@ async def _killed(setting: Setting, agents: int) -> tuple[float, int]:
 
 
 async def agents(most: int) -> AsyncIterator[Row]:
-    """From a thousand agents up: cost among a thousand hot ones, of any one, of one that left memory; a lost node."""
+    """From a thousand agents up: cost among a thousand hot ones, of any one, of one that left
+    memory; a lost node."""
     for count in (n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= most):
         async with _cluster(idle=_IDLE) as setting:
             empty = Usage().read()[1]
@@ -124,10 +135,13 @@ async def agents(most: int) -> AsyncIterator[Row]:
 
 
 async def beside(most: int) -> AsyncIterator[Row]:
-    """Two clusters by turns, in the same minutes: a thousand hot agents that are all there are, and as many of many."""
+    """Two clusters by turns, in the same minutes: a thousand hot agents that are all there are, and
+    as many of many."""
 
     async def hot(setting: Setting) -> float:
-        return _cost(await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS))
+        return _cost(
+            await _load(lambda _: _add(setting, random.randrange(_HOT)), _IN_FLIGHT, _SECONDS)
+        )
 
     async with _cluster(idle=_IDLE) as few, _cluster(idle=_IDLE) as many:
         await _fill(few, _HOT)
@@ -167,9 +181,12 @@ async def _asks_and_reads(setting: Setting) -> Row:
     any_of = random.Random(1)
     asked = await _load(lambda _: _add(setting, any_of.randrange(10_000)), _IN_FLIGHT, _SECONDS)
     read = await _load(
-        lambda _: setting.node.agent(BenchCounter, f"a{any_of.randrange(10_000)}").ask(BenchCounter.value),
-        _IN_FLIGHT, 3.0,
-    )  # fmt: skip
+        lambda _: setting.node.agent(BenchCounter, f"a{any_of.randrange(10_000)}").ask(
+            BenchCounter.value
+        ),
+        _IN_FLIGHT,
+        3.0,
+    )
     return {
         "asks/s": asked.per_second,
         "us an ask": _cost(asked),
@@ -208,7 +225,10 @@ async def five(most: int) -> AsyncIterator[Row]:
         full = Usage().read()[1]
         away, lost = await _killed(setting, count)
         values = await asyncio.gather(
-            *(setting.node.agent(BenchCounter, f"a{n}").ask(BenchCounter.value) for n in range(count))
+            *(
+                setting.node.agent(BenchCounter, f"a{n}").ask(BenchCounter.value)
+                for n in range(count)
+            )
         )
         yield {
             "agents": count,
@@ -222,7 +242,14 @@ async def five(most: int) -> AsyncIterator[Row]:
         }
 
 
-CURVES: Final = {"agents": agents, "beside": beside, "nodes": nodes, "shards": shards, "states": states, "five": five}
+CURVES: Final = {
+    "agents": agents,
+    "beside": beside,
+    "nodes": nodes,
+    "shards": shards,
+    "states": states,
+    "five": five,
+}
 
 
 async def measure(wanted: list[str], most: int) -> dict[str, list[Row]]:
@@ -233,7 +260,10 @@ async def measure(wanted: list[str], most: int) -> dict[str, list[Row]]:
         rows = found[name] = []
         async for row in CURVES[name](most):
             rows.append(row)
-            out.print("  " + ", ".join(f"{key} {_shown(value)}" for key, value in row.items()), style="dim")
+            out.print(
+                "  " + ", ".join(f"{key} {_shown(value)}" for key, value in row.items()),
+                style="dim",
+            )
         table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
         for row in rows:
             table.add_row(*map(_shown, row.values()))
@@ -242,7 +272,13 @@ async def measure(wanted: list[str], most: int) -> dict[str, list[Row]]:
 
 
 def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else number(value)
+    return (
+        value
+        if isinstance(value, str)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else number(value)
+    )
 
 
 def main() -> int:

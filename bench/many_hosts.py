@@ -1,8 +1,9 @@
-"""What many hosts do when nothing is asked of them, simulated: `python -m bench.many_hosts [HOSTS]...`.
+"""What many hosts do when nothing is asked of them, simulated: `python -m bench.many_hosts
+[HOSTS]...`.
 
-Every node is the real code on a virtual clock; servers, bus and time are simulated. Counted are records written, the bus's
-deliveries to each node, and how long the loss of a node goes unmended. Real time per simulated second and node
-is what its own code costs, the simulation's share included.
+Every node is the real code on a virtual clock; servers, bus and time are simulated. Counted are
+records written, the bus's deliveries to each node, and how long the loss of a node goes unmended.
+Real time per simulated second and node is what its own code costs, the simulation's share included.
 """
 
 from __future__ import annotations
@@ -46,12 +47,18 @@ def measure(hosts: int) -> dict[str, float]:
         start_seconds = _settle(world, cluster)
         world.run(20)
         for cell in cluster.servers.cells.values():
-            cell.on_commit.append(lambda batch: written.update(record.subject.split(".")[1] for record in batch))
+            cell.on_commit.append(
+                lambda batch: written.update(record.subject.split(".")[1] for record in batch)
+            )
         delivered.clear()
         began = time.perf_counter()
         world.run(_SECONDS)
         real = time.perf_counter() - began
-        records, proofs, beats = written.total(), written["life"], delivered["beat"] + delivered["host"]
+        records, proofs, beats = (
+            written.total(),
+            written["life"],
+            delivered["beat"] + delivered["host"],
+        )
         cluster.kill_node("h1")
         return {
             "hosts": hosts,
@@ -72,7 +79,9 @@ def _settle(world: World, cluster: SimCluster) -> float:
 
     def served() -> bool:
         nodes = [process.node for process in cluster.nodes.values()]
-        return sum(len(node._runtime.shards) for node in nodes if node is not None) >= cluster.shards
+        return (
+            sum(len(node._runtime.shards) for node in nodes if node is not None) >= cluster.shards
+        )
 
     began = world.now
     if not world.run(120, served):
@@ -85,7 +94,10 @@ def main() -> int:
     rows = []
     for hosts in [int(word) for word in sys.argv[1:]] or [3, 10, 30, 100]:
         rows.append(measure(hosts))
-        out.print("  " + ", ".join(f"{key} {number(value)}" for key, value in rows[-1].items()), style="dim")
+        out.print(
+            "  " + ", ".join(f"{key} {number(value)}" for key, value in rows[-1].items()),
+            style="dim",
+        )
     table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*map(number, row.values()))

@@ -34,7 +34,13 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def add(
-        self, name: str, figure: float, unit: str, target: float = 0.0, limit: float = 0.0, limit_of: str = ""
+        self,
+        name: str,
+        figure: float,
+        unit: str,
+        target: float = 0.0,
+        limit: float = 0.0,
+        limit_of: str = "",
     ) -> None:
         """Note a figure. A rate has a target to exceed, a time or a size one to stay under."""
         more_is_better = unit.endswith("/s")
@@ -47,12 +53,22 @@ class Report:
         """For people."""
         made = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("", "figure", "", "target", "engine alone", "ratio", "of"):
-            made.add_column(column, justify="right" if column in ("figure", "engine alone", "ratio") else "left")
+            made.add_column(
+                column, justify="right" if column in ("figure", "engine alone", "ratio") else "left"
+            )
         for row in self.rows:
             mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}[row.reached]
             limit = number(row.limit) if row.limit else ""
             ratio = f"{row.figure / row.limit:.0%}" if row.limit else ""
-            made.add_row(row.name, number(row.figure), row.unit, f"{mark} {row.target}", limit, ratio, row.limit_of)
+            made.add_row(
+                row.name,
+                number(row.figure),
+                row.unit,
+                f"{mark} {row.target}",
+                limit,
+                ratio,
+                row.limit_of,
+            )
         return made
 
     def plain(self) -> list[dict[str, object]]:
@@ -65,8 +81,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-async def rate(work: Callable[[int], Awaitable[object]], in_flight: int, count: int, repetitions: int = 3) -> float:
-    """Calls a second, median of some repetitions, with so many in flight. ``work`` is given the call's number."""
+async def rate(
+    work: Callable[[int], Awaitable[object]], in_flight: int, count: int, repetitions: int = 3
+) -> float:
+    """Calls a second, median of some repetitions, with so many in flight. ``work`` is given the
+    call's number."""
     each = count // in_flight
 
     async def one(worker: int) -> None:

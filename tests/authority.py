@@ -17,20 +17,27 @@ DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """An authority with its files in a directory: ``authority.pem``, ``node.pem`` and ``node.key``."""
+    """An authority with its files in a directory: ``authority.pem``, ``node.pem`` and
+    ``node.key``."""
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._build(self._subject, self._key, DAY, True).sign(self._key, hashes.SHA256())
+        certificate = self._build(self._subject, self._key, DAY, True).sign(
+            self._key, hashes.SHA256()
+        )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
         (directory / "authority.pem").write_bytes(self.pem)
         (directory / "authority.key").write_bytes(_private(self._key))
 
     def _build(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, lasts: datetime.timedelta, ca: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        lasts: datetime.timedelta,
+        ca: bool,
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (

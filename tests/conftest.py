@@ -19,7 +19,9 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.server import nats_server
 from holdfast.host.server.nats_server import LocalServers
 
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.register_profile("soak", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -28,9 +30,11 @@ wait_longer()
 
 
 def _share_ports(workers: int, number: int) -> None:
-    """Give each process of pytest-xdist ports of its own: what one draws, another might draw before it is taken.
+    """Give each process of pytest-xdist ports of its own: what one draws, another might draw before
+    it is taken.
 
-    Programs that a test starts draw from all ports. ``number``: larger where a process is there for one that ended.
+    Programs that a test starts draw from all ports. ``number``: larger where a process is there for
+    one that ended.
     """
     whole = nats_server.ports()
     size = len(whole) // workers
@@ -68,7 +72,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 @pytest.fixture
 async def engine(url: list[str]) -> AsyncIterator[Engine]:
     """An open engine of each kind."""
-    made: Engine = LocalEngine(url[0].removeprefix("local:")) if url[0].startswith("local:") else NatsEngine(url)
+    made: Engine = (
+        LocalEngine(url[0].removeprefix("local:"))
+        if url[0].startswith("local:")
+        else NatsEngine(url)
+    )
     await made.open()
     yield made
     await made.close()

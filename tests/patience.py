@@ -1,5 +1,5 @@
-"""On a busy machine everything takes several times longer, and nothing is wrong: how long the tests of this process wait
-where neither they nor what they are about says how long.
+"""On a busy machine everything takes several times longer, and nothing is wrong: how long the tests
+of this process wait where neither they nor what they are about says how long.
 
 A test that is about a bound gives that bound itself.
 """
@@ -23,10 +23,13 @@ PATIENT_SECONDS: Final = 240.0
 
 
 def wait_longer() -> None:
-    """Have asks, starts and joins wait for `PATIENT_SECONDS` by default, in this process and in those that it starts."""
+    """Have asks, starts and joins wait for `PATIENT_SECONDS` by default, in this process and in
+    those that it starts."""
     limits.JOIN_SECONDS = PATIENT_SECONDS  # type: ignore[misc]
     children = str(Path(__file__).parent / "children")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [children, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [children, os.environ.get("PYTHONPATH")])
+    )
     for function in (
         LocalCluster.start,
         LocalCluster.add_host,
@@ -52,7 +55,11 @@ def _by_default(function: Callable[..., Any], name: str, value: object) -> None:
         function.__kwdefaults__[name] = value
         return
     parameters = inspect.signature(function).parameters.values()
-    names = [one.name for one in parameters if one.default is not one.empty and one.kind is not one.KEYWORD_ONLY]
+    names = [
+        one.name
+        for one in parameters
+        if one.default is not one.empty and one.kind is not one.KEYWORD_ONLY
+    ]
     defaults = list(function.__defaults__ or ())
     defaults[names.index(name)] = value
     function.__defaults__ = tuple(defaults)

@@ -1,7 +1,8 @@
 """What the import linter cannot say about the floors: where an import stands, and what it is for.
 
-`.importlinter` holds the order of the floors. Here: no first-party import inside a function (it hides a cycle), nobody
-imports the package root (it imports everything), and `core` knows `random` only as the type of an argument.
+`.importlinter` holds the order of the floors. Here: no first-party import inside a function (it
+hides a cycle), nobody imports the package root (it imports everything), and `core` knows `random`
+only as the type of an argument.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LARGE = {
     "Committer": 20,
     "Method": 19,
     "Writer": 18,
-    "Tail": 17,
+    "Tail": 18,
     "Watch": 17,
     "Registry": 16,
     "Batch": 16,
@@ -47,7 +48,9 @@ def name_of(path: Path) -> str:
 def first_party(node: ast.AST) -> bool:
     if isinstance(node, ast.Import):
         return any(alias.name.split(".")[0] == "holdfast" for alias in node.names)
-    return isinstance(node, ast.ImportFrom) and (node.level > 0 or (node.module or "").split(".")[0] == "holdfast")
+    return isinstance(node, ast.ImportFrom) and (
+        node.level > 0 or (node.module or "").split(".")[0] == "holdfast"
+    )
 
 
 def imports_in_functions(tree: ast.AST) -> Iterator[ast.AST]:
@@ -61,7 +64,11 @@ def root_imports(tree: ast.AST, submodules: set[str]) -> Iterator[ast.AST]:
         if isinstance(node, ast.Import) and any(alias.name == "holdfast" for alias in node.names):
             yield node
         if isinstance(node, ast.ImportFrom) and (
-            node.level > 0 or (node.module == "holdfast" and any(alias.name not in submodules for alias in node.names))
+            node.level > 0
+            or (
+                node.module == "holdfast"
+                and any(alias.name not in submodules for alias in node.names)
+            )
         ):
             yield node
 
@@ -71,12 +78,17 @@ def imports_of(tree: ast.Module, module: str, type_checking: bool) -> Iterator[a
     skipped: set[ast.AST] = set()
     if type_checking:
         for node in ast.walk(tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            if isinstance(node, ast.If) and ast.unparse(node.test) in (
+                "TYPE_CHECKING",
+                "typing.TYPE_CHECKING",
+            ):
                 skipped.update(inner for statement in node.body for inner in ast.walk(statement))
     for node in ast.walk(tree):
         if node in skipped:
             continue
-        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == module for alias in node.names):
+        if isinstance(node, ast.Import) and any(
+            alias.name.split(".")[0] == module for alias in node.names
+        ):
             yield node
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == module:
             yield node
@@ -96,7 +108,9 @@ def test_first_party_imports_stand_at_the_top() -> None:
 
 
 def test_nobody_imports_the_package_root() -> None:
-    submodules = {path.stem for path in SOURCE.glob("*.py")} | {path.name for path in SOURCE.iterdir() if path.is_dir()}
+    submodules = {path.stem for path in SOURCE.glob("*.py")} | {
+        path.name for path in SOURCE.iterdir() if path.is_dir()
+    }
     found = [
         f"{name_of(path)}:{node.lineno}"  # type: ignore[attr-defined]
         for path in MODULES
@@ -116,7 +130,9 @@ def test_core_knows_random_only_as_a_type() -> None:
 
 
 def test_every_module_says_why_it_is_there() -> None:
-    assert [name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+    assert [
+        name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))
+    ] == []
 
 
 def attributes(cls: ast.ClassDef) -> set[str]:
@@ -159,10 +175,17 @@ def test_nothing_is_pickled() -> None:
 
 
 def test_the_tests_above_can_fail() -> None:
-    tree = ast.parse("def f():\n    from holdfast import codec\nfrom holdfast import Node\nfrom random import Random\n")
+    tree = ast.parse(
+        "def f():\n    from holdfast import codec\nfrom holdfast import Node\nfrom random import "
+        "Random\n"
+    )
     assert len(list(imports_in_functions(tree))) == 1
     assert len(list(root_imports(tree, {"codec"}))) == 1
     assert len(list(imports_of(tree, "random", type_checking=True))) == 1
-    cls = ast.parse("class A:\n def f(self):\n  self.a: int = 1\n  self.b, self.c = 1, 2\n  self.d.e = 3").body[0]
+    cls = ast.parse(
+        "class A:\n def f(self):\n  self.a: int = 1\n  self.b, self.c = 1, 2\n  self.d.e = 3"
+    ).body[0]
     assert isinstance(cls, ast.ClassDef) and attributes(cls) == {"a", "b", "c"}
-    assert not list(imports_of(ast.parse("if TYPE_CHECKING:\n    import random"), "random", type_checking=True))
+    assert not list(
+        imports_of(ast.parse("if TYPE_CHECKING:\n    import random"), "random", type_checking=True)
+    )

@@ -1,4 +1,5 @@
-"""The public surface is what ``holdfast.__all__`` says: sorted, complete, each name with a docstring."""
+"""The public surface is what ``holdfast.__all__`` says: sorted, complete, each name with a
+docstring."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ def public_names() -> set[str]:
     return {
         name
         for name, value in vars(holdfast).items()
-        if not name.startswith("_") and name != "annotations" and not isinstance(value, types.ModuleType)
+        if not name.startswith("_")
+        and name != "annotations"
+        and not isinstance(value, types.ModuleType)
     }
 
 
@@ -22,7 +25,9 @@ def test_all_is_sorted_and_without_doubles() -> None:
 
 
 def test_all_is_the_public_surface() -> None:
-    assert public_names() == {name for name in getattr(holdfast, "__all__", ()) if not name.startswith("_")}
+    assert public_names() == {
+        name for name in getattr(holdfast, "__all__", ()) if not name.startswith("_")
+    }
 
 
 def test_every_public_name_is_there_and_has_a_docstring() -> None:
@@ -39,6 +44,10 @@ def test_a_public_class_documents_its_public_methods() -> None:
         if isinstance(value, type) and value.__module__.startswith("holdfast"):
             for attribute, member in vars(value).items():
                 function = getattr(member, "__func__", getattr(member, "fget", member))
-                if not attribute.startswith("_") and isinstance(function, types.FunctionType) and not function.__doc__:
+                if (
+                    not attribute.startswith("_")
+                    and isinstance(function, types.FunctionType)
+                    and not function.__doc__
+                ):
                     bare.append(f"{name}.{attribute}")
     assert bare == []

@@ -1,4 +1,5 @@
-"""`python -m bench.peers [--only NAME,...]`: one after the other, each in its own processes on this machine, one table."""
+"""`python -m bench.peers [--only NAME,...]`: one after the other, each in its own processes on this
+machine, one table."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def run(name: str, python: Path) -> dict[str, float | str]:
         command, where = [sys.executable, "-m", "bench.peers.holdfast_peer"], ROOT
     else:
         command, where = [str(python), f"{name}_peer.py"], HERE
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    done = subprocess.run(
+        command, cwd=where, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             found: dict[str, float | str] = json.loads(line.removeprefix("RESULT "))
@@ -69,10 +72,20 @@ def main() -> int:
         found[name] = run(name, python)
         out.print(f"{TITLES[name]}: {found[name]}", style="dim")
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "create /s", "durable calls /s", "other calls /s", "one call, ms", "after kill -9"):
+    for column in (
+        "",
+        "create /s",
+        "durable calls /s",
+        "other calls /s",
+        "one call, ms",
+        "after kill -9",
+    ):
         made.add_column(column, justify="left" if column in ("", "after kill -9") else "right")
     for name, figures in found.items():
-        cells = [shown(figures.get(key, "none")) for key in ("create", "durable", "calls", "one_ms", "killed")]
+        cells = [
+            shown(figures.get(key, "none"))
+            for key in ("create", "durable", "calls", "one_ms", "killed")
+        ]
         made.add_row(TITLES[name], *cells)
     out.print()
     out.print(made)
@@ -81,9 +94,16 @@ def main() -> int:
         if ours is None or name == "holdfast":
             continue
         ratios = [float(ours[one]) / float(found[name][other]) for one, other in RATIOS]
-        text = "create {:,.1f} x, durable calls {:.1f} x its calls, readers {:.1f} x its calls".format(*ratios)
+        text = (
+            "create {:,.1f} x, durable calls {:.1f} x its calls, readers {:.1f} x its calls".format(
+                *ratios
+            )
+        )
         slower = float(ours["one_ms"]) / float(found[name]["one_ms"])
-        out.print(f"Holdfast beside {name}: {text}; one durable call takes {slower:.1f} x as long as one of its calls")
+        out.print(
+            f"Holdfast beside {name}: {text}; one durable call takes {slower:.1f} x as long as one "
+            "of its calls"
+        )
     return 0
 
 

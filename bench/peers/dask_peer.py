@@ -14,7 +14,9 @@ from work import ADDS, Counter, back, created, rate, say
 async def main() -> None:
     """Measure, and say it."""
     async with (
-        LocalCluster(n_workers=2, threads_per_worker=1, asynchronous=True, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, asynchronous=True, dashboard_address=None
+        ) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
 

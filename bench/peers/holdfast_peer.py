@@ -29,7 +29,9 @@ async def main() -> None:
             for _ in range(ADDS):
                 await agent.ask(Counter.add, 1)
             owner = node.describe("Counter/killed").owner
-            cluster.kill_node(next(member.name for member in node.members() if member.incarnation == owner))
+            cluster.kill_node(
+                next(member.name for member in node.members() if member.incarnation == owner)
+            )
             started = time.perf_counter()
             left = await agent.ask(Counter.value)
             say(

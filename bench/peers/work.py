@@ -1,4 +1,5 @@
-"""What each peer's script measures, and how it says so. It needs nothing but the standard library."""
+"""What each peer's script measures, and how it says so. It needs nothing but the standard
+library."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class Counter:
         return os.getpid()
 
 
-async def rate(work: Callable[[int], Awaitable[object]], in_flight: int = IN_FLIGHT, seconds: float = SECONDS) -> float:
+async def rate(
+    work: Callable[[int], Awaitable[object]], in_flight: int = IN_FLIGHT, seconds: float = SECONDS
+) -> float:
     """Operations a second with so many in flight."""
     started = time.perf_counter()
     done = number = 0
@@ -60,7 +63,8 @@ async def created(create: Callable[[int], Awaitable[object]], count: int, in_fli
 
 
 def back(kept: int, since: float) -> str:
-    """What is left of the adds, once it answers again after its process was killed; ``since``: by `time.perf_counter`."""
+    """What is left of the adds, once it answers again after its process was killed; ``since``: by
+    `time.perf_counter`."""
     return f"{max(kept, 0)} of {ADDS} adds kept, back after {time.perf_counter() - since:.2f} s"
 
 

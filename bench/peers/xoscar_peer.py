@@ -22,7 +22,10 @@ async def main() -> None:
 
     async def create(number: int) -> xo.ActorRefType:
         return await xo.create_actor(
-            Actor, uid=f"c{number}", address=pool.external_address, allocate_strategy=spread[number % 2]
+            Actor,
+            uid=f"c{number}",
+            address=pool.external_address,
+            allocate_strategy=spread[number % 2],
         )
 
     agents = [await create(n) for n in range(1_000)]

@@ -1,4 +1,5 @@
-"""An agent that learns one digit from images, one at a time, and whose model is its durable state."""
+"""An agent that learns one digit from images, one at a time, and whose model is its durable
+state."""
 
 from functools import cache
 from typing import Any
@@ -39,7 +40,8 @@ class Learner(Agent[Model], capabilities={"digits"}):
 
     @reader
     async def score(self, images: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How much each image looks like the digit. ``images`` has the shape (n, 64), the answer (n,)."""
+        """How much each image looks like the digit. ``images`` has the shape (n, 64), the answer
+        (n,)."""
         return images @ self.state.weights[:-1] + self.state.weights[-1]
 
     @reader
@@ -50,7 +52,8 @@ class Learner(Agent[Model], capabilities={"digits"}):
 
 @cache
 def digits() -> tuple[Any, Any, Any, Any]:
-    """scikit-learn's 1,797 bundled images: training images and labels, held-out images and labels."""
+    """scikit-learn's 1,797 bundled images: training images and labels, held-out images and
+    labels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

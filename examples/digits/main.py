@@ -1,4 +1,5 @@
-"""Ten agents learn to read digits; midway what hosts them is killed with ``kill -9``; nothing is lost, nothing is twice.
+"""Ten agents learn to read digits; midway what hosts them is killed with ``kill -9``; nothing is
+lost, nothing is twice.
 
 `python main.py --engine local` kills the process that hosts all ten, on an embedded log.
 `python main.py --engine cluster` kills one of three hosts, with its server and its node.
@@ -16,7 +17,14 @@ import numpy as np
 from learner import Learner
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from train import judge, total, train
 
 from holdfast import LocalCluster, Node, run
@@ -28,7 +36,11 @@ out = Console(highlight=False)
 def bar() -> Progress:
     """A progress bar as all parts of the story have it."""
     return Progress(
-        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=out,
     )
 
 
@@ -39,7 +51,9 @@ async def start_worker(path: Path) -> asyncio.subprocess.Process:
     )
 
 
-async def follow(worker: asyncio.subprocess.Process, progress: Progress, task: TaskID, until: int = 0) -> int:
+async def follow(
+    worker: asyncio.subprocess.Process, progress: Progress, task: TaskID, until: int = 0
+) -> int:
     """Show what a worker acknowledges, to its end or to a number; return the last one heard."""
     assert worker.stdout is not None
     heard, before = 0, progress.tasks[task].completed
@@ -88,7 +102,10 @@ async def embedded(directory: Path) -> bool:
     async with Node.join(f"local:{path}", serve=[Learner]) as node:
         accuracy, weights, seen = await judge(node)
     out.print(f"\nkilled           process {worker.pid}, which hosted all ten agents, with kill -9")
-    out.print(f"away             {away:.2f} s, from the kill to the next acknowledged step (a new Python included)")
+    out.print(
+        f"away             {away:.2f} s, from the kill to the next acknowledged step (a new Python "
+        "included)"
+    )
     out.print(f"acknowledged     at least {before:,} steps before the kill, {after:,} after it")
     return verdict(calm, weights, accuracy, seen, total() - after >= before)
 
@@ -96,7 +113,9 @@ async def embedded(directory: Path) -> bool:
 async def cluster(directory: Path) -> bool:
     """The story on three hosts, of which one is killed."""
     out.print("[bold]Ten agents, one per digit, learn from 1,438 images, in order, twice.[/]")
-    out.print("They live on three hosts, each with its own server and node. Midway one host is killed.\n")
+    out.print(
+        "They live on three hosts, each with its own server and node. Midway one host is killed.\n"
+    )
     acknowledged = 0
     last = dict.fromkeys(range(10), 0.0)
     away: dict[int, float] = {}
@@ -141,33 +160,51 @@ async def cluster(directory: Path) -> bool:
     there = [digit for digit, owner in enumerate(owners) if owner == victim]
     moved = sorted(away[digit] for digit in there)
     others = sorted(away[digit] for digit in away if digit not in there)
-    out.print(f"\nkilled           host {victim}: its supervisor, its server and its node, which had agents {there}")
-    out.print(f"away             its agents {moved[len(moved) // 2]:.2f} s (median), {moved[-1]:.2f} s (longest)")
     out.print(
-        f"                 the others' longest wait was {others[-1]:.2f} s: a third of the log elects a new leader"
+        f"\nkilled           host {victim}: its supervisor, its server and its node, which had "
+        f"agents {there}"
     )
-    out.print(f"acknowledged     {before:,} steps before the kill, {acknowledged - before:,} after it")
+    out.print(
+        f"away             its agents {moved[len(moved) // 2]:.2f} s (median), {moved[-1]:.2f} s "
+        "(longest)"
+    )
+    out.print(
+        f"                 the others' longest wait was {others[-1]:.2f} s: a third of the log "
+        "elects a new leader"
+    )
+    out.print(
+        f"acknowledged     {before:,} steps before the kill, {acknowledged - before:,} after it"
+    )
     return verdict(calm, weights, accuracy, seen, acknowledged == total())
 
 
 def verdict(
-    calm: list[NDArray[np.float64]], weights: list[NDArray[np.float64]], accuracy: float, seen: int, kept: bool
+    calm: list[NDArray[np.float64]],
+    weights: list[NDArray[np.float64]],
+    accuracy: float,
+    seen: int,
+    kept: bool,
 ) -> bool:
     """Compare with the calm run, and say so."""
     same = all(one.tobytes() == other.tobytes() for one, other in zip(calm, weights, strict=True))
     right = same and seen == total() and kept
-    lost = "no acknowledged step lost, none applied twice" if seen == total() and kept else "[red]WRONG[/]"
+    lost = (
+        "no acknowledged step lost, none applied twice"
+        if seen == total() and kept
+        else "[red]WRONG[/]"
+    )
     out.print(f"applied          {seen:,} of {total():,} steps: {lost}")
     out.print(f"accuracy         {accuracy:.1%} of {360 - 1} held-out images")
-    out.print(
-        f"final weights    {'[bold green]bit-identical[/] to the run in which nothing happened' if same else '[red]DIFFERENT[/]'}"
-    )
+    verdict = "[bold green]bit-identical[/] to the run in which nothing happened"
+    out.print(f"final weights    {verdict if same else '[red]DIFFERENT[/]'}")
     return right
 
 
 def main() -> int:
     """Tell the story."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", choices=("local", "cluster"), default="local")
     engine = parser.parse_args().engine
     started = time.monotonic()

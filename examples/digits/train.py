@@ -18,7 +18,8 @@ def total() -> int:
 
 
 async def train(node: Node, acknowledged: Callable[[int], None]) -> None:
-    """Teach the ten until each has seen everything. ``acknowledged`` hears of each step that is durable: its digit."""
+    """Teach the ten until each has seen everything. ``acknowledged`` hears of each step that is
+    durable: its digit."""
     images, labels, _, _ = digits()
 
     async def teach(digit: int) -> None:

@@ -1,6 +1,8 @@
-"""The process that hosts the ten learners on an embedded log, and teaches them: the one that will be killed.
+"""The process that hosts the ten learners on an embedded log, and teaches them: the one that will
+be killed.
 
-`python worker.py FILE` says on its standard output how many steps were acknowledged since it started.
+`python worker.py FILE` says on its standard output how many steps were acknowledged since it
+started.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""Randomness. All that is random in Holdfast is drawn from here, so that a simulation can draw it from its seed."""
+"""Randomness. All that is random in Holdfast is drawn from here, so that a simulation can draw it
+from its seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Time. Everything above the floors takes its time from a `Clock`, so that tests and simulations can move it."""
+"""Time. Everything above the floors takes its time from a `Clock`, so that tests and simulations
+can move it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds on a clock that only grows, and that counts the time that the machine was suspended."""
+        """Seconds on a clock that only grows, and that counts the time that the machine was
+        suspended."""
         ...
 
 
@@ -26,7 +28,9 @@ class SystemClock:
     """The machine's own clocks."""
 
     now = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic if _BOOTTIME is None else partial(time.clock_gettime, _BOOTTIME))
+    monotonic = staticmethod(
+        time.monotonic if _BOOTTIME is None else partial(time.clock_gettime, _BOOTTIME)
+    )
 
 
 SYSTEM_CLOCK = SystemClock()

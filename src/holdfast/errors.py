@@ -50,8 +50,8 @@ class NoQuorum(NotDone):
 
 
 class StorageFailed(NoQuorum):
-    """The embedded log takes no writes: its disk is full, fails or cannot be written, or its files are gone. Also a host
-    whose server's files are gone.
+    """The embedded log takes no writes: its disk is full, fails or cannot be written, or its files
+    are gone. Also a host whose server's files are gone.
 
     The text names the file, and says what to do.
     """
@@ -139,7 +139,8 @@ class WouldDeadlock(Never):
 
 
 class TurnOver(Never, RuntimeError):
-    """The code runs on after the end of its turn, and would write with it: nothing was sent, set or changed."""
+    """The code runs on after the end of its turn, and would write with it: nothing was sent, set or
+    changed."""
 
 
 class ReplayMismatch(Never):
@@ -168,20 +169,22 @@ def _tree(root: type[HoldfastError]) -> dict[str, type[HoldfastError]]:
 _BY_NAME = _tree(HoldfastError)
 
 
-# What may be said of an error, whoever made it -----------------------------------------------------------------------
+# What may be said of an error, whoever made it ----------------------------------------------------
 
 _WHERE: Final = "It was raised here:\n"
 
 
 def plain(text: str, most: int = limits.ERROR_DETAILS_MAX) -> str:
-    """Text that can be sent: no longer than ``most`` characters, and without halves of surrogate pairs."""
+    """Text that can be sent: no longer than ``most`` characters, and without halves of surrogate
+    pairs."""
     if len(text) > most:
         text = f"{str.__getitem__(text, slice(0, most - 1))}…"
     return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, whatever its ``__str__`` does; at most `limits.ERROR_TEXT_MAX` characters."""
+    """What an error says, whatever its ``__str__`` does; at most `limits.ERROR_TEXT_MAX`
+    characters."""
     try:
         return plain(str(error), limits.ERROR_TEXT_MAX)
     except BaseException as found:
@@ -195,7 +198,8 @@ def class_of(error: BaseException) -> str:
 
 
 def tell_where(error: HoldfastError, details: str) -> None:
-    """Have the error show, under its own traceback, that of the code that raised it in another place."""
+    """Have the error show, under its own traceback, that of the code that raised it in another
+    place."""
     error.add_note(f"{_WHERE}{details}")
 
 
@@ -207,15 +211,20 @@ def where_of(error: BaseException) -> str:
 
 
 def to_wire(error: BaseException) -> tuple[str, str, str, str]:
-    """``(class name, text, kind_of_error, details)``: what of an error travels to another process."""
-    name = next((base.__name__ for base in type(error).__mro__ if base is _BY_NAME.get(base.__name__)), "HoldfastError")
+    """``(class name, text, kind_of_error, details)``: what of an error travels to another
+    process."""
+    name = next(
+        (base.__name__ for base in type(error).__mro__ if base is _BY_NAME.get(base.__name__)),
+        "HoldfastError",
+    )
     if isinstance(error, HandlerFailed):
         return name, text_of(error), plain(error.kind_of_error), plain(error.details)
     return name, text_of(error), "", where_of(error)
 
 
 def from_wire(name: str, text: str, kind_of_error: str = "", details: str = "") -> HoldfastError:
-    """The error that `to_wire` was given, or a plain `HoldfastError` where the class is not known here."""
+    """The error that `to_wire` was given, or a plain `HoldfastError` where the class is not known
+    here."""
     if name == HandlerFailed.__name__:
         return HandlerFailed(text, kind_of_error, details)
     error = _BY_NAME.get(name, HoldfastError)(text)

@@ -1,9 +1,11 @@
-"""Opening files of ours: no link is followed, nobody else may read them, and what is there already is not taken for ours.
+"""Opening files of ours: no link is followed, nobody else may read them, and what is there already
+is not taken for ours.
 
-Who can write into a directory of ours, or guesses a name in `/tmp`, can put a symbolic link where we are about to write:
-then we overwrite the file that it names, with our rights. A file that somebody made before, open to all, would get what
-agents remember. So everything that we write is opened here: without following a link at its end, as a regular file, with
-mode 0600, in directories of mode 0700. Links among the directories before it are the operator's, and are followed.
+Who can write into a directory of ours, or guesses a name in `/tmp`, can put a symbolic link where
+we are about to write: then we overwrite the file that it names, with our rights. A file that
+somebody made before, open to all, would get what agents remember. So everything that we write is
+opened here: without following a link at its end, as a regular file, with mode 0600, in directories
+of mode 0700. Links among the directories before it are the operator's, and are followed.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import BinaryIO, Final
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
-_SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a named pipe is refused, not waited for
+# a named pipe is refused, not waited for
+_SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and those before it, for this user alone; those that are there stay as they are. Raises `OSError`."""
+    """Make a directory, and those before it, for this user alone; those that are there stay as they
+    are. Raises `OSError`."""
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -36,13 +40,16 @@ def make_directory(path: Path) -> None:
 
 
 def descriptor(path: Path, flags: int) -> int:
-    """Open a file of ours; where it is made, for this user alone. Raises `OSError` for a link and what is not a file."""
+    """Open a file of ours; where it is made, for this user alone. Raises `OSError` for a link and
+    what is not a file."""
     try:
         opened = os.open(path, flags | _SAFE, FILE_MODE)
     except OSError as error:
         if error.errno == errno.ELOOP or (error.errno == errno.EEXIST and path.is_symlink()):
             raise OSError(
-                error.errno, "it is a symbolic link, and none is followed here: remove it", str(path)
+                error.errno,
+                "it is a symbolic link, and none is followed here: remove it",
+                str(path),
             ) from None
         raise
     if not stat.S_ISREG(os.fstat(opened).st_mode):
@@ -58,7 +65,8 @@ def create(path: Path, flags: int = os.O_WRONLY) -> int:
 
 
 def appending(path: Path) -> BinaryIO:
-    """A file to write behind its end, made where there is none; others' rights to one that is there are taken away."""
+    """A file to write behind its end, made where there is none; others' rights to one that is there
+    are taken away."""
     opened = descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     keep_private(opened)
     return os.fdopen(opened, "ab")
@@ -72,7 +80,8 @@ def keep_private(opened: int) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file for this user alone, whole or not at all; what is there, a link too, is replaced. Raises `OSError`.
+    """Write a file for this user alone, whole or not at all; what is there, a link too, is
+    replaced. Raises `OSError`.
 
     It is on the disk before it has its name: else a power cut leaves an empty file.
     """
@@ -109,7 +118,8 @@ def read_own(path: Path) -> bytes:
 
 
 def open_to_all(path: Path) -> str:
-    """What any user of this machine may do with a file that is to be secret, as its mode says; empty for nothing.
+    """What any user of this machine may do with a file that is to be secret, as its mode says;
+    empty for nothing.
 
     A group may have its rights: that is how containers are given secrets. Raises `OSError`.
     """

@@ -1,7 +1,7 @@
 """Names: how kinds, agents, shards and processes are written, and how they become subjects.
 
-An agent's id is ``kind/name``. In a subject it must be one token, so the characters that a subject cannot have are
-quoted as in a URL; quoting is reversible, and plain names stay readable.
+An agent's id is ``kind/name``. In a subject it must be one token, so the characters that a subject
+cannot have are quoted as in a URL; quoting is reversible, and plain names stay readable.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ _CAPABILITY: Final = re.compile(r"[A-Za-z0-9_:./-]{1,128}")
 
 
 def check_kind(kind: str) -> str:
-    """The kind, if it is a Python identifier of at most 64 ASCII characters. Raises `InvalidName`."""
+    """The kind, if it is a Python identifier of at most 64 ASCII characters. Raises
+    `InvalidName`."""
     if not _KIND.fullmatch(kind):
-        raise InvalidName(f"{kind!r} is no kind: a kind is an ASCII identifier of at most 64 characters")
+        raise InvalidName(
+            f"{kind!r} is no kind: a kind is an ASCII identifier of at most 64 characters"
+        )
     return kind
 
 
@@ -38,30 +41,37 @@ def check_name(name: str) -> str:
     except UnicodeEncodeError as error:
         raise InvalidName(f"{name!r} cannot be written in UTF-8: {error.reason}") from None
     if not 0 < size <= limits.NAME_BYTES_MAX:
-        raise InvalidName(f"an agent's name has 1 to {limits.NAME_BYTES_MAX} bytes in UTF-8, not {size}: {name[:40]!r}")
+        raise InvalidName(
+            f"an agent's name has 1 to {limits.NAME_BYTES_MAX} bytes in UTF-8, not {size}: "
+            f"{name[:40]!r}"
+        )
     return name
 
 
 def check_capability(capability: str) -> str:
     """The capability, if it is 1 to 128 of ``A-Za-z0-9_:./-``. Raises `InvalidName`."""
     if not isinstance(capability, str) or not _CAPABILITY.fullmatch(capability):
-        raise InvalidName(f"{capability!r} is no capability: use 1 to 128 of the characters A-Z a-z 0-9 _ : . / -")
+        raise InvalidName(
+            f"{capability!r} is no capability: use 1 to 128 of the characters A-Z a-z 0-9 _ : . / -"
+        )
     return capability
 
 
 def check_machine(name: str, what: str) -> str:
-    """The name of a host or node (``what``), if it can stand in a subject and in a path. Raises `ConfigError`."""
+    """The name of a host or node (``what``), if it can stand in a subject and in a path. Raises
+    `ConfigError`."""
     if not isinstance(name, str) or not _MACHINE.fullmatch(name):
         raise ConfigError(
-            f"{str(name)[:40]!r} is not a {what}'s name: use 1 to 128 of the characters A-Z a-z 0-9 _ . : -, "
-            "with a letter, digit or _ at the front"
+            f"{str(name)[:40]!r} is not a {what}'s name: use 1 to 128 of the characters A-Z a-z "
+            "0-9 _ . : -, with a letter, digit or _ at the front"
         )
     return name
 
 
 @lru_cache(maxsize=4096)
 def is_incarnation(name: str) -> bool:
-    """Whether it can be the name of one life of a process: a token of subjects, with the life's number behind a ``~``."""
+    """Whether it can be the name of one life of a process: a token of subjects, with the life's
+    number behind a ``~``."""
     return _INCARNATION.fullmatch(name) is not None
 
 
@@ -83,15 +93,20 @@ def from_agent_token(token: str) -> tuple[str, str]:
 def parse_agent_id(agent_id: str) -> tuple[str, str]:
     """The kind and name of ``kind/name`` as a person writes it. Raises `InvalidName`."""
     if not isinstance(agent_id, str):
-        raise InvalidName(f"an agent id is a str, KIND/NAME, not {type(agent_id).__name__}: {agent_id!r:.100}")
+        raise InvalidName(
+            f"an agent id is a str, KIND/NAME, not {type(agent_id).__name__}: {agent_id!r:.100}"
+        )
     kind, slash, name = agent_id.partition("/")
     if not slash:
-        raise InvalidName(f"{agent_id!r} is no agent id: write KIND/NAME, for example Reviewer/acme")
+        raise InvalidName(
+            f"{agent_id!r} is no agent id: write KIND/NAME, for example Reviewer/acme"
+        )
     return check_kind(kind), check_name(name)
 
 
 def shard_of(token: str, shards: int) -> int:
-    """The shard, 0 to ``shards - 1``, of an agent's token. It never changes for a given number of shards."""
+    """The shard, 0 to ``shards - 1``, of an agent's token. It never changes for a given number of
+    shards."""
     return crc32(token.encode()) % shards
 
 

@@ -1,6 +1,8 @@
-"""Reading what another process writes into a pipe, line by line: events of ours, or text of anybody's (see `pipes`).
+"""Reading what another process writes into a pipe, line by line: events of ours, or text of
+anybody's (see `pipes`).
 
-The loop takes what is there and waits for nothing else. A line has a bound, whatever the other side writes.
+The loop takes what is there and waits for nothing else. A line has a bound, whatever the other side
+writes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _ends = re.compile(rb"\r\n|\r|\n").finditer
 class LineReader:
     """Reads lines from a pipe in the running loop, and closes it at its end.
 
-    ``on_line`` gets a line without its end, and how many bytes were cut off it. A line is at most ``longest`` bytes.
+    ``on_line`` gets a line without its end, and how many bytes were cut off it. A line is at most
+    ``longest`` bytes.
     """
 
     def __init__(self, pipe: int, on_line: Callable[[bytes, int], None], longest: int) -> None:
@@ -91,9 +94,11 @@ class LineReader:
 
 
 class TextReader(LineReader):
-    """Reads what programs print. ``on_text`` gets each line, cut where it is long, and how many were dropped.
+    """Reads what programs print. ``on_text`` gets each line, cut where it is long, and how many
+    were dropped.
 
-    A carriage return ends a line as well, as of a progress bar; and what is not ended for a second is taken for a line.
+    A carriage return ends a line as well, as of a progress bar; and what is not ended for a second
+    is taken for a line.
     """
 
     def __init__(self, pipe: int, on_text: Callable[[str], None]) -> None:
@@ -163,9 +168,15 @@ class TextReader(LineReader):
 
 
 class EventReader:
-    """Reads what a `Teller` says. ``on_event`` gets its name and its facts; what is no event is dropped, and said once."""
+    """Reads what a `Teller` says. ``on_event`` gets its name and its facts; what is no event is
+    dropped, and said once."""
 
-    def __init__(self, pipe: int, on_event: Callable[[str, dict[str, Any]], None], on_nonsense: Callable[[str], None]):
+    def __init__(
+        self,
+        pipe: int,
+        on_event: Callable[[str, dict[str, Any]], None],
+        on_nonsense: Callable[[str], None],
+    ):
         self._on_event = on_event
         self._on_nonsense = on_nonsense
         self._was_said = False

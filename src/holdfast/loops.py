@@ -1,4 +1,5 @@
-"""The event loop that Holdfast runs on (uvloop where there is one), and the tasks that live as long as it."""
+"""The event loop that Holdfast runs on (uvloop where there is one), and the tasks that live as long
+as it."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 500
-"""Items of `in_slices` between two turns of the loop: some 10 ms of what is done for a record of a recovery."""
+"""Items of `in_slices` between two turns of the loop: some 10 ms of what is done for a record of a
+recovery."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a program's main coroutine, as `asyncio.run` does, on the fastest loop there is.
 
-    Tasks that are left when it has ended are cancelled. `asyncio.run` waits for their end for ever, also where one swallows
-    each cancellation; this waits for a bounded time, and says in the log what goes on.
+    Tasks that are left when it has ended are cancelled. `asyncio.run` waits for their end for ever,
+    also where one swallows each cancellation; this waits for a bounded time, and says in the log
+    what goes on.
     """
     runner = asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop)
     loop = runner.get_loop()
@@ -40,7 +43,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def _end(runner: asyncio.Runner) -> None:
-    """End what is left on a loop, and close it. A Ctrl-C meanwhile ends it at once, and is what comes out of it."""
+    """End what is left on a loop, and close it. A Ctrl-C meanwhile ends it at once, and is what
+    comes out of it."""
     loop = runner.get_loop()
     try:
         try:
@@ -60,7 +64,8 @@ def _end(runner: asyncio.Runner) -> None:
 
 
 async def _end_all() -> None:
-    """Cancel all tasks that there are, those too that others begin as they end, and then end all generators."""
+    """Cancel all tasks that there are, those too that others begin as they end, and then end all
+    generators."""
     loop, cancelled = asyncio.get_running_loop(), set[asyncio.Task[Any]]()
     _ending.add(loop)
     until = loop.time() + limits.LEFT_SECONDS
@@ -73,7 +78,9 @@ async def _end_all() -> None:
     # It knows no generator any more when it is called again, as the runner does.
     await asyncio.wait({loop.create_task(loop.shutdown_asyncgens())}, timeout=limits.LEFT_SECONDS)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        _logger.warning("%s goes on though it was cancelled, and is left to itself", task.get_name())
+        _logger.warning(
+            "%s goes on though it was cancelled, and is left to itself", task.get_name()
+        )
 
 
 _ending: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
@@ -81,26 +88,32 @@ _ours: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
 
 
 def is_ours() -> bool:
-    """Whether `run` made the running loop: another one belongs to whoever made it, and is left as it is."""
+    """Whether `run` made the running loop: another one belongs to whoever made it, and is left as
+    it is."""
     return asyncio.get_running_loop() in _ours
 
 
 def is_over() -> bool:
-    """Whether the running loop's program has ended: at the end of `run`, or of `asyncio.run`, every task is cancelled."""
-    return asyncio.get_running_loop() in _ending or all(task.cancelling() for task in asyncio.all_tasks())
+    """Whether the running loop's program has ended: at the end of `run`, or of `asyncio.run`, every
+    task is cancelled."""
+    return asyncio.get_running_loop() in _ending or all(
+        task.cancelling() for task in asyncio.all_tasks()
+    )
 
 
 def _leave(task: asyncio.Task[Any]) -> None:
     """Have nobody wait for a task any more, and never destroy it, not even as the interpreter ends.
 
-    What is destroyed is given one more error: code that swallows every error would then go round for ever, with no loop.
+    What is destroyed is given one more error: code that swallows every error would then go round
+    for ever, with no loop.
     """
     asyncio._unregister_task(task)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 
 
 def report(what: str, error: BaseException | None) -> None:
-    """Tell the running loop's exception handler that a part of a node has come to its end. ``what``: in a sentence."""
+    """Tell the running loop's exception handler that a part of a node has come to its end.
+    ``what``: in a sentence."""
     context: dict[str, Any] = {"message": what, PART: True}
     if error is not None:
         context["exception"] = error
@@ -110,17 +123,20 @@ def report(what: str, error: BaseException | None) -> None:
 PART: Final = "holdfast_part"
 """A key of what an exception handler is given, where a part of a node came to its end."""
 
-hears: Final[ContextVar[Callable[[str, BaseException | None], None]]] = ContextVar("hears", default=report)
+hears: Final[ContextVar[Callable[[str, BaseException | None], None]]] = ContextVar(
+    "hears", default=report
+)
 """Who hears of the end of parts that are started here: their node, which cannot go on."""
 
 _stopped: Final[WeakSet[asyncio.Task[Any]]] = WeakSet()
 
 
 def start(work: Coroutine[Any, Any, T], what: str, may_return: bool = False) -> asyncio.Task[T]:
-    """Run a part of a node that nothing else can do without. If it ends, its node hears of it, unless `stop` ended it.
+    """Run a part of a node that nothing else can do without. If it ends, its node hears of it,
+    unless `stop` ended it.
 
-    A task may end without an error, as when code of a user's cancels all tasks that there are: that is a failure as well.
-    ``may_return``: it is done when it returns.
+    A task may end without an error, as when code of a user's cancels all tasks that there are: that
+    is a failure as well. ``may_return``: it is done when it returns.
     """
     told = hears.get()
     task = asyncio.get_running_loop().create_task(work)
@@ -164,7 +180,8 @@ async def together(*works: Coroutine[Any, Any, object]) -> None:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Call in a thread. Whoever is cancelled meanwhile waits for its end, so that nothing happens behind its back."""
+    """Call in a thread. Whoever is cancelled meanwhile waits for its end, so that nothing happens
+    behind its back."""
     task = asyncio.get_running_loop().create_task(asyncio.to_thread(function))
     try:
         return await asyncio.shield(task)
@@ -176,8 +193,8 @@ async def in_thread(function: Callable[[], T]) -> T:
 async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
     """The items, with a turn for all else that the loop has to do after every few hundred.
 
-    For work on as many items as there are agents: while a loop stands still its node proves no life, and its agents do
-    nothing.
+    For work on as many items as there are agents: while a loop stands still its node proves no
+    life, and its agents do nothing.
     """
     for count, item in enumerate(items, 1):
         yield item

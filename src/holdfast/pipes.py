@@ -1,14 +1,17 @@
-"""Pipes between a process of ours and its parent: one for its events, others for whatever its code prints.
+"""Pipes between a process of ours and its parent: one for its events, others for whatever its code
+prints.
 
-What user code prints is data: anybody may print anything, as fast as it likes, and a program that it started may keep the
-pipe. So a child says what its parent acts on through a pipe of its own, which no other program inherits. Printed text
-comes through other pipes, line by line; each line has a bound, and so has the number of lines a second.
+What user code prints is data: anybody may print anything, as fast as it likes, and a program that
+it started may keep the pipe. So a child says what its parent acts on through a pipe of its own,
+which no other program inherits. Printed text comes through other pipes, line by line; each line has
+a bound, and so has the number of lines a second.
 
-Neither side ever waits for the other. A `Teller` keeps what does not fit into its pipe, up to a bound; a `Writer` writes to
-a terminal, file or pipe that may be read slowly, or never. The reading side is in `lines`.
+Neither side ever waits for the other. A `Teller` keeps what does not fit into its pipe, up to a
+bound; a `Writer` writes to a terminal, file or pipe that may be read slowly, or never. The reading
+side is in `lines`.
 
-While the interpreter ends, no thread starts or goes on, so whoever waits for one, or for its lock, waits for ever. What is
-logged then, as of tasks that nobody awaited, is dropped.
+While the interpreter ends, no thread starts or goes on, so whoever waits for one, or for its lock,
+waits for ever. What is logged then, as of tasks that nobody awaited, is dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ _F_SETPIPE_SZ: Final = 1031
 
 
 def make() -> tuple[int, int]:
-    """A pipe for text: (reading end, writing end). It holds a mebibyte where the system lets us (Linux)."""
+    """A pipe for text: (reading end, writing end). It holds a mebibyte where the system lets us
+    (Linux)."""
     reading, writing = os.pipe()
     if sys.platform.startswith("linux"):
         with suppress(OSError):  # all pipes of a user together have a bound
@@ -43,9 +47,12 @@ def make() -> tuple[int, int]:
 
 
 class Rate:
-    """So many a second, and a burst; it counts what is over that. After the burst they come a second's worth at a time."""
+    """So many a second, and a burst; it counts what is over that. After the burst they come a
+    second's worth at a time."""
 
-    def __init__(self, per_second: float = limits.SAID_LINES_PER_SECOND, burst: int = limits.SAID_LINES_BURST) -> None:
+    def __init__(
+        self, per_second: float = limits.SAID_LINES_PER_SECOND, burst: int = limits.SAID_LINES_BURST
+    ) -> None:
         self._per_second = per_second
         self._burst = burst
         self._left = float(burst)
@@ -86,9 +93,11 @@ class Rate:
 
 
 class Teller:
-    """Writes events into a pipe, one JSON object a line, from any thread, and never waits for the reader.
+    """Writes events into a pipe, one JSON object a line, from any thread, and never waits for the
+    reader.
 
-    No program that this process starts inherits the pipe. A fork that goes on with this process's memory says nothing.
+    No program that this process starts inherits the pipe. A fork that goes on with this process's
+    memory says nothing.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -103,7 +112,8 @@ class Teller:
         os.register_at_fork(after_in_child=self._forked)
 
     def tell(self, event: str, facts: dict[str, Any], may_drop: bool = False) -> bool:
-        """Say an event; False where it was dropped, as too much waits, or nobody is there to read it.
+        """Say an event; False where it was dropped, as too much waits, or nobody is there to read
+        it.
 
         ``may_drop``: rather drop it than keep it.
         """
@@ -117,7 +127,9 @@ class Teller:
         with self._lock:
             if self._waiting:
                 self._flush()
-            too_much = bool(self._waiting) if may_drop else self._bytes > limits.EVENTS_WAITING_BYTES_MAX
+            too_much = (
+                bool(self._waiting) if may_drop else self._bytes > limits.EVENTS_WAITING_BYTES_MAX
+            )
             if self.closed or too_much:
                 return False
             self._waiting.append(line)
@@ -175,9 +187,11 @@ def _printable(value: Any) -> Any:
 
 
 class Writer:
-    """Writes in a thread of its own, so that nobody waits for a reader that is slow, or that does not read at all.
+    """Writes in a thread of its own, so that nobody waits for a reader that is slow, or that does
+    not read at all.
 
-    Over ``limits.WRITER_LINES_MAX`` lines that wait, further ones are dropped; how many is said when there is room again.
+    Over ``limits.WRITER_LINES_MAX`` lines that wait, further ones are dropped; how many is said
+    when there is room again.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:

@@ -1,9 +1,10 @@
-"""What the code in a node or a worker prints and logs, on its way to people: with the agent whose turn it was.
+"""What the code in a node or a worker prints and logs, on its way to people: with the agent whose
+turn it was.
 
-A process of ours replaces ``sys.stdout`` and ``sys.stderr`` by streams that hand each line to its parent as an event, which
-carries time and agent. A line that the parent has no room for is dropped, so printing never blocks a loop. What is written
-past Python, by a library in C or by a program that was started, goes to the process's standard output as ever, which the
-parent reads as plain text.
+A process of ours replaces ``sys.stdout`` and ``sys.stderr`` by streams that hand each line to its
+parent as an event, which carries time and agent. A line that the parent has no room for is dropped,
+so printing never blocks a loop. What is written past Python, by a library in C or by a program that
+was started, goes to the process's standard output as ever, which the parent reads as plain text.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from holdfast.errors import ConfigError
 from holdfast.pipes import Rate, Teller, Writer, cut_text
 
 LEVEL_VARIABLE: Final = "HOLDFAST_LOG"
-"""The environment variable that says from which level on records of `logging` are shown: info if it is not set."""
+"""The environment variable that says from which level on records of `logging` are shown: info if it
+is not set."""
 
 SAID: Final = "said"
 """The event of a printed line."""
@@ -40,9 +42,17 @@ class _Part(NamedTuple):
 
 
 class _Stream(io.TextIOWrapper):
-    """A standard stream of this process. ``begun`` is set when text waits for the end of its line, or was dropped."""
+    """A standard stream of this process. ``begun`` is set when text waits for the end of its line,
+    or was dropped."""
 
-    def __init__(self, number: int, teller: Teller, rate: Rate, who: Callable[[], str], begun: threading.Event) -> None:
+    def __init__(
+        self,
+        number: int,
+        teller: Teller,
+        rate: Rate,
+        who: Callable[[], str],
+        begun: threading.Event,
+    ) -> None:
         super().__init__(
             open(number, "wb", closefd=False),  # noqa: SIM115
             "utf-8",
@@ -59,7 +69,8 @@ class _Stream(io.TextIOWrapper):
         """Of each thread."""
 
     def write(self, text: str) -> int:
-        """Hand on the lines that this ends. The rest waits for its end, for `flush`, or for a second."""
+        """Hand on the lines that this ends. The rest waits for its end, for `flush`, or for a
+        second."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if self._teller.closed:  # a fork of the process
@@ -78,12 +89,17 @@ class _Stream(io.TextIOWrapper):
             first, *others = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
             begun, beyond = (part.text, part.beyond) if part is not None else ("", 0)
             room = limits.SAID_LINE_BYTES_MAX - len(begun)
-            part = _Part(agent, begun + first[:room], beyond + max(len(first) - room, 0), time.monotonic())
+            part = _Part(
+                agent, begun + first[:room], beyond + max(len(first) - room, 0), time.monotonic()
+            )
             for line in others:
                 if part.text or "\r" not in text:
                     self._say(*part)
                 part = _Part(
-                    agent, line[: limits.SAID_LINE_BYTES_MAX], max(len(line) - limits.SAID_LINE_BYTES_MAX, 0), part.at
+                    agent,
+                    line[: limits.SAID_LINE_BYTES_MAX],
+                    max(len(line) - limits.SAID_LINE_BYTES_MAX, 0),
+                    part.at,
                 )
             if part.text:
                 self._parts[thread] = part
@@ -101,7 +117,8 @@ class _Stream(io.TextIOWrapper):
         super().flush()
 
     def end_parts(self) -> bool:
-        """Hand on what waits for the end of its line for too long; whether something waits for less long."""
+        """Hand on what waits for the end of its line for too long; whether something waits for less
+        long."""
         oldest = time.monotonic() - limits.SAID_PART_SECONDS
         with self._lock:
             for thread, part in list(self._parts.items()):
@@ -113,7 +130,12 @@ class _Stream(io.TextIOWrapper):
     def _say(self, agent: str, line: str, beyond: int, _at: float) -> None:
         if not self._rate.take():
             return
-        facts = {"at": time.time(), "agent": agent, "stream": self._stream, "text": cut_text(line, beyond)}
+        facts = {
+            "at": time.time(),
+            "agent": agent,
+            "stream": self._stream,
+            "text": cut_text(line, beyond),
+        }
         if not self._teller.tell(SAID, facts, may_drop=True):
             self._rate.refused(1)
             self._begun.set()
@@ -129,17 +151,22 @@ class _Stream(io.TextIOWrapper):
     def say_dropped(self) -> None:
         """Say how many lines were dropped."""
         dropped = self._rate.take_dropped()
-        if dropped and not self._teller.tell(SAID, {"at": time.time(), "dropped": dropped}, may_drop=True):
+        if dropped and not self._teller.tell(
+            SAID, {"at": time.time(), "dropped": dropped}, may_drop=True
+        ):
             self._rate.refused(dropped)
             self._begun.set()
 
 
 def take_over(teller: Teller, who: Callable[[], str]) -> None:
-    """Have what Python code of this process prints told to its parent. ``who``: the agent whose code runs, or nothing."""
+    """Have what Python code of this process prints told to its parent. ``who``: the agent whose
+    code runs, or nothing."""
     rate, begun = Rate(), threading.Event()
     streams = [_Stream(number, teller, rate, who, begun) for number in (1, 2)]
     sys.stdout, sys.stderr = streams
-    threading.Thread(target=_end_parts, args=(streams, begun), name="holdfast-said", daemon=True).start()
+    threading.Thread(
+        target=_end_parts, args=(streams, begun), name="holdfast-said", daemon=True
+    ).start()
 
 
 def _end_parts(streams: list[_Stream], begun: threading.Event) -> None:
@@ -153,7 +180,8 @@ def _end_parts(streams: list[_Stream], begun: threading.Event) -> None:
 
 
 def hand_on(agent: str, text: str, number: int) -> None:
-    """Print a line for an agent whose code ran elsewhere. ``number``: 1 for the standard output, 2 for the standard error."""
+    """Print a line for an agent whose code ran elsewhere. ``number``: 1 for the standard output, 2
+    for the standard error."""
     stream = sys.stdout if number == 1 else sys.stderr
     if isinstance(stream, _Stream):
         stream.say(agent, text)
@@ -173,7 +201,8 @@ def level() -> int:
 
 
 class _Shown(logging.Formatter):
-    """Text of users is data in a log as well: only what can be seen, and no second line that looks like a first one."""
+    """Text of users is data in a log as well: only what can be seen, and no second line that looks
+    like a first one."""
 
     def __init__(self) -> None:
         super().__init__(_FORMAT)
@@ -184,8 +213,8 @@ class _Shown(logging.Formatter):
 
 
 def show_warnings() -> None:
-    """Have warnings shown that nobody has said how to show; an application's own settings come first, whenever it makes
-    them."""
+    """Have warnings shown that nobody has said how to show; an application's own settings come
+    first, whenever it makes them."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_Shown())
@@ -197,7 +226,8 @@ def set_up_logging(from_level: int | None = None) -> None:
     chosen = level() if from_level is None else from_level
     handler = logging.StreamHandler()
     handler.setFormatter(_Shown())
-    logging.basicConfig(level=chosen, handlers=[handler])  # does nothing where the root has a handler
+    # does nothing where the root has a handler
+    logging.basicConfig(level=chosen, handlers=[handler])
 
 
 class _Written(logging.Handler):
@@ -213,7 +243,8 @@ class _Written(logging.Handler):
 
 
 def log_to(writer: Writer) -> None:
-    """Have what this process logs written by a writer, so that logging waits for nobody. Raises `ConfigError`."""
+    """Have what this process logs written by a writer, so that logging waits for nobody. Raises
+    `ConfigError`."""
     handler = _Written(writer)
     handler.setFormatter(_Shown())
     logging.basicConfig(level=level(), handlers=[handler])
@@ -225,7 +256,9 @@ SAID_EVENTS: Final = frozenset({"node-said", "host-said"})
 
 def who(facts: dict[str, Any]) -> str:
     """Who said such a line: the node, and the agent where that is known; or the host."""
-    return " ".join(str(facts[key]) for key in ("node", "agent") if facts.get(key)) or str(facts.get("host", ""))
+    return " ".join(str(facts[key]) for key in ("node", "agent") if facts.get(key)) or str(
+        facts.get("host", "")
+    )
 
 
 def said_line(facts: dict[str, Any]) -> str:
@@ -242,5 +275,10 @@ def show(event: str, facts: dict[str, Any]) -> None:
 
 
 def visible(text: str) -> str:
-    """The text in one line: a character that cannot be seen, or that moves a terminal's cursor, is written as an escape."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    """The text in one line: a character that cannot be seen, or that moves a terminal's cursor, is
+    written as an escape."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    )

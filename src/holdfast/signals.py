@@ -1,8 +1,10 @@
-"""How a program of ours hears signals: it ends in order at the first, at once at a second Ctrl-C, and reloads at SIGHUP.
+"""How a program of ours hears signals: it ends in order at the first, at once at a second Ctrl-C,
+and reloads at SIGHUP.
 
-The handlers are Python's own and not the event loop's: they run between two instructions even where a handler of a user's
-keeps the loop. The kernel ignores signals to the first process of a container that has no handlers, so a program installs
-them before it does anything else; and whatever that container's other processes leave behind is the first one's to reap.
+The handlers are Python's own and not the event loop's: they run between two instructions even where
+a handler of a user's keeps the loop. The kernel ignores signals to the first process of a container
+that has no handlers, so a program installs them before it does anything else; and whatever that
+container's other processes leave behind is the first one's to reap.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ _INTERRUPTED: Final = 128 + signal.SIGINT
 
 
 class Signals:
-    """Use it with ``with``, inside a running loop. ``stop`` is set at the first signal that ends the program.
+    """Use it with ``with``, inside a running loop. ``stop`` is set at the first signal that ends
+    the program.
 
-    ``on_reload``: called at SIGHUP; without it SIGHUP ends the program in order. `nohup` has a program ignore SIGHUP, so that
-    nothing ends with its terminal: then it is not ended by SIGHUP, but reloads. ``at_once``: called before a second Ctrl-C ends
-    the process, to end its children.
+    ``on_reload``: called at SIGHUP; without it SIGHUP ends the program in order. `nohup` has a
+    program ignore SIGHUP, so that nothing ends with its terminal: then it is not ended by SIGHUP,
+    but reloads. ``at_once``: called before a second Ctrl-C ends the process, to end its children.
     """
 
-    def __init__(self, on_reload: Callable[[], None] | None = None, at_once: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, on_reload: Callable[[], None] | None = None, at_once: Callable[[], None] | None = None
+    ) -> None:
         self.stop = asyncio.Event()
         self.number = 0
         """The signal that ended it."""
@@ -54,7 +59,10 @@ class Signals:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -71,7 +79,8 @@ class Signals:
         self._loop.call_soon_threadsafe(self._act, number)
 
     def _act(self, number: int) -> None:
-        # The kernel sends SIGHUP as well when a terminal is closed: then nobody is there any more who could stop this.
+        # The kernel sends SIGHUP as well when a terminal is closed: then nobody is there any more
+        # who could stop this.
         if (
             number == signal.SIGHUP
             and self._on_reload is not None
@@ -84,7 +93,9 @@ class Signals:
 
     def _end_at_once(self) -> None:
         with suppress(OSError):
-            os.write(2, b"\nended at once, at a second Ctrl-C; what was not acknowledged may be lost\n")
+            os.write(
+                2, b"\nended at once, at a second Ctrl-C; what was not acknowledged may be lost\n"
+            )
         if self._at_once is not None:
             with suppress(Exception):
                 self._at_once()
@@ -92,7 +103,8 @@ class Signals:
 
 
 def interrupted() -> int:
-    """The exit code of a command that a Ctrl-C ends. One that comes while it does ends it at once."""
+    """The exit code of a command that a Ctrl-C ends. One that comes while it does ends it at
+    once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return _INTERRUPTED
 
@@ -118,9 +130,11 @@ def _has_terminal() -> bool:
 
 
 async def reap_orphans() -> None:
-    """For the first process of a container: take the ends of processes whose parents ended before them, for ever.
+    """For the first process of a container: take the ends of processes whose parents ended before
+    them, for ever.
 
-    The loop takes those of its own children at once. One that is still there after two looks is nobody's.
+    The loop takes those of its own children at once. One that is still there after two looks is
+    nobody's.
     """
     seen: set[int] = set()
     while True:
@@ -141,7 +155,9 @@ def _ended_children(parent: int) -> set[int]:
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             with suppress(OSError, IndexError, ValueError):
-                state, its_parent = (path / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                state, its_parent = (
+                    (path / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                )
                 if state == "Z" and int(its_parent) == parent:
                     found.add(int(path.name))
     return found

@@ -1,4 +1,5 @@
-"""Hosts as processes of their own, each of which may be another one than the rest: older code, another clock."""
+"""Hosts as processes of their own, each of which may be another one than the rest: older code,
+another clock."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from holdfast.host.settings import HostSettings
 SOURCE = Path(holdfast.__file__).parent
 MAIN = "import sys; from holdfast.host.process import main; sys.exit(main())"
 FAST_CLOCK = "import time; real = time.time; time.time = lambda: real() + 30.0; "
-"""Said before `MAIN`: a machine whose clock is half a minute ahead. Every process has the kernel's clock here, so the
-function that reads it is replaced, in that host's process alone; nothing of Holdfast knows of it."""
+"""Said before `MAIN`: a machine whose clock is half a minute ahead. Every process has the kernel's
+clock here, so the function that reads it is replaced, in that host's process alone; nothing of
+Holdfast knows of it."""
 
 
 class HostProcess:
-    """One host. ``tree``: the source tree it runs from; ``prelude``: Python that runs first in its process."""
+    """One host. ``tree``: the source tree it runs from; ``prelude``: Python that runs first in its
+    process."""
 
     def __init__(self, settings: HostSettings, tree: Path | None = None, prelude: str = "") -> None:
         self.settings = settings
@@ -42,9 +45,15 @@ class HostProcess:
             environment["PYTHONPATH"] = str(self.tree)
         self.events = []
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", self.prelude + MAIN, env=environment, start_new_session=True,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-c",
+            self.prelude + MAIN,
+            env=environment,
+            start_new_session=True,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         assert self._process.stdin is not None
         self._process.stdin.write(encode(self.settings))
         self._reading = asyncio.create_task(self._read())
@@ -67,7 +76,13 @@ class HostProcess:
 
     def pid_of(self, node: str) -> int:
         """The newest process of a node."""
-        return int([one["node_pid"] for one in self.events if one.get("node") == node and "node_pid" in one][-1])
+        return int(
+            [
+                one["node_pid"]
+                for one in self.events
+                if one.get("node") == node and "node_pid" in one
+            ][-1]
+        )
 
     async def kill(self) -> None:
         """``kill -9``: all that it runs dies with it."""
@@ -79,7 +94,9 @@ class HostProcess:
             await self._reading
 
 
-def cohort(directory: Path, apps: list[str], names: tuple[str, ...] = ("h1", "h2", "h3")) -> list[HostProcess]:
+def cohort(
+    directory: Path, apps: list[str], names: tuple[str, ...] = ("h1", "h2", "h3")
+) -> list[HostProcess]:
     """Hosts that vote together, not started."""
     ports = free_ports(2 * len(names))
     routes = tuple(f"127.0.0.1:{port}" for port in ports[len(names) :])
@@ -87,14 +104,19 @@ def cohort(directory: Path, apps: list[str], names: tuple[str, ...] = ("h1", "h2
     made = []
     for index, name in enumerate(names):
         server = ServerSettings(
-            name, str(directory / name), port=ports[index], cluster_port=ports[len(names) + index], routes=routes
+            name,
+            str(directory / name),
+            port=ports[index],
+            cluster_port=ports[len(names) + index],
+            routes=routes,
         )
         made.append(HostProcess(HostSettings(name, server, urls, 1, apps, len(names))))
     return made
 
 
 def stale_tree(directory: Path) -> Path:
-    """A copy of the source of another time: another version, servers of 2.14 allowed, and no word of sync_interval.
+    """A copy of the source of another time: another version, servers of 2.14 allowed, and no word
+    of sync_interval.
 
     The nats-server that it finds is the real one, which says of itself that it is 2.14.1.
     """
@@ -106,7 +128,11 @@ def stale_tree(directory: Path) -> Path:
     (tree / "holdfast" / "version.py").write_text('"""Of another time."""\n\nVERSION = "0.0.9"\n')
     for path, old, new in (
         ("host/server/nats_config.py", '"  sync_interval: always",', ""),
-        ("host/server/nats_server.py", "VERSION_MIN: Final = (2, 15, 0)", "VERSION_MIN: Final = (2, 14, 0)"),
+        (
+            "host/server/nats_server.py",
+            "VERSION_MIN: Final = (2, 15, 0)",
+            "VERSION_MIN: Final = (2, 14, 0)",
+        ),
         (
             "host/server/nats_server.py",
             "    for directory in (",

@@ -1,4 +1,5 @@
-"""What the clusters of the backup's tests serve: agents whose states show a copy that was not of one moment."""
+"""What the clusters of the backup's tests serve: agents whose states show a copy that was not of
+one moment."""
 
 from __future__ import annotations
 

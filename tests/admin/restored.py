@@ -33,7 +33,9 @@ async def opened(engine: Engine) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def restored_cluster(directory: Path, backup: Path, hosts: int) -> AsyncIterator[LocalCluster]:
+async def restored_cluster(
+    directory: Path, backup: Path, hosts: int
+) -> AsyncIterator[LocalCluster]:
     """A cluster on empty directories that a backup was restored into, with its nodes."""
     async with (
         LocalCluster(directory, hosts=hosts, nodes=0) as servers,
@@ -51,10 +53,15 @@ async def restored_file(path: Path, backup: Path, cells: int = 1) -> BackupFacts
 
 
 async def local_log(path: Path, cells: int, shards: int = 8) -> None:
-    """An embedded log with several cells: what turns send crosses from one to another, as on a cluster."""
+    """An embedded log with several cells: what turns send crosses from one to another, as on a
+    cluster."""
     async with opened(LocalEngine(path)) as engine:
         await engine.ensure_cells(["g1reg"], 1)
-        await ensure(engine, "g1reg", Manifest.new(cells=data_cells(1, cells), shards=shards, now=time.time()))
+        await ensure(
+            engine,
+            "g1reg",
+            Manifest.new(cells=data_cells(1, cells), shards=shards, now=time.time()),
+        )
 
 
 async def backup_of(path: Path, target: Path) -> BackupFacts:
@@ -70,7 +77,8 @@ async def crash(node: Node) -> None:
 
 
 async def purses(node: Node, names: list[str], coins: int) -> None:
-    """Wait until no coin is under way any more; then each is there once, and came in the order of its sender."""
+    """Wait until no coin is under way any more; then each is there once, and came in the order of
+    its sender."""
     async with asyncio.timeout(240):
         while True:
             looks = [await node.agent(Purse, name).ask(Purse.look) for name in names]

@@ -1,4 +1,5 @@
-"""A backup's file: whatever byte is not what was written, and wherever the file ends, it is refused with the place."""
+"""A backup's file: whatever byte is not what was written, and wherever the file ends, it is refused
+with the place."""
 
 from __future__ import annotations
 
@@ -41,9 +42,15 @@ async def test_a_changed_byte_is_found_wherever_it_is(backup: Path, tmp_path: Pa
     broken = tmp_path / "broken"
     chance = random.Random(7)
     # Every byte of the beginning and the end, and some of all that is between.
-    places = {*range(200), *range(len(whole) - 200, len(whole)), *(chance.randrange(len(whole)) for _ in range(200))}
+    places = {
+        *range(200),
+        *range(len(whole) - 200, len(whole)),
+        *(chance.randrange(len(whole)) for _ in range(200)),
+    }
     for place in sorted(places):
-        broken.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
+        broken.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :]
+        )
         with pytest.raises(DataLoss, match=r"broken: .*(byte|checksum)"):
             verify(broken)
     with pytest.raises(DataLoss):
@@ -56,7 +63,9 @@ async def test_a_file_that_ends_early_is_found(backup: Path, tmp_path: Path) -> 
     whole = backup.read_bytes()
     short = tmp_path / "short"
     chance = random.Random(7)
-    for length in sorted({0, 1, 20, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(100))}):
+    for length in sorted(
+        {0, 1, 20, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(100))}
+    ):
         short.write_bytes(whole[:length])
         with pytest.raises(DataLoss):
             verify(short)
@@ -76,20 +85,36 @@ def rewritten(backup: Path, target: Path, change: Any) -> Path:
     return target
 
 
-async def test_what_is_missing_is_found_where_every_checksum_agrees(backup: Path, tmp_path: Path) -> None:
+async def test_what_is_missing_is_found_where_every_checksum_agrees(
+    backup: Path, tmp_path: Path
+) -> None:
     assert verify(rewritten(backup, tmp_path / "same", lambda frame: frame)).agents == 21
-    agents = [frame for frame in archive.read(backup) if isinstance(frame, Item) and ".st." in frame.subject]
+    agents = [
+        frame
+        for frame in archive.read(backup)
+        if isinstance(frame, Item) and ".st." in frame.subject
+    ]
     for number, agent in enumerate(agents):
-        found = rewritten(backup, tmp_path / str(number), lambda frame, lost=agent: None if frame == lost else frame)
-        by_shard = [one for one in agents if one.subject.split(".")[1] == agent.subject.split(".")[1]]
+        found = rewritten(
+            backup,
+            tmp_path / str(number),
+            lambda frame, lost=agent: None if frame == lost else frame,
+        )
+        by_shard = [
+            one for one in agents if one.subject.split(".")[1] == agent.subject.split(".")[1]
+        ]
         if len(by_shard) > 1:  # the only agent of a shard leaves nothing behind that could miss it
             with pytest.raises(DataLoss, match=r"shard|blob"):
                 verify(found)
-    no_blob = rewritten(backup, tmp_path / "no-blob", lambda frame: None if isinstance(frame, Part) else frame)
+    no_blob = rewritten(
+        backup, tmp_path / "no-blob", lambda frame: None if isinstance(frame, Part) else frame
+    )
     with pytest.raises(DataLoss, match="blob"):
         verify(no_blob)
     half = rewritten(
-        backup, tmp_path / "half", lambda frame: None if isinstance(frame, Part) and frame.offset else frame
+        backup,
+        tmp_path / "half",
+        lambda frame: None if isinstance(frame, Part) and frame.offset else frame,
     )
     with pytest.raises(DataLoss, match="blob"):
         verify(half)
@@ -100,7 +125,9 @@ async def test_files_that_are_no_backups(backup: Path, tmp_path: Path) -> None:
         verify(tmp_path / "old.db")
     with pytest.raises(ConfigError, match="cannot be read"):
         verify(tmp_path / "nothing")
-    later = rewritten(backup, tmp_path / "later", lambda f: Head(2, *_fields(f)[1:]) if isinstance(f, Head) else f)
+    later = rewritten(
+        backup, tmp_path / "later", lambda f: Head(2, *_fields(f)[1:]) if isinstance(f, Head) else f
+    )
     with pytest.raises(ConfigError, match="format 2"):
         verify(later)
     newer = rewritten(
@@ -116,7 +143,9 @@ def _fields(head: Head) -> list[Any]:
     return [getattr(head, name) for name in head.__struct_fields__]
 
 
-async def test_a_backup_replaces_no_file_and_leaves_none_behind(backup: Path, tmp_path: Path) -> None:
+async def test_a_backup_replaces_no_file_and_leaves_none_behind(
+    backup: Path, tmp_path: Path
+) -> None:
     whole = backup.read_bytes()
     with pytest.raises(AlreadyExists):
         await backup_of(tmp_path / "old.db", backup)

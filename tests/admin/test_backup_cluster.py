@@ -1,4 +1,5 @@
-"""A backup of a cluster under load shows one moment: no coin is lost or doubled, no effect is there without its cause."""
+"""A backup of a cluster under load shows one moment: no coin is lost or doubled, no effect is there
+without its cause."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ from holdfast import LocalCluster, Node
 from holdfast.admin.backup.backup import create
 from holdfast.admin.backup.verify import BackupFacts, verify
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 PURSES = [f"p{n}" for n in range(24)]
 ROUND = [f"c{n}" for n in range(7)]
 LETTERS = [f"l{n}" for n in range(5)]
@@ -62,12 +67,17 @@ class Load:
     async def run(self, work: Callable[[], Awaitable[BackupFacts]]) -> BackupFacts:
         """Do the work while the load goes on."""
         self.acknowledged = {
-            "rounds": sum([(await self.node.agent(Counter, name).ask(Counter.look)).n for name in ROUND]),
+            "rounds": sum(
+                [(await self.node.agent(Counter, name).ask(Counter.look)).n for name in ROUND]
+            ),
             "letters": len(await self._noted(self.node)),
         }
         self.begun = dict(self.acknowledged)
         least = min(self.begun.values()) + 30
-        tasks = [asyncio.create_task(one) for one in (self._rounds(), self._letters(), *map(self._coins, range(6)))]
+        tasks = [
+            asyncio.create_task(one)
+            for one in (self._rounds(), self._letters(), *map(self._coins, range(6)))
+        ]
         try:
             async with asyncio.timeout(240):
                 while min(self.acknowledged.values()) < least:
@@ -90,7 +100,9 @@ class Load:
         while not self._stop:
             number = self.begun["letters"]
             self.begun["letters"] += 1
-            await self.node.agent(Counter, LETTERS[number % len(LETTERS)]).send(Counter.note, str(number))
+            await self.node.agent(Counter, LETTERS[number % len(LETTERS)]).send(
+                Counter.note, str(number)
+            )
             self.acknowledged["letters"] += 1
 
     async def _coins(self, seed: int) -> None:
@@ -104,7 +116,9 @@ class Load:
         await purses(node, PURSES, 100 * len(PURSES))
         counts = [(await node.agent(Counter, name).ask(Counter.look)).n for name in ROUND]
         total = sum(counts)
-        assert counts == [(total + len(ROUND) - 1 - n) // len(ROUND) for n in range(len(ROUND))], "effect without cause"
+        assert counts == [(total + len(ROUND) - 1 - n) // len(ROUND) for n in range(len(ROUND))], (
+            "effect without cause"
+        )
         assert self.before["rounds"] <= total <= self.after["rounds"]
         async with asyncio.timeout(240):
             while len(found := await self._noted(node)) < self.before["letters"]:
@@ -136,7 +150,10 @@ async def test_a_backup_under_load_is_of_one_moment(node: Node, tmp_path: Path) 
     assert facts.registered == len(PURSES) and facts.blobs == 1
     for _ in range(3):
         await large.ask(Counter.grow, 1_000_000)  # what comes after the cut is not in it
-    async with restored_cluster(tmp_path / "new", tmp_path / "b.backup", 3) as other, Node.join(other.urls) as there:
+    async with (
+        restored_cluster(tmp_path / "new", tmp_path / "b.backup", 3) as other,
+        Node.join(other.urls) as there,
+    ):
         await there.ready()
         assert there.manifest.generation == node.manifest.generation + 1
         await load.check(there)
@@ -196,7 +213,13 @@ async def test_a_server_killed_while_the_tails_read_spoils_nothing(
         done: list[int] = []
 
         class Killing(Load):
-            def report(self, event: str, facts: dict[str, Any], moment: str = moment, done: list[int] = done) -> None:
+            def report(
+                self,
+                event: str,
+                facts: dict[str, Any],
+                moment: str = moment,
+                done: list[int] = done,
+            ) -> None:
                 super().report(event, facts)
                 if event == moment and not done:
                     done.append(cluster.server_pid(f"h{number % 3 + 1}"))  # noqa: B023

@@ -18,7 +18,12 @@ def test_which_records_have_a_checksum() -> None:
         "g1blobs.whole.k",
     ]
     assert all(map(is_sealed, sealed))
-    assert not any(map(is_sealed, ["g1c0.life.n-1", "g1c0.alive", "g1blobs.3.g1c0.7.Note/a.1-2", "g1c0.ch.n-1-1", "x"]))
+    assert not any(
+        map(
+            is_sealed,
+            ["g1c0.life.n-1", "g1c0.alive", "g1blobs.3.g1c0.7.Note/a.1-2", "g1c0.ch.n-1-1", "x"],
+        )
+    )
 
 
 def test_whose_record_it_is() -> None:

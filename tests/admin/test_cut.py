@@ -1,7 +1,8 @@
 """A cut shows one moment or fails: whoever writes without holding, and however late the tails are.
 
-A writer changes a record in one cell, then one in the other, then the first again, each after the acknowledgement of the one
-before. So whatever moment a copy shows, the first cell is at most one change ahead, and each key has its newest value.
+A writer changes a record in one cell, then one in the other, then the first again, each after the
+acknowledgement of the one before. So whatever moment a copy shows, the first cell is at most one
+change ahead, and each key has its newest value.
 """
 
 from __future__ import annotations
@@ -70,15 +71,21 @@ def check(spool: Spool, cuts: list[int], least: int, most: int) -> None:
     """Whether what is in the spool is what the cells held at one moment."""
     newest = []
     for place, cut_at in enumerate(cuts):
-        found = {int(one.subject.rpartition(".")[2]): int(one.payload) for one in spool.in_order(place)}
+        found = {
+            int(one.subject.rpartition(".")[2]): int(one.payload) for one in spool.in_order(place)
+        }
         assert all(one.sequence <= cut_at for one in spool.in_order(place))
         newest.append(max(found.values()))
-        assert found == {n % _KEYS: n for n in range(max(1, newest[-1] - _KEYS + 1), newest[-1] + 1)}
+        assert found == {
+            n % _KEYS: n for n in range(max(1, newest[-1] - _KEYS + 1), newest[-1] + 1)
+        }
     assert 0 <= newest[0] - newest[1] <= 1
     assert least <= newest[1] and newest[0] <= most + 1
 
 
-def after_writes(append: Append, writer: Writer, wanted: Callable[[], bool] = lambda: True) -> Append:
+def after_writes(
+    append: Append, writer: Writer, wanted: Callable[[], bool] = lambda: True
+) -> Append:
     """An append of marks, after which the writer writes to both cells, however slow it is."""
 
     async def mark(cell: str, records: Sequence[Record]) -> range:
@@ -97,7 +104,9 @@ async def some(writer: Writer) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_who_holds_is_cut_at_once(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_holds_is_cut_at_once(
+    engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "HOLD_SECONDS", 40.0)
     monkeypatch.setattr(cut, "_ANSWER_SECONDS", 30.0)
     ours, backup, cells = engines
@@ -109,7 +118,9 @@ async def test_who_holds_is_cut_at_once(engines: Any, tmp_path: Path, monkeypatc
         events: list[tuple[str, dict[str, Any]]] = []
         seen: dict[str, int] = {}
 
-        def report(event: str, facts: dict[str, Any], seen: Any = seen, events: Any = events) -> None:
+        def report(
+            event: str, facts: dict[str, Any], seen: Any = seen, events: Any = events
+        ) -> None:
             events.append((event, facts))
             seen[event] = writer.acknowledged
 
@@ -118,7 +129,8 @@ async def test_who_holds_is_cut_at_once(engines: Any, tmp_path: Path, monkeypatc
             check(spool, cuts, seen["read"], seen["cut"])
         assert ("held", {"silent": []}) in events
         before = writer.acknowledged
-        async with asyncio.timeout(limits.HOLD_SECONDS / 2):  # released, and not only by the end of the hold
+        # released, and not only by the end of the hold
+        async with asyncio.timeout(limits.HOLD_SECONDS / 2):
             while writer.acknowledged == before:
                 await asyncio.sleep(0.005)
     await holding.close()
@@ -137,14 +149,21 @@ async def test_who_does_not_hold_makes_attempts_fail(
     backup.log.append = after_writes(backup.log.append, writer)
     events: list[tuple[str, dict[str, Any]]] = []
     with Spool(tmp_path / "spool") as spool, pytest.raises(Overloaded, match="was not still"):
-        await cut.take(backup, cells, lambda: ["writer"], spool, lambda *event: events.append(event))
+        await cut.take(
+            backup, cells, lambda: ["writer"], spool, lambda *event: events.append(event)
+        )
     assert events.count(("held", {"silent": ["writer"]})) == 4
-    assert any("was written to" in str(facts.get("why")) for event, facts in events if event == "again")
+    assert any(
+        "was written to" in str(facts.get("why")) for event, facts in events if event == "again"
+    )
     await writer.stop()
 
 
-async def test_tails_that_are_late_miss_nothing(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come by when what the cut should hold was replaced: then there is no cut, until a hold is long enough."""
+async def test_tails_that_are_late_miss_nothing(
+    engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come by when what the cut should hold was replaced: then there is no cut, until a hold
+    is long enough."""
     monkeypatch.setattr(limits, "CUT_ATTEMPTS_MAX", 12)
     monkeypatch.setattr(limits, "HOLD_SECONDS", 40.0)
     monkeypatch.setattr(cut, "_ANSWER_SECONDS", 30.0)
@@ -155,7 +174,9 @@ async def test_tails_that_are_late_miss_nothing(engines: Any, tmp_path: Path, mo
     await some(writer)
     real, late = backup.log.tail, 0.3
 
-    async def tail(cell: str, subjects: Sequence[str], from_sequence: int = 1) -> AsyncIterator[Chunk]:
+    async def tail(
+        cell: str, subjects: Sequence[str], from_sequence: int = 1
+    ) -> AsyncIterator[Chunk]:
         async with aclosing(real(cell, subjects, from_sequence)) as chunks:
             async for chunk in chunks:
                 if cell == cells[0]:
@@ -174,7 +195,9 @@ async def test_tails_that_are_late_miss_nothing(engines: Any, tmp_path: Path, mo
     backup.log.append = after_writes(backup.log.append, writer, lambda: len(holds) <= 3)
     events: list[str] = []
     with Spool(tmp_path / "spool") as spool:
-        cuts = await cut.take(backup, cells, lambda: ["writer"], spool, lambda event, _: events.append(event))
+        cuts = await cut.take(
+            backup, cells, lambda: ["writer"], spool, lambda event, _: events.append(event)
+        )
         check(spool, cuts, 0, writer.acknowledged)
     assert events.count("again") >= 3
     await holding.close()

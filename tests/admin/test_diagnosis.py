@@ -27,7 +27,12 @@ def just_after_the_loss_of(*gone: str) -> Survey:
 
 def copies(survey: Survey) -> list[str]:
     found: list[Finding] = diagnose(survey).findings
-    return [one.seen for cause in found for one in (cause, *cause.then) if one.code == "under-replicated"]
+    return [
+        one.seen
+        for cause in found
+        for one in (cause, *cause.then)
+        if one.code == "under-replicated"
+    ]
 
 
 @pytest.mark.parametrize(

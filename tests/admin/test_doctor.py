@@ -1,4 +1,5 @@
-"""Each fault that the doctor knows of, made for real in one cluster, is found by its name; a healthy cluster has none."""
+"""Each fault that the doctor knows of, made for real in one cluster, is found by its name; a
+healthy cluster has none."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ from holdfast.engines.nats.engine import NatsEngine, stream_settings
 from holdfast.host.server.nats_server import LocalServers, free_ports
 from holdfast.host.settings import HostSettings
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = Path(__file__).parent / "app.py"
 OTHER = """
 from holdfast import Agent, State, handler
@@ -56,7 +61,15 @@ class Ward:
         path.mkdir()
         if os.geteuid() != 0 or shutil.which("mount") is None:
             return False
-        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "holdfast-test", str(path)]
+        command = [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            f"size={DISK_BYTES},mode=755",
+            "holdfast-test",
+            str(path),
+        ]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     async def end(self) -> None:
@@ -66,7 +79,9 @@ class Ward:
             subprocess.run(["umount", "-l", str(self.directory / "h3")], check=True)
 
     def server_pid(self, index: int) -> int:
-        return int([one["server_pid"] for one in self.hosts[index].events if one["event"] == "server"][-1])
+        return int(
+            [one["server_pid"] for one in self.hosts[index].events if one["event"] == "server"][-1]
+        )
 
     def fill(self, share: float) -> None:
         """Fill the small disk up to a share of it."""
@@ -103,8 +118,12 @@ async def guest(ward: Ward) -> AsyncIterator[Callable[..., Awaitable[None]]]:
     """Start a host that is wrong beside those of the ward; it ends with the test."""
     guests: list[HostProcess] = []
 
-    async def start(name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = "") -> None:
-        guests.append(HostProcess(HostSettings(name, None, ward.urls, nodes, apps, 3), tree, prelude))
+    async def start(
+        name: str, apps: list[str], nodes: int = 1, tree: Path | None = None, prelude: str = ""
+    ) -> None:
+        guests.append(
+            HostProcess(HostSettings(name, None, ward.urls, nodes, apps, 3), tree, prelude)
+        )
         await guests[-1].start()
 
     yield start
@@ -127,11 +146,14 @@ async def look(urls: list[str]) -> Diagnosis:
 
 
 async def find(urls: list[str], *wanted: str, at: str = "") -> dict[str, list[str]]:
-    """Look until these findings are there, each at a place that begins so, and return where they were seen."""
+    """Look until these findings are there, each at a place that begins so, and return where they
+    were seen."""
     found: dict[str, list[str]] = {}
     try:
         async with asyncio.timeout(240):
-            while not all(any(one.startswith(at) for one in found.get(code, ())) for code in wanted):
+            while not all(
+                any(one.startswith(at) for one in found.get(code, ())) for code in wanted
+            ):
                 diagnosis = await look(urls)
                 found = {one.code: [] for one in diagnosis.findings}
                 for one in diagnosis.findings:
@@ -176,7 +198,9 @@ async def test_messages_that_failed_and_a_loop_that_stood_still(ward: Ward, clie
     assert code == 0 and "notice dead-letters" in text and "nothing needs to be done" in text
     await client.agent(Note, "one").ask(Note.stall, 1.0)
     found = await find(ward.urls, "stalled-loop")
-    assert [one.partition(":")[0] for one in found["stalled-loop"]] == [owner_name(client, "Note/one")]
+    assert [one.partition(":")[0] for one in found["stalled-loop"]] == [
+        owner_name(client, "Note/one")
+    ]
     assert "app.py:" in found["stalled-loop"][0] and "(stall)" in found["stalled-loop"][0]
 
 
@@ -203,15 +227,30 @@ async def test_faults_of_hosts_nodes_and_streams(
     await api.call(connection, "STREAM.CREATE.g1c8", changed, 10)
     await third.heard("node-ready")
     wanted = [
-        "clock-skew", "same-name", "host-silent", "mixed-kinds", "node-restarts", "permissions",
-        "too-few-copies", "stream-settings", "mixed-versions", "mixed-servers", "old-server", "not-synced",
-    ]  # fmt: skip
+        "clock-skew",
+        "same-name",
+        "host-silent",
+        "mixed-kinds",
+        "node-restarts",
+        "permissions",
+        "too-few-copies",
+        "stream-settings",
+        "mixed-versions",
+        "mixed-servers",
+        "old-server",
+        "not-synced",
+    ]
     if ward.small_disk:
         ward.fill(0.95)
         wanted.append("disk-low")
     found = await find(ward.urls, *wanted)
-    assert found["clock-skew"] and all(one.startswith(("ahead and ", *OTHERS)) for one in found["clock-skew"])
-    assert max(float(one.split(" at least ")[1].removesuffix(" s")) for one in found["clock-skew"]) > 20
+    assert found["clock-skew"] and all(
+        one.startswith(("ahead and ", *OTHERS)) for one in found["clock-skew"]
+    )
+    assert (
+        max(float(one.split(" at least ")[1].removesuffix(" s")) for one in found["clock-skew"])
+        > 20
+    )
     assert len(found["same-name"]) == 1 and found["same-name"][0].startswith("h1: process ")
     assert [one.partition(":")[0] for one in found["host-silent"]] == ["mute"]
     assert "differs-1: it serves Other, and not Note" in found["mixed-kinds"]
@@ -242,11 +281,18 @@ async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> Non
     await client.ready()
     names = [f"lost-{n}" for n in range(40)]
     await asyncio.gather(*(client.agent(Note, name).ask(Note.write, name) for name in names))
-    agent = next(info for name in names if (info := client.describe(f"Note/{name}")).host in ("h1", "h2"))
+    agent = next(
+        info for name in names if (info := client.describe(f"Note/{name}")).host in ("h1", "h2")
+    )
     subject = f"{agent.cell}.{agent.shard}.st.{agent.agent_id}"
-    await client.agent(Note, agent.agent_id.rpartition("/")[2]).ask(Note.write, "alone")  # and so in no pack
+    # and so in no pack
+    await client.agent(Note, agent.agent_id.rpartition("/")[2]).ask(Note.write, "alone")
     # A second agent in the same shard remembers how many there were.
-    other = next(name for n in range(10_000) if client.describe(f"Note/{(name := f'kept-{n}')}").shard == agent.shard)
+    other = next(
+        name
+        for n in range(10_000)
+        if client.describe(f"Note/{(name := f'kept-{n}')}").shard == agent.shard
+    )
     await client.agent(Note, other).ask(Note.write, "kept")
     await client.engine.log.purge(agent.cell, subject, 1 << 60)
     host = next(one for one in ward.hosts if one.settings.name == agent.host)
@@ -256,7 +302,8 @@ async def test_agents_that_cannot_be_taken_over(ward: Ward, client: Node) -> Non
 
 
 async def _keep_frozen(cluster: LocalCluster, host: str) -> None:
-    """Freeze a host's server and node; also the ones that it starts in the place of those that it ends for it."""
+    """Freeze a host's server and node; also the ones that it starts in the place of those that it
+    ends for it."""
     try:
         while True:
             for pid in (cluster.server_pid(host), *cluster._hosts[host].nodes.values()):
@@ -298,19 +345,29 @@ async def test_without_a_majority_the_doctor_still_answers(own: LocalCluster) ->
         alone = (await streams.info(node.engine.connection, "g1c7")).cluster.leader  # type: ignore[attr-defined]
     gone = next(host for host in urls if alone.startswith(f"{host}-"))
     # Hosts remember for minutes what tests before did to them.
-    known = {"stalled-loop", "not-seen"} | {one.code for one in (await look(list(urls.values()))).findings}
+    known = {"stalled-loop", "not-seen"} | {
+        one.code for one in (await look(list(urls.values()))).findings
+    }
     await own.kill_host(gone)
     del urls[gone]
     async with asyncio.timeout(240):
-        while True:  # one host that is lost is one finding, once elections are over; the streams hang on it
+        # one host that is lost is one finding, once elections are over; the streams hang on it
+        while True:
             diagnosis = await look(list(urls.values()))
             down = [one for one in diagnosis.findings if one.code == "host-down"]
-            alone_down = any((one.code, one.where) == ("no-leader", "g1c7") for one in diagnosis.findings)
-            others = {one.code for one in diagnosis.findings if one.where != "g1c7"} - {"host-down", "too-few-copies"}
+            alone_down = any(
+                (one.code, one.where) == ("no-leader", "g1c7") for one in diagnosis.findings
+            )
+            others = {one.code for one in diagnosis.findings if one.where != "g1c7"} - {
+                "host-down",
+                "too-few-copies",
+            }
             if down and alone_down and not others - known:
                 break
     assert [one.where for one in down] == [gone] and "it is gone since" in down[0].seen
-    assert {"g1reg", "g1c0", "hfhosts"} <= {one.where for one in down[0].then if one.code == "under-replicated"}
+    assert {"g1reg", "g1c0", "hfhosts"} <= {
+        one.where for one in down[0].then if one.code == "under-replicated"
+    }
     assert all("2 of 3 copies are current" in one.seen for one in down[0].then)
     second = next(iter(urls))
     await own.kill_host(second)
@@ -319,18 +376,23 @@ async def test_without_a_majority_the_doctor_still_answers(own: LocalCluster) ->
         while True:
             diagnosis = await look(list(urls.values()))
             causes = [one for one in diagnosis.findings if one.code == "no-quorum"]
-            if causes and {"isolated-node", "not-seen", "no-leader"} <= {one.code for one in causes[0].then}:
+            if causes and {"isolated-node", "not-seen", "no-leader"} <= {
+                one.code for one in causes[0].then
+            }:
                 break
     (cause,) = causes
     assert {one.code for one in diagnosis.findings} - known <= {"no-quorum", "too-few-copies"}
     assert all(f"{name} is gone since" in cause.seen for name in (gone, second)), cause
-    assert not any("2 of 3" in one.seen for one in cause.then), "copies were counted that are not there"
+    assert not any("2 of 3" in one.seen for one in cause.then), (
+        "copies were counted that are not there"
+    )
     code, text = await asyncio.to_thread(command, at=next(iter(urls.values())))
     assert code == 1 and "critical no-quorum" in text and "do: start the hosts" in text
 
 
 async def one_copy(client: Node) -> None:
-    """Make a stream with one copy, on one of the three, if there is none; servers that just started are waited for."""
+    """Make a stream with one copy, on one of the three, if there is none; servers that just started
+    are waited for."""
     connection = client.engine.connection  # type: ignore[attr-defined]
     async with asyncio.timeout(240):
         while True:

@@ -20,7 +20,9 @@ from holdfast.host.settings import HostSettings
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize(("lasts", "code"), [(86400, "certificate-expires"), (12, "certificate-expired")])
+@pytest.mark.parametrize(
+    ("lasts", "code"), [(86400, "certificate-expires"), (12, "certificate-expired")]
+)
 async def test_a_certificate(tmp_path: Path, lasts: int, code: str) -> None:
     security = certificates(tmp_path, datetime.timedelta(seconds=lasts))
     ends_at = time.time() + lasts
@@ -43,7 +45,10 @@ async def test_a_certificate(tmp_path: Path, lasts: int, code: str) -> None:
                     await asyncio.sleep(0.2)
             found = (await look()).findings
             # A server that has just been started finds its leader first.
-            while code not in {one.code for one in found} or {one.code for one in found} - {code, "not-seen"}:
+            while code not in {one.code for one in found} or {one.code for one in found} - {
+                code,
+                "not-seen",
+            }:
                 found = (await look()).findings
     finally:
         await host.kill()

@@ -1,4 +1,5 @@
-"""An embedded log that was damaged is found to be; one that is whole, or open elsewhere, is said to be that."""
+"""An embedded log that was damaged is found to be; one that is whole, or open elsewhere, is said to
+be that."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ async def log(tmp_path: Path) -> Path:
 async def codes(path: Path) -> set[str]:
     found = (await examine_file(path)).findings
     assert all(one.seen and one.do == KINDS[one.code].do for one in found)
-    return {one.code for one in found} - {"disk-low"}  # the disk that the tests run on is not theirs
+    # the disk that the tests run on is not theirs
+    return {one.code for one in found} - {"disk-low"}
 
 
 def change(path: Path, statement: str, *values: object) -> None:
@@ -42,7 +44,8 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 async def test_a_whole_file(log: Path) -> None:
     assert await codes(log) == set()
-    async with Node.join(f"local:{log}", serve=[Note]) as node:  # nothing of it was changed, and the lock is free
+    # nothing of it was changed, and the lock is free
+    async with Node.join(f"local:{log}", serve=[Note]) as node:
         assert await node.agent(Note, "n7").ask(Note.read) == "n7" * 50
         assert await codes(log) == {"file-in-use"}
     with pytest.raises(ConfigError, match="no file"):
@@ -70,7 +73,10 @@ async def test_a_blob_that_was_changed(log: Path) -> None:
 
 async def test_a_record_that_is_missing(log: Path) -> None:
     with sqlite3.connect(log) as connection:
-        subjects = [row[0] for row in connection.execute("SELECT subject FROM records WHERE subject LIKE '%.st.%'")]
+        subjects = [
+            row[0]
+            for row in connection.execute("SELECT subject FROM records WHERE subject LIKE '%.st.%'")
+        ]
     connection.close()
     shards = [subject.partition(".st.")[0] for subject in subjects]
     # The newest batch of a shard says what was there before it: one of an older batch is taken.
@@ -111,7 +117,10 @@ def small(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "small"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=16m", "holdfast-test", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(command, check=False, capture_output=True).returncode != 0
+    ):
         pytest.skip("a small disk is mounted by root only")
     yield path
     subprocess.run(["umount", "-l", str(path)], check=True)

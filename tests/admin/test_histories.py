@@ -1,8 +1,9 @@
 """Whatever happened before a backup, a restored log goes on as the original would have.
 
-Invariant: a history of changes, sends between cells, ids, timers and dead letters ends at some moment as by a crash. From
-there the original log and one that was restored from its backup, with the same number of cells or another, come to the
-same states: nothing is lost, doubled, out of order or forgotten. (Property, on embedded logs of several cells.)
+Invariant: a history of changes, sends between cells, ids, timers and dead letters ends at some
+moment as by a crash. From there the original log and one that was restored from its backup, with
+the same number of cells or another, come to the same states: nothing is lost, doubled, out of order
+or forgotten. (Property, on embedded logs of several cells.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ async def do(node: Node, what: tuple[Any, ...]) -> None:
         await node.agent(Counter, agent).send(Counter.note, str(more[0]))
     elif kind == "add":
         await node.agent(Counter, agent).options(message_id=f"id-{more[0]}").ask(Counter.add, 1)
-    elif kind == "forward" and agent < more[0]:  # two that ask each other at once would wait for their deadline
+    elif kind == "forward" and agent < more[0]:
+        # two that ask each other at once would wait for their deadline
         await node.agent(Counter, agent).send(Counter.forward, more[0], False)
     elif kind == "wrong":
         await node.send(f"Counter/{agent}", "nothing")
@@ -79,7 +81,9 @@ async def outcome(path: Path) -> dict[str, Any]:
             # What was asked before under an id gets its first answer.
             ask = node.agent(Counter, agent).options(message_id="id-1").ask(Counter.add, 1)
             found[f"{agent} again"] = await ask
-        found["dead"] = sorted((letter.agent_id, letter.handler) for letter in await node.dead_letters.all())
+        found["dead"] = sorted(
+            (letter.agent_id, letter.handler) for letter in await node.dead_letters.all()
+        )
         found["registered"] = sorted(ref.name for ref in node.find(kind=Purse))
     return found
 
@@ -95,7 +99,9 @@ async def never(cell: str, subject: str, before_sequence: int) -> None: ...
 
 def outboxes(backup: Path) -> int:
     """How many messages wait in outboxes in a backup."""
-    return sum(isinstance(frame, Item) and ".out." in frame.subject for frame in archive.read(backup))
+    return sum(
+        isinstance(frame, Item) and ".out." in frame.subject for frame in archive.read(backup)
+    )
 
 
 async def live(path: Path, cells: int, lives: list[list[tuple[Any, ...]]]) -> None:
@@ -103,11 +109,13 @@ async def live(path: Path, cells: int, lives: list[list[tuple[Any, ...]]]) -> No
     for steps in lives:
         async with Node.join(f"local:{path}", serve=SERVE) as node:
             await node.ready()
-            node._runtime.purge = never  # type: ignore[method-assign]  # what is done with is still there
+            # what is done with is still there
+            node._runtime.purge = never  # type: ignore[method-assign]
             for what in steps[: len(steps) // 2]:
                 await do(node, what)
             for shard in node._runtime.shards.values():
-                shard.relay = lambda cell: Idle()  # type: ignore[method-assign,assignment]  # no relay comes to it in time
+                # no relay comes to it in time
+                shard.relay = lambda cell: Idle()  # type: ignore[method-assign,assignment]
             for what in steps[len(steps) // 2 :]:
                 await do(node, what)
             node._gate.hold(60.0)
@@ -126,24 +134,31 @@ def check(cells: int, new_cells: int, lives: list[list[tuple[Any, ...]]]) -> int
 
 @settings(max_examples=12)
 @given(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3]), histories)
-def test_a_restored_log_goes_on_as_the_original(cells: int, new: int, lives: list[list[tuple[Any, ...]]]) -> None:
+def test_a_restored_log_goes_on_as_the_original(
+    cells: int, new: int, lives: list[list[tuple[Any, ...]]]
+) -> None:
     check(cells, new, lives)
 
 
 @pytest.mark.soak
 @settings(max_examples=400)
 @given(st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 3, 5]), histories)
-def test_a_restored_log_goes_on_as_the_original_long(cells: int, new: int, lives: list[list[tuple[Any, ...]]]) -> None:
+def test_a_restored_log_goes_on_as_the_original_long(
+    cells: int, new: int, lives: list[list[tuple[Any, ...]]]
+) -> None:
     check(cells, new, lives)
 
 
 def test_messages_in_outboxes_are_carried_by_the_restore() -> None:
-    lives: list[list[tuple[Any, ...]]] = [[("give", one, other, 3) for one in NAMES for other in NAMES]]
+    lives: list[list[tuple[Any, ...]]] = [
+        [("give", one, other, 3) for one in NAMES for other in NAMES]
+    ]
     assert check(3, 2, lives) > 0, "the history left nothing to carry: the test shows nothing"
 
 
 async def test_a_turn_that_runs_again_gets_the_first_answers(tmp_path: Path) -> None:
-    """Its calls are known by the message's key, which was made of a sequence that the restored log does not have."""
+    """Its calls are known by the message's key, which was made of a sequence that the restored log
+    does not have."""
     async with Node.join(f"local:{tmp_path / 'old.db'}", serve=SERVE) as node:
         await node.ready()
         await node.agent(Counter, "a").send(Counter.forward, "b", True)
@@ -187,7 +202,9 @@ async def test_a_second_restore_is_another_generation(tmp_path: Path) -> None:
         await node.agent(Counter, "a").ask(Counter.grow, 700_000)
     for number in (1, 2):
         await backup_of(tmp_path / f"log{number}.db", tmp_path / f"{number}.backup")
-        facts = await restored_file(tmp_path / f"log{number + 1}.db", tmp_path / f"{number}.backup", cells=number)
+        facts = await restored_file(
+            tmp_path / f"log{number + 1}.db", tmp_path / f"{number}.backup", cells=number
+        )
         assert facts.generation == number + 1
         async with Node.join(f"local:{tmp_path / f'log{number + 1}.db'}", serve=SERVE) as node:
             await node.ready()
@@ -201,15 +218,20 @@ async def test_a_second_restore_is_another_generation(tmp_path: Path) -> None:
 
 
 async def test_a_shard_of_several_batches_is_recovered(tmp_path: Path) -> None:
-    """Each batch of the restore carries the digest of those before it; a recovery would refuse another."""
+    """Each batch of the restore carries the digest of those before it; a recovery would refuse
+    another."""
     await local_log(tmp_path / "old.db", 1, shards=2)
     async with Node.join(f"local:{tmp_path / 'old.db'}", serve=SERVE) as node:
         await node.ready()
-        await asyncio.gather(*(node.agent(Counter, f"c{n}").ask(Counter.add, n) for n in range(2100)))
+        await asyncio.gather(
+            *(node.agent(Counter, f"c{n}").ask(Counter.add, n) for n in range(2100))
+        )
     await backup_of(tmp_path / "old.db", tmp_path / "b.backup")
     await restored_file(tmp_path / "new.db", tmp_path / "b.backup")
     async with Node.join(f"local:{tmp_path / 'new.db'}", serve=SERVE) as node:
         await node.ready(10)
-        looks = await asyncio.gather(*(node.agent(Counter, f"c{n}").ask(Counter.look) for n in range(2100)))
+        looks = await asyncio.gather(
+            *(node.agent(Counter, f"c{n}").ask(Counter.look) for n in range(2100))
+        )
         assert [look.n for look in looks] == list(range(2100))
     assert (await backup_of(tmp_path / "new.db", tmp_path / "second.backup")).agents == 2100

@@ -1,7 +1,8 @@
-"""A replica that lost records in silence is found by its content, copied anew, and then has everything.
+"""A replica that lost records in silence is found by its content, copied anew, and then has
+everything.
 
-The engine's own blind spot, made for real: a byte is flipped in a file of a follower that was killed. It starts again,
-calls itself healthy and current, and lacks acknowledged records.
+The engine's own blind spot, made for real: a byte is flipped in a file of a follower that was
+killed. It starts again, calls itself healthy and current, and lacks acknowledged records.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ from holdfast.engines.nats.replica import open_replicas, sizes
 from holdfast.host.rpc.facts import HostFacts
 from holdfast.host.rpc.service import ask_host
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "app.py")
 NOTES = 900
 BUSY = 150
-"""Notes that are written to all the while. The others stay as they are: what was lost of them is not replaced."""
+"""Notes that are written to all the while. The others stay as they are: what was lost of them is
+not replaced."""
 
 TEXT = "the quick brown fox " * 40
 LONG = TEXT * (limits.PACKED_BYTES_MAX // len(TEXT) + 1)
-"""Of those that stay as they are. In a pack they would leave it after a while, and what a replica lost of them with it."""
+"""Of those that stay as they are. In a pack they would leave it after a while, and what a replica
+lost of them with it."""
 
 
 def host_of(server: str) -> str:
@@ -49,7 +56,9 @@ def host_of(server: str) -> str:
 class Scene:
     """A cluster with notes in it, whose texts are known."""
 
-    def __init__(self, cluster: LocalCluster, directory: Path, node: Node, engine: NatsEngine) -> None:
+    def __init__(
+        self, cluster: LocalCluster, directory: Path, node: Node, engine: NatsEngine
+    ) -> None:
         self.cluster = cluster
         self.directory = directory
         self.node = node
@@ -60,7 +69,8 @@ class Scene:
         """Acknowledged texts for these notes."""
 
         async def one(name: str) -> None:
-            self.acknowledged.pop(name, None)  # while it is under way, and where its outcome stays unknown
+            # while it is under way, and where its outcome stays unknown
+            self.acknowledged.pop(name, None)
             await self.node.agent(Note, name).ask(Note.write, f"{name} {text}")
             self.acknowledged[name] = f"{name} {text}"
 
@@ -72,7 +82,9 @@ class Scene:
         names = list(self.acknowledged)
         for start in range(0, len(names), 200):
             some = names[start : start + 200]
-            texts = await asyncio.gather(*(self.node.agent(Note, name).ask(Note.read) for name in some))
+            texts = await asyncio.gather(
+                *(self.node.agent(Note, name).ask(Note.read) for name in some)
+            )
             assert texts == [self.acknowledged[name] for name in some]
 
     async def follower_of(self, stream: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
@@ -80,7 +92,8 @@ class Scene:
         return next(peer.name for peer in facts.cluster.replicas if wanted(peer.name))
 
     async def compacted(self, server: str) -> None:
-        """End a host's server in order, which has it write its snapshots; its host starts it again."""
+        """End a host's server in order, which has it write its snapshots; its host starts it
+        again."""
         host = host_of(server)
         before = self.cluster.server_pid(host)
         os.kill(before, signal.SIGTERM)
@@ -92,11 +105,15 @@ class Scene:
 
         async def all_current() -> bool:
             try:
-                found = [await streams.info(self.engine.connection, one) for one in await self.names()]
+                found = [
+                    await streams.info(self.engine.connection, one) for one in await self.names()
+                ]
             except HoldfastError:
                 return False
             peers = [peer for facts in found for peer in facts.cluster.replicas]
-            return len(peers) == 2 * len(found) and all(p.current and not p.offline and p.lag == 0 for p in peers)
+            return len(peers) == 2 * len(found) and all(
+                p.current and not p.offline and p.lag == 0 for p in peers
+            )
 
         await until(all_current)
 
@@ -104,14 +121,18 @@ class Scene:
         return await streams.names(self.engine.connection)
 
     async def flip(self, server: str, stream: str) -> None:
-        """Kill a host, flip one bit in the first block of a stream's file, and start the host again."""
+        """Kill a host, flip one bit in the first block of a stream's file, and start the host
+        again."""
         host = host_of(server)
         await self.cluster.kill_host(host)
         files = self.directory.glob(f"{host}/jetstream/**/streams/{stream}/msgs/*.blk")
         path = min(files, key=lambda one: int(one.stem))
         data = bytearray(path.read_bytes())
-        # In a record that is not replaced meanwhile, where there is one: else in the middle of a blob.
-        quiet = [at for n in range(BUSY, NOTES) if (at := data.find(f"n{n} the quick".encode())) > 0]
+        # In a record that is not replaced meanwhile, where there is one: else in the middle of a
+        # blob.
+        quiet = [
+            at for n in range(BUSY, NOTES) if (at := data.find(f"n{n} the quick".encode())) > 0
+        ]
         data[min(quiet, default=len(data) // 3)] ^= 0x10
         path.write_bytes(data)
         await self.cluster.start_host(host)
@@ -157,7 +178,9 @@ async def load(scene: Scene) -> AsyncIterator[None]:
         while not ended.is_set():
             n += 1
             with suppress(HoldfastError):  # a takeover that has to read again and again
-                await scene.write([f"n{(lane * 37 + n * 5 + k) % BUSY}" for k in range(3)], f"{TEXT} {lane} {n}")
+                await scene.write(
+                    [f"n{(lane * 37 + n * 5 + k) % BUSY}" for k in range(3)], f"{TEXT} {lane} {n}"
+                )
 
     tasks = [asyncio.create_task(work(lane)) for lane in range(4)]
     try:
@@ -169,9 +192,18 @@ async def load(scene: Scene) -> AsyncIterator[None]:
 
 def command(scene: Scene, *arguments: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "holdfast"), "scrub", *arguments, "--at", ",".join(scene.cluster.urls)],
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        [
+            str(Path(sys.executable).parent / "holdfast"),
+            "scrub",
+            *arguments,
+            "--at",
+            ",".join(scene.cluster.urls),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert "--json" in arguments
     return done.returncode, json.loads(done.stdout)
 
@@ -184,7 +216,12 @@ async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
             assert all(one.copies == 3 and len(one.servers) == 3 for one in report.streams)
     # Those that were not replaced meanwhile; many of them are together in one record.
     assert sum(one.bytes for one in report.streams) > NOTES // 2 * len(TEXT)
-    assert {one.stream for one in report.streams} == {*scene.node.manifest.cells, "g1reg", "g1blobs", "hfhosts"}
+    assert {one.stream for one in report.streams} == {
+        *scene.node.manifest.cells,
+        "g1reg",
+        "g1blobs",
+        "hfhosts",
+    }
 
 
 @pytest.mark.soak
@@ -215,13 +252,17 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
     code, found = await asyncio.to_thread(command, scene, "--json")
     assert code == 1 and not found["clean"]
     damages = [damage for one in found["streams"] for damage in one["damages"]]
-    assert [(one["code"], one["stream"], one["server"]) for one in damages] == [("diverged", cell, victim)]
+    assert [(one["code"], one["stream"], one["server"]) for one in damages] == [
+        ("diverged", cell, victim)
+    ]
     full, lost = await scene.contents(cell, leader), await scene.contents(cell, victim)
     missing = sorted(set(full) - set(lost))
     # The two are read one after the other, and nodes prove their lives meanwhile.
     lost_sequences = expanded(damages[0]["sequences"])
     assert (
-        lost_sequences and lost_sequences <= set(missing) and (damages[0]["missing"] - len(missing)) in range(-20, 21)
+        lost_sequences
+        and lost_sequences <= set(missing)
+        and (damages[0]["missing"] - len(missing)) in range(-20, 21)
     )
     assert ends[victim].messages < ends[leader].messages
     assert all(agent.startswith(("Note/", cell)) or agent == "…" for agent in damages[0]["agents"])
@@ -230,7 +271,9 @@ async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(sc
         code, found = await asyncio.to_thread(command, scene, "--json", "--repair")
     assert code == 0 and found["clean"]
     damages = [damage for one in found["streams"] for damage in one["damages"]]
-    assert [(one["stream"], one["server"], one["repaired"]) for one in damages] == [(cell, victim, True)]
+    assert [(one["stream"], one["server"], one["repaired"]) for one in damages] == [
+        (cell, victim, True)
+    ]
     await leads(scene, cell, victim)
     await scene.current()
     for name, text in list(scene.acknowledged.items()):
@@ -269,7 +312,9 @@ async def test_a_flipped_byte_in_a_blob_is_found_and_healed(scene: Scene) -> Non
     await leads(scene, "g1blobs", leader)
     await scene.flip(victim, "g1blobs")
     report = await scrub(scene.engine)
-    assert [(one.code, one.stream, one.server) for one in report.damages] == [("diverged", "g1blobs", victim)]
+    assert [(one.code, one.stream, one.server) for one in report.damages] == [
+        ("diverged", "g1blobs", victim)
+    ]
     assert set(report.damages[0].agents) <= {"Note/big1", "Note/big2"}
     report = await scrub(scene.engine, rebuild=by_hosts(scene.engine))
     assert report.clean and [one.repaired for one in report.damages] == [True]
@@ -298,4 +343,6 @@ async def test_no_replica_is_thrown_away_where_no_majority_would_be_left(scene: 
     after: ScrubReport = await scrub(scene.engine)
     assert {one.code for one in after.damages} == {one.code for one in report.damages}
     now = await sizes(scene.engine.connection, cell, servers)
-    assert {host: size.messages for host, size in now.items()} == {host: size.messages for host, size in before.items()}
+    assert {host: size.messages for host, size in now.items()} == {
+        host: size.messages for host, size in before.items()
+    }

@@ -27,9 +27,13 @@ def seen(record: Cohort | None) -> Presence:
 
 
 def test_nothing_is_called_well_before_it_is_known_who_votes() -> None:
-    """Hosts that answer may not have read it yet, and without it too few copies would not be noticed."""
+    """Hosts that answer may not have read it yet, and without it too few copies would not be
+    noticed."""
     found = judged(Status(shards=128, copies=3), seen(None))
-    assert (found.state, found.voters) == (DEGRADED, 0) and "which hosts vote is not known yet" in found.problems[0]
+    assert (found.state, found.voters) == (
+        DEGRADED,
+        0,
+    ) and "which hosts vote is not known yet" in found.problems[0]
     found = judged(Status(shards=128, copies=3), seen(Cohort(HOSTS, {})))
     assert (found.state, found.voters, found.problems) == (WELL, 3, [])
 
@@ -69,11 +73,17 @@ def test_a_node_that_starts_or_ended_once_is_not_away() -> None:
     assert node.away() is None
     clock.now += 1
     away = node.away()
-    assert away is not None and (away.name, away.seconds, away.ends, away.why) == ("h1-1", AWAY_SECONDS, 0, "")
+    assert away is not None and (away.name, away.seconds, away.ends, away.why) == (
+        "h1-1",
+        AWAY_SECONDS,
+        0,
+        "",
+    )
     node.serves()
     assert node.away() is None, "it was slow to start"
     clock.now += STABLE_SECONDS + 1
-    for incarnation in ("n-2", "n-3"):  # a restart in order, or a crash, each long after the one before
+    # a restart in order, or a crash, each long after the one before
+    for incarnation in ("n-2", "n-3"):
         node.ended(0)
         assert node.away() is None
         node.begins(incarnation)
@@ -136,10 +146,18 @@ async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> N
         (missing,) = found["missing"]
         assert (missing["name"], missing["host"]) == ("h3-1", "h3") and missing["ends"] > 1
         assert "nothing to import" in missing["why"]
-        assert [one for one in found["problems"] if one.startswith("node h3-1 of host h3 is missing since ")]
+        assert [
+            one
+            for one in found["problems"]
+            if one.startswith("node h3-1 of host h3 is missing since ")
+        ]
         assert all(host["up"] for host in found["hosts"])
         code, text = await status()
-        assert code == 1 and "node h3-1 of host h3 is missing since " in text and "nothing to import" in text
+        assert (
+            code == 1
+            and "node h3-1 of host h3 is missing since " in text
+            and "nothing to import" in text
+        )
         _, text = await status(what="hosts")
         assert "0 of 1" in next(line for line in text.splitlines() if "h3" in line)
     finally:

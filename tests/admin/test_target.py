@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from tests.admin.purses import Counter, Purse
-from tests.admin.restored import backup_of, local_log, opened, purses, restored_cluster, restored_file
+from tests.admin.restored import (
+    backup_of,
+    local_log,
+    opened,
+    purses,
+    restored_cluster,
+    restored_file,
+)
 
 from holdfast import ConfigError, LocalCluster, Node, NotDone
 from holdfast.admin.backup.backup import create
@@ -78,7 +85,8 @@ class Stopped(Exception):
 async def test_an_interrupted_restore_is_no_cluster_and_can_be_repeated(
     backup: Path, tmp_path: Path, after: int
 ) -> None:
-    """It is stopped after each of its appends: the first manifest, each cell's records, the registry."""
+    """It is stopped after each of its appends: the first manifest, each cell's records, the
+    registry."""
     async with opened(LocalEngine(tmp_path / "new.db")) as engine:
         real, left = engine.log.append, after
 
@@ -112,7 +120,9 @@ async def test_an_interrupted_restore_is_no_cluster_and_can_be_repeated(
 
 
 @pytest.mark.cluster
-async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backup: Path, tmp_path: Path) -> None:
+async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(
+    backup: Path, tmp_path: Path
+) -> None:
     servers = LocalServers(tmp_path / "servers", 1)
     await servers.start()
     try:
@@ -122,7 +132,9 @@ async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backu
                 cells = await engine.cells()
             assert cells == ["g1blobs", "g2c0", "g2reg"]
             with pytest.raises((NotDone, InvalidName)):
-                await old.agent(Purse, "p1").options(timeout_seconds=1.0).send(Purse.take, "x", 1, 1)
+                await (
+                    old.agent(Purse, "p1").options(timeout_seconds=1.0).send(Purse.take, "x", 1, 1)
+                )
             with pytest.raises(NoQuorum):
                 await old.engine.log.append("g1reg", [Record("g1reg.ag.Purse/new", b"")])
             async with Node.join(servers.urls, serve=SERVE) as node:
@@ -137,7 +149,10 @@ async def test_who_was_there_before_writes_nothing_into_a_restored_cluster(backu
 @pytest.mark.timeout(900)
 @pytest.mark.capability("B6")
 async def test_an_embedded_log_becomes_a_cluster_of_three(backup: Path, tmp_path: Path) -> None:
-    async with restored_cluster(tmp_path / "new", backup, 3) as cluster, Node.join(cluster.urls) as node:
+    async with (
+        restored_cluster(tmp_path / "new", backup, 3) as cluster,
+        Node.join(cluster.urls) as node,
+    ):
         await node.ready()
         assert list(node.manifest.cells) == ["g2c0", "g2c1", "g2c2"]
         await purses(node, NAMES, 1200)

@@ -124,7 +124,9 @@ class Receiver(Agent[Boxes]):
 
 
 @asynccontextmanager
-async def serving(path: Path | str, *kinds: type[Agent[Any]], clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Node]:
+async def serving(
+    path: Path | str, *kinds: type[Agent[Any]], clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator[Node]:
     """A node on an embedded log, ready."""
     async with Node.join(f"local:{path}", serve=kinds or (Counter, Receiver), clock=clock) as node:
         await node.ready()
@@ -157,9 +159,12 @@ class Gate:
 
 
 class Fault:
-    """Does something else instead of the next append that holds a record of one of these subjects."""
+    """Does something else instead of the next append that holds a record of one of these
+    subjects."""
 
-    def __init__(self, node: Node, part: str, do: Callable[[Append, str, Sequence[Record]], Awaitable[range]]) -> None:
+    def __init__(
+        self, node: Node, part: str, do: Callable[[Append, str, Sequence[Record]], Awaitable[range]]
+    ) -> None:
         self._real: Append = node.engine.log.append
         self._part = part
         self._do = do
@@ -167,7 +172,9 @@ class Fault:
         node.engine.log.append = self._append  # type: ignore[method-assign,assignment]
 
     async def _append(self, cell: str, records: Sequence[Record]) -> range:
-        if any(self._part in record.subject for record in records) and not any(".epoch" in r.subject for r in records):
+        if any(self._part in record.subject for record in records) and not any(
+            ".epoch" in r.subject for r in records
+        ):
             self.times += 1
             return await self._do(self._real, cell, records)
         return await self._real(cell, records)

@@ -114,7 +114,8 @@ class Rogue(Agent[Pit]):
         self.state.n += 100
 
         async def fail() -> None:
-            if how in ("SystemExit", "KeyboardInterrupt", "exit"):  # asyncio ends the loop for these
+            # asyncio ends the loop for these
+            if how in ("SystemExit", "KeyboardInterrupt", "exit"):
                 raise Odd
             throw(how)
 

@@ -1,4 +1,5 @@
-"""A batch costs more than what is in it: those who ask again as soon as they are answered share one; one waits for nobody."""
+"""A batch costs more than what is in it: those who ask again as soon as they are answered share
+one; one waits for nobody."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ from holdfast.testing.simulation.world import World
 
 
 def asked_by(callers: int) -> tuple[float, float]:
-    """Turns in a batch, and virtual seconds, while each of some callers asks its own agent forty times in a row."""
+    """Turns in a batch, and virtual seconds, while each of some callers asks its own agent forty
+    times in a row."""
     world = World(11)
     try:
         cluster = SimCluster(world, [Account])
         client: Any = cluster.client("h1")
         assert world.run(60, lambda: client.node is not None)
-        assert world.run(60, lambda: all(process.node is not None for process in cluster.nodes.values()))
+        assert world.run(
+            60, lambda: all(process.node is not None for process in cluster.nodes.values())
+        )
         done: list[float] = []
 
         async def ask(name: str, times: int, after: float) -> None:
@@ -34,7 +38,11 @@ def asked_by(callers: int) -> tuple[float, float]:
             done.append(world.now)
 
         def counts() -> tuple[int, int]:
-            runtimes = [process.node._runtime for process in cluster.nodes.values() if process.node is not None]
+            runtimes = [
+                process.node._runtime
+                for process in cluster.nodes.values()
+                if process.node is not None
+            ]
             committers = [one for runtime in runtimes for one in runtime.committers.values()]
             return sum(one.turns for one in committers), sum(one.batches for one in committers)
 

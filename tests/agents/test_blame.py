@@ -1,4 +1,5 @@
-"""Which message is blamed when the process that had it in hand ended or stood still, and which is not."""
+"""Which message is blamed when the process that had it in hand ended or stood still, and which is
+not."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def path(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def life(path: Path, ends: str = "in order") -> AsyncIterator[Node]:
-    """One life of a node on the log. One that does not end in order leaves its claims behind, as a killed process does."""
+    """One life of a node on the log. One that does not end in order leaves its claims behind, as a
+    killed process does."""
     async with Node.join(f"local:{path}", serve=[Worker]) as node:
         await node.ready()
         yield node
@@ -90,7 +92,8 @@ async def ran(what: str, times: int) -> None:
 
 
 async def lives(path: Path, what: str, *ends: str) -> AsyncIterator[Node]:
-    """So many lives, in each of which the message that was sent in the first one runs, and how they end."""
+    """So many lives, in each of which the message that was sent in the first one runs, and how they
+    end."""
     for number, end in enumerate(ends, 1):
         async with life(path, end) as node:
             if number == 1:
@@ -103,7 +106,8 @@ async def marks(node: Node, agent: str = "a") -> dict[str, int]:
     info = node.describe(f"Worker/{agent}")
     shard = node._runtime.shards[info.shard]
     stored = None
-    while stored is None:  # a newer record may have taken its place, which the loop hears of in one of its next turns
+    # a newer record may have taken its place, which the loop hears of in one of its next turns
+    while stored is None:
         await asyncio.sleep(0)
         stored = await node.engine.log.read_sequence(shard.cell, shard.index[f"Worker/{agent}"])
     return unpack(stored.payload, "").attempts
@@ -134,7 +138,9 @@ async def test_a_message_that_runs_through_stops_in_order_is_not_blamed(
         assert await marks(node) == {}
 
 
-async def test_a_stop_in_order_counts_for_nothing_between_two_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_in_order_counts_for_nothing_between_two_ends(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ran behind the agent's mark, and behind its own; both times its owner let go of it."""
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
     async for _ in lives(path, "long", "killed", "in order", "killed", "in order", "in order"):
@@ -163,7 +169,9 @@ async def test_stops_in_order_between_its_ends_acquit_nobody(
                 pass
     async with life(path) as node:
         await given_up(node)
-        assert [one.error for one in await node.dead_letters.all()] == ["this message ended 3 processes"]
+        assert [one.error for one in await node.dead_letters.all()] == [
+            "this message ended 3 processes"
+        ]
         assert runs.count("deadly") == 3
 
 
@@ -184,8 +192,11 @@ async def test_a_stop_in_order_is_known_to_whoever_comes_after_an_owner_that_wro
         assert await node.dead_letters.all() == []
 
 
-async def test_a_stop_that_takes_all_its_time_blames_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody takes the shard over meanwhile, so it waits for the turn as long as it may, and then says that it let go."""
+async def test_a_stop_that_takes_all_its_time_blames_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes the shard over meanwhile, so it waits for the turn as long as it may, and then
+    says that it let go."""
     monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 3.0)
     monkeypatch.setattr(ownership, "_DRAIN_SECONDS_MIN", 0.1)
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 4.0)
@@ -209,7 +220,9 @@ async def test_the_third_end_is_the_last_and_others_of_the_agent_are_handled(pat
     async with life(path) as node:
         await handled(node, "behind it")
         await given_up(node)
-        assert [one.error for one in await node.dead_letters.all()] == ["this message ended 3 processes"]
+        assert [one.error for one in await node.dead_letters.all()] == [
+            "this message ended 3 processes"
+        ]
         assert runs.count("deadly") == 3
 
 
@@ -224,8 +237,20 @@ async def test_fresh_calls_of_its_agent_do_not_acquit_a_deadly_ask(path: Path) -
                 with pytest.raises(HandlerFailed):
                     await node.agent(Worker, "a").ask(Worker.fail, "fresh")
             deadline = time.time() + 60
-            ask = Call("Worker/a", "work", DEADLY, (7 << 16) | times, "elsewhere", 7, 7, deadline, suspect=times > 1)
-            node._runtime.take(ask, lambda _, outcome, payload: outcome == ERROR and given_up.set_result(payload))
+            ask = Call(
+                "Worker/a",
+                "work",
+                DEADLY,
+                (7 << 16) | times,
+                "elsewhere",
+                7,
+                7,
+                deadline,
+                suspect=times > 1,
+            )
+            node._runtime.take(
+                ask, lambda _, outcome, payload: outcome == ERROR and given_up.set_result(payload)
+            )
             if times < 4:
                 await ran("deadly", times)
             else:
@@ -293,13 +318,22 @@ async def test_what_stood_still_runs_once_more_alone_behind_a_mark_that_says_why
         await node.agent(Worker, "b").send(Worker.work, "innocent")
         await ran("still", 1)
         await ran("innocent", 1)
-        running = [a for s in node._runtime.shards.values() for a in s.activations.values() if a.running]
-        key = next(a.running.key for a in running if a.token == "Worker/a" and a.running is not None)
-        node_hears.append(Standstill(node.incarnation, 5.34, "Worker/a", key, "app.py:36 (spin)", ended=True))
+        running = [
+            a for s in node._runtime.shards.values() for a in s.activations.values() if a.running
+        ]
+        key = next(
+            a.running.key for a in running if a.token == "Worker/a" and a.running is not None
+        )
+        node_hears.append(
+            Standstill(node.incarnation, 5.34, "Worker/a", key, "app.py:36 (spin)", ended=True)
+        )
     async with life(path, "killed") as node:
         await ran("still", 2)
         found = await marks(node)
-        assert attempts.why(found, attempts.name_of(key)) == "stood still for 5.3 s in app.py:36 (spin)"
+        assert (
+            attempts.why(found, attempts.name_of(key))
+            == "stood still for 5.3 s in app.py:36 (spin)"
+        )
         assert ANY_MESSAGE not in found
     node_hears.clear()  # the word is lost: what the log says is enough
     ends[-1].set()
@@ -336,7 +370,12 @@ def there(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def key_in_hand(node: Node) -> str:
-    running = [a.running for s in node._runtime.shards.values() for a in s.activations.values() if a.running]
+    running = [
+        a.running
+        for s in node._runtime.shards.values()
+        for a in s.activations.values()
+        if a.running
+    ]
     return running[0].key
 
 
@@ -349,7 +388,9 @@ async def test_who_was_killed_amid_a_block_is_blamed_no_sooner(
         hears[:] = [([still], []), ([], [node.incarnation])]
     async with life(path) as node:
         await given_up(node)
-        assert [one.error for one in await node.dead_letters.all()] == ["this message ended 3 processes"]
+        assert [one.error for one in await node.dead_letters.all()] == [
+            "this message ended 3 processes"
+        ]
 
 
 async def test_a_block_that_ended_nothing_excuses_nobody(
@@ -385,12 +426,14 @@ async def test_an_end_is_excused_behind_owners_that_ended_before_they_could_say_
         assert await node.dead_letters.all() == []
 
 
-async def test_it_is_said_how_a_message_stood_still_though_owners_since_then_ended_before_they_judged(
+async def test_it_is_said_how_a_message_stood_still_though_owners_since_then_ended_early(
     path: Path, hears: list[tuple[list[Standstill], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its node could not name the message: only the function that ran is known."""
     async for node in lives(path, "holds the interpreter", *["killed"] * 3):
-        held = Standstill(node.incarnation, 5.1, where="app.py:1 (work)", functions=("work",), ended=True)
+        held = Standstill(
+            node.incarnation, 5.1, where="app.py:1 (work)", functions=("work",), ended=True
+        )
     await two_end_before_they_judge(path, monkeypatch)
     hears[:] = [([held], [])]
     async with life(path) as node:
@@ -401,7 +444,8 @@ async def test_it_is_said_how_a_message_stood_still_though_owners_since_then_end
 async def test_what_stood_still_long_ago_accuses_nobody_later(
     path: Path, hears: list[tuple[list[Standstill], list[str]]]
 ) -> None:
-    """Its host says so for as long as it runs; which message it was is not known, only the function."""
+    """Its host says so for as long as it runs; which message it was is not known, only the
+    function."""
     async with life(path, "killed") as node:
         await node.agent(Worker, "a").send(Worker.work, "first")
         await ran("first", 1)
@@ -427,7 +471,8 @@ async def test_what_stood_still_long_ago_accuses_nobody_later(
 async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
     path: Path, there: list[str], named: bool
 ) -> None:
-    """The shard is taken over after 4 s, and the node is ended after 5: meanwhile its host may still name the cause."""
+    """The shard is taken over after 4 s, and the node is ended after 5: meanwhile its host may
+    still name the cause."""
     async for node in lives(path, "innocent", *["killed"] * 3):
         other = Standstill(node.incarnation, 4.2, "Worker/other", "k", "app.py:1 (f)")
     there[:] = [other.incarnation]
@@ -437,7 +482,10 @@ async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
             heard.note([other] if named else [], [])
             await asyncio.sleep(0.05)
             assert await node.dead_letters.all() == [] and runs.count("innocent") == 3
-        heard.note([Standstill(other.incarnation, 5.1, "Worker/other", "k", "app.py:1 (f)", ended=True)], [])
+        heard.note(
+            [Standstill(other.incarnation, 5.1, "Worker/other", "k", "app.py:1 (f)", ended=True)],
+            [],
+        )
         there.clear()
         await ran("innocent", 4)
         ends[-1].set()
@@ -448,7 +496,8 @@ async def test_nobody_is_given_up_before_the_last_word_on_what_stood_still(
 async def test_who_goes_on_after_it_lost_a_shard_has_not_ended(
     path: Path, there: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was not heard for a while, as its machine was busy; what ran alone there is not blamed for that."""
+    """It was not heard for a while, as its machine was busy; what ran alone there is not blamed for
+    that."""
     async for node in lives(path, "innocent", *["killed"] * 3):
         there[:] = [node.incarnation]
     monkeypatch.setattr(Membership, "_goes_on", lambda _, incarnation: incarnation in there)
@@ -463,7 +512,8 @@ async def test_who_goes_on_after_it_lost_a_shard_has_not_ended(
 async def test_what_blocked_a_node_when_it_lost_its_shard_is_blamed_though_it_goes_on(
     path: Path, there: list[str], monkeypatch: pytest.MonkeyPatch, long_before: bool
 ) -> None:
-    """Its host says no more that it stands still once it goes on. A block that was over by then is none."""
+    """Its host says no more that it stands still once it goes on. A block that was over by then is
+    none."""
     monkeypatch.setattr(poison, "_BEFORE_SECONDS", -60.0 if long_before else 1.6)
     async for node in lives(path, "blocks", *["killed"] * 3):
         blocks = Standstill(node.incarnation, 4.2, "Worker/a", key_in_hand(node), "app.py:1 (work)")
@@ -482,7 +532,9 @@ async def test_what_blocked_a_node_when_it_lost_its_shard_is_blamed_though_it_go
             await handled(node, "blocks")
         else:
             await given_up(node)
-        assert [one.error for one in await node.dead_letters.all()] == ([] if long_before else [blocks.text])
+        assert [one.error for one in await node.dead_letters.all()] == (
+            [] if long_before else [blocks.text]
+        )
 
 
 async def test_a_word_that_is_false_costs_an_innocent_message_nothing_but_care(path: Path) -> None:
@@ -509,7 +561,9 @@ async def test_a_message_that_fails_alone_is_tried_again_and_not_blamed(path: Pa
         await given_up(node)
         assert [one.kind_of_error for one in await node.dead_letters.all()] == ["ValueError"]
         assert runs.count("fails") == limits.ATTEMPTS_MAX
-        node._runtime.shards[node.describe("Worker/a").shard].claimed_at -= 2 * limits.ATTEMPT_SECONDS
+        node._runtime.shards[node.describe("Worker/a").shard].claimed_at -= (
+            2 * limits.ATTEMPT_SECONDS
+        )
         await node.agent(Worker, "a").ask(Worker.work, "new")
         assert await marks(node) == {}
 
@@ -527,9 +581,9 @@ async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path:
             send(opened)  # type: ignore[arg-type]
 
         node._router._send = suspected  # type: ignore[method-assign,assignment]
-        assert await asyncio.gather(*(node.agent(Worker, "a").ask(Worker.gaze, f"r{n}") for n in range(5))) == [
-            f"r{n}" for n in range(5)
-        ]
+        assert await asyncio.gather(
+            *(node.agent(Worker, "a").ask(Worker.gaze, f"r{n}") for n in range(5))
+        ) == [f"r{n}" for n in range(5)]
 
         async def unmarked() -> bool:
             return await marks(node) == {}
@@ -625,8 +679,13 @@ def test_marks_make_room_for_newer_ones() -> None:
 async def test_what_is_heard_has_a_bound_and_lasts_no_longer_than_it_is_said() -> None:
     known = Standstills()
     for number in range(2 * limits.STANDSTILLS_MAX):
-        known.note([Standstill(f"n-{number}", 6.0, f"K/{number}", f"m{number}", ended=True)], [f"n-{number}"])
-    assert known.of("n-0") is None and known.named("K/0", "m0") is None and not known.was_killed("n-0")
+        known.note(
+            [Standstill(f"n-{number}", 6.0, f"K/{number}", f"m{number}", ended=True)],
+            [f"n-{number}"],
+        )
+    assert (
+        known.of("n-0") is None and known.named("K/0", "m0") is None and not known.was_killed("n-0")
+    )
     assert known.of("n-300") is not None and known.was_killed("n-300~2")
     assert not known.under_way()
     known.note([Standstill("n-x", 1.5)], [])
@@ -638,7 +697,7 @@ async def test_what_is_heard_has_a_bound_and_lasts_no_longer_than_it_is_said() -
     assert known.rests("K/load") is not None and known.named("K/load", "") is None
 
 
-async def test_what_is_heard_is_forgotten_when_its_host_says_it_no_more_and_its_node_was_not_ended() -> None:
+async def test_what_is_heard_is_forgotten_when_its_host_says_it_no_more() -> None:
     known = Standstills()
     blocks, loads = Standstill("n-a", 1.2, "K/a", "m"), Standstill("n-b", 1.2, "K/load")
     known.note([blocks, loads], [], "here")
@@ -649,7 +708,12 @@ async def test_what_is_heard_is_forgotten_when_its_host_says_it_no_more_and_its_
     known.note([], [], "here")
     assert not known.names and known.of("n-a") is None and not known.under_way()
     known.note(
-        [Standstill("n-a", 5.1, "K/a", "m", ended=True), Standstill("n-b", 5.1, "K/load", ended=True)], [], "here"
+        [
+            Standstill("n-a", 5.1, "K/a", "m", ended=True),
+            Standstill("n-b", 5.1, "K/load", ended=True),
+        ],
+        [],
+        "here",
     )
     known.note([], [], "here")
     assert known.named("K/a", "m") is not None and known.rests("K/load") is not None

@@ -1,4 +1,5 @@
-"""Turns that wait for one another are found at once, wherever their agents are; what only looks like it goes on."""
+"""Turns that wait for one another are found at once, wherever their agents are; what only looks
+like it goes on."""
 
 from __future__ import annotations
 
@@ -69,7 +70,10 @@ class Crosser(Agent[Count]):
     @handler
     async def meet_either(self, other: str, third: str, size: int) -> int:
         await self.together(size)
-        asks = [asyncio.create_task(self.agent(Crosser, name).ask(Crosser.touch)) for name in (other, third)]
+        asks = [
+            asyncio.create_task(self.agent(Crosser, name).ask(Crosser.touch))
+            for name in (other, third)
+        ]
         await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
         BACKGROUND.extend(asks)
         return await self.touch()
@@ -120,10 +124,16 @@ async def outcomes(*asks: object) -> list[object]:
 @pytest.mark.parametrize("way", [Crosser.meet, Crosser.meet_through_the_node])
 @pytest.mark.parametrize("size", [2, 3, 7])
 async def test_crossed_calls_are_refused(url: list[str], size: int, way: object) -> None:
-    async with on(url, Crosser) as node, on(url, Crosser) if "nats" in url[0] else serving_too(node) as second:
+    async with (
+        on(url, Crosser) as node,
+        on(url, Crosser) if "nats" in url[0] else serving_too(node) as second,
+    ):
         Crosser.node = second
         names = [f"x{n}" for n in range(size)]
-        asks = [node.agent(Crosser, a).ask(way, b, size) for a, b in zip(names, [*names[1:], names[0]], strict=True)]  # type: ignore[call-overload]
+        asks = [
+            node.agent(Crosser, a).ask(way, b, size)
+            for a, b in zip(names, [*names[1:], names[0]], strict=True)
+        ]  # type: ignore[call-overload]
         found = await outcomes(*asks)
         refused = [one for one in found if isinstance(one, WouldDeadlock)]
         assert refused, found
@@ -158,7 +168,9 @@ async def test_an_address_of_the_node_knows_the_turn_that_awaits_it(tmp_path: Pa
         with pytest.raises(WouldDeadlock):
             await node.agent(Crosser, "a").ask(Crosser.around, ["b", "c", "a"])
         assert await node.agent(Crosser, "a").ask(Crosser.around, ["b", "c", "d"]) == 1
-        assert await node.agent(Crosser, "a").ask(Crosser.read_and_ask) == 1, "a reader keeps its agent from nothing"
+        assert await node.agent(Crosser, "a").ask(Crosser.read_and_ask) == 1, (
+            "a reader keeps its agent from nothing"
+        )
 
 
 async def test_what_no_turn_waits_for_is_not_refused(tmp_path: Path) -> None:
@@ -172,7 +184,9 @@ async def test_what_no_turn_waits_for_is_not_refused(tmp_path: Path) -> None:
         assert all(isinstance(one, int) for one in found), found
         assert all(isinstance(one, int) for one in await outcomes(*BACKGROUND[before:]))
         Crosser.begun = set()
-        found = await outcomes(a.ask(Crosser.meet_reader, "b", 2), b.ask(Crosser.meet_reader, "a", 2))
+        found = await outcomes(
+            a.ask(Crosser.meet_reader, "b", 2), b.ask(Crosser.meet_reader, "a", 2)
+        )
         assert all(isinstance(one, int) for one in found), found
 
 
@@ -196,14 +210,18 @@ async def test_an_error_at_the_deadline_says_what_it_waited_for(
     async with serving(tmp_path / "log.db", Crosser) as node:
         slow = asyncio.create_task(node.agent(Crosser, "a").ask(Crosser.slowly, 60.0))
         await asyncio.sleep(0.1)
-        with pytest.raises((OutcomeUnknown, DeadlineExceeded), match="waits behind a turn of slowly"):
+        with pytest.raises(
+            (OutcomeUnknown, DeadlineExceeded), match="waits behind a turn of slowly"
+        ):
             await node.agent(Crosser, "a").options(timeout_seconds=4).ask(Crosser.touch)
         slow.cancel()
         with pytest.raises((asyncio.CancelledError, HandlerFailed)):
             await slow
 
 
-async def test_what_was_refused_runs_at_no_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_refused_runs_at_no_later_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # no attempts but those of this test
     async with serving(tmp_path / "log.db", Crosser) as node:
         calls: list[Call] = []
@@ -215,7 +233,9 @@ async def test_what_was_refused_runs_at_no_later_attempt(tmp_path: Path, monkeyp
                 calls.append(msgspec.structs.replace(opened.call))
 
         node._router._send = sent  # type: ignore[method-assign]
-        found = await outcomes(*(node.agent(Crosser, a).ask(Crosser.meet, b, 2) for a, b in ("ab", "ba")))
+        found = await outcomes(
+            *(node.agent(Crosser, a).ask(Crosser.meet, b, 2) for a, b in ("ab", "ba"))
+        )
         refused = [one for one in found if isinstance(one, WouldDeadlock)]
         assert len(refused) == 1 and len(calls) == 2, found
         before = [await node.agent(Crosser, name).ask(Crosser.value) for name in "ab"]

@@ -1,4 +1,5 @@
-"""A caller whose clock is behind is told so; one with another reason for a passed deadline is not."""
+"""A caller whose clock is behind is told so; one with another reason for a passed deadline is
+not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What takes the fast path ends as it would by the general way: same answers, same record. And what may not take it does not."""
+"""What takes the fast path ends as it would by the general way: same answers, same record. And what
+may not take it does not."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Marks(State):
 
 
 class Marking(Agent[Marks], kind="Fast"):
-    """What its handlers see of the context in which the code of arguments, states and replies ran."""
+    """What its handlers see of the context in which the code of arguments, states and replies
+    ran."""
 
     def _see(self) -> None:
         self.state.seen = [*self.state.seen[-20:], f"{word.get()} {decimal.getcontext().prec}"]
@@ -160,15 +162,36 @@ class Fast(Agent[Pad]):
         return self.state.n
 
 
-PLAIN = {"add": [1], "nothing": [], "all": [], "replace": ["x"], "fail": [2], "lie": [], "overflow": [], "spoil": []}
+PLAIN = {
+    "add": [1],
+    "nothing": [],
+    "all": [],
+    "replace": ["x"],
+    "fail": [2],
+    "lie": [],
+    "overflow": [],
+    "spoil": [],
+}
 PLAIN |= {"lose": [], "to_itself": [], "ring_later": [], "who": []}
 GENERAL = {"wait": [], "named": [3], "pass_on": [], "value": []}
 
 
-def call(number: int, low: int, name: str = "add", args: Any = (1,), caller: str = "p-elsewhere", **more: Any) -> Call:
+def call(
+    number: int,
+    low: int,
+    name: str = "add",
+    args: Any = (1,),
+    caller: str = "p-elsewhere",
+    **more: Any,
+) -> Call:
     data = msgspec.msgpack.encode(args)
     return Call(
-        "Fast/a", name, data, number << 16 | 1, caller, **{"number": number, "low": low, "deadline": DEADLINE, **more}
+        "Fast/a",
+        name,
+        data,
+        number << 16 | 1,
+        caller,
+        **{"number": number, "low": low, "deadline": DEADLINE, **more},
     )
 
 
@@ -201,7 +224,9 @@ async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
     for place, one in enumerate(calls):
         future = answers[place] = asyncio.get_running_loop().create_future()
 
-        def sink(_reference: int, outcome: int, payload: bytes, future: asyncio.Future[Any] = future) -> None:
+        def sink(
+            _reference: int, outcome: int, payload: bytes, future: asyncio.Future[Any] = future
+        ) -> None:
             if outcome == WAITS:  # only a hint
                 return
             value = msgspec.msgpack.decode(payload) if payload else None
@@ -215,13 +240,16 @@ async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
 async def record_of(node: Node, token: str = "Fast/a") -> AgentRecord:
     runtime = node._runtime
     shard = runtime.shard_of(token)
-    stored = await node.engine.log.read(runtime.cell_of(shard), f"{runtime.cell_of(shard)}.{shard}.st.{token}")
+    stored = await node.engine.log.read(
+        runtime.cell_of(shard), f"{runtime.cell_of(shard)}.{shard}.st.{token}"
+    )
     assert stored is not None
     return unpack(stored.payload, token)
 
 
 def rounds(seed: int, kinds: Sequence[tuple[str, Any]]) -> Iterator[list[Call]]:
-    """Calls of three callers, some of them out of order, again, or past their lowest open number."""
+    """Calls of three callers, some of them out of order, again, or past their lowest open
+    number."""
     draw = random.Random(seed)
     number = dict.fromkeys(("p-1", "p-2", "p-3"), 0)
     sent: list[Call] = []
@@ -233,10 +261,14 @@ def rounds(seed: int, kinds: Sequence[tuple[str, Any]]) -> Iterator[list[Call]]:
                 continue
             caller = draw.choice(sorted(number))
             number[caller] += draw.randint(1, 2)
-            name, args = draw.choice(kinds) if draw.random() < 0.7 else ("add", [draw.randint(1, 9)])
+            name, args = (
+                draw.choice(kinds) if draw.random() < 0.7 else ("add", [draw.randint(1, 9)])
+            )
             low = max(1, number[caller] - draw.choice((0, 0, 1, 3)))
             bad = draw.random() < 0.05
-            calls.append(call(number[caller], low, name, ["no number", 2, 3] if bad else args, caller))
+            calls.append(
+                call(number[caller], low, name, ["no number", 2, 3] if bad else args, caller)
+            )
         # Of attempts of one call that are under way at once, one is answered.
         calls = list({(one.caller, one.number): one for one in calls}.values())
         draw.shuffle(calls)
@@ -247,9 +279,15 @@ def rounds(seed: int, kinds: Sequence[tuple[str, Any]]) -> Iterator[list[Call]]:
 OWN_CODE = {"mark": [{"n": 3}], "all": []}
 
 
-@pytest.mark.parametrize(("cls", "seed"), [*((Fast, seed) for seed in range(6)), (Marking, 6), (Marking, 7)])
+@pytest.mark.parametrize(
+    ("cls", "seed"), [*((Fast, seed) for seed in range(6)), (Marking, 6), (Marking, 7)]
+)
 async def test_it_ends_as_by_the_general_way(
-    cls: type[Agent[Any]], seed: int, tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+    cls: type[Agent[Any]],
+    seed: int,
+    tmp_path: Path,
+    taken: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
     kinds = [*PLAIN.items(), *GENERAL.items()] if cls is Fast else [*OWN_CODE.items()]
@@ -260,10 +298,14 @@ async def test_it_ends_as_by_the_general_way(
             assert taken.count(True) > 25
             monkeypatch.setattr(fast_path, "take", lambda *_: False)
         async with serving(tmp_path / way, cls) as node:
-            answers = {number: await give(node, calls) for number, calls in enumerate(rounds(seed, kinds))}
+            answers = {
+                number: await give(node, calls) for number, calls in enumerate(rounds(seed, kinds))
+            }
             await give(node, [call(1, 1, caller="p-last")])  # behind what it told itself
             record = await record_of(node)
-            callers = {name: (one.low, one.answers, one.deadline) for name, one in record.callers.items()}
+            callers = {
+                name: (one.low, one.answers, one.deadline) for name, one in record.callers.items()
+            }
             timers = [timer.name for timer in record.timers]
             found.append((answers, record.state, callers, record.ids, timers, record.generation))
     for fast, general in zip(*found, strict=True):
@@ -271,7 +313,9 @@ async def test_it_ends_as_by_the_general_way(
     assert (word.get(), decimal.getcontext().prec) == ("of the program", precision)
 
 
-async def test_a_late_ask_does_not_forget_the_answer_to_a_later_one(tmp_path: Path, taken: list[bool]) -> None:
+async def test_a_late_ask_does_not_forget_the_answer_to_a_later_one(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     async with serving(tmp_path / "log", Fast) as node:
         assert await give(node, [call(1, 1)]) == [(0, 1)]
         taken.clear()
@@ -304,7 +348,9 @@ async def test_what_takes_it(tmp_path: Path, taken: list[bool]) -> None:
             assert (ask, taken[0]) == (ask, fast)
 
 
-async def test_the_context_is_that_of_the_call_and_is_not_kept(tmp_path: Path, taken: list[bool]) -> None:
+async def test_the_context_is_that_of_the_call_and_is_not_kept(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     async with serving(tmp_path / "log", Fast) as node:
         await give(node, [call(1, 1)])
         agent = node._runtime.resident["Fast/a"].agent
@@ -312,7 +358,8 @@ async def test_the_context_is_that_of_the_call_and_is_not_kept(tmp_path: Path, t
         assert await give(node, [call(2, 2, "who", [])]) == [(0, ["a", "p-elsewhere:2", DEADLINE])]
         assert await give(node, [call(3, 3)]) == [(0, 2)]
         assert taken == [True, True]
-        # A task that a handler started and that goes on has a context of its own: its calls are nobody else's.
+        # A task that a handler started and that goes on has a context of its own: its calls are
+        # nobody else's.
         first = agent.context.next_call_id()
         assert agent.name == "a"
         assert await give(node, [call(4, 4)]) == [(0, 3)]
@@ -344,7 +391,9 @@ async def test_an_agent_that_is_busy_takes_no_call_by_it(tmp_path: Path, taken: 
         assert taken[3:] == [True, True]
 
 
-async def test_another_attempt_joins_what_waits_for_its_batch(tmp_path: Path, taken: list[bool]) -> None:
+async def test_another_attempt_joins_what_waits_for_its_batch(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     class Narrow(Fast, mailbox_max=4, kind="Fast"):
         """The same agent, with a small mailbox."""
 
@@ -355,9 +404,12 @@ async def test_another_attempt_joins_what_waits_for_its_batch(tmp_path: Path, ta
         asks = [call(2, 2), call(3, 2), call(4, 2), call(5, 2, "fail")]
         first = asyncio.ensure_future(give(node, asks))
         await until(lambda: gate.waiting == 1)
-        again = asyncio.ensure_future(give(node, [msgspec.structs.replace(one, suspect=True) for one in asks]))
+        again = asyncio.ensure_future(
+            give(node, [msgspec.structs.replace(one, suspect=True) for one in asks])
+        )
         await until(lambda: len(taken) == 8)
-        assert node._runtime.committers[node.manifest.cells[0]].waiting == 0  # all are in the batch, none of them twice
+        # all are in the batch, none of them twice
+        assert node._runtime.committers[node.manifest.cells[0]].waiting == 0
         gate.open.set()
         answers = await again
         assert answers[:3] == [(0, 2), (0, 3), (0, 4)]
@@ -384,7 +436,9 @@ async def test_it_holds_to_the_bound_of_the_mailbox(tmp_path: Path, taken: list[
         assert taken == [True, True, True, False, False]
 
 
-async def test_a_node_that_is_not_live_takes_no_call_by_it(tmp_path: Path, taken: list[bool]) -> None:
+async def test_a_node_that_is_not_live_takes_no_call_by_it(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     async with serving(tmp_path / "log", Fast) as node:
         await give(node, [call(1, 1)])
         taken.clear()
@@ -411,7 +465,9 @@ async def test_the_agents_in_memory_are_those_of_the_shards_and_go_at_once(tmp_p
         await asyncio.gather(*(node.agent(Brief, f"b{n}").ask(Brief.add, 1) for n in range(20)))
         await asyncio.gather(*(node.agent(Fast, f"f{n}").ask(Fast.add, 1) for n in range(20)))
         assert len(runtime.resident) == 40
-        agents = [weakref.ref(one.agent) for one in runtime.resident.values() if one.kind.cls is Brief]
+        agents = [
+            weakref.ref(one.agent) for one in runtime.resident.values() if one.kind.cls is Brief
+        ]
         gc.disable()
         try:
             Brief.__kind__.idle_seconds = 0.1
@@ -419,9 +475,11 @@ async def test_the_agents_in_memory_are_those_of_the_shards_and_go_at_once(tmp_p
             assert [one for one in agents if one() is not None] == []
         finally:
             gc.enable()
-        assert {token: one for shard in runtime.shards.values() for token, one in shard.activations.items()} == (
-            runtime.resident
-        )
+        assert {
+            token: one
+            for shard in runtime.shards.values()
+            for token, one in shard.activations.items()
+        } == (runtime.resident)
         assert await node.agent(Brief, "b1").ask(Brief.add, 1) == 2
         runtime.drop_shards(list(runtime.shards))
         assert runtime.resident == {}

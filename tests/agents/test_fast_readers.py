@@ -1,11 +1,11 @@
-"""A reader that takes the fast path gives what it would give by the general way, and what may not take it does not."""
+"""A reader that takes the fast path gives what it would give by the general way, and what may not
+take it does not."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -148,9 +148,22 @@ class Slow(Agent[Note], kind="Fast"):
 
 
 FAST: dict[str, Any] = {
-    "value": [], "plus": [3], "title": [], "by_helper": [], "whole": [], "write": [], "ring": [], "fail": [], "leave": [],
-    "lie": [], "truth": [], "overflow": [], "half": [], "long": [], "mark": [],
-}  # fmt: skip
+    "value": [],
+    "plus": [3],
+    "title": [],
+    "by_helper": [],
+    "whole": [],
+    "write": [],
+    "ring": [],
+    "fail": [],
+    "leave": [],
+    "lie": [],
+    "truth": [],
+    "overflow": [],
+    "half": [],
+    "long": [],
+    "mark": [],
+}
 GENERAL: dict[str, Any] = {"plus": {"by": 3}, "named": [3], "apart": [], "unknown": []}
 
 
@@ -177,8 +190,12 @@ async def test_it_reads_as_by_the_general_way(
     assert word.get() == ""
 
 
-@pytest.mark.parametrize("more", [{"fresh": True}, {"suspect": True}, {"deadline": 1.0}, {"deadline": 0.0}])
-async def test_what_asks_for_more_goes_the_general_way(more: dict[str, Any], tmp_path: Path, taken: list[bool]) -> None:
+@pytest.mark.parametrize(
+    "more", [{"fresh": True}, {"suspect": True}, {"deadline": 1.0}, {"deadline": 0.0}]
+)
+async def test_what_asks_for_more_goes_the_general_way(
+    more: dict[str, Any], tmp_path: Path, taken: list[bool]
+) -> None:
     async with serving(tmp_path / "log", Fast) as node:
         await give(node, [call(1, 1)])
         await give(node, [call(0, 0, "value", [])])
@@ -189,7 +206,9 @@ async def test_what_asks_for_more_goes_the_general_way(more: dict[str, Any], tmp
         )
 
 
-async def test_it_sees_what_is_committed_and_leaves_a_turn_alone(tmp_path: Path, taken: list[bool]) -> None:
+async def test_it_sees_what_is_committed_and_leaves_a_turn_alone(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     async with serving(tmp_path / "log", Fast) as node:
         await give(node, [call(1, 1), call(0, 0, "value", [])])
         runtime = node._runtime
@@ -246,7 +265,9 @@ async def test_nothing_is_left_of_a_reader_that_raised(tmp_path: Path, taken: li
             gc.enable()
 
 
-async def test_beside_a_turn_that_waits_it_reads_what_is_committed(tmp_path: Path, taken: list[bool]) -> None:
+async def test_beside_a_turn_that_waits_it_reads_what_is_committed(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     async with serving(tmp_path / "log", Slow) as node:
         await give(node, [call(1, 1)])
         await give(node, [call(0, 0, "value", [])])
@@ -260,7 +281,9 @@ async def test_beside_a_turn_that_waits_it_reads_what_is_committed(tmp_path: Pat
         assert await give(node, [call(0, 0, "value", [])]) == [(0, 12)]
 
 
-async def test_attributes_that_users_code_sets_go_the_general_way(tmp_path: Path, taken: list[bool]) -> None:
+async def test_attributes_that_users_code_sets_go_the_general_way(
+    tmp_path: Path, taken: list[bool]
+) -> None:
     class Watched(Fast, kind="Fast"):
         refuses = False
 
@@ -284,6 +307,9 @@ async def test_attributes_that_users_code_sets_go_the_general_way(tmp_path: Path
 
 async def _outcome(node: Node, name: str) -> int:
     found: list[int] = []
-    sink: Callable[[int, int, bytes], None] = lambda _reference, outcome, _payload: found.append(outcome)  # noqa: E731
+
+    def sink(_reference: int, outcome: int, _payload: bytes) -> None:
+        found.append(outcome)
+
     node._runtime.take(call(0, 0, name, []), sink)
     return found[0]

@@ -19,10 +19,14 @@ class _Bus:
         self.sent.append((subject, payload, reply))
 
 
-async def test_large_calls_of_one_tick_go_as_several_frames_in_order_and_cancels_behind_them() -> None:
+async def test_large_calls_of_one_tick_go_as_several_frames_in_order_and_cancels_behind_them() -> (
+    None
+):
     bus = _Bus()
     frames = Frames(bus, "hf.r.p")  # type: ignore[arg-type]  # publish is all that it uses
-    calls = [Call("K/a", "h", b"x" * (limits.FRAME_BYTES_MAX // 3), number, "p") for number in range(10)]
+    calls = [
+        Call("K/a", "h", b"x" * (limits.FRAME_BYTES_MAX // 3), number, "p") for number in range(10)
+    ]
     for call in calls:
         frames.add("i-1", call)
     frames.cancel("i-1", calls[3])
@@ -31,7 +35,9 @@ async def test_large_calls_of_one_tick_go_as_several_frames_in_order_and_cancels
     sent = [msgspec.msgpack.decode(payload, type=Frame) for _, payload, _ in bus.sent]
     assert {subject for subject, _, _ in bus.sent} == {"hf.n.i-1"}
     assert [call.reference for frame in sent for call in frame.calls] == list(range(10))
-    assert len(sent) == 5 and max(len(payload) for _, payload, _ in bus.sent) <= limits.FRAME_BYTES_MAX
+    assert (
+        len(sent) == 5 and max(len(payload) for _, payload, _ in bus.sent) <= limits.FRAME_BYTES_MAX
+    )
     assert [len(frame.cancelled) for frame in sent] == [0, 0, 0, 0, 1]
     unheard = [list(frames.unheard(reply)) for _, _, reply in bus.sent]
     assert unheard == [[1], [2, 3], [4, 5], [6, 7], [8, 9]]  # a reference of 0 wants no reply

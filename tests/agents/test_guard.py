@@ -1,4 +1,5 @@
-"""Whatever the code of one agent raises, its own message fails with a text that says where, and all else goes on."""
+"""Whatever the code of one agent raises, its own message fails with a text that says where, and all
+else goes on."""
 
 from __future__ import annotations
 
@@ -175,7 +176,9 @@ class Tenants(Agent[None]):
         seen = await self.waits_too(name)
         tenant.set(name)
         other = self.agent(Tenants, "other")
-        seen += [await other.ask(way, name) for way in (Tenants.at_once, Tenants.waits, Tenants.reads)]
+        seen += [
+            await other.ask(way, name) for way in (Tenants.at_once, Tenants.waits, Tenants.reads)
+        ]
         assert tenant.get() == name
         return seen
 
@@ -200,18 +203,26 @@ async def test_what_a_turn_sets_in_its_context_reaches_nobody(url: list[str]) ->
         assert await agent.options(fresh=True).ask(Tenants.reads, "z") == ("nobody", 28)
 
 
-async def test_failures_are_told_in_the_log_of_the_node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failures_are_told_in_the_log_of_the_node(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with on([f"local:{tmp_path / 'log.db'}"], Rogue) as node:
         agent = node.agent(Rogue, "a")
 
         def lines(*parts: str) -> int:
-            return sum(all(part in record.getMessage() for part in parts) for record in caplog.records)
+            return sum(
+                all(part in record.getMessage() for part in parts) for record in caplog.records
+            )
 
         with pytest.raises(HandlerFailed) as caught:
             await agent.ask(Rogue.before_it_waits, "Odd")
-        assert lines("Rogue/a: before_it_waits, asked, failed: ", "Odd", "rogues.py:", "in throw") == 1
+        assert (
+            lines("Rogue/a: before_it_waits, asked, failed: ", "Odd", "rogues.py:", "in throw") == 1
+        )
         shown = "".join(traceback.format_exception(caught.value))
-        assert "raise ERRORS[how]()" in shown and "rogues.py" in shown, "the remote traceback is shown with the error"
+        assert "raise ERRORS[how]()" in shown and "rogues.py" in shown, (
+            "the remote traceback is shown with the error"
+        )
         assert str(Path.cwd()) not in caught.value.details
         await agent.send(Rogue.at_once, "Mute")
         await agent.ask(Rogue.remind, ["SystemExit"])
@@ -306,7 +317,9 @@ else:
         ("wait", "runner", signal.SIGINT, -signal.SIGINT),
     ],
 )
-def test_a_signal_means_the_whole_program(tmp_path: Path, way: str, how: str, sent: signal.Signals, code: int) -> None:
+def test_a_signal_means_the_whole_program(
+    tmp_path: Path, way: str, how: str, sent: signal.Signals, code: int
+) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     with subprocess.Popen(
@@ -343,7 +356,9 @@ class Newborn(Agent[Unmade], state_version=2):
         return self.state.n
 
 
-async def test_a_new_agent_whose_state_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_agent_whose_state_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "BACKOFF_SECONDS_MIN", 0.001)
     names = ("KeyboardInterrupt", "CancelledError", "Mute", "TimeoutError")
     for mended in ("at once", "later"):
@@ -355,7 +370,9 @@ async def test_a_new_agent_whose_state_cannot_be_made(tmp_path: Path, monkeypatc
                 monkeypatch.setattr(Unmade, "how", name)
                 await agent.send(Newborn.add, 1)
             for call in (agent.ask(Newborn.add, 1), agent.ask(Newborn.value)):
-                with pytest.raises(BadState, match=r"a new state of Newborn cannot be made: \w+.*rogues\.py:"):
+                with pytest.raises(
+                    BadState, match=r"a new state of Newborn cannot be made: \w+.*rogues\.py:"
+                ):
                     await call
 
             async def buried(node: Node = node, count: int = before + len(names)) -> bool:
@@ -367,16 +384,26 @@ async def test_a_new_agent_whose_state_cannot_be_made(tmp_path: Path, monkeypatc
             if mended == "at once":
                 monkeypatch.setattr(Unmade, "how", "")
                 assert await agent.ask(Newborn.value) == 0
-                assert await asyncio.gather(*(agent.ask(Newborn.add, 1) for _ in range(3))) == [1, 2, 3]
+                assert await asyncio.gather(*(agent.ask(Newborn.add, 1) for _ in range(3))) == [
+                    1,
+                    2,
+                    3,
+                ]
             assert not node._runtime.failures
         monkeypatch.setattr(Unmade, "how", "")
         async with serving(tmp_path / "log.db", *kinds) as node:
             assert await node.agent(Newborn, mended).ask(Newborn.value) == 3 * (mended == "at once")
-            assert await node.agent(Newborn, mended).ask(Newborn.add, 5) == 5 + 3 * (mended == "at once")
-            assert (await node.inspect(f"Newborn/{mended}")).state["n"] == 5 + 3 * (mended == "at once")
+            assert await node.agent(Newborn, mended).ask(Newborn.add, 5) == 5 + 3 * (
+                mended == "at once"
+            )
+            assert (await node.inspect(f"Newborn/{mended}")).state["n"] == 5 + 3 * (
+                mended == "at once"
+            )
 
 
-async def test_a_log_that_raises_fails_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_raises_fails_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Raises(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.name.startswith("holdfast"):

@@ -1,4 +1,5 @@
-"""Durable sends: once, in order, through failures; and what becomes of those that cannot be handled."""
+"""Durable sends: once, in order, through failures; and what becomes of those that cannot be
+handled."""
 
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ import msgspec
 import pytest
 from tests.agents.kinds import Append, Counter, Fault, Gate, Receiver, serving, until
 
-from holdfast import Agent, NotFound, OutcomeUnknown, Overloaded, State, Unknown, codec, handler, limits
+from holdfast import (
+    Agent,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    State,
+    Unknown,
+    codec,
+    handler,
+    limits,
+)
 from holdfast.engines.base import Record, Stored
 from holdfast.records.messages import InboxMessage
 
@@ -31,7 +42,9 @@ class Sender(Agent[Sends]):
     @handler
     async def spread(self, to: str, count: int, fail: bool = False) -> int:
         for number in range(count):
-            await self.agent(Receiver, to).send(Receiver.take, self.name, self.state.done * 1000 + number)
+            await self.agent(Receiver, to).send(
+                Receiver.take, self.name, self.state.done * 1000 + number
+            )
         self.state.done += 1
         if fail:
             raise RuntimeError("not sent")
@@ -119,7 +132,9 @@ async def test_messages_that_come_while_a_backlog_is_read_keep_their_place(
 
         async def send(count: int) -> None:
             nonlocal sent
-            await asyncio.gather(*(counter.send(Counter.hold, str(n)) for n in range(sent, sent + count)))
+            await asyncio.gather(
+                *(counter.send(Counter.hold, str(n)) for n in range(sent, sent + count))
+            )
             sent += count
 
         for count in (9, 1, 1, 2, 1, 5, 1, 1, 1) * 20:
@@ -144,7 +159,13 @@ async def test_a_send_of_a_turn_belongs_to_the_turn(path: Path) -> None:
         await sender.ask(Sender.spread, "r", 2)
         await until(lambda: has(receiver, 5))
         await asyncio.sleep(0.1)
-        assert await receiver.ask(Receiver.all) == [("s", 0), ("s", 1), ("s", 2), ("s", 1000), ("s", 1001)]
+        assert await receiver.ask(Receiver.all) == [
+            ("s", 0),
+            ("s", 1),
+            ("s", 2),
+            ("s", 1000),
+            ("s", 1001),
+        ]
 
 
 async def test_a_send_whose_outcome_is_unknown_is_not_sent_twice(path: Path) -> None:
@@ -166,7 +187,8 @@ async def test_a_send_whose_outcome_is_unknown_is_not_sent_twice(path: Path) -> 
 
 
 async def test_unknown_outcomes_while_messages_pour_in(path: Path) -> None:
-    """A shard is claimed anew again and again while its neighbours' tail goes on: nothing is skipped."""
+    """A shard is claimed anew again and again while its neighbours' tail goes on: nothing is
+    skipped."""
     async with serving(path) as node:
         receivers = [node.agent(Receiver, f"pour-{n}") for n in range(4)]
 
@@ -190,13 +212,16 @@ async def test_unknown_outcomes_while_messages_pour_in(path: Path) -> None:
 
 
 async def test_the_tail_of_an_older_claim_cannot_make_a_shard_skip_messages(path: Path) -> None:
-    """It lost what came while the shard was nobody's; what it brings afterwards lies behind a gap."""
+    """It lost what came while the shard was nobody's; what it brings afterwards lies behind a
+    gap."""
     async with serving(path) as node:
         receiver = node.agent(Receiver, "r")
         await receiver.send(Receiver.take, "me", 1)
         await until(lambda: has(receiver, 1))
         info = node.describe("Receiver/r")
-        ahead = codec.seal(codec.encode_raw(InboxMessage("take", msgspec.msgpack.encode(["me", 3]))))
+        ahead = codec.seal(
+            codec.encode_raw(InboxMessage("take", msgspec.msgpack.encode(["me", 3])))
+        )
         stored = Stored(f"{info.cell}.{info.shard}.in.Receiver/r.ahead", info.epoch + 10_000, ahead)
         node._runtime.on_inbox(info.cell, [stored], {info.shard: info.epoch - 1})
         await receiver.send(Receiver.take, "me", 2)
@@ -212,7 +237,9 @@ async def test_a_send_that_stays_unknown_says_so(path: Path) -> None:
 
         Fault(node, ".in.Receiver/r", never)
         with pytest.raises(OutcomeUnknown):
-            await node.agent(Receiver, "r").options(timeout_seconds=0.3).send(Receiver.take, "me", 1)
+            await (
+                node.agent(Receiver, "r").options(timeout_seconds=0.3).send(Receiver.take, "me", 1)
+            )
 
 
 async def test_what_keeps_failing_becomes_a_dead_letter_and_the_next_goes_on(path: Path) -> None:
@@ -281,11 +308,21 @@ async def test_a_message_that_no_handler_fits_is_a_dead_letter_at_once(path: Pat
         await node.agent(Counter, "a").send(Counter.add, 7)
 
         async def done() -> bool:
-            return len(await node.dead_letters.all()) == 3 and await node.agent(Counter, "a").ask(Counter.value) == 7
+            return (
+                len(await node.dead_letters.all()) == 3
+                and await node.agent(Counter, "a").ask(Counter.value) == 7
+            )
 
         await until(done)
-        kinds = [(letter.handler, letter.kind_of_error, letter.attempts) for letter in await node.dead_letters.all()]
-        assert sorted(kinds) == [("add", "BadMessage", 1), ("nothing", "UnknownKind", 1), ("value", "BadMessage", 1)]
+        kinds = [
+            (letter.handler, letter.kind_of_error, letter.attempts)
+            for letter in await node.dead_letters.all()
+        ]
+        assert sorted(kinds) == [
+            ("add", "BadMessage", 1),
+            ("nothing", "UnknownKind", 1),
+            ("value", "BadMessage", 1),
+        ]
 
 
 POISON = """
@@ -334,7 +371,13 @@ async def test_a_deadly_message_ends_three_processes_at_most(path: Path, how: st
     ends = 0
     for attempt in range(6):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", POISON, str(path), "1" if attempt == 0 else "0", how, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-c",
+            POISON,
+            str(path),
+            "1" if attempt == 0 else "0",
+            how,
+            stdout=asyncio.subprocess.PIPE,
         )
         out, _ = await process.communicate()
         if process.returncode == 0:
@@ -367,8 +410,11 @@ async def test_a_full_mailbox_refuses(path: Path) -> None:
         await agent.ask(Small.wait)
 
 
-async def test_a_node_that_cannot_write_takes_so_much_and_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was taken is carried out and answered, the rest is refused at once; memory does not grow with what comes."""
+async def test_a_node_that_cannot_write_takes_so_much_and_no_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken is carried out and answered, the rest is refused at once; memory does not grow
+    with what comes."""
     monkeypatch.setattr(limits, "UNWRITTEN_TURNS_MAX", 50)
 
     crowded = asyncio.Event()
@@ -389,7 +435,9 @@ async def test_a_node_that_cannot_write_takes_so_much_and_no_more(path: Path, mo
             return gate.waiting > 0
 
         await until(writing)  # what comes now waits behind this batch
-        asks = [asyncio.create_task(node.agent(Counter, f"c{n}").ask(Counter.add)) for n in range(200)]
+        asks = [
+            asyncio.create_task(node.agent(Counter, f"c{n}").ask(Counter.add)) for n in range(200)
+        ]
 
         async def full() -> bool:
             return committer.waiting >= 50 and sum(ask.done() for ask in asks) >= 150
@@ -406,7 +454,9 @@ async def test_a_node_that_cannot_write_takes_so_much_and_no_more(path: Path, mo
         await until(both_came)
         refused = [ask for ask in asks if ask.done()]
         assert not relayed.done()
-        assert not waits.done(), "one with an id may have been done before: it is not said that it was not"
+        assert not waits.done(), (
+            "one with an id may have been done before: it is not said that it was not"
+        )
         assert len(asks) - len(refused) == 50
         gate.open.set()
         for ask in refused:
@@ -415,7 +465,9 @@ async def test_a_node_that_cannot_write_takes_so_much_and_no_more(path: Path, mo
         assert [await ask for ask in asks if ask not in refused] == [1] * (200 - len(refused))
         assert await relayed == 1, "what a turn asks for is part of what was taken"
         assert await waits == await first == 1
-        assert await node.agent(Counter, "c199").ask(Counter.add) == 1, "what was refused was not done"
+        assert await node.agent(Counter, "c199").ask(Counter.add) == 1, (
+            "what was refused was not done"
+        )
 
 
 async def test_tell_is_best_effort_and_cheap(path: Path) -> None:
@@ -431,7 +483,8 @@ async def test_tell_is_best_effort_and_cheap(path: Path) -> None:
 
 
 async def test_a_second_copy_that_comes_after_the_first_was_purged_is_dropped(path: Path) -> None:
-    """As after an append whose outcome was unknown, made again when the first one had been handled and forgotten."""
+    """As after an append whose outcome was unknown, made again when the first one had been handled
+    and forgotten."""
     async with serving(path) as node:
         receiver = node.agent(Receiver, "r")
         await receiver.send(Receiver.take, "me", 1)
@@ -439,7 +492,9 @@ async def test_a_second_copy_that_comes_after_the_first_was_purged_is_dropped(pa
         info = node.describe("Receiver/r")
         copy = InboxMessage("take", msgspec.msgpack.encode(["me", 1]), node._router.caller, 1)
         subject = f"{info.cell}.{info.shard}.in.Receiver/r.{node._router.caller}-1-again"
-        await node.engine.log.append(info.cell, [Record(subject, codec.seal(codec.encode_raw(copy)))])
+        await node.engine.log.append(
+            info.cell, [Record(subject, codec.seal(codec.encode_raw(copy)))]
+        )
         await receiver.send(Receiver.take, "me", 2)
         await until(lambda: has(receiver, 2))
     async with serving(path) as node:

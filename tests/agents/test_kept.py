@@ -1,7 +1,9 @@
-"""What an agent has in memory after a turn is what a reload gives, for every kind of value; else the turn is refused.
+"""What an agent has in memory after a turn is what a reload gives, for every kind of value; else
+the turn is refused.
 
-Each row of the table is a type, a value that a handler assigns, and whether it is kept. A kept one must be the same in
-the next turn and after a restart, types and offsets included; of a refused one nothing may be left.
+Each row of the table is a type, a value that a handler assigns, and whether it is kept. A kept one
+must be the same in the next turn and after a restart, types and offsets included; of a refused one
+nothing may be left.
 """
 
 from __future__ import annotations
@@ -393,7 +395,12 @@ CASES: list[Case] = [
     ("struct that may have attributes", Loose, lambda: Loose(3), KEPT),
     ("attribute on a struct under Any", Any, lambda: nested(extra_on(Loose())), REFUSED),
     ("attribute on a dataclass", Point, lambda: extra_on(Point()), REFUSED),
-    ("attribute on a dataclass in a list", list[Point], lambda: [Point(), extra_on(Point())], REFUSED),
+    (
+        "attribute on a dataclass in a list",
+        list[Point],
+        lambda: [Point(), extra_on(Point())],
+        REFUSED,
+    ),
     ("attribute on a dataclass in a model", Model, lambda: Model(point=extra_on(Point())), REFUSED),
     ("attribute in place of a method", Cached, lambda: overridden(Cached()), REFUSED),
     ("attribute beside a normalised list", Trimmed, lambda: extra_on(Trimmed([Base()])), REFUSED),
@@ -404,12 +411,22 @@ CASES: list[Case] = [
     ("cached property of a model", CachedModel, lambda: used(CachedModel(x=2)), KEPT),
     ("private attribute of a model", list[CachedModel], lambda: [private(CachedModel(x=2))], KEPT),
     ("generic dataclass", Crate[Base], lambda: Crate[Base]([Base()]), KEPT),
-    ("generic dataclass with a derived one", Crate[Base], lambda: Crate[Base]([Derived()]), REFUSED),
+    (
+        "generic dataclass with a derived one",
+        Crate[Base],
+        lambda: Crate[Base]([Derived()]),
+        REFUSED,
+    ),
     ("post init", Sums, lambda: Sums([1, 2]), KEPT),
     ("post init that changes", list[Sums], lambda: [_with(Sums(), items=[1, 2, 3, 4])], KEPT),
     ("post init, derived", Sums, lambda: MoreSums(z=1), REFUSED),
     ("post init, derived below", Checks, lambda: Checks([Base(), Derived()]), REFUSED),
-    ("post init, derived far below", list[Above], lambda: [Above([Checks([Base()]), Checks([Derived()])])], REFUSED),
+    (
+        "post init, derived far below",
+        list[Above],
+        lambda: [Above([Checks([Base()]), Checks([Derived()])])],
+        REFUSED,
+    ),
     (
         "post init, derived and dropped",
         list[Checks],
@@ -431,23 +448,48 @@ CASES: list[Case] = [
     ),
     ("post init, row", list[CheckedRow], lambda: [CheckedRow([Base()])], KEPT),
     ("post init, derived in a row", list[CheckedRow], lambda: [CheckedRow([Derived()])], REFUSED),
-    ("post init of a dataclass", Trimmed, lambda: _with(Trimmed(), items=[Base(), Base()], at=AT), KEPT),
-    ("post init of a dataclass, derived", Trimmed, lambda: _with(Trimmed(), items=[Derived(), Base()]), REFUSED),
+    (
+        "post init of a dataclass",
+        Trimmed,
+        lambda: _with(Trimmed(), items=[Base(), Base()], at=AT),
+        KEPT,
+    ),
+    (
+        "post init of a dataclass, derived",
+        Trimmed,
+        lambda: _with(Trimmed(), items=[Derived(), Base()]),
+        REFUSED,
+    ),
     ("equal by its id", list[Identified], lambda: [MoreIdentified(1, 2)], REFUSED),
-    ("equal by its id, in a dict", dict[str, Identified], lambda: {"a": MoreIdentified(1, 2)}, REFUSED),
+    (
+        "equal by its id, in a dict",
+        dict[str, Identified],
+        lambda: {"a": MoreIdentified(1, 2)},
+        REFUSED,
+    ),
     ("equal by its id, in a set", set[Identified], lambda: {MoreIdentified(1, 2)}, REFUSED),
     ("equal by its id, nested", list[list[Identified]], lambda: [[MoreIdentified(1, 2)]], REFUSED),
     ("longer keys", dict[Key, int], lambda: {LongKey(1, 2): 3}, REFUSED),
     ("keys in a set of tuples", set[tuple[int, Key]], lambda: {(1, Key(1)), (2, Key(1))}, KEPT),
     ("longer keys in a set of tuples", set[tuple[int, Key]], lambda: {(1, LongKey(1, 2))}, REFUSED),
-    ("longer keys deep in a set", set[HoldsKey], lambda: {HoldsKey(Key(2)), HoldsKey(LongKey(1, 2))}, REFUSED),
+    (
+        "longer keys deep in a set",
+        set[HoldsKey],
+        lambda: {HoldsKey(Key(2)), HoldsKey(LongKey(1, 2))},
+        REFUSED,
+    ),
     ("whole numbers deep in a set", set[HoldsKey], lambda: {HoldsKey(weight=3)}, KEPT),
     ("rounded deep in a set", set[HoldsKey], lambda: {HoldsKey(weight=2**53 + 1)}, REFUSED),
     ("enums as a set of str", set[str], lambda: {Colour.RED, Word.HI}, KEPT),
     ("list as a row", Row, lambda: [1], KEPT),
     ("longer list as a row", Row, lambda: [1, 2], REFUSED),
     ("tagged row under Any", Any, lambda: [TaggedRow(1), (1,), Colour.RED, {1}, Derived()], KEPT),
-    ("left out under Any", Any, lambda: [Sparse(), Sparse(1, 2), Colour.RED, TaggedRow(1), {1.5}], KEPT),
+    (
+        "left out under Any",
+        Any,
+        lambda: [Sparse(), Sparse(1, 2), Colour.RED, TaggedRow(1), {1.5}],
+        KEPT,
+    ),
     ("dict or int", dict[str, int] | int, lambda: 5, KEPT),
     ("set or bool", set[str] | bool, lambda: True, KEPT),
     ("set or bool, twice the same", set[str] | bool, lambda: ["a", "a"], REFUSED),
@@ -466,10 +508,30 @@ CASES: list[Case] = [
     ("rounded in a frozenset", frozenset[float], lambda: frozenset({2**53 + 1}), REFUSED),
     ("rounded in a tuple", tuple[str, float], lambda: ("a", 2**53 + 1), REFUSED),
     ("rounded in a named tuple", Weighed, lambda: Weighed(2**53 + 1), REFUSED),
-    ("rounded in a set of tuples", set[tuple[float, int]], lambda: {(2**53 + 1, 2**53 + 1)}, REFUSED),
-    ("not rounded in a set of tuples", set[tuple[float, int]], lambda: {(1, 2**53 + 1), (0.5, 1)}, KEPT),
-    ("rounded deep", dict[str, list[tuple[float, ...]]], lambda: {"a": [(1,), (1, 2**53 + 1)]}, REFUSED),
-    ("bounded and rounded", list[Annotated[float, msgspec.Meta(gt=0)]], lambda: [2**53 + 1], REFUSED),
+    (
+        "rounded in a set of tuples",
+        set[tuple[float, int]],
+        lambda: {(2**53 + 1, 2**53 + 1)},
+        REFUSED,
+    ),
+    (
+        "not rounded in a set of tuples",
+        set[tuple[float, int]],
+        lambda: {(1, 2**53 + 1), (0.5, 1)},
+        KEPT,
+    ),
+    (
+        "rounded deep",
+        dict[str, list[tuple[float, ...]]],
+        lambda: {"a": [(1,), (1, 2**53 + 1)]},
+        REFUSED,
+    ),
+    (
+        "bounded and rounded",
+        list[Annotated[float, msgspec.Meta(gt=0)]],
+        lambda: [2**53 + 1],
+        REFUSED,
+    ),
     ("rounded enum", float, lambda: enum.Enum("Big", {"ONE": 2**53 + 1}).ONE, REFUSED),
     ("numpy int as float", float, lambda: np.int64(5), KEPT),
     ("numpy int that is rounded", float, lambda: np.int64(2**53 + 1), REFUSED),
@@ -486,8 +548,18 @@ CASES: list[Case] = [
     ("typed dict", Typed, lambda: {"a": 1}, KEPT),
     ("typed dict with more", Typed, lambda: {"a": 1, "b": 2}, REFUSED),
     ("model", Model, lambda: Model(Named=3), KEPT),
-    ("model with everything", Model, lambda: Model(inner=Inner(when=AT, tags={"a"}, key=uuid.UUID(int=3))), KEPT),
-    ("models in a list", list[Inner], lambda: [Inner(price=decimal.Decimal("1.10"), raw=b"\xff")], KEPT),
+    (
+        "model with everything",
+        Model,
+        lambda: Model(inner=Inner(when=AT, tags={"a"}, key=uuid.UUID(int=3))),
+        KEPT,
+    ),
+    (
+        "models in a list",
+        list[Inner],
+        lambda: [Inner(price=decimal.Decimal("1.10"), raw=b"\xff")],
+        KEPT,
+    ),
     ("derived model in a model", Model, lambda: Model(many=[InnerMore(more=3)]), REFUSED),
     ("derived model", list[Inner], lambda: [InnerMore(more=3)], REFUSED),
     ("excluded field", Hidden, lambda: Hidden(hidden=3), REFUSED),
@@ -511,7 +583,12 @@ CASES: list[Case] = [
     ("matrix", np.ndarray, lambda: np.matrix([[1]]), REFUSED),
     ("recarray", np.ndarray, lambda: np.rec.array([(1, 2.0)]), REFUSED),
     ("chararray", np.ndarray, lambda: np.char.array(["a"]), REFUSED),
-    ("array subclass", np.ndarray, lambda: np.arange(3).view(type("A", (np.ndarray,), {})), REFUSED),
+    (
+        "array subclass",
+        np.ndarray,
+        lambda: np.arange(3).view(type("A", (np.ndarray,), {})),
+        REFUSED,
+    ),
     ("structured array", np.ndarray, lambda: np.zeros(1, [("a", "i4")]), REFUSED),
     ("array of objects", np.ndarray, lambda: np.array([None]), REFUSED),
     (
@@ -520,9 +597,19 @@ CASES: list[Case] = [
         lambda: np.array(["a"], getattr(np.dtypes, "StringDType", lambda: "O")()),
         REFUSED,
     ),
-    ("dtype with metadata", np.ndarray, lambda: np.zeros(1, np.dtype("f8", metadata={"a": 1})), REFUSED),
+    (
+        "dtype with metadata",
+        np.ndarray,
+        lambda: np.zeros(1, np.dtype("f8", metadata={"a": 1})),
+        REFUSED,
+    ),
     ("bfloat16", np.ndarray, lambda: np.array([1.5], ml_dtypes.bfloat16), KEPT),
-    ("declared bfloat16", npt.NDArray[ml_dtypes.bfloat16], lambda: np.array([1.5], ml_dtypes.bfloat16), KEPT),
+    (
+        "declared bfloat16",
+        npt.NDArray[ml_dtypes.bfloat16],
+        lambda: np.array([1.5], ml_dtypes.bfloat16),
+        KEPT,
+    ),
     ("int4", Any, lambda: np.array([1, -2], ml_dtypes.int4), KEPT),
     ("float8", Any, lambda: np.array([1, -2], ml_dtypes.float8_e4m3fn), KEPT),
     ("rows without items", np.ndarray, lambda: np.zeros((2**24, 0)), REFUSED),
@@ -573,7 +660,9 @@ def form(value: Any) -> Any:
 def kinds_of_agents() -> dict[str, type[Agent[Any]]]:
     found = {}
     for place, (name, declared, make, _) in enumerate(CASES):
-        holds = msgspec.defstruct(f"Holds{place}", [("value", declared | None, None)], bases=(State,))
+        holds = msgspec.defstruct(
+            f"Holds{place}", [("value", declared | None, None)], bases=(State,)
+        )
 
         class Holder(Agent[holds], kind=f"Holder{place}"):  # type: ignore[valid-type]
             made = staticmethod(make)
@@ -852,7 +941,8 @@ async def test_a_state_that_would_not_load_is_not_kept(tmp_path: Path) -> None:
 
 
 async def test_parts_of_a_past_state_are_nobodys(tmp_path: Path) -> None:
-    """A reference that was kept to a part of the state does not reach the state of a later turn, as after a reload."""
+    """A reference that was kept to a part of the state does not reach the state of a later turn, as
+    after a reload."""
 
     class Holding(Agent[Old]):
         names: list[str]
@@ -879,16 +969,28 @@ anything = st.recursive(
     | st.floats()
     | st.text()
     | st.binary()
-    | st.datetimes(timezones=st.sampled_from([None, dt.UTC, EAST, BERLIN]), min_value=dt.datetime(1950, 1, 1))
+    | st.datetimes(
+        timezones=st.sampled_from([None, dt.UTC, EAST, BERLIN]), min_value=dt.datetime(1950, 1, 1)
+    )
     | st.dates()
     | st.uuids()
     | st.decimals()
     | st.sampled_from(
-        [*Colour, Level.LOW, Derived(1, 2), Point3(1.0, 2.0), Pair(1, Base(2)), np.arange(3), np.int8(3)]
+        [
+            *Colour,
+            Level.LOW,
+            Derived(1, 2),
+            Point3(1.0, 2.0),
+            Pair(1, Base(2)),
+            np.arange(3),
+            np.int8(3),
+        ]
     ),
     lambda inner: (
         st.lists(inner)
-        | st.dictionaries(st.text() | st.integers(0, 99) | st.tuples(st.integers(), st.text()), inner)
+        | st.dictionaries(
+            st.text() | st.integers(0, 99) | st.tuples(st.integers(), st.text()), inner
+        )
         | st.lists(inner).map(tuple)
         | st.sets(st.integers() | st.text())
     ),
@@ -913,7 +1015,12 @@ def test_a_state_that_was_kept_stays_as_it_is(value: Any) -> None:
     except BadState:
         return
     again, later = kind.keep(kept)
-    assert form(kept) == form(kind.load_state(data, 1)) == form(later) == form(kind.load_state(again, 1))
+    assert (
+        form(kept)
+        == form(kind.load_state(data, 1))
+        == form(later)
+        == form(kind.load_state(again, 1))
+    )
     assert form(kind.view(data).value) == form(kind.view(again).value)
 
 
@@ -990,7 +1097,9 @@ class WeighingParts(Agent[Nested]):
 
 def test_a_whole_number_that_a_float_rounds_is_refused() -> None:
     kind, parts = Weighing.__kind__, WeighingParts.__kind__
-    assert kind.keep(Weights(one=2**53, other=2**60))[1] == Weights(one=float(2**53), other=float(2**60))
+    assert kind.keep(Weights(one=2**53, other=2**60))[1] == Weights(
+        one=float(2**53), other=float(2**60)
+    )
     assert parts.keep(Nested([Weights(one=3)]))[1] == Nested([Weights(one=3.0)])
     with pytest.raises(BadState, match=r"would lose \$\.one: a float does not have all the digits"):
         kind.keep(Weights(one=2**53 + 1))
@@ -1018,7 +1127,15 @@ def test_a_collection_that_may_be_left_unset_may_be_unset(declared: Any) -> None
     kind, holds = holding(declared | msgspec.UnsetType, msgspec.UNSET)
     assert kind.new_state()[1] == holds()
     with pytest.raises(BadState, match=r"would lose \$\.value: some of its items become one"):
-        kind.keep(holds(["a", "a"] if declared == set[str] else [1, 1] if declared == frozenset[int] else TWO_IN_ONE))
+        kind.keep(
+            holds(
+                ["a", "a"]
+                if declared == set[str]
+                else [1, 1]
+                if declared == frozenset[int]
+                else TWO_IN_ONE
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -1026,7 +1143,11 @@ def test_a_collection_that_may_be_left_unset_may_be_unset(declared: Any) -> None
     [
         (list[Base], [Base(), Derived()], r"\$\.value\[1\]\.b"),
         (Checks, Checks([Derived()]), r"\$\.value\.items\[0\]\.b"),
-        (list[Above], [Above([Checks(), Checks([Base(), Derived()])])], r"\$\.value\[0\]\.checks\[1\]\.items\[1\]\.b"),
+        (
+            list[Above],
+            [Above([Checks(), Checks([Base(), Derived()])])],
+            r"\$\.value\[0\]\.checks\[1\]\.items\[1\]\.b",
+        ),
         (Trimmed, Trimmed([Derived()]), r"\$\.value\.items\[0\]\.b"),
         (dict[str, Loose], {"a": extra_on(Loose())}, r"\$\.value\['a'\]\.beside"),
         (list[Trimmed], [extra_on(Trimmed([Base()]))], r"\$\.value\[0\]\.beside"),
@@ -1048,7 +1169,11 @@ def test_a_state_that_is_a_collection_of_floats_is_looked_at(declared: Any) -> N
         """Only its kind is wanted."""
 
     def of(*numbers: float) -> Any:
-        return {str(float(one)): one for one in numbers} if declared == dict[str, float] else (declared)(numbers)
+        return (
+            {str(float(one)): one for one in numbers}
+            if declared == dict[str, float]
+            else (declared)(numbers)
+        )
 
     assert Floats.__kind__.keep(of(1, 2.5))[1] == of(1.0, 2.5)
     with pytest.raises(BadState, match=r"would lose \$.*: a float does not have all the digits"):
@@ -1096,7 +1221,13 @@ def test_objects_of_attrs_classes_are_kept() -> None:
         b: int = 0
 
     visit = Visit(AT, [AT, AT.astimezone(dt.UTC), dt.datetime(2026, 7, 1, tzinfo=BERLIN)])
-    for declared, value in [(Visit, visit), (list[Visit], [visit]), (Stay, Stay()), (Any, visit), (Open, Open(3))]:
+    for declared, value in [
+        (Visit, visit),
+        (list[Visit], [visit]),
+        (Stay, Stay()),
+        (Any, visit),
+        (Open, Open(3)),
+    ]:
         kind, holds = holding(declared | None)
         data, kept = kind.keep(holds(value))
         assert repr(kept) == repr(kind.load_state(data, 1))
@@ -1106,7 +1237,9 @@ def test_objects_of_attrs_classes_are_kept() -> None:
             wanted = Visit(**wanted)
         if isinstance(wanted, Visit):
             moments = [wanted.at, *wanted.many]
-            assert [one.utcoffset() for one in moments] == [one.utcoffset() for one in [AT, *visit.many]]
+            assert [one.utcoffset() for one in moments] == [
+                one.utcoffset() for one in [AT, *visit.many]
+            ]
         elif isinstance(wanted, Stay):
             assert wanted.at.utcoffset() == AT.utcoffset()
         else:

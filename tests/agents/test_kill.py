@@ -1,4 +1,5 @@
-"""The process that hosts the agents is killed with kill -9 right after an acknowledgement, and started again."""
+"""The process that hosts the agents is killed with kill -9 right after an acknowledgement, and
+started again."""
 
 from __future__ import annotations
 
@@ -39,13 +40,22 @@ async def kill_after_ack(path: Path, trials: int) -> None:
     acknowledged = [0] * AGENTS
     for trial in range(trials + 1):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", HOST, str(path), str(AGENTS), stdout=asyncio.subprocess.PIPE, cwd=root
+            sys.executable,
+            "-c",
+            HOST,
+            str(path),
+            str(AGENTS),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=root,
         )
         assert process.stdout is not None
         found = json.loads(await process.stdout.readline())
         for number, value in enumerate(found):
-            # What was acknowledged is there, once; the one call that was under way may be there as well.
-            assert acknowledged[number] <= value <= acknowledged[number] + 1, f"agent {number} in trial {trial}"
+            # What was acknowledged is there, once; the one call that was under way may be there as
+            # well.
+            assert acknowledged[number] <= value <= acknowledged[number] + 1, (
+                f"agent {number} in trial {trial}"
+            )
         acknowledged = found
         for _ in range(random.randrange(1, 200)):
             number, value = json.loads(await process.stdout.readline())

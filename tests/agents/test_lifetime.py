@@ -1,4 +1,5 @@
-"""An agent's life: timers, idling, cancellation, deadlines, schema versions, and the types it may have."""
+"""An agent's life: timers, idling, cancellation, deadlines, schema versions, and the types it may
+have."""
 
 from __future__ import annotations
 
@@ -15,7 +16,18 @@ import pytest
 from numpy.typing import NDArray
 from tests.agents.kinds import Counter, Fault, Later, serving, until
 
-from holdfast import Agent, BadMessage, BadState, Closed, HandlerFailed, State, TooLarge, handler, limits, reader
+from holdfast import (
+    Agent,
+    BadMessage,
+    BadState,
+    Closed,
+    HandlerFailed,
+    State,
+    TooLarge,
+    handler,
+    limits,
+    reader,
+)
 from holdfast.serving import fast_path
 
 
@@ -24,7 +36,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "log.db"
 
 
-# Timers ------------------------------------------------------------------------------------------------------------
+# Timers -------------------------------------------------------------------------------------------
 
 
 class Rings(State):
@@ -76,7 +88,9 @@ class Failing(Agent[Rings], idle_seconds=0.1):
         raise ValueError("cannot ring")
 
 
-async def test_a_timer_that_fails_has_its_attempts_however_soon_its_agent_is_idle(path: Path) -> None:
+async def test_a_timer_that_fails_has_its_attempts_however_soon_its_agent_is_idle(
+    path: Path,
+) -> None:
     Failing.runs = 0
     async with serving(path, Failing) as node:
         await node.agent(Failing, "f").ask(Failing.arm)
@@ -174,12 +188,16 @@ async def test_a_timer_that_keeps_failing_becomes_a_dead_letter(path: Path) -> N
 
         await until(dead)
         (letter,) = await node.dead_letters.all()
-        assert (letter.handler, letter.arguments, letter.kind_of_error) == ("ring", ["bad"], "ValueError")
+        assert (letter.handler, letter.arguments, letter.kind_of_error) == (
+            "ring",
+            ["bad"],
+            "ValueError",
+        )
         await node.agent(Bell, "b").ask(Bell.ring, "fine")
         assert (await node.inspect("Bell/b")).timers == []
 
 
-# Idling, cancellation ----------------------------------------------------------------------------------------------
+# Idling, cancellation -----------------------------------------------------------------------------
 
 
 async def test_an_idle_agent_leaves_memory_and_comes_back(path: Path) -> None:
@@ -215,7 +233,9 @@ async def test_what_was_kept_since_a_claim_goes_when_nobody_wanted_it(
         for shard in runtime.shards.values():
             await shard.passivate(runtime.loop.time() + 1.0)
         assert runtime.warm_bytes == 0
-        assert [await node.agent(Counter, f"a{n}").ask(Counter.value) for n in range(20)] == list(range(20))
+        assert [await node.agent(Counter, f"a{n}").ask(Counter.value) for n in range(20)] == list(
+            range(20)
+        )
 
 
 async def test_a_cancelled_ask_cancels_its_handler(path: Path) -> None:
@@ -282,7 +302,11 @@ async def test_a_closed_node_says_so(path: Path) -> None:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
     async with asyncio.timeout(240):
-        for call in (agent.ask(Counter.add, 1), agent.ask(Counter.value), agent.send(Counter.add, 1)):
+        for call in (
+            agent.ask(Counter.add, 1),
+            agent.ask(Counter.value),
+            agent.send(Counter.add, 1),
+        ):
             with pytest.raises(Closed):
                 await call
         with pytest.raises(Closed):
@@ -301,7 +325,7 @@ async def test_fresh_reads_are_as_new_as_any_acknowledgement(path: Path) -> None
         assert await agent.options(fresh=True).ask(Counter.value) == 1
 
 
-# Schema versions ---------------------------------------------------------------------------------------------------
+# Schema versions ----------------------------------------------------------------------------------
 
 
 class V1(State):
@@ -378,14 +402,16 @@ async def test_an_upgrade_that_fails_says_so_and_harms_nothing(path: Path) -> No
 
     async with serving(path, Broken) as node:
         for _ in range(2):
-            with pytest.raises(BadState, match="upgrade_state from version 1 to 2 failed: KeyError"):
+            with pytest.raises(
+                BadState, match="upgrade_state from version 1 to 2 failed: KeyError"
+            ):
                 await node.agent(Broken, "d").ask(Broken.look)
         assert await node.agent(Broken, "other").ask(Broken.look) == ""
     async with serving(path, doc) as node:
         assert await node.agent(doc, "d").ask(doc.add) == 2
 
 
-# Types -------------------------------------------------------------------------------------------------------------
+# Types --------------------------------------------------------------------------------------------
 
 
 class Colour(Enum):
@@ -402,7 +428,9 @@ class Point:
 class Everything(State):
     points: list[Point] = msgspec.field(default_factory=list)
     colour: Colour = Colour.RED
-    matrix: NDArray[np.float32] = msgspec.field(default_factory=lambda: np.zeros((2, 2), np.float32))
+    matrix: NDArray[np.float32] = msgspec.field(
+        default_factory=lambda: np.zeros((2, 2), np.float32)
+    )
     maybe: int | None = None
     tags: set[str] = msgspec.field(default_factory=set)
     raw: bytes = b""
@@ -438,9 +466,13 @@ async def test_types_that_a_python_person_would_try(path: Path) -> None:
     async with serving(path, Typed) as node:
         agent = node.agent(Typed, "t")
         ones = np.ones((2, 2), np.float32)
-        assert await agent.ask(Typed.put, [Point(1, 2)], matrix=ones, tags={"a", "b"}) == Point(1.0, 2.0)
+        assert await agent.ask(Typed.put, [Point(1, 2)], matrix=ones, tags={"a", "b"}) == Point(
+            1.0, 2.0
+        )
         await agent.ask(Typed.put, [Point(3)], matrix=ones)
-        assert np.array_equal((await node.agent(Typed, "other").ask(Typed.look)).matrix, np.zeros((2, 2)))
+        assert np.array_equal(
+            (await node.agent(Typed, "other").ask(Typed.look)).matrix, np.zeros((2, 2))
+        )
     async with serving(path, Typed) as node:
         agent = node.agent(Typed, "t")
         state = await agent.ask(Typed.look)
@@ -502,7 +534,9 @@ async def test_a_large_state_lives_in_a_blob_and_the_old_one_goes(path: Path) ->
         await until(keeps_none)
 
 
-async def test_a_state_over_its_bound_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_state_over_its_bound_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "STATE_BYTES_MAX", 1000)
     monkeypatch.setattr(fast_path, "SMALL_BYTES", 1000)
     async with serving(path) as node:
@@ -520,7 +554,7 @@ class HoldsOpaque(State):
     value: Opaque = msgspec.field(default_factory=Opaque)
 
 
-# Mistakes in a class are told when it is defined -------------------------------------------------------------------
+# Mistakes in a class are told when it is defined --------------------------------------------------
 
 
 def test_mistakes_are_told_at_the_definition() -> None:
@@ -605,7 +639,7 @@ async def test_what_raises_in_making_an_agent_is_told(path: Path) -> None:
         assert await node.agent(Sulks, "a").ask(Sulks.hit) == 1
 
 
-# What readers share ------------------------------------------------------------------------------------------------
+# What readers share -------------------------------------------------------------------------------
 
 
 async def test_what_a_reader_does_to_its_copy_stays_with_it(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What is said of mistakes in the use of agents: at once, in the words of who made them, and with what to do."""
+"""What is said of mistakes in the use of agents: at once, in the words of who made them, and with
+what to do."""
 
 from __future__ import annotations
 
@@ -89,7 +90,11 @@ async def test_addresses_and_verbs(tmp_path: Path) -> None:
     async with serving(tmp_path / "log.db", Bell) as node:
         bell: Any = node.agent(Bell, "a")
         agent = object.__new__(Bell)
-        for wrong, text in ((agent.ring, "write Bell.ring"), (print, "write the class"), ("ring", "write the class")):
+        for wrong, text in (
+            (agent.ring, "write Bell.ring"),
+            (print, "write the class"),
+            ("ring", "write the class"),
+        ):
             with pytest.raises(BadMessage, match=text):
                 await bell.ask(wrong)
             with pytest.raises(BadMessage, match=text):
@@ -107,9 +112,13 @@ async def test_addresses_and_verbs(tmp_path: Path) -> None:
             with pytest.raises(TypeError, match=text):
                 bell.options(**options)
         for kind in ("Bell", Agent, int, None, Clock):
-            with pytest.raises((TypeError, Exception), match=r"not the class of an agent|is no kind"):
+            with pytest.raises(
+                (TypeError, Exception), match=r"not the class of an agent|is no kind"
+            ):
                 node.agent(kind, "a")  # type: ignore[type-var]
-            with pytest.raises((TypeError, Exception), match=r"not the class of an agent|is no kind"):
+            with pytest.raises(
+                (TypeError, Exception), match=r"not the class of an agent|is no kind"
+            ):
                 await node.create(kind, "a")  # type: ignore[type-var]
         for wanted in ("gpu", 7):
             with pytest.raises(BadMessage, match="capabilities are a set of words"):
@@ -127,7 +136,11 @@ async def test_addresses_and_verbs(tmp_path: Path) -> None:
         ("rings", [1], r"too many arguments \(1\): it takes no arguments"),
         ("both", [1, "a", 2], r"too many arguments \(3\): it takes \(first, second\)"),
         ("both", [], r"too few arguments \(0\): it takes \(first, second\)"),
-        ("both", {"first": 1, "third": 2}, r"there is no argument named `third`: it takes \(first, second\)"),
+        (
+            "both",
+            {"first": 1, "third": 2},
+            r"there is no argument named `third`: it takes \(first, second\)",
+        ),
         ("both", {"second": "a"}, r"the argument `first` is missing: it takes \(first, second\)"),
         ("both", ["a"], r"Expected `int`, got `str` - at `\$.first`"),
     ],
@@ -140,7 +153,9 @@ async def test_arguments_by_name(tmp_path: Path, method: str, arguments: Any, te
 
 async def test_names_that_are_none(tmp_path: Path) -> None:
     async with serving(tmp_path / "log.db", Bell) as node:
-        with pytest.raises(UnknownKind, match=r"Bell has no handler or reader 'sing': it has .*ring, rings, start"):
+        with pytest.raises(
+            UnknownKind, match=r"Bell has no handler or reader 'sing': it has .*ring, rings, start"
+        ):
             await node.call("Bell/a", "sing")
         for wrong in (5, None, "Bell", ("Bell", "a")):
             with pytest.raises(InvalidName, match=r"KIND/NAME"):
@@ -160,7 +175,9 @@ async def test_arguments_in_a_program(tmp_path: Path) -> None:
             await bell.ask(Bell.both, msgspec.defstruct("S", ["value"])(object()))
 
 
-@pytest.mark.parametrize("name", ["name", "context", "agent", "outcome", "set_timer", "cancel_timer", "state"])
+@pytest.mark.parametrize(
+    "name", ["name", "context", "agent", "outcome", "set_timer", "cancel_timer", "state"]
+)
 def test_a_handler_may_not_hide_what_every_agent_has(name: str) -> None:
     async def method(self: Any) -> None: ...
 
@@ -203,7 +220,9 @@ def test_a_dataclass_field_in_a_struct_is_named() -> None:
     class Wrong(State):
         items: list[int] = dataclasses.field(default_factory=list)
 
-    with pytest.raises(TypeError, match=r"Wrong.items has a dataclasses.field.* write msgspec.field"):
+    with pytest.raises(
+        TypeError, match=r"Wrong.items has a dataclasses.field.* write msgspec.field"
+    ):
         define("Holder", Agent[Wrong], {})
 
 
@@ -218,7 +237,9 @@ async def test_an_address_under_any_is_named(tmp_path: Path) -> None:
 
     async with serving(tmp_path / "log.db", Box) as node:
         box = node.agent(Box, "a")
-        with pytest.raises(BadMessage, match=r"Box.put: \$.value: values of type AgentRef .*pass its agent_id"):
+        with pytest.raises(
+            BadMessage, match=r"Box.put: \$.value: values of type AgentRef .*pass its agent_id"
+        ):
             await box.ask(Box.put, box)
         with pytest.raises(Exception, match=r"\$.value\['a'\]\[0\]: values of type AgentRef"):
             await box.ask(Box.put, 1)
@@ -250,7 +271,9 @@ async def test_models_in_arguments_replies_and_states(tmp_path: Path) -> None:
     async with serving(tmp_path / "log.db", Keeper) as node:
         keeper = node.agent(Keeper, "a")
         money = Money(amount=3, words={"a", "b"})
-        assert await keeper.ask(Keeper.put, "x", money) == Purse(coins=[money], by_name={"x": money})
+        assert await keeper.ask(Keeper.put, "x", money) == Purse(
+            coins=[money], by_name={"x": money}
+        )
         once = keeper.options(message_id="m")
         first = await once.ask(Keeper.put, "y", Money(amount=1, words={"b", "a"}))
         assert await once.ask(Keeper.put, "y", Money(amount=1, words={"a", "b"})) == first
@@ -265,7 +288,9 @@ async def test_models_in_arguments_replies_and_states(tmp_path: Path) -> None:
         assert all_of_them[0] == money
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is there from 3.12 on")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is there from 3.12 on"
+)
 async def test_a_function_that_is_marked_as_a_coroutine_function(tmp_path: Path) -> None:
     import asyncio
 
@@ -294,12 +319,14 @@ async def test_what_is_said_at_a_deadline(tmp_path: Path) -> None:
         await counter.ask(Counter.add, 1)
         slow = counter.options(timeout_seconds=0.2)
         with pytest.raises(
-            OutcomeUnknown, match=r"deadline \(timeout_seconds.*got no answer, so it may have been done"
+            OutcomeUnknown,
+            match=r"deadline \(timeout_seconds.*got no answer, so it may have been done",
         ):
             await slow.ask(Counter.slow, 5.0)
     late = time.time() - 5
     text = (
-        "was over for 5.* s when its turn came, so it was not started: the agent was busy, or two hosts' clocks differ"
+        "was over for 5.* s when its turn came, so it was not started: the agent was busy, or two "
+        "hosts' clocks differ"
     )
     with pytest.raises(DeadlineExceeded, match=text):
         raise too_late(Call("Counter/a", "add", b"", 0, deadline=late), late + 5)

@@ -38,7 +38,8 @@ def path(tmp_path: Path) -> Path:
 
 
 async def deliver(node: Node, call: Call) -> tuple[int, Any]:
-    """Put a call into the node as one that came from elsewhere; return (outcome, reply or error's name)."""
+    """Put a call into the node as one that came from elsewhere; return (outcome, reply or error's
+    name)."""
     answered: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
     def take(_reference: int, outcome: int, payload: bytes) -> None:
@@ -54,7 +55,16 @@ async def deliver(node: Node, call: Call) -> tuple[int, Any]:
 
 def add(number: int, low: int, seconds: float = 30.0, caller: str = "p-elsewhere") -> Call:
 
-    return Call("Counter/a", "add", msgspec.msgpack.encode([1]), 1, caller, number, low, time.time() + seconds)
+    return Call(
+        "Counter/a",
+        "add",
+        msgspec.msgpack.encode([1]),
+        1,
+        caller,
+        number,
+        low,
+        time.time() + seconds,
+    )
 
 
 async def test_a_retried_ask_gets_the_first_answer(path: Path) -> None:
@@ -74,11 +84,15 @@ async def test_two_attempts_in_hand_are_one(path: Path) -> None:
         first = asyncio.create_task(
             deliver(
                 node,
-                msgspec.structs.replace(add(5, 5), handler="slow", arguments=b"\x91\xcb?\xb9\x99\x99\x99\x99\x99\x9a"),
+                msgspec.structs.replace(
+                    add(5, 5), handler="slow", arguments=b"\x91\xcb?\xb9\x99\x99\x99\x99\x99\x9a"
+                ),
             )
         )
         await asyncio.sleep(0.02)
-        again = msgspec.structs.replace(add(5, 5), handler="slow", arguments=b"\x91\xcb?\xb9\x99\x99\x99\x99\x99\x9a")
+        again = msgspec.structs.replace(
+            add(5, 5), handler="slow", arguments=b"\x91\xcb?\xb9\x99\x99\x99\x99\x99\x9a"
+        )
         assert await deliver(node, again) == (0, 2)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -112,7 +126,9 @@ async def test_past_its_deadline_nothing_starts(path: Path) -> None:
 
 async def test_a_call_that_failed_does_not_run_when_an_old_attempt_turns_up(path: Path) -> None:
     async with serving(path) as node:
-        call = msgspec.structs.replace(add(1, 1), handler="break_after", arguments=msgspec.msgpack.encode([3]))
+        call = msgspec.structs.replace(
+            add(1, 1), handler="break_after", arguments=msgspec.msgpack.encode([3])
+        )
         assert await deliver(node, call) == (1, "HandlerFailed")
         assert await deliver(node, msgspec.structs.replace(call)) == (1, "HandlerFailed")
     async with serving(path) as node:
@@ -157,7 +173,9 @@ async def test_a_message_id_is_new_after_its_time(path: Path) -> None:
         assert await agent.ask(Forgets.add) == 3
 
 
-async def test_a_table_full_of_young_ids_refuses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_table_full_of_young_ids_refuses(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "MESSAGE_IDS_MAX", 10)
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
@@ -169,7 +187,7 @@ async def test_a_table_full_of_young_ids_refuses(path: Path, monkeypatch: pytest
         assert await agent.ask(Counter.add, 1) == 11
 
 
-# Unknown outcomes --------------------------------------------------------------------------------------------------
+# Unknown outcomes ---------------------------------------------------------------------------------
 
 
 async def test_unknown_and_it_happened(path: Path) -> None:
@@ -190,7 +208,8 @@ async def test_unknown_and_it_happened(path: Path) -> None:
 
 
 async def test_unknown_and_it_did_not_happen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # a second attempt would be written as well
+    # a second attempt would be written as well
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -229,7 +248,8 @@ async def test_unknown_and_it_happens_too_late(path: Path) -> None:
 
 
 async def test_a_shard_that_was_taken_is_let_go_of(path: Path) -> None:
-    """Another node wrote the epoch: nothing of the old owner is committed, and what it did is done by the next."""
+    """Another node wrote the epoch: nothing of the old owner is committed, and what it did is done
+    by the next."""
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -238,13 +258,16 @@ async def test_a_shard_that_was_taken_is_let_go_of(path: Path) -> None:
         stored = await node.engine.log.read(info.cell, subject)
         assert stored is not None
         asking = asyncio.create_task(agent.ask(Counter.add, 1))
-        # A claim of another life of this very node's place; it is dead, so that this node takes the shard again.
-        await node.engine.log.append(info.cell, [Record(subject, stored.payload, Expect(subject, stored.sequence))])
+        # A claim of another life of this very node's place; it is dead, so that this node takes the
+        # shard again.
+        await node.engine.log.append(
+            info.cell, [Record(subject, stored.payload, Expect(subject, stored.sequence))]
+        )
         assert await asking == 2
         assert await agent.ask(Counter.add, 1) == 3
 
 
-# Calls inside turns ------------------------------------------------------------------------------------------------
+# Calls inside turns -------------------------------------------------------------------------------
 
 
 class Tries(State):
@@ -313,7 +336,10 @@ async def test_the_outcome_of_a_message_is_told_later(path: Path) -> None:
         await counter.options(message_id="m-4").send(Counter.add, 1)
 
         async def waits() -> bool:
-            return [(await counter.outcome(key)).status for key in ("m-3", "m-4")] == ["waiting", "waiting"]
+            return [(await counter.outcome(key)).status for key in ("m-3", "m-4")] == [
+                "waiting",
+                "waiting",
+            ]
 
         await until(waits)
         may_end().set()
@@ -329,7 +355,11 @@ async def test_the_outcome_of_a_message_is_told_later(path: Path) -> None:
         assert (await counter.outcome("m-9")).status == "not seen"
     async with serving(path) as node:  # also from the record, after a restart
         assert (await node.agent(Counter, "a").outcome("m-3")).status == "done"
-        assert await node.call("Counter/a", "outcome", ["m-1"]) == {"status": "done", "error": "", "text": ""}
+        assert await node.call("Counter/a", "outcome", ["m-1"]) == {
+            "status": "done",
+            "error": "",
+            "text": "",
+        }
 
 
 async def test_who_gives_up_does_not_take_the_message_from_others(path: Path) -> None:
@@ -347,7 +377,8 @@ async def test_a_turn_that_is_broken_off_by_its_node_does_not_cancel_what_it_ask
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs again elsewhere, and asks again under the same id."""
-    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # of a second attempt nobody knows what became
+    # of a second attempt nobody knows what became
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)
 
     class Outer(Agent[Count]):
         @handler
@@ -358,7 +389,9 @@ async def test_a_turn_that_is_broken_off_by_its_node_does_not_cancel_what_it_ask
         outer = node.agent(Outer, "o").options(message_id="m")
         asked = asyncio.create_task(outer.ask(Outer.through))
         await asyncio.sleep(0.2)
-        shard = next(shard for shard in node._runtime.shards.values() if "Outer/o" in shard.activations)
+        shard = next(
+            shard for shard in node._runtime.shards.values() if "Outer/o" in shard.activations
+        )
         shard.drop(shard.activations["Outer/o"], NoQuorum("dropped by the test"))
         with pytest.raises(NoQuorum, match="by the test"):
             await asked

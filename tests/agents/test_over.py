@@ -1,4 +1,5 @@
-"""Code that outlives its turn cannot write with it, nor with any other; what belongs to a turn does."""
+"""Code that outlives its turn cannot write with it, nor with any other; what belongs to a turn
+does."""
 
 from __future__ import annotations
 
@@ -156,7 +157,10 @@ class Waiting(Agent[Page], Leaving):
 
 EXPECTED = sorted(
     ["ask done", "own done"]
-    + [f"{name} refused" for name in ("change", "append", "replace", "send", "sooner", "timer", "cancel")]
+    + [
+        f"{name} refused"
+        for name in ("change", "append", "replace", "send", "sooner", "timer", "cancel")
+    ]
 )
 
 

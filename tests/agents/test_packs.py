@@ -1,4 +1,5 @@
-"""Small records in packs: what is in them is found by who takes over, and leaves them before they are forgotten."""
+"""Small records in packs: what is in them is found by who takes over, and leaves them before they
+are forgotten."""
 
 from __future__ import annotations
 
@@ -34,11 +35,13 @@ from holdfast.testing.simulation.world import World
 NAMES = [f"a{n}" for n in range(60)]
 
 
-# The form ------------------------------------------------------------------------------------------------------------
+# The form -----------------------------------------------------------------------------------------
 
 
 def test_what_is_in_a_pack_counts_as_if_it_stood_alone() -> None:
-    pack = packs.record("g1c0", "n-1-0", 3, [(7, "Account/a", b"one"), (19, "Account/b%2Ec", b"two")])
+    pack = packs.record(
+        "g1c0", "n-1-0", 3, [(7, "Account/a", b"one"), (19, "Account/b%2Ec", b"two")]
+    )
     alone = Stored("g1c0.7.st.Account/z", 4, b"three")
     assert list(packs.unfold([alone, Stored(pack.subject, 5, pack.payload)])) == [
         alone,
@@ -49,19 +52,23 @@ def test_what_is_in_a_pack_counts_as_if_it_stood_alone() -> None:
     assert not packs.is_pack("g1c0.7.st.pk.x") and not packs.is_pack("g1c0.7.in.Account/a.pk.1")
 
 
-@pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p[:9] + b"?" + p[10:], lambda _: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda p: p[:-1], lambda p: p[:9] + b"?" + p[10:], lambda _: b""]
+)
 def test_a_damaged_pack_is_not_believed(damage: Callable[[bytes], bytes]) -> None:
     pack = packs.record("g1c0", "n-1-0", 3, [(7, "Account/a", b"one")])
     with pytest.raises(DataLoss):
         packs.entries(Stored(pack.subject, 5, damage(pack.payload)))
 
 
-# Slots ---------------------------------------------------------------------------------------------------------------
+# Slots --------------------------------------------------------------------------------------------
 
 
 def shard_of(journal: PackTable, shards: dict[int, Any]) -> Any:
     """A shard as far as packs have to do with it, served under the number 0."""
-    shards[0] = shard = SimpleNamespace(active=True, number=0, index={}, foreign={}, packed=0, digest=0)
+    shards[0] = shard = SimpleNamespace(
+        active=True, number=0, index={}, foreign={}, packed=0, digest=0
+    )
     shard.activations, shard.settling, shard.unsettled = {}, False, False
     shard.committer = SimpleNamespace(journal=journal)
     return shard
@@ -73,7 +80,12 @@ def payload(slot: int, *records: tuple[int, str, bytes]) -> bytes:
 
 @settings(deadline=None, max_examples=200)
 @given(
-    st.lists(st.tuples(st.sampled_from(["pack", "alone", "wait"]), st.lists(st.integers(0, 9), min_size=1, max_size=6)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["pack", "alone", "wait"]),
+            st.lists(st.integers(0, 9), min_size=1, max_size=6),
+        )
+    )
 )
 def test_a_slot_is_not_written_again_while_it_is_needed(steps: list[tuple[str, list[int]]]) -> None:
     journal, now = PackTable(shards := {}), 0.0
@@ -112,7 +124,8 @@ def test_what_is_claimed_again_from_a_pack_of_ones_own_leaves_it_once() -> None:
     old = shard_of(journal, shards)
     for name in "ab":
         Shard.committed(old, name, 5, pack)
-    again = shard_of(journal, shards)  # it read the log anew, and takes the pack for one of an owner before
+    # it read the log anew, and takes the pack for one of an owner before
+    again = shard_of(journal, shards)
     again.index, again.foreign, again.packed = {"a": 5, "b": 5}, {"a": b"a 5", "b": b"b 5"}, 2
     Shard.committed(again, "a", 6, None)
     assert Shard.packed_record(again, "a") is None and Shard.packed_record(again, "b") == b"b 5"
@@ -130,7 +143,7 @@ def test_what_was_lost_with_its_shard_needs_its_slot_no_more() -> None:
     assert journal.next_at(limits.PACKED_SECONDS) is None and journal.slot() == 0
 
 
-# A cluster -----------------------------------------------------------------------------------------------------------
+# A cluster ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -160,9 +173,15 @@ def in_packs(cluster: SimCluster) -> dict[str, str]:
     found: dict[str, str] = {}
     for cell in cluster.servers.cells.values():
         for stored in sorted(cell.committed.records.values(), key=lambda one: one.sequence):
-            for one in packs.unfold([stored]) if ".st." in stored.subject or packs.is_pack(stored.subject) else ():
+            for one in (
+                packs.unfold([stored])
+                if ".st." in stored.subject or packs.is_pack(stored.subject)
+                else ()
+            ):
                 token = one.subject.partition(".st.")[2]
-                found[token] = packs.chain_of(stored.subject) if isinstance(one, packs.Packed) else ""
+                found[token] = (
+                    packs.chain_of(stored.subject) if isinstance(one, packs.Packed) else ""
+                )
     return {token: name for token, name in found.items() if name}
 
 
@@ -211,7 +230,12 @@ def test_agents_that_rest_leave_their_packs(world: World) -> None:
     world.run(limits.PACKED_SECONDS + 5)
     assert not in_packs(cluster)
     nodes = [process.node for process in cluster.nodes.values()]
-    assert not any(shard.packed for node in nodes if node is not None for shard in node._runtime.shards.values())
+    assert not any(
+        shard.packed
+        for node in nodes
+        if node is not None
+        for shard in node._runtime.shards.values()
+    )
     add_to_all(world, client, 2)
 
 
@@ -236,7 +260,9 @@ def test_a_shard_that_moves_in_order_leaves_nothing_in_packs(world: World) -> No
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_packs_form_one_line_where_servers_answer_late_and_twice(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_packs_form_one_line_where_servers_answer_late_and_twice(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     monkeypatch.setattr(limits, "PACK_AGENTS_MIN", 2)
     monkeypatch.setattr(limits, "PACKS_MAX", 4)
     world = World(seed)
@@ -244,7 +270,9 @@ def test_packs_form_one_line_where_servers_answer_late_and_twice(monkeypatch: py
 
     def watch(cell: Cell) -> None:
         cell.on_commit.append(
-            lambda batch: history.commits.append(Commit(world.now, cell.name, [*packs.unfold(batch)]))
+            lambda batch: history.commits.append(
+                Commit(world.now, cell.name, [*packs.unfold(batch)])
+            )
         )
 
     try:
@@ -283,11 +311,12 @@ def test_a_shard_stays_whose_packed_records_cannot_be_written(world: World) -> N
     add_to_all(world, client, 2)
 
 
-# Forgetting ----------------------------------------------------------------------------------------------------------
+# Forgetting ---------------------------------------------------------------------------------------
 
 
 class Log:
-    """A cell that says which packs it has, and takes batches that expect the epochs which it has."""
+    """A cell that says which packs it has, and takes batches that expect the epochs which it
+    has."""
 
     def __init__(self) -> None:
         self.log = self
@@ -300,7 +329,10 @@ class Log:
 
     async def append(self, _cell: str, records: list[Record]) -> range:
         for one in records:
-            if one.expect is not None and self.epochs.get(one.expect.subject, 0) != one.expect.sequence:
+            if (
+                one.expect is not None
+                and self.epochs.get(one.expect.subject, 0) != one.expect.sequence
+            ):
                 raise Fenced(one.expect.subject)
         return range(500, 500 + len(records))
 
@@ -327,7 +359,8 @@ async def test_packs_are_forgotten_when_no_shard_needs_them_any_more() -> None:
     known._settled = {1: 11, 7: 12}
     await sweep._sweep("c", [0, 1, 7])
     assert cell.purged == [], "a view may be late for a moment"
-    cell.epochs["c.0.epoch"] = 99  # a claim that is not known here: whose packs it needs is not either
+    # a claim that is not known here: whose packs it needs is not either
+    cell.epochs["c.0.epoch"] = 99
     with pytest.raises(Fenced):
         await sweep._sweep("c", [0, 1, 7])
     assert cell.purged == []
@@ -336,7 +369,9 @@ async def test_packs_are_forgotten_when_no_shard_needs_them_any_more() -> None:
     assert cell.purged == [("c.pk.dead.*", 500)]
 
 
-async def test_a_node_whose_writer_has_failed_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_whose_writer_has_failed_comes_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.5)
     async with serving(tmp_path / "log.db") as node:
         counter = node.agent(Counter, "a")

@@ -33,7 +33,8 @@ async def fill(path: Path) -> None:
 
 
 def all_suspect(node: Node) -> Callable[[Any], None]:
-    """Have this node's calls look as if they had been in hand when a process died; return what sends them as they are."""
+    """Have this node's calls look as if they had been in hand when a process died; return what
+    sends them as they are."""
     send = node._router._send
 
     def suspected(opened: Any) -> None:
@@ -47,7 +48,9 @@ def all_suspect(node: Node) -> Callable[[Any], None]:
 async def failures(path: Path) -> dict[str, str]:
     """What a node says that cannot recover."""
     errors: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: errors.append(context["exception"])
+    )
     async with Node.join(f"local:{path}", serve=[Counter, Receiver]) as node:
 
         async def failed() -> bool:
@@ -101,7 +104,9 @@ async def test_blobs_that_no_record_names_are_swept(path: Path) -> None:
         assert await node.agent(Counter, "a7").ask(Counter.value) == 8
 
 
-async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_that_replaced_it(path: Path) -> None:
+async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_that_replaced_it(
+    path: Path,
+) -> None:
     """Both come in one tail; the newer counts, and the digest is of it alone."""
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
@@ -120,9 +125,13 @@ async def test_a_replica_that_is_catching_up_shows_a_record_and_later_the_one_th
         found.stop()
 
 
-async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message runs alone behind its mark; its agent is dropped; the task that waits for it must commit nothing."""
-    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # of a second attempt nobody knows what became
+async def test_what_goes_on_in_an_abandoned_agent_is_never_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message runs alone behind its mark; its agent is dropped; the task that waits for it must
+    commit nothing."""
+    # of a second attempt nobody knows what became
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -140,7 +149,8 @@ async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path, m
         with pytest.raises(NoQuorum, match="by the test"):
             await asked
         node._router._send = send  # type: ignore[method-assign]
-        await node.agent(Counter, "b").ask(Counter.add, 1)  # whatever waited for the log is written by now
+        # whatever waited for the log is written by now
+        await node.agent(Counter, "b").ask(Counter.add, 1)
         stored = await node.engine.log.read(shard.cell, f"{shard.prefix}.st.Counter/a")
         assert stored is not None and stored.sequence == shard.index["Counter/a"]
         assert await agent.ask(Counter.add, 1) == 2
@@ -149,8 +159,11 @@ async def test_what_goes_on_in_an_abandoned_agent_is_never_written(path: Path, m
         assert node.statistics()["recovery_failures"] == {}
 
 
-async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_it(path: Path) -> None:
-    """Else every later suspect of the agent would run alone on its node, and a second takeover take for ever."""
+async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_it(
+    path: Path,
+) -> None:
+    """Else every later suspect of the agent would run alone on its node, and a second takeover take
+    for ever."""
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -162,11 +175,18 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
             assert stored is not None
             return unpack(stored.payload, "").attempts
 
-        assert sorted(await asyncio.gather(*(agent.ask(Counter.add, 1) for _ in range(5)))) == [2, 3, 4, 5, 6]
+        assert sorted(await asyncio.gather(*(agent.ask(Counter.add, 1) for _ in range(5)))) == [
+            2,
+            3,
+            4,
+            5,
+            6,
+        ]
         assert await marks() == {}
         shard.claimed_at += 60  # however long this test takes
         activation = shard.activations["Counter/a"]
-        activation.attempts, activation.probation = {"*": 1}, False  # as it is found after the end of a process
+        # as it is found after the end of a process
+        activation.attempts, activation.probation = {"*": 1}, False
         assert await agent.ask(Counter.add, 1) == 7
         assert await marks() == {"*": 1}
         node._router._send = send  # type: ignore[method-assign]
@@ -177,8 +197,11 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
         assert await marks() == {}
 
 
-async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_ended(path: Path) -> None:
-    """The mark of a suspect is in the log, its turn's record is not: claimed again by the same process, it counts for nothing."""
+async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_ended(
+    path: Path,
+) -> None:
+    """The mark of a suspect is in the log, its turn's record is not: claimed again by the same
+    process, it counts for nothing."""
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -187,7 +210,9 @@ async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_e
 
         async def lose(real: Append, cell: str, records: Sequence[Record]) -> range:
             nonlocal lost
-            (written,) = [unpack(one.payload, "") for one in records if one.subject.endswith(".st.Counter/a")]
+            (written,) = [
+                unpack(one.payload, "") for one in records if one.subject.endswith(".st.Counter/a")
+            ]
             if not written.attempts and lost < 5:
                 lost += 1
                 raise Unknown("lost by the test")

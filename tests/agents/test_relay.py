@@ -1,4 +1,5 @@
-"""What carries sends into another cell: each once and in order, whatever two owners of one shard do at a time."""
+"""What carries sends into another cell: each once and in order, whatever two owners of one shard do
+at a time."""
 
 from __future__ import annotations
 
@@ -53,14 +54,20 @@ class Owner:
 
 def give(relay: OutboxRelay, target: str, numbers: range) -> None:
     for number in numbers:
-        payload = codec.seal(codec.encode_raw((f"{target}.3.in.A/b.{number}", codec.seal(str(number).encode()))))
+        payload = codec.seal(
+            codec.encode_raw((f"{target}.3.in.A/b.{number}", codec.seal(str(number).encode())))
+        )
         relay.add(number, payload)
 
 
 async def arrived(engine: Engine, target: str, count: int) -> list[int]:
-    """The numbers in the target's inbox, in the order in which they were written, twice where they were."""
+    """The numbers in the target's inbox, in the order in which they were written, twice where they
+    were."""
     found: list[int] = []
-    async with asyncio.timeout(240), aclosing(engine.log.tail(target, [f"{target}.3.in.>"])) as tail:  # type: ignore[type-var]
+    async with (
+        asyncio.timeout(240),
+        aclosing(engine.log.tail(target, [f"{target}.3.in.>"])) as tail,
+    ):  # type: ignore[type-var]
         async for chunk in tail:
             found += [int(bytes(codec.unseal(stored.payload, ""))) for stored in chunk.records]
             if len(found) >= count and chunk.caught_up:

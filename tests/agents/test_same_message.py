@@ -1,6 +1,8 @@
-"""Which messages under one id are the same message: those that mean the same, whatever their bytes are.
+"""Which messages under one id are the same message: those that mean the same, whatever their bytes
+are.
 
-A retry comes from another process, where a set has another order, or from a shell, which sends names and whole numbers.
+A retry comes from another process, where a set has another order, or from a shell, which sends
+names and whole numbers.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import decimal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def raw(value: Any) -> bytes:
 async def ask(node: Node, name: str, method: Any, data: bytes, message_id: str) -> int:
     """One attempt, with exactly these bytes."""
     ref = node.agent(Takes, name).options(message_id=message_id)
-    reply: bytes = await ref._router.ask(ref._token, method.name, data, ref._options, reads_only=False)
+    reply: bytes = await ref._router.ask(
+        ref._token, method.name, data, ref._options, reads_only=False
+    )
     return int(msgspec.msgpack.decode(reply))
 
 
@@ -151,7 +154,9 @@ async def test_what_means_the_same_is_the_same_message(tmp_path: Path) -> None:
             name, wrong = f"s{place}", f"{method.name}: {one!r} and {other!r}"
             assert await ask(node, name, method, raw(one), "id") == 1
             assert await ask(node, name, method, raw(other), "id") == 1, wrong
-            assert await ask(node, name, method, codec.encode_raw({"value": other}), "id") == 1, wrong
+            assert await ask(node, name, method, codec.encode_raw({"value": other}), "id") == 1, (
+                wrong
+            )
         for place, (method, one, other) in enumerate(OTHERS):
             assert await ask(node, f"o{place}", method, raw(one), "id") == 1
             with pytest.raises(ReplayMismatch):
@@ -169,7 +174,8 @@ async def test_so_it_is_while_the_first_one_is_in_hand(tmp_path: Path) -> None:
         await ask(node, "a", Takes.amount, raw(1), "warm")
         gate = Gate(node)
         asking = [
-            asyncio.ensure_future(ask(node, "a", Takes.numbers, raw(value), "id")) for value in ([8, 0], [0, 8], [8, 1])
+            asyncio.ensure_future(ask(node, "a", Takes.numbers, raw(value), "id"))
+            for value in ([8, 0], [0, 8], [8, 1])
         ]
 
         async def held() -> bool:
@@ -209,7 +215,10 @@ def test_an_id_that_an_older_node_noted_still_matches(order: list[int]) -> None:
     """It noted the digest of the bytes alone."""
     old = delivery.digest("numbers", raw(order))
     seen = Seen({}, {"id": record_before(old)})
-    canonical: Callable[[], int] = lambda: delivery.canonical_digest(Takes.numbers, "numbers", raw(order))  # noqa: E731
+
+    def canonical() -> int:
+        return delivery.canonical_digest(Takes.numbers, "numbers", raw(order))
+
     assert seen.check_id("id", old, canonical) == b"answer"
 
 
@@ -231,7 +240,12 @@ def test_any_order_of_a_set_is_one_form(value: set[int], random: Any) -> None:
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(0, 99), inner),
     max_leaves=15,
 )

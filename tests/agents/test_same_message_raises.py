@@ -1,4 +1,5 @@
-"""A message under an id whose arguments raise when they are made fails alone: what it means is looked at behind the guard."""
+"""A message under an id whose arguments raise when they are made fails alone: what it means is
+looked at behind the guard."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ async def test_what_is_asked_under_an_id_is_answered(tmp_path: Path) -> None:
         assert not node._runtime.resident["Held/a"].in_hand and not node._runtime.failures
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is there from 3.12 on")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is there from 3.12 on"
+)
 async def test_a_marked_function_that_raises_fails_its_own_message(tmp_path: Path) -> None:
     def marked(function: Any) -> Any:
         def take(self: Any, how: str) -> Any:
@@ -112,6 +115,8 @@ class Giver(Agent[State]):
 async def test_a_reply_whose_code_raises_is_a_bad_message(tmp_path: Path) -> None:
     async with serving(tmp_path / "log.db", Giver) as node:
         Once.made = 0
-        with pytest.raises(BadMessage, match=r"the reply of Giver\.give: TimeoutError.*rogues\.py:"):
+        with pytest.raises(
+            BadMessage, match=r"the reply of Giver\.give: TimeoutError.*rogues\.py:"
+        ):
             await node.agent(Giver, "a").ask(Giver.give)
         assert Once.made == 3

@@ -1,4 +1,5 @@
-"""A turn is committed whole, before anybody learns of it; what goes wrong in one leaves nothing behind."""
+"""A turn is committed whole, before anybody learns of it; what goes wrong in one leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -90,7 +91,12 @@ async def test_one_turn_at_a_time_per_agent_and_agents_side_by_side(path: Path) 
         loop = asyncio.get_running_loop()
         started = loop.time()
         one = node.agent(Counter, "one")
-        assert await asyncio.gather(*(one.ask(Counter.slow, 0.05) for _ in range(4))) == [1, 2, 3, 4]
+        assert await asyncio.gather(*(one.ask(Counter.slow, 0.05) for _ in range(4))) == [
+            1,
+            2,
+            3,
+            4,
+        ]
         assert loop.time() - started >= 0.2
         everybody = asyncio.Barrier(50)
 
@@ -100,7 +106,9 @@ async def test_one_turn_at_a_time_per_agent_and_agents_side_by_side(path: Path) 
                 await everybody.wait()
 
     async with serving(path, Meeting) as node:
-        await asyncio.gather(*(node.agent(Meeting, f"many-{n}").ask(Meeting.meet) for n in range(50)))
+        await asyncio.gather(
+            *(node.agent(Meeting, f"many-{n}").ask(Meeting.meet) for n in range(50))
+        )
 
 
 async def test_an_exception_leaves_the_state_as_before(path: Path) -> None:
@@ -136,7 +144,10 @@ async def test_a_reply_too_large_is_refused_and_undone(path: Path) -> None:
         with pytest.raises(TooLarge, match="long_reply"):
             await agent.ask(Counter.long_reply, limits.REPLY_BYTES_MAX + 1)
         assert await agent.ask(Counter.value) == 0
-        assert len(await agent.ask(Counter.long_reply, limits.REPLY_BYTES_MAX - 10)) == limits.REPLY_BYTES_MAX - 10
+        assert (
+            len(await agent.ask(Counter.long_reply, limits.REPLY_BYTES_MAX - 10))
+            == limits.REPLY_BYTES_MAX - 10
+        )
 
 
 async def test_arguments_are_checked_with_the_name_of_the_field(path: Path) -> None:
@@ -157,7 +168,9 @@ async def test_arguments_are_checked_with_the_name_of_the_field(path: Path) -> N
         assert await agent.ask(Counter.value) == 0
 
 
-async def test_who_asks_readers_of_this_process_in_a_row_leaves_the_loop_to_others(path: Path) -> None:
+async def test_who_asks_readers_of_this_process_in_a_row_leaves_the_loop_to_others(
+    path: Path,
+) -> None:
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -222,7 +235,10 @@ async def test_one_turn_that_the_log_refuses_harms_no_other(path: Path) -> None:
 
         gate = Gate(node)
         fault = Fault(node, ".st.", refuse)
-        others = [asyncio.create_task(node.agent(Counter, f"o{n}").ask(Counter.add, 1)) for n in range(100)]
+        others = [
+            asyncio.create_task(node.agent(Counter, f"o{n}").ask(Counter.add, 1))
+            for n in range(100)
+        ]
         guilty = node.agent(Counter, "guilty")
         before = asyncio.create_task(guilty.ask(Counter.note, "fine"))
         bad = asyncio.create_task(guilty.ask(Counter.note, "poison"))
@@ -244,7 +260,8 @@ async def test_without_a_quorum_turns_are_undone_and_their_callers_told(
     from holdfast.errors import NoQuorum
 
     monkeypatch.setattr(limits, "QUORUM_WAIT_SECONDS", 0.3)
-    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # of a second attempt nobody knows what became
+    # of a second attempt nobody knows what became
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -341,7 +358,9 @@ class Hopping(Agent[Count]):
 
 async def test_a_long_chain_of_tells_on_one_node_comes_to_its_end(path: Path) -> None:
     async with serving(path, Hopping) as node:
-        await asyncio.gather(*(node.agent(Hopping, f"h{place}").ask(Hopping.hop, 0) for place in range(400)))
+        await asyncio.gather(
+            *(node.agent(Hopping, f"h{place}").ask(Hopping.hop, 0) for place in range(400))
+        )
         await node.agent(Hopping, "h400").ask(Hopping.hop, 400)
         resident = node._runtime.resident
 
@@ -352,7 +371,9 @@ async def test_a_long_chain_of_tells_on_one_node_comes_to_its_end(path: Path) ->
         assert [token for token, one in resident.items() if one.running is not None] == []
 
 
-async def test_an_agent_whose_error_cannot_be_described_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_whose_error_cannot_be_described_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_stack(error: BaseException) -> str:
         raise RecursionError
 
@@ -366,7 +387,9 @@ async def test_an_agent_whose_error_cannot_be_described_goes_on(path: Path, monk
         assert await agent.ask(Counter.add, 1) == 2
 
 
-async def test_a_plain_read_enters_code_of_users_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plain_read_enters_code_of_users_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its state is made, and it runs: plain arguments and replies hold no code."""
     made: list[Context] = []
 
@@ -381,7 +404,10 @@ async def test_a_plain_read_enters_code_of_users_twice(path: Path, monkeypatch: 
         answers: list[bytes] = []
         call = Call("Counter/a", "value", b"\x90", 1, "p-elsewhere")
         monkeypatch.setattr(guard, "fresh", fresh)
-        reading.read(activation, from_call(call, lambda _reference, _outcome, payload: answers.append(payload)))
+        reading.read(
+            activation,
+            from_call(call, lambda _reference, _outcome, payload: answers.append(payload)),
+        )
         monkeypatch.undo()
         assert answers == [b"\x03"]
         assert len(made) == 2

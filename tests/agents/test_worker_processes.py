@@ -1,4 +1,5 @@
-"""Worker processes: what their code prints is text, what breaks one stays with it, and a broken one is replaced."""
+"""Worker processes: what their code prints is text, what breaks one stays with it, and a broken one
+is replaced."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ on_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    async with serving(tmp_path_factory.mktemp("workers") / "log.db", Workshop, Neighbour, Counter) as made:
+    async with serving(
+        tmp_path_factory.mktemp("workers") / "log.db", Workshop, Neighbour, Counter
+    ) as made:
         yield made
 
 
@@ -43,7 +46,9 @@ def runs(pid: int) -> bool:
 
 
 @on_one_loop
-async def test_what_a_worker_prints_is_shown_with_its_agent(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_a_worker_prints_is_shown_with_its_agent(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
     await agent(node, "one").ask(Workshop.say, "1")
     await agent(node, "two").ask(Workshop.say, "[/2] \x1b[31m")
     printed = capsys.readouterr()
@@ -53,11 +58,16 @@ async def test_what_a_worker_prints_is_shown_with_its_agent(node: Node, capsys: 
         "Workshop/two: [/2] \\x1b[31m",
         "Workshop/two: raw \\xff [/2] \\x1b[31m",
     ]
-    assert "Workshop/one: err 1" in printed.err and "Workshop/one: WARNING workshop: logged 1" in printed.err
+    assert (
+        "Workshop/one: err 1" in printed.err
+        and "Workshop/one: WARNING workshop: logged 1" in printed.err
+    )
 
 
 @on_one_loop
-async def test_programs_may_print_as_much_as_they_like(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_programs_may_print_as_much_as_they_like(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (await agent(node, "git").ask(Workshop.programs)).startswith("git version")
     printed = capsys.readouterr()
     assert "Workshop/git: git version" in printed.out and "... 291808 more" in printed.out
@@ -68,7 +78,10 @@ async def test_programs_may_print_as_much_as_they_like(node: Node, capsys: pytes
 @pytest.mark.parametrize("fail", [False, True])
 @on_one_loop
 async def test_what_a_job_changed_is_put_back(node: Node, fail: bool) -> None:
-    before, process = await agent(node, "a").ask(Workshop.looks), await agent(node, "a").ask(Workshop.process)
+    before, process = (
+        await agent(node, "a").ask(Workshop.looks),
+        await agent(node, "a").ask(Workshop.process),
+    )
     if fail:
         with pytest.raises(HandlerFailed, match="after all that"):
             await agent(node, "b").ask(Workshop.leave_behind, True)
@@ -111,7 +124,10 @@ async def test_elsewhere_nothing_can_be_said_to_be_broken(node: Node) -> None:
 
 @on_one_loop
 async def test_kinds_share_no_process(node: Node) -> None:
-    processes = {await agent(node, "a").ask(Workshop.process), await node.agent(Neighbour, "a").ask(Neighbour.process)}
+    processes = {
+        await agent(node, "a").ask(Workshop.process),
+        await node.agent(Neighbour, "a").ask(Neighbour.process),
+    }
     assert len(processes) == 2 and processes == {
         await agent(node, "b").ask(Workshop.process),
         await node.agent(Neighbour, "b").ask(Neighbour.process),
@@ -133,7 +149,9 @@ async def test_a_broken_device_harms_nobody_else(node: Node) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "group"])
 @on_one_loop
-async def test_the_same_error_of_two_agents_in_a_row_replaces_the_process(node: Node, kind: str) -> None:
+async def test_the_same_error_of_two_agents_in_a_row_replaces_the_process(
+    node: Node, kind: str
+) -> None:
     process = await agent(node, "a").ask(Workshop.use_library, kind)
     for name, first in (("a", True), ("a", False), ("b", False)):
         with pytest.raises(HandlerFailed, match="connection is gone"):
@@ -202,7 +220,9 @@ async def _is_stopped(pid: int) -> bool:
 
 
 @on_one_loop
-async def test_a_stuck_process_is_found_and_replaced(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stuck_process_is_found_and_replaced(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = await agent(node, "a").ask(Workshop.process)
     monkeypatch.setattr(limits, "WORKER_BEGIN_SECONDS", 0.5)
     monkeypatch.setattr(limits, "WORKER_ATTEMPTS_MAX", 50)  # a new one may not begin so soon either
@@ -261,7 +281,13 @@ def test_what_says_that_a_process_is_broken() -> None:
         assert soundness.why_broken(error), error
     loop = ValueError()
     loop.__cause__ = loop
-    for harmless in (None, ValueError("CUDA error"), loop, OSError("gone"), ExceptionGroup("g", [KeyError()])):
+    for harmless in (
+        None,
+        ValueError("CUDA error"),
+        loop,
+        OSError("gone"),
+        ExceptionGroup("g", [KeyError()]),
+    ):
         assert not soundness.why_broken(harmless), harmless
 
 
@@ -294,17 +320,24 @@ if __name__ == "__main__":
 def run_program(directory: Path, text: str, *arguments: str) -> list[str]:
     (directory / "program.py").write_text(textwrap.dedent(text))
     done = subprocess.run(
-        [sys.executable, "program.py", *arguments], cwd=directory, capture_output=True, text=True, timeout=400
+        [sys.executable, "program.py", *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 
 
 def test_applications_with_one_name_and_files_called_like_modules(tmp_path: Path) -> None:
-    """Two ``app.py``, and in the working directory files called like modules of the standard library."""
+    """Two ``app.py``, and in the working directory files called like modules of the standard
+    library."""
     for name, helper in (("a", "one"), ("b", "one"), ("c", "one")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / ("random.py" if name == "c" else "app.py")).write_text(APP.format(name=name.upper()))
+        (tmp_path / name / ("random.py" if name == "c" else "app.py")).write_text(
+            APP.format(name=name.upper())
+        )
         (tmp_path / name / "helper.py").write_text(f"NAME = {helper!r}")
     for module in ("queue", "socket", "msgspec"):
         (tmp_path / "a" / f"{module}.py").write_text("raise RuntimeError('the wrong one')")
@@ -329,7 +362,8 @@ if __name__ == "__main__":
 
 
 def test_a_class_of_a_command_is_refused_in_words(tmp_path: Path) -> None:
-    text = textwrap.dedent(APP.format(name="Main").replace("import helper", "")) + textwrap.dedent("""
+    text = textwrap.dedent(APP.format(name="Main").replace("import helper", ""))
+    text += textwrap.dedent("""
         import asyncio
         from holdfast import Node, HandlerFailed
         async def main():
@@ -340,7 +374,9 @@ def test_a_class_of_a_command_is_refused_in_words(tmp_path: Path) -> None:
                     print(error)
         asyncio.run(main())
     """)
-    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
     assert "put it into a file" in done.stdout, done.stdout + done.stderr
 
 
@@ -371,8 +407,12 @@ asyncio.run(main())
         asyncio.run(until(lambda: _gone(worker)))  # noqa: B023
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files where the system shows them")
-async def test_a_process_that_cannot_be_spoken_to_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="counts files where the system shows them"
+)
+async def test_a_process_that_cannot_be_spoken_to_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     started: list[asyncio.subprocess.Process] = []
     start = asyncio.create_subprocess_exec
 

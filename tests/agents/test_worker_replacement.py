@@ -1,4 +1,5 @@
-"""When the same error of two agents in a row replaces their worker process: whatever broke it, and never in vain for long."""
+"""When the same error of two agents in a row replaces their worker process: whatever broke it, and
+never in vain for long."""
 
 from __future__ import annotations
 
@@ -35,14 +36,17 @@ async def test_a_process_that_breaks_with_its_first_job_is_replaced(
         await lose(node, "a", first=True)
         await lose(node, "b")
         process = await agent(node, "c").ask(Workshop.use_library, "plain")
-        assert await agent(node, "a").ask(Workshop.use_library, "plain") == process, "the one that broke it, as well"
+        assert await agent(node, "a").ask(Workshop.use_library, "plain") == process, (
+            "the one that broke it, as well"
+        )
     assert caplog.text.count(REPLACED) == 1
 
 
 async def test_a_replacement_that_breaks_as_well_is_replaced_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that is away for a while breaks one process after the other, each with its first job."""
+    """A server that is away for a while breaks one process after the other, each with its first
+    job."""
     monkeypatch.setattr(limits, "WORKER_DOUBT_SECONDS", 1.0)
     monkeypatch.setattr(limits, "WORKER_CODE_SECONDS", 4.0)
     async with serving(tmp_path / "log.db", Workshop) as node:
@@ -78,9 +82,15 @@ def test_how_often_the_same_error_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
     kind = pool._Kind()
 
     def failed(
-        cause: str, agent_id: str = "K/b", last: tuple[str, str] = ("", ""), jobs: int = 9, started: float = 0.0
+        cause: str,
+        agent_id: str = "K/b",
+        last: tuple[str, str] = ("", ""),
+        jobs: int = 9,
+        started: float = 0.0,
     ) -> bool:
-        worker: Any = SimpleNamespace(agent_id=agent_id, last_failure=last, jobs=jobs, started=started)
+        worker: Any = SimpleNamespace(
+            agent_id=agent_id, last_failure=last, jobs=jobs, started=started
+        )
         return kind.suspects(worker, Failed(("HandlerFailed", "", "", ""), cause))
 
     def again(cause: str = "gone") -> bool:
@@ -96,7 +106,9 @@ def test_how_often_the_same_error_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
 
     replaced = now
     now += limits.WORKER_CODE_SECONDS / 2
-    assert not failed("gone", jobs=1, started=now) and not again(), "a new process raised it as well"
+    assert not failed("gone", jobs=1, started=now) and not again(), (
+        "a new process raised it as well"
+    )
     now = replaced + limits.WORKER_CODE_SECONDS - 1
     assert not failed("gone", jobs=1, started=now) and not again(), "it adds nothing to the time"
     now += 1

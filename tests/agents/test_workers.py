@@ -31,7 +31,9 @@ async def test_a_turn_in_a_worker_process_is_committed_like_any_other(path: Path
         agent = node.agent(Heavy, "a")
         process, total = await agent.ask(Heavy.crunch, 2)
         assert process != os.getpid() and total == 2
-        assert [await agent.ask(Heavy.crunch, 1) for _ in range(3)] == [(process, n) for n in (3, 4, 5)]
+        assert [await agent.ask(Heavy.crunch, 1) for _ in range(3)] == [
+            (process, n) for n in (3, 4, 5)
+        ]
         assert await agent.ask(Heavy.total) == 5
         assert await agent.ask(Heavy.far_total) != (os.getpid(), 5)
         assert (await agent.ask(Heavy.far_total))[1] == 5
@@ -53,7 +55,9 @@ async def test_others_go_on_beside_it(path: Path, method: Any) -> None:
         try:
             for expected in range(1, 101):
                 assert await node.agent(Counter, "c").ask(Counter.add, 1) == expected
-            assert await node.agent(Heavy, "a").ask(Heavy.total) == 0, "a reader sees what is committed"
+            assert await node.agent(Heavy, "a").ask(Heavy.total) == 0, (
+                "a reader sees what is committed"
+            )
             assert not slow.done()
         finally:
             enough.touch()
@@ -77,7 +81,9 @@ async def test_what_raises_in_a_worker_leaves_the_state(path: Path) -> None:
         assert await agent.ask(Heavy.total) == 1
 
 
-async def test_a_worker_that_ends_fails_its_own_message_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_ends_fails_its_own_message_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "WORKER_CLOSE_SECONDS", 240.0)
     async with serving(path, Heavy) as node:
         other = asyncio.create_task(node.agent(Heavy, "b").ask(Heavy.compute, 1.0, 7))
@@ -103,7 +109,10 @@ async def test_what_a_worker_sends_is_part_of_its_turn(path: Path) -> None:
         await agent.ask(Heavy.tell_others, "c", False)
 
         async def arrived() -> bool:
-            return (await node.agent(Counter, "c").ask(Counter.value), await agent.ask(Heavy.rings)) == (1, ["rung"])
+            return (
+                await node.agent(Counter, "c").ask(Counter.value),
+                await agent.ask(Heavy.rings),
+            ) == (1, ["rung"])
 
         await until(arrived)
         await asyncio.sleep(0.2)
@@ -119,18 +128,28 @@ async def test_a_worker_cannot_wait_and_is_told_so(path: Path, method: object) -
 
 async def test_a_worker_knows_what_a_turn_knows(path: Path) -> None:
     async with serving(path, Heavy) as node:
-        name, agent_id, key, fence = await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who)
+        name, agent_id, key, fence = (
+            await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who)
+        )
         assert (name, agent_id) == ("a/b", "Heavy/a/b") and len(key) == 32 and fence > 0
-        assert await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who) == (name, agent_id, key, fence)
+        assert await node.agent(Heavy, "a/b").options(message_id="m").ask(Heavy.who) == (
+            name,
+            agent_id,
+            key,
+            fence,
+        )
 
 
 async def test_a_worker_knows_whether_its_agent_is_its_own(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)  # else nobody knows what became of the first attempt
+    # else nobody knows what became of the first attempt
+    monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 1000.0)
     async with serving(path, Heavy) as node:
         agent, seen = node.agent(Heavy, "a"), tmp_path / "seen"
-        assert await agent.ask(Heavy.is_live_in_process) and await agent.ask(Heavy.is_live_in_thread)
+        assert await agent.ask(Heavy.is_live_in_process) and await agent.ask(
+            Heavy.is_live_in_thread
+        )
         asked = asyncio.create_task(agent.ask(Heavy.until_lost, str(seen)))
 
         async def says(text: str) -> bool:
@@ -165,7 +184,9 @@ async def test_a_cancelled_call_ends_its_worker_process(path: Path) -> None:
         await until(is_gone)
 
 
-async def test_a_turn_waits_for_the_thread_of_one_that_was_cancelled(path: Path, tmp_path: Path) -> None:
+async def test_a_turn_waits_for_the_thread_of_one_that_was_cancelled(
+    path: Path, tmp_path: Path
+) -> None:
     async with serving(path, Heavy) as node:
         agent = node.agent(Heavy, "a")
         asked = asyncio.create_task(agent.ask(Heavy.block_until, str(tmp_path / "end")))
@@ -206,8 +227,11 @@ def test_what_cannot_run_there_is_refused_where_it_is_written() -> None:
         handler(runs_in="fiber")(Heavy.crunch.function)  # type: ignore[call-overload]
 
 
-async def test_a_loop_that_stands_still_is_noticed_and_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """On a busy machine the loop may stand still elsewhere as well: what is named is what counts."""
+async def test_a_loop_that_stands_still_is_noticed_and_named(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a busy machine the loop may stand still elsewhere as well: what is named is what
+    counts."""
     async with serving(path, Heavy) as node:
         assert "(stall)" not in node.members()[0].degraded
         node._runtime.stalls._recent.clear()
@@ -217,7 +241,9 @@ async def test_a_loop_that_stands_still_is_noticed_and_named(path: Path, caplog:
                 await asyncio.sleep(0.3)
         assert node.statistics()["stalls"] >= 1
         node._membership.beat()
-        assert re.search(r"stood still \d+ times within a minute, for up to ", node.members()[0].degraded)
+        assert re.search(
+            r"stood still \d+ times within a minute, for up to ", node.members()[0].degraded
+        )
         assert "heavy.py:" in node.members()[0].degraded and "(stall)" in node.members()[0].degraded
         assert 'runs_in="process"' in caplog.text
         await node.agent(Heavy, "a").ask(Heavy.block, 1.2)
@@ -242,17 +268,24 @@ async def test_a_loop_that_stands_still_is_told_with_its_stack_while_it_does(pat
             await node.agent(Heavy, "a").ask(Heavy.stall_until, str(goes_on))
     finally:
         logger.removeFilter(told)
-    assert re.search(r"has stood still for \d\.\d s in heavy\.py:\d+ \(wait_for\) \(Heavy/a stall_until\)", said[0])
+    assert re.search(
+        r"has stood still for \d\.\d s in heavy\.py:\d+ \(wait_for\) \(Heavy/a stall_until\)",
+        said[0],
+    )
     assert "in stall_until\n    wait_for(path)" in said[0]
 
 
-async def test_code_that_keeps_the_interpreter_is_noticed_and_a_frozen_process_is_not(path: Path) -> None:
+async def test_code_that_keeps_the_interpreter_is_noticed_and_a_frozen_process_is_not(
+    path: Path,
+) -> None:
     async with serving(path, Heavy) as node:
         await node.agent(Heavy, "a").ask(Heavy.hog, 1.2)
         await asyncio.sleep(0.3)
         assert "stood still" in node._runtime.stalls.text()
         pid, count = os.getpid(), node.statistics()["stalls"]
-        waker = await asyncio.create_subprocess_shell(f"sleep 0.2; kill -STOP {pid}; sleep 1.5; kill -CONT {pid}")
+        waker = await asyncio.create_subprocess_shell(
+            f"sleep 0.2; kill -STOP {pid}; sleep 1.5; kill -CONT {pid}"
+        )
         await waker.wait()
         await asyncio.sleep(0.3)
         assert node.statistics()["stalls"] == count
@@ -281,10 +314,15 @@ async def test_endless_handlers_of_one_kind_leave_others_theirs_and_are_named(
     monkeypatch.setattr(limits, "LONG_JOB_SECONDS", 0.05)
     Endless.go_on.clear()
     async with serving(path, Endless, Quick) as node:
-        asks = [asyncio.ensure_future(node.agent(Endless, f"e{place}").ask(Endless.wait)) for place in range(4)]
+        asks = [
+            asyncio.ensure_future(node.agent(Endless, f"e{place}").ask(Endless.wait))
+            for place in range(4)
+        ]
         try:
             resident = node._runtime.resident
-            named = re.compile(r"Endless/e\d: wait has run in a thread for \d s, and 2 of them run at a time")
+            named = re.compile(
+                r"Endless/e\d: wait has run in a thread for \d s, and 2 of them run at a time"
+            )
 
             async def all_run() -> bool:
                 return len([one for one in resident.values() if one.running is not None]) == 4
@@ -300,7 +338,11 @@ async def test_endless_handlers_of_one_kind_leave_others_theirs_and_are_named(
             for one in resident.values():
                 if (message := one.running) is not None and message.call is not None:
                     again = msgspec.structs.replace(message.call)
-                    deadlocks.hint(one, message, from_call(again, lambda _r, _o, text: hints.append(text.decode())))
+                    deadlocks.hint(
+                        one,
+                        message,
+                        from_call(again, lambda _r, _o, text: hints.append(text.decode())),
+                    )
             waits = "its handler wait waits until a thread is free"
             assert sorted(hints) == ["its handler wait runs"] * 2 + [waits] * 2
         finally:

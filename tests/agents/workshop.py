@@ -1,4 +1,5 @@
-"""Agents whose jobs do to their worker process whatever jobs do. A worker process imports this file."""
+"""Agents whose jobs do to their worker process whatever jobs do. A worker process imports this
+file."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class Workshop(Agent[Count]):
         subprocess.run(["git", "--version"], check=True)
         much = "import sys; print('x' * 300_000); print('y' * 300_000, file=sys.stderr)"
         subprocess.run([sys.executable, "-c", much], check=True)
-        return subprocess.run(["git", "--version"], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", "--version"], check=True, capture_output=True, text=True
+        ).stdout
 
     @handler(runs_in="process")
     async def read_input(self) -> str:
@@ -166,7 +169,9 @@ class Workshop(Agent[Count]):
             for number in range(3, 64):
                 try:
                     if str(Path(f"/proc/self/fd/{number}").readlink()).startswith("socket:"):
-                        os.write(number, b"\xff\xff\xff\xff" if how == "long" else b"\x00\x00\x00\x03abc")
+                        os.write(
+                            number, b"\xff\xff\xff\xff" if how == "long" else b"\x00\x00\x00\x03abc"
+                        )
                 except OSError:
                     pass
         elif how == "kill-with-forks":  # they keep all that it had open

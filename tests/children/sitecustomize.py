@@ -1,7 +1,8 @@
-"""What a Python that a test starts does first: it is as patient as the tests themselves (`tests.patience`).
+"""What a Python that a test starts does first: it is as patient as the tests themselves
+(`tests.patience`).
 
-It changes bounds when their modules are imported, and imports nothing itself. `tests/conftest.py` puts this directory into
-``PYTHONPATH``.
+It changes bounds when their modules are imported, and imports nothing itself. `tests/conftest.py`
+puts this directory into ``PYTHONPATH``.
 """
 
 from __future__ import annotations

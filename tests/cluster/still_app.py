@@ -1,4 +1,5 @@
-"""Agents that stand still, each in its own way. Each run notes itself in a file, so that a test can count the processes."""
+"""Agents that stand still, each in its own way. Each run notes itself in a file, so that a test can
+count the processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What hosts and nodes answer is checked where it enters: nonsense changes nothing that a command shows, and is said."""
+"""What hosts and nodes answer is checked where it enters: nonsense changes nothing that a command
+shows, and is said."""
 
 from __future__ import annotations
 
@@ -19,8 +20,24 @@ from holdfast.admin import presence
 from holdfast.cluster.facts.cohort import Cohort, HostEntry
 from holdfast.engines.base import Message
 from holdfast.engines.local.bus import LocalBus
-from holdfast.host.rpc.facts import Certificate, HeardAgo, HostFacts, HostSight, NodeAway, NodeFacts, Replicas
-from holdfast.host.rpc.service import ALL_SUBJECT, HostService, Nothing, Operation, answers_door, ask_host, subject_of
+from holdfast.host.rpc.facts import (
+    Certificate,
+    HeardAgo,
+    HostFacts,
+    HostSight,
+    NodeAway,
+    NodeFacts,
+    Replicas,
+)
+from holdfast.host.rpc.service import (
+    ALL_SUBJECT,
+    HostService,
+    Nothing,
+    Operation,
+    answers_door,
+    ask_host,
+    subject_of,
+)
 from holdfast.host.server.server_admin import Peer, Replica, ServerFacts, Voters
 from holdfast.node.checkup import SUBJECT, NodeState, state_door
 
@@ -30,21 +47,53 @@ HOSTS = ("h1", "h2", "h3")
 
 
 def cohort(*names: str) -> Cohort:
-    return Cohort([*names], {name: HostEntry(f"{name}-s", f"{name}:1", f"nats://{name}:2") for name in names})
+    return Cohort(
+        [*names], {name: HostEntry(f"{name}-s", f"{name}:1", f"nats://{name}:2") for name in names}
+    )
 
 
 SERVER = ServerFacts("h1-s", "2.12.0-RC.1", True, 1 << 30, 7, 8, "nats://h1:2", 11, True)
 AWAY = NodeAway("h1-1", 5.0, 2, "exit status 1")
-REPLICA = Replica("g1c0", 9, 900, 1, 9, 0, "h1-s", True, [Peer("h2-s", True, False, (1 << 63) - 1, (1 << 64) - 1)], 3)
-FACTS = HostFacts("h1", 10, "0.1.0.dev1+g5f", 1.7e9, 1.8e9, ["h1:1"], [NodeFacts("h1-1", "n-x", 12, True, 1)], SERVER)
-FACTS.certificates, FACTS.modes, FACTS.entry = [Certificate("/a", 1.9e9)], {"/h1": 0o700}, HostEntry("s", "r", "u")
+REPLICA = Replica(
+    "g1c0",
+    9,
+    900,
+    1,
+    9,
+    0,
+    "h1-s",
+    True,
+    [Peer("h2-s", True, False, (1 << 63) - 1, (1 << 64) - 1)],
+    3,
+)
+FACTS = HostFacts(
+    "h1",
+    10,
+    "0.1.0.dev1+g5f",
+    1.7e9,
+    1.8e9,
+    ["h1:1"],
+    [NodeFacts("h1-1", "n-x", 12, True, 1)],
+    SERVER,
+)
+FACTS.certificates, FACTS.modes, FACTS.entry = (
+    [Certificate("/a", 1.9e9)],
+    {"/h1": 0o700},
+    HostEntry("s", "r", "u"),
+)
 GOOD: dict[str, tuple[Any, Any]] = {
     "facts": (HostFacts, FACTS),
-    "sight": (HostSight, HostSight("h1", 1.8e9, -3.0, True, {"h2": 0.3}, cohort(*HOSTS), 17, 3, [AWAY])),
+    "sight": (
+        HostSight,
+        HostSight("h1", 1.8e9, -3.0, True, {"h2": 0.3}, cohort(*HOSTS), 17, 3, [AWAY]),
+    ),
     "replicas": (Replicas, Replicas("h1-s", [REPLICA])),
     "voters": (Voters, Voters("h1-s", [Peer("h1-s", True)])),
     "heard": (HeardAgo, {"h2": 0.3}),
-    "node": (NodeState, NodeState("n-x~2", "h1-1", "h1", "0.1.0", ["A"], True, [0, 127], {"g1c0": "why"})),
+    "node": (
+        NodeState,
+        NodeState("n-x~2", "h1-1", "h1", "0.1.0", ["A"], True, [0, 127], {"g1c0": "why"}),
+    ),
 }
 NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, -1e300, "9" * 5000, None, [], {}, True]
 WHOLE: list[Any] = [*NUMBERS, -1, (1 << 64) - 1, 0.5]
@@ -67,7 +116,13 @@ PATHS: dict[str, list[Any]] = {
     "facts/disk_free_bytes": WHOLE,
     "facts/certificates/0/expires_at": [*NUMBERS, 1e300],
     "facts/entry": [["s", "r"], ["s" * 5000, "", ""], "x"],
-    "facts/modes": [*LISTS[:3], {"/a": -1}, {"/a": 1 << 40}, {"x" * 100_000: 1}, {str(n): 1 for n in range(1000)}],
+    "facts/modes": [
+        *LISTS[:3],
+        {"/a": -1},
+        {"/a": 1 << 40},
+        {"x" * 100_000: 1},
+        {str(n): 1 for n in range(1000)},
+    ],
     "sight/host": [*TEXTS, "", "h2"],
     "sight/up_seconds": [*NUMBERS, 1e300],
     "sight/heard": [*LISTS[:3], {"": 1.0}, {"x" * 5000: 1.0}, {str(n): 1.0 for n in range(2000)}],
@@ -79,7 +134,13 @@ PATHS: dict[str, list[Any]] = {
     "sight/away/0/ends": WHOLE,
     "sight/away/0/why": TEXTS,
     "sight/founders": [*WHOLE, 5000],
-    "sight/record": ["x", [], [["h1"]], [["h1"], {"": ["s", "r", "u"]}], [["h1"], {"h1": ["s", 7, "u"]}]],
+    "sight/record": [
+        "x",
+        [],
+        [["h1"]],
+        [["h1"], {"": ["s", "r", "u"]}],
+        [["h1"], {"h1": ["s", 7, "u"]}],
+    ],
     "replicas/server": TEXTS,
     "replicas/replicas": LISTS,
     "replicas/replicas/0/messages": WHOLE,
@@ -112,7 +173,9 @@ def with_value(path: str, value: Any) -> tuple[str, Any]:
 def door_and_message(what: str, value: Any) -> tuple[Any, Message]:
     if what == "node":
         return state_door(), Message("hf.hr.q", "", codec.encode_raw(value))
-    return answers_door(what, GOOD[what][0]), Message("hf.hr.q", "", codec.encode_raw(("h1", value)))
+    return answers_door(what, GOOD[what][0]), Message(
+        "hf.hr.q", "", codec.encode_raw(("h1", value))
+    )
 
 
 BAD = [(path, n) for path, values in PATHS.items() for n in range(len(values))]
@@ -125,7 +188,9 @@ def test_what_hosts_and_nodes_say_passes(what: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "number"), BAD)
-def test_no_answer_passes_that_does_not_fit(path: str, number: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_answer_passes_that_does_not_fit(
+    path: str, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
     answers_door.cache_clear()
     door, message = door_and_message(*with_value(path, PATHS[path][number]))
     assert door.read(message) is None and door.read(message) is None
@@ -133,7 +198,7 @@ def test_no_answer_passes_that_does_not_fit(path: str, number: int, caplog: pyte
     assert len(caplog.text) < 1000
 
 
-# What a look makes of them -------------------------------------------------------------------------------------------
+# What a look makes of them ------------------------------------------------------------------------
 
 
 async def look(*sights: HostSight) -> presence.Presence:
@@ -172,7 +237,9 @@ INVENTED = [
 @pytest.mark.parametrize("name", ["h1", "x1"])
 @pytest.mark.parametrize("record", INVENTED)
 @pytest.mark.parametrize("first", [True, False])
-async def test_a_record_of_hosts_that_nobody_else_knows_does_not_count(record: Cohort, name: str, first: bool) -> None:
+async def test_a_record_of_hosts_that_nobody_else_knows_does_not_count(
+    record: Cohort, name: str, first: bool
+) -> None:
     lie = sight(name, record, 1 << 60)
     found = await look(*((lie, *TRUE) if first else (*TRUE, lie)))
     assert found.record == cohort(*HOSTS) and found.sequence == 17 and not found.lost
@@ -184,13 +251,21 @@ async def test_a_majority_is_lost_only_where_no_host_knows_another_record() -> N
     alone, other = (sight(host, cohort(*HOSTS), 17) for host in ("h1", "h3"))
     lie = sight("h1", record, 18)
     found = await look(alone, other, lie)
-    assert found.record == record and not found.lost, "h1 and h3 are a majority of the three that they know of"
-    assert (await look(alone)).lost and (await look(alone, lie)).lost and not (await look(alone, other)).lost
+    assert found.record == record and not found.lost, (
+        "h1 and h3 are a majority of the three that they know of"
+    )
+    assert (
+        (await look(alone)).lost
+        and (await look(alone, lie)).lost
+        and not (await look(alone, other)).lost
+    )
 
 
 async def test_the_newest_record_counts_while_the_others_do_not_have_it_yet() -> None:
     newest = sight("h1", cohort(*HOSTS, "h4", "h5"), 18, "h4", "h5")
-    found = await look(newest, sight("h2", cohort(*HOSTS), 17, "h4"), sight("h5", cohort(*HOSTS), 17))
+    found = await look(
+        newest, sight("h2", cohort(*HOSTS), 17, "h4"), sight("h5", cohort(*HOSTS), 17)
+    )
     assert found.sequence == 18 and [host.name for host in found.gone] == ["h3"]
 
 
@@ -198,7 +273,9 @@ async def test_nobody_answers_for_another_host() -> None:
     bus = LocalBus()
     for answer in (("h2", None), ("h1", GOOD["sight"][1]), 7, ("h1",), ("", None)):
         raw = codec.encode_raw(answer)
-        subscription = await bus.subscribe(subject_of("h1"), lambda m, raw=raw: bus.publish(m.reply, raw))  # type: ignore[misc]
+        subscription = await bus.subscribe(
+            subject_of("h1"), lambda m, raw=raw: bus.publish(m.reply, raw)
+        )  # type: ignore[misc]
         if answer == ("h1", GOOD["sight"][1]):
             assert (await ask_host(bus, "h1", "sight", HostSight)).host == "h1"
         else:
@@ -207,7 +284,7 @@ async def test_nobody_answers_for_another_host() -> None:
         await subscription.close()
 
 
-# A cluster -----------------------------------------------------------------------------------------------------------
+# A cluster ----------------------------------------------------------------------------------------
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -218,7 +295,13 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 
 async def run(*arguments: str, at: list[str]) -> tuple[int | None, Any, str]:
     """A command's code, the JSON that it prints, and what it says beside."""
-    command = [str(Path(sys.executable).parent / "holdfast"), *arguments, "--json", "--at", ",".join(at)]
+    command = [
+        str(Path(sys.executable).parent / "holdfast"),
+        *arguments,
+        "--json",
+        "--at",
+        ",".join(at),
+    ]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, cwd="/tmp")
     out, err = await process.communicate()
@@ -227,11 +310,15 @@ async def run(*arguments: str, at: list[str]) -> tuple[int | None, Any, str]:
 
 @pytest.mark.cluster
 @pytest.mark.asyncio(loop_scope="module")
-async def test_nonsense_in_answers_changes_nothing_that_commands_show(cluster: LocalCluster) -> None:
+async def test_nonsense_in_answers_changes_nothing_that_commands_show(
+    cluster: LocalCluster,
+) -> None:
     async with Node.join(cluster.urls) as node:
         bus = node.engine.bus
         await node.ready()
-        bad: dict[str, list[bytes]] = {what: [b"", b"\xc1", b"\x92\xa2h1", b"[" * 9000] for what in GOOD}
+        bad: dict[str, list[bytes]] = {
+            what: [b"", b"\xc1", b"\x92\xa2h1", b"[" * 9000] for what in GOOD
+        }
         for path, values in PATHS.items():
             for value in values:
                 what, answer = with_value(path, value)
@@ -239,17 +326,21 @@ async def test_nonsense_in_answers_changes_nothing_that_commands_show(cluster: L
         bad["sight"].append(codec.encode_raw(("x1", sight("x1", INVENTED[0], 1 << 60))))
 
         def lie(message: Message) -> None:
-            what = "node" if message.subject == SUBJECT else msgspec.msgpack.decode(message.payload)[0]
+            what = (
+                "node" if message.subject == SUBJECT else msgspec.msgpack.decode(message.payload)[0]
+            )
             for payload in bad.get(what, ()):
                 bus.publish(message.reply, payload)
 
         subscriptions = [await bus.subscribe(subject, lie) for subject in (ALL_SUBJECT, SUBJECT)]
 
         async def hearing(command: str, right: Callable[[Any], bool], *kinds: str) -> Any:
-            """What a command shows once nonsense reached it before all hosts had answered, which is all it waits for.
+            """What a command shows once nonsense reached it before all hosts had answered, which is
+            all it waits for.
 
-            It waits for a time. Where the machine is busy, a true answer may come later, so it is repeated until what it
-            shows is ``right``. Nonsense that is believed would be believed each time.
+            It waits for a time. Where the machine is busy, a true answer may come later, so it is
+            repeated until what it shows is ``right``. Nonsense that is believed would be believed
+            each time.
             """
             shown: Any = None
             try:
@@ -257,13 +348,17 @@ async def test_nonsense_in_answers_changes_nothing_that_commands_show(cluster: L
                     while True:
                         _, shown, said = await run(command, "--timeout", "120", at=cluster.urls)
                         assert len(said) < 5000 and "Traceback" not in said
-                        assert all(said.count(f"{kind} from 'h1' is dropped") <= 1 for kind in kinds)
+                        assert all(
+                            said.count(f"{kind} from 'h1' is dropped") <= 1 for kind in kinds
+                        )
                         if all(f"{kind} from" in said for kind in kinds) and right(shown):
                             return shown
             except TimeoutError:
                 raise AssertionError(f"{command} shows {shown}") from None
 
-        status = await hearing("status", lambda shown: shown.get("state") == "well", "an answer (sight)")
+        status = await hearing(
+            "status", lambda shown: shown.get("state") == "well", "an answer (sight)"
+        )
         assert status["state"] == "well" and status["voters"] == 3 and status["problems"] == []
         assert [host["name"] for host in status["hosts"] if host["member"]] == [*HOSTS]
 
@@ -271,20 +366,29 @@ async def test_nonsense_in_answers_changes_nothing_that_commands_show(cluster: L
             return bool(host["state"] != "member" or (host["disk_bytes"] and not host["behind"]))
 
         hosts = await hearing(
-            "hosts", lambda shown: isinstance(shown, list) and all(map(is_known, shown)), "an answer (facts)"
+            "hosts",
+            lambda shown: isinstance(shown, list) and all(map(is_known, shown)),
+            "an answer (facts)",
         )
         members = {host["name"]: host for host in hosts if host["state"] == "member"}
         assert [*members] == [*HOSTS]
-        assert all(one["disk_bytes"] > one["disk_free_bytes"] > 0 and one["behind"] == 0 for one in members.values())
+        assert all(
+            one["disk_bytes"] > one["disk_free_bytes"] > 0 and one["behind"] == 0
+            for one in members.values()
+        )
         doctor = await hearing(
             "doctor",
-            lambda shown: shown.get("findings") == [] and (shown["hosts"], shown["nodes"]) == (3, 4),
+            lambda shown: (
+                shown.get("findings") == [] and (shown["hosts"], shown["nodes"]) == (3, 4)
+            ),
             "an answer (facts)",
             "an answer (replicas)",
             "a node's answer",
         )
         assert doctor["healthy"] and doctor["findings"] == [], doctor
         assert (doctor["hosts"], doctor["nodes"]) == (3, 4)
-        assert (await run("call", "Account/a", "add", "1", "--timeout", "240", at=cluster.urls))[0] == 0
+        assert (await run("call", "Account/a", "add", "1", "--timeout", "240", at=cluster.urls))[
+            0
+        ] == 0
         for subscription in subscriptions:
             await subscription.close()

@@ -1,4 +1,5 @@
-"""A member as it is heard: late and doubled beats, false words, and the lives that follow each other."""
+"""A member as it is heard: late and doubled beats, false words, and the lives that follow each
+other."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ import msgspec
 import pytest
 
 from holdfast import ConfigError, Node, codec, limits
-from holdfast.cluster.members.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
+from holdfast.cluster.members.beats import (
+    BEAT_SUBJECT,
+    HOST_SUBJECT,
+    Beat,
+    HostBeat,
+    Member,
+    beat_door,
+    host_door,
+)
 from holdfast.cluster.members.membership import Membership
 from holdfast.cluster.ownership.planner import Planner
 from holdfast.core import plan
@@ -25,7 +34,9 @@ BEAT = limits.BEAT_SECONDS
 
 
 def beat(number: int, **other: Any) -> Beat:
-    return msgspec.structs.replace(Beat("n-a", "h", "n", 0.0, ["A"], 1, 2, "0.1"), number=number, **other)
+    return msgspec.structs.replace(
+        Beat("n-a", "h", "n", 0.0, ["A"], 1, 2, "0.1"), number=number, **other
+    )
 
 
 def test_a_beat_that_is_late_or_twice_changes_nothing() -> None:
@@ -57,7 +68,9 @@ def test_later_beats_lift_a_word(word: bool) -> None:
     assert not member.take(beat(5), 0.2) and member.dead
     assert member.take(beat(6), 0.3) and member.dead, "this one may have been under way"
     assert member.take(beat(7), 0.7) and not member.dead and not member.word
-    assert member.call_dead(0.8, word=word) is not word, "a host's word counts once, while the node is heard"
+    assert member.call_dead(0.8, word=word) is not word, (
+        "a host's word counts once, while the node is heard"
+    )
     member = Member(beat(5), 0.0, outlived=True)
     assert member.call_dead(BEAT * 4, word=True), "and again where it is not heard"
 
@@ -82,7 +95,19 @@ GOOD = {
     "warm": [[], list(range(128))],
 }
 BAD = {
-    "incarnation": ["", "a b", "n-x.y", "n-x~", "n-x~0", "n-x~" + "9" * 5000, "n-x\n", "n*", "x" * 200, 7, None],
+    "incarnation": [
+        "",
+        "a b",
+        "n-x.y",
+        "n-x~",
+        "n-x~0",
+        "n-x~" + "9" * 5000,
+        "n-x\n",
+        "n*",
+        "x" * 200,
+        7,
+        None,
+    ],
     "host": ["", "x" * 5000, 3],
     "name": ["", ["a"]],
     "started_at": [math.nan, math.inf, -1.0, "now"],
@@ -100,8 +125,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, some in BAD.items() for value in some])
-def test_no_field_passes_that_does_not_fit(field: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, some in BAD.items() for value in some]
+)
+def test_no_field_passes_that_does_not_fit(
+    field: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     door = beat_door()
     fields = [*msgspec.structs.astuple(beat(1))]
     fields[Beat.__struct_fields__.index(field)] = value
@@ -111,7 +140,9 @@ def test_no_field_passes_that_does_not_fit(field: str, value: Any, caplog: pytes
     assert len(caplog.records[0].getMessage()) < 400
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, some in GOOD.items() for value in some])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, some in GOOD.items() for value in some]
+)
 def test_all_that_fits_passes(field: str, value: Any) -> None:
     sent = beat(1, **{field: value})
     assert beat_door().read(Message("hf.beat", "", codec.encode_raw(sent))) == sent
@@ -123,9 +154,17 @@ def test_a_reply_that_is_not_a_subject_is_not_answered(reply: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [HostBeat("", []), HostBeat("h", ["a b"]), HostBeat("h", [], ["~"]), HostBeat("h", [], [], "a b"),
-              HostBeat("h", [], voters=-1), HostBeat("h", [], voters=5000), HostBeat("h", ["n"] * 5000)],
-)  # fmt: skip
+    "value",
+    [
+        HostBeat("", []),
+        HostBeat("h", ["a b"]),
+        HostBeat("h", [], ["~"]),
+        HostBeat("h", [], [], "a b"),
+        HostBeat("h", [], voters=-1),
+        HostBeat("h", [], voters=5000),
+        HostBeat("h", ["n"] * 5000),
+    ],
+)
 def test_a_hosts_beat(value: HostBeat) -> None:
     assert host_door().read(Message("hf.host", "", codec.encode_raw(value))) is None
 
@@ -148,7 +187,9 @@ def test_a_shard_that_is_taken_again_and_again_is_left_alone_for_longer() -> Non
     assert 5 < taken < 40
     assert contest.may_take(4, 0.0), "another one is free"
     assert contest.may_take(3, now + limits.CONTEST_SECONDS_MAX)
-    assert contest.lost(3, now + 4 * limits.CONTEST_SECONDS_MAX) == 1, "it is forgiven after a while"
+    assert contest.lost(3, now + 4 * limits.CONTEST_SECONDS_MAX) == 1, (
+        "it is forgiven after a while"
+    )
 
 
 async def test_a_claim_in_the_log_lifts_a_word_that_is_older_than_a_tail_may_lag() -> None:
@@ -156,7 +197,9 @@ async def test_a_claim_in_the_log_lifts_a_word_that_is_older_than_a_tail_may_lag
     now = asyncio.get_running_loop().time()
     for name, ago in (("n-old", 10.0), ("n-new", 0.0)):
         heard = msgspec.structs.replace(beat(5), incarnation=name)
-        membership._members[name] = Member(heard, now - ago, dead=True, word=True, called_at=now - ago)
+        membership._members[name] = Member(
+            heard, now - ago, dead=True, word=True, called_at=now - ago
+        )
         membership.proved(name)
     assert not membership._members["n-old"].dead and membership._members["n-new"].dead
     membership._members["n-old"] = Member(beat(5), now, dead=True, final=True, called_at=now - 10.0)
@@ -168,7 +211,9 @@ async def test_a_process_is_there_as_long_as_its_host_says_so_and_goes_on_when_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     membership = Membership(cast(Any, None), cast(Any, None), False)
-    monkeypatch.setattr(membership, "_loop", loop := SimpleNamespace(time=lambda: loop.now, now=100.0))
+    monkeypatch.setattr(
+        membership, "_loop", loop := SimpleNamespace(time=lambda: loop.now, now=100.0)
+    )
     heard = membership.standstills
 
     def host(*nodes: str) -> None:

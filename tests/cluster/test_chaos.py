@@ -1,7 +1,8 @@
-"""Real clusters at work while they are broken; then every promise is counted. The CLI's `holdfast chaos` is the same.
+"""Real clusters at work while they are broken; then every promise is counted. The CLI's `holdfast
+chaos` is the same.
 
-Found so far: a second claim skipped inbox messages; a recovery misread a replica that lagged; a full disk cost a copy for
-good; a client took a lost host's nodes for living ones.
+Found so far: a second claim skipped inbox messages; a recovery misread a replica that lagged; a
+full disk cost a copy for good; a client took a lost host's nodes for living ones.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 async def run(path: Path, **settings: object) -> tuple[Chaos, Outcome]:
     chaos = Chaos(Settings(directory=str(path), **settings), print)  # type: ignore[arg-type]
     outcome = await chaos.run()
-    print(f"\n{outcome.network}, seed {outcome.seed}, {outcome.seconds:.0f} s: {outcome.operations}\n{outcome.stalls}")
+    print(
+        f"\n{outcome.network}, seed {outcome.seed}, {outcome.seconds:.0f} s: "
+        f"{outcome.operations}\n{outcome.stalls}"
+    )
     for harm in outcome.harms:
         print(harm)
     assert outcome.violations == []
@@ -33,7 +37,8 @@ async def run(path: Path, **settings: object) -> tuple[Chaos, Outcome]:
 
 
 def refusals_in_a_partition(chaos: Chaos, outcome: Outcome) -> None:
-    """On the side that was cut off for long callers were refused, and told so by the right errors."""
+    """On the side that was cut off for long callers were refused, and told so by the right
+    errors."""
     for harm in outcome.harms:
         if harm.kind == "partition" and harm.seconds > 4.5:
             assert harm.refused_after is not None, harm
@@ -55,7 +60,10 @@ async def test_a_partition_and_then_the_loss_of_another_host(tmp_path: Path) -> 
         harm_pause=(0.5, 1.5),
         rest_seconds=5,
     )
-    assert [(harm.kind, harm.host) for harm in outcome.harms] == [("partition", "h3"), ("kill-host", "h2")]
+    assert [(harm.kind, harm.host) for harm in outcome.harms] == [
+        ("partition", "h3"),
+        ("kill-host", "h2"),
+    ]
     refusals_in_a_partition(chaos, outcome)
 
 
@@ -67,7 +75,9 @@ def holdfast_chaos(*options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.capability("D9")
 @pytest.mark.capability("F3")
 def test_the_command_with_all_kinds_of_harm(tmp_path: Path) -> None:
-    done = holdfast_chaos("--seconds", "40", "--seed", "3", "--json", "--dir", str(tmp_path / "run"))
+    done = holdfast_chaos(
+        "--seconds", "40", "--seed", "3", "--json", "--dir", str(tmp_path / "run")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["violations"] == [] and outcome["seed"] == 3 and len(outcome["harms"]) >= 2
@@ -80,7 +90,17 @@ def test_the_command_with_all_kinds_of_harm(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_the_command_behind_proxies(tmp_path: Path) -> None:
     done = holdfast_chaos(
-        *("--network", "proxy", "--harm", "partition,one-way", "--seconds", "20", "--seed", "1", "--json"),
+        *(
+            "--network",
+            "proxy",
+            "--harm",
+            "partition,one-way",
+            "--seconds",
+            "20",
+            "--seed",
+            "1",
+            "--json",
+        ),
         *("--work", "adds=2,reads", "--dir", str(tmp_path / "run")),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,7 +110,14 @@ def test_the_command_behind_proxies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--hosts", "2"), ("--harm", "flood"), ("--work", "sings"), ("--work", "adds=x"), ("--network", "bus")]
+    "options",
+    [
+        ("--hosts", "2"),
+        ("--harm", "flood"),
+        ("--work", "sings"),
+        ("--work", "adds=x"),
+        ("--network", "bus"),
+    ],
 )
 def test_options_that_cannot_be(options: tuple[str, str]) -> None:
     done = holdfast_chaos(*options, "--json")
@@ -109,7 +136,12 @@ async def test_every_promise_is_kept_in_chaos(tmp_path: Path, seed: int) -> None
 @pytest.mark.capability("F8")
 async def test_a_hundred_partitions_under_load(tmp_path: Path) -> None:
     chaos, outcome = await run(
-        tmp_path, seed=7, harms=("partition",), harm_count=100, harm_seconds=(1, 8), harm_pause=(0.5, 3)
+        tmp_path,
+        seed=7,
+        harms=("partition",),
+        harm_count=100,
+        harm_seconds=(1, 8),
+        harm_pause=(0.5, 3),
     )
     assert len(outcome.harms) == 100
     refusals_in_a_partition(chaos, outcome)
@@ -117,7 +149,14 @@ async def test_a_hundred_partitions_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"hosts": 1}, {"harms": ("flood",)}, {"work": {"sings": 1}}, {"seconds": 0}, {"pause": (2, 1)}, {"together": 0}],
+    [
+        {"hosts": 1},
+        {"harms": ("flood",)},
+        {"work": {"sings": 1}},
+        {"seconds": 0},
+        {"pause": (2, 1)},
+        {"together": 0},
+    ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
@@ -132,7 +171,9 @@ async def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_measured() -> None:
-    def add(agent: str, began: float, ended: float, fate: str = "done", result: object = 1) -> Operation:
+    def add(
+        agent: str, began: float, ended: float, fate: str = "done", result: object = 1
+    ) -> Operation:
         return Operation("add", agent, "x", began, ended, fate, result, client="h1")  # type: ignore[arg-type]
 
     harm = Harmed("partition", "h1", at=10.0, seconds=5.0)

@@ -1,4 +1,5 @@
-"""Hosts join, leave, are lost, removed and replaced, under load; what was acknowledged is there after each of it.
+"""Hosts join, leave, are lost, removed and replaced, under load; what was acknowledged is there
+after each of it.
 
 The tests build on each other: a cohort of three goes from one membership to the next.
 """
@@ -27,7 +28,11 @@ from holdfast.host.server.server_admin import ServerAdmin, Voters, peer_id
 from holdfast.host.supervisor import Host
 from holdfast.host.voting.voter import Voter
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "app.py")
 STREAMS = {"hfhosts", "g1reg", "g1blobs", "g1c0", "g1c1", "g1c2"}
 
@@ -60,7 +65,8 @@ async def has_record(node: Node) -> bool:
 
 
 async def until(condition: Callable[[], object], seconds: float = 240.0) -> None:
-    """Wait for a condition, which may be a coroutine; what cannot be told, or is not known, at the moment is not so yet."""
+    """Wait for a condition, which may be a coroutine; what cannot be told, or is not known, at the
+    moment is not so yet."""
     async with asyncio.timeout(seconds):
         while True:
             try:
@@ -73,7 +79,8 @@ async def until(condition: Callable[[], object], seconds: float = 240.0) -> None
 
 
 async def host(node: Node, name: str) -> HostView:
-    """Raises `NotFound` where none of that name is known, as of one that was removed and has only just started again."""
+    """Raises `NotFound` where none of that name is known, as of one that was removed and has only
+    just started again."""
     for one in (await list_hosts(node.engine))[0]:
         if one.name == name:
             return one
@@ -102,7 +109,9 @@ class Load:
             await asyncio.sleep(0.05)
 
     def _judge(self, name: str, value: int) -> None:
-        assert self.acknowledged[name] <= value <= self.acknowledged[name] + self.unknown[name], name
+        assert self.acknowledged[name] <= value <= self.acknowledged[name] + self.unknown[name], (
+            name
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -114,13 +123,16 @@ class Load:
             yield
             before = dict(self.acknowledged)
             # Something was done to the end, and is still done after what this was for.
-            await until(lambda: _more(self.acknowledged, before) or any(task.done() for task in tasks))
+            await until(
+                lambda: _more(self.acknowledged, before) or any(task.done() for task in tasks)
+            )
         finally:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert [error for error in ended if not isinstance(error, asyncio.CancelledError)] == []
-        self.unknown = {name: count + 1 for name, count in self.unknown.items()}  # the call that was cancelled
+        # the call that was cancelled
+        self.unknown = {name: count + 1 for name, count in self.unknown.items()}
         await self.check()
 
     async def _value(self, name: str) -> int:
@@ -141,10 +153,15 @@ async def load(node: Node) -> Load:
 
 
 async def same_everywhere(node: Node) -> bool:
-    """Whether the members keep every stream, with the same records in number and the same last sequence."""
+    """Whether the members keep every stream, with the same records in number and the same last
+    sequence."""
     view = await look(node.engine)
     members = view.record.members
-    copies = {name: {r.stream: r for r in view.kept[name].replicas} for name in members if name in view.kept}
+    copies = {
+        name: {r.stream: r for r in view.kept[name].replicas}
+        for name in members
+        if name in view.kept
+    }
     if len(copies) < len(members) or not view.settled() or view.record.target:
         return False
     wanted = {replica.copies for replica in view.leading.values()} == {len(members)}
@@ -152,14 +169,21 @@ async def same_everywhere(node: Node) -> bool:
 
 
 async def identical(node: Node) -> None:
-    """Wait until each stream was seen at the same last sequence on all members: then they hold the same records."""
+    """Wait until each stream was seen at the same last sequence on all members: then they hold the
+    same records."""
     seen: set[str] = set()
 
     async def compare() -> bool:
         view = await look(node.engine)
-        copies = [{r.stream: r for r in view.kept[name].replicas} for name in view.record.members if name in view.kept]
+        copies = [
+            {r.stream: r for r in view.kept[name].replicas}
+            for name in view.record.members
+            if name in view.kept
+        ]
         for stream in STREAMS:
-            ends = {(r.messages, r.first_sequence, r.deleted) for r in (kept[stream] for kept in copies)}
+            ends = {
+                (r.messages, r.first_sequence, r.deleted) for r in (kept[stream] for kept in copies)
+            }
             if len({kept[stream].last_sequence for kept in copies}) == 1:
                 assert len(ends) == 1, (stream, ends)
                 seen.add(stream)
@@ -172,7 +196,11 @@ async def identical(node: Node) -> None:
 async def quiet(node: Node) -> bool:
     """Whether no follower is behind at all."""
     view = await look(node.engine)
-    return all(peer.current and peer.lag < 10 for replica in view.leading.values() for peer in replica.peers)
+    return all(
+        peer.current and peer.lag < 10
+        for replica in view.leading.values()
+        for peer in replica.peers
+    )
 
 
 @pytest.mark.capability("A3")
@@ -181,12 +209,16 @@ async def test_a_host_joins_with_one_address(cluster: LocalCluster, node: Node) 
     for url in cluster.urls:
         async with Node.join(url) as other:
             await until(
-                lambda other=other: {m.name for m in other.members() if m.kinds} >= {"h1-1", "h2-1", "h3-1", "h4-1"}
+                lambda other=other: (
+                    {m.name for m in other.members() if m.kinds} >= {"h1-1", "h2-1", "h3-1", "h4-1"}
+                )
             )
     await until(lambda: any(member.host == "h4" and member.shards for member in node.members()))
     await node.ready()
     names = [f"moved-{n}" for n in range(40)]
-    values = await asyncio.gather(*(node.agent(Account, name).ask(Account.add, 1) for name in names))
+    values = await asyncio.gather(
+        *(node.agent(Account, name).ask(Account.add, 1) for name in names)
+    )
     assert values == [1] * len(names)
     assert any(node.describe(f"Account/{name}").host == "h4" for name in names)
     async with Node.join(cluster.urls[3]) as other:
@@ -218,7 +250,8 @@ async def test_what_must_not_be_is_refused(cluster: LocalCluster, node: Node) ->
 
 
 async def replaced(node: Node, lost: str, new: str, members: list[str]) -> bool:
-    """Whether a host is in the place of another by now: where no majority is there yet, the command says so at once."""
+    """Whether a host is in the place of another by now: where no majority is there yet, the command
+    says so at once."""
     return (await cohort.replace(node, lost, new, print)).members == members
 
 
@@ -353,7 +386,11 @@ async def test_leaders_are_spread(cluster: LocalCluster, node: Node) -> None:
 
     async def leaders() -> dict[str, str]:
         leading = (await look(node.engine)).leading
-        return {stream: replica.leader for stream, replica in leading.items() if stream.startswith("g1c")}
+        return {
+            stream: replica.leader
+            for stream, replica in leading.items()
+            if stream.startswith("g1c")
+        }
 
     async def crowded() -> bool:
         found = await leaders()
@@ -373,13 +410,25 @@ async def even(leaders: Callable[[], object]) -> bool:
 
 
 @pytest.mark.capability("D6")
-async def test_from_three_to_five_and_back_under_load(cluster: LocalCluster, node: Node, load: Load) -> None:
+async def test_from_three_to_five_and_back_under_load(
+    cluster: LocalCluster, node: Node, load: Load
+) -> None:
     await cluster.add_host("h5")
     await until(lambda: has_joined(node, "h5"))
     async with load.running():
-        assert (await cohort.add(node, ["h3", "h5"], print)).members == ["h1", "h2", "h3", "h4", "h5"]
+        assert (await cohort.add(node, ["h3", "h5"], print)).members == [
+            "h1",
+            "h2",
+            "h3",
+            "h4",
+            "h5",
+        ]
         await until(lambda: same_everywhere(node))
-        assert (await cohort.set_members(node, ["h1", "h4", "h5"], print)).members == ["h1", "h4", "h5"]
+        assert (await cohort.set_members(node, ["h1", "h4", "h5"], print)).members == [
+            "h1",
+            "h4",
+            "h5",
+        ]
         await until(lambda: same_everywhere(node))
     for name in ("h2", "h3"):
         await until(lambda name=name: has_joined(node, name))

@@ -1,4 +1,5 @@
-"""Whose a host's directory is, and what it was started as: without servers, as the kernel's locks decide it."""
+"""Whose a host's directory is, and what it was started as: without servers, as the kernel's locks
+decide it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from holdfast.host.directory import DirectoryLock
 lock = DirectoryLock(sys.argv[1])
 lock.take()
 if len(sys.argv) > 2:
-    child = subprocess.Popen(["nats-server", "60"], executable="/bin/sleep", pass_fds=lock.descriptors)
+    options = {"executable": "/bin/sleep", "pass_fds": lock.descriptors}
+    child = subprocess.Popen(["nats-server", "60"], **options)
     lock.note(child.pid)
     print(child.pid, flush=True)
 else:
@@ -41,8 +43,11 @@ time.sleep(60)
 
 @contextmanager
 def holder(path: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Another process that has the lock, with a child that has it as well where ``more`` says so."""
-    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(path), *more], stdout=subprocess.PIPE, text=True)
+    """Another process that has the lock, with a child that has it as well where ``more`` says
+    so."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path), *more], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
@@ -81,7 +86,9 @@ def test_two_hosts_of_one_process_are_refused_as_well(tmp_path: Path) -> None:
         assert (tmp_path / LOCK_FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_server_that_outlived_its_host_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_outlived_its_host_keeps_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 0.2)
     with holder(tmp_path, "with a server") as (process, server):
         assert f"nats-server in process {server}" in refusal(tmp_path)
@@ -90,15 +97,19 @@ def test_a_server_that_outlived_its_host_keeps_the_lock(tmp_path: Path, monkeypa
         told = refusal(tmp_path)
         assert f"`kill {server}`" in told and f"process {process.pid} is gone" in told
         monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 60.0)
-        ending = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({server}, 9)"])
-        DirectoryLock(tmp_path).take()  # it is waited for: the kernel ends a server soon after its host
+        ending = subprocess.Popen(
+            [sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({server}, 9)"]
+        )
+        # it is waited for: the kernel ends a server soon after its host
+        DirectoryLock(tmp_path).take()
         assert ending.wait() == 0
 
 
 def test_a_number_that_means_nothing_here_is_not_given_for_the_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a volume that a container still has, whose host is its process 1 as this one may be."""
+    """As with a volume that a container still has, whose host is its process 1 as this one may
+    be."""
     monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 0.2)
     with holder(tmp_path):
         monkeypatch.setattr(processes, "lockers", lambda _paths: [])
@@ -123,7 +134,9 @@ def test_a_command_is_shown_without_the_password_in_it() -> None:
     assert shown.endswith("nats://host:4222") and "cret" not in shown
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_descriptor: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -131,7 +144,9 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     assert "cannot lock files" in refusal(tmp_path) and "local disk" in refusal(tmp_path)
 
 
-def test_links_files_and_directories_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
+def test_links_files_and_directories_that_cannot_be_written_are_said_in_one_line(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "a" / LOCK_FILE).symlink_to(tmp_path / "victim")
@@ -157,18 +172,32 @@ def test_what_a_directory_was_started_as_is_compared(tmp_path: Path) -> None:
     single = Started(1, name="a", cohort=(), join="")
     founder = Started(1, name="a", cohort=("a:1", "b:1", "c:1"), join="")
     joined = Started(1, name="a", cohort=(), join="b:4222")
-    assert recall(tmp_path / "none") is None and recall(had(single)) is None, "nobody has data there"
+    assert recall(tmp_path / "none") is None and recall(had(single)) is None, (
+        "nobody has data there"
+    )
     assert recall(had(three, "h1", "h2", "h3")) == three
-    assert recall(had(None, "h1", "h2", "h3", "unrelated")) == three, "nothing was noted: the hosts are counted"
+    assert recall(had(None, "h1", "h2", "h3", "unrelated")) == three, (
+        "nothing was noted: the hosts are counted"
+    )
     assert recall(had(None, ".")) == Started(1)
     renamed = msgspec.structs.replace(single, name="b")
     moved = msgspec.structs.replace(founder, cohort=("a:1", "b:1", "d:9"))
     stranger = msgspec.structs.replace(founder, cohort=("x:1", "y:1", "z:1"))
     for kept, hosts, same, others in (
-        (three, ("h1", "h2"), [three], [single, founder, Started(5, below=True), Started(1, below=True)]),
+        (
+            three,
+            ("h1", "h2"),
+            [three],
+            [single, founder, Started(5, below=True), Started(1, below=True)],
+        ),
         (single, (".",), [single], [three, founder, joined, renamed]),
         (founder, (".",), [founder, moved], [single, joined, stranger, renamed, three]),
-        (joined, (".",), [joined, msgspec.structs.replace(joined, join="c:4222")], [founder, three, renamed]),
+        (
+            joined,
+            (".",),
+            [joined, msgspec.structs.replace(joined, join="c:4222")],
+            [founder, three, renamed],
+        ),
     ):
         where = had(kept, *hosts)
         for wanted in same:
@@ -180,15 +209,24 @@ def test_what_a_directory_was_started_as_is_compared(tmp_path: Path) -> None:
 
 def record(*names: str) -> Cohort:
     """Of hosts whose servers' names end in their own."""
-    return Cohort(list(names), {name: HostEntry(f"{name}-of{name}", f"{name}:1", f"nats://{name}:2") for name in names})
+    return Cohort(
+        list(names),
+        {name: HostEntry(f"{name}-of{name}", f"{name}:1", f"nats://{name}:2") for name in names},
+    )
 
 
 def test_a_host_of_a_cohort_is_not_started_alone_or_under_another_name(tmp_path: Path) -> None:
     def kept(**more: object) -> None:
-        state.save(tmp_path, msgspec.convert({"identity": "ofh1", "votes": True, "address": "h1", **more}, State))
+        state.save(
+            tmp_path,
+            msgspec.convert({"identity": "ofh1", "votes": True, "address": "h1", **more}, State),
+        )
 
     state.check(tmp_path, "h1", founds=False, joins=False)  # a new one
-    for founder in ({"founders": ["h1", "h2", "h3"]}, {"record": msgspec.to_builtins(record("h1", "h2", "h3"))}):
+    for founder in (
+        {"founders": ["h1", "h2", "h3"]},
+        {"record": msgspec.to_builtins(record("h1", "h2", "h3"))},
+    ):
         kept(**founder)
         state.check(tmp_path, "h1", founds=True, joins=False)
         for joins in (False, True):
@@ -209,7 +247,18 @@ def test_a_command_that_is_refused_leaves_no_name_behind(tmp_path: Path) -> None
     (tmp_path / STATE_FILE).write_text(
         '{"identity":"a","votes":true,"address":"a","founders":["a","b","c"],"sequence":3}'
     )
-    command = [sys.executable, "-m", "holdfast", "up", "--nodes", "0", "--dir", str(tmp_path), "--name", "other"]
+    command = [
+        sys.executable,
+        "-m",
+        "holdfast",
+        "up",
+        "--nodes",
+        "0",
+        "--dir",
+        str(tmp_path),
+        "--name",
+        "other",
+    ]
     (port, cluster_port) = free_ports(2)
     command += ["--port", str(port), "--cluster-port", str(cluster_port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
@@ -248,7 +297,9 @@ def test_a_host_that_ever_stored_something_does_not_begin_again_without_it(tmp_p
 
 def stored(directory: Path, server: str) -> None:
     """A store that holds something; where no server is named, as the version before left it."""
-    (stream := directory / "jetstream" / "jetstream" / "HF" / "streams" / "g1c0").mkdir(parents=True)
+    (stream := directory / "jetstream" / "jetstream" / "HF" / "streams" / "g1c0").mkdir(
+        parents=True
+    )
     (stream / "meta.inf").write_text("{}")
     if server:
         state.note_server(directory, server)
@@ -257,17 +308,23 @@ def stored(directory: Path, server: str) -> None:
 def cohort_of(server: str) -> Cohort:
     names = ("h1", "h2", "h3")
     hosts = {
-        name: HostEntry(server if name == "h1" else f"{name}-00", f"{name}:1", f"nats://{name}:2") for name in names
+        name: HostEntry(server if name == "h1" else f"{name}-00", f"{name}:1", f"nats://{name}:2")
+        for name in names
     }
     return Cohort(sorted(hosts), hosts)
 
 
 @pytest.mark.parametrize("record", [None, cohort_of("h1-1a")], ids=["no record", "its own record"])
-def test_a_store_that_is_put_back_has_its_server_back(tmp_path: Path, record: Cohort | None) -> None:
-    """A host that started without it goes by another name since, which never came into the record."""
+def test_a_store_that_is_put_back_has_its_server_back(
+    tmp_path: Path, record: Cohort | None
+) -> None:
+    """A host that started without it goes by another name since, which never came into the
+    record."""
     stored(tmp_path, "h1-1a")
     kept = State("2b", True, "a", founded=True, record=record)
-    assert state.adopt(tmp_path, "h1", kept) == State("1a", True, "a", founded=True, record=record, named=True)
+    assert state.adopt(tmp_path, "h1", kept) == State(
+        "1a", True, "a", founded=True, record=record, named=True
+    )
 
 
 def test_a_store_of_another_server_is_refused(tmp_path: Path) -> None:
@@ -289,7 +346,9 @@ def test_a_store_that_lost_its_name_is_refused_and_its_place_is_told(tmp_path: P
     kept = State("1a", True, "a", founded=True, named=True)
     assert state.adopt(tmp_path, "h1", kept).votes, "it is empty: another check sees to that"
     stored(tmp_path, "")
-    with pytest.raises(ConfigError, match=r"begun after .* write h1-1a into .*jetstream/jetstream/HF/server"):
+    with pytest.raises(
+        ConfigError, match=r"begun after .* write h1-1a into .*jetstream/jetstream/HF/server"
+    ):
         state.adopt(tmp_path, "h1", kept)
     state.note_server(tmp_path, "h1-1a")
     assert state.adopt(tmp_path, "h1", kept) == kept
@@ -372,7 +431,9 @@ def test_addresses_are_taken_apart_and_joined(text: str, found: tuple[str, int])
     assert addresses.split(addresses.join(*found), 2, "--join") == found
 
 
-@pytest.mark.parametrize("text", ["", ":1", "a:0", "a:65536", "a:x", "a:٣", "[::1]x", "[]:1", "a b:1", "u@a:1", "a/b"])
+@pytest.mark.parametrize(
+    "text", ["", ":1", "a:0", "a:65536", "a:x", "a:٣", "[::1]x", "[]:1", "a b:1", "u@a:1", "a/b"]
+)
 def test_what_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--join"):
         addresses.split(text, 1, "--join")
@@ -385,14 +446,17 @@ def test_a_port_in_use_is_said_with_its_process() -> None:
         [
             sys.executable,
             "-c",
-            f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print(flush=True); time.sleep(60)",
+            f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); "
+            "print(flush=True); time.sleep(60)",
         ],
         stdout=subprocess.PIPE,
     )
     assert held.stdout is not None
     held.stdout.readline()
     try:
-        with pytest.raises(ConfigError, match=f"{port} of 127.0.0.1 is in use by process {held.pid} "):
+        with pytest.raises(
+            ConfigError, match=f"{port} of 127.0.0.1 is in use by process {held.pid} "
+        ):
             addresses.check_free("127.0.0.1", port, "--port")
     finally:
         held.kill()

@@ -1,4 +1,5 @@
-"""A server that the system refuses a write stores nothing more, and tells only who asks: its host asks, and starts it again."""
+"""A server that the system refuses a write stores nothing more, and tells only who asks: its host
+asks, and starts it again."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ import pytest
 from holdfast.engines.base import Record
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import HoldfastError
-from holdfast.host.server.keeper import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, STABLE_SECONDS, STORING_SECONDS, pause
+from holdfast.host.server.keeper import (
+    RESTART_SECONDS_MAX,
+    RESTART_SECONDS_MIN,
+    STABLE_SECONDS,
+    STORING_SECONDS,
+    pause,
+)
 from holdfast.host.server.nats_config import ServerSettings
 from holdfast.host.server.nats_server import free_ports
 from holdfast.host.server.server_admin import write_error_in
@@ -28,7 +35,8 @@ RECORD_BYTES = 20_000
 
 
 class Limited:
-    """A host whose server may write no file beyond a size, nor may those that are started after it."""
+    """A host whose server may write no file beyond a size, nor may those that are started after
+    it."""
 
     def __init__(self, directory: Path) -> None:
         self.limited = False
@@ -46,7 +54,8 @@ class Limited:
         assert self.host.server is not None
         most = FILE_BYTES if self.limited else resource.RLIM_INFINITY
         if pid := self.host.server.pid:
-            with suppress(ProcessLookupError):  # it just ended: the next one is limited as it starts
+            # it just ended: the next one is limited as it starts
+            with suppress(ProcessLookupError):
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
     async def heard(self, event: str, count: int) -> dict[str, Any]:
@@ -80,7 +89,9 @@ async def stored(engine: NatsEngine, wanted: set[str]) -> set[str]:
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can limit another process")
-async def test_a_server_that_is_refused_a_write_is_named_and_started_again_until_it_stores(tmp_path: Path) -> None:
+async def test_a_server_that_is_refused_a_write_is_named_and_started_again_until_it_stores(
+    tmp_path: Path,
+) -> None:
     limited = Limited(tmp_path / "alone")
     host = limited.host
     await host.start()
@@ -117,13 +128,22 @@ async def test_a_server_that_is_refused_a_write_is_named_and_started_again_until
 
 @pytest.mark.parametrize(
     "cause",
-    ["disk quota exceeded", "input/output error", "read-only file system", "file too large", "no space left on device"],
+    [
+        "disk quota exceeded",
+        "input/output error",
+        "read-only file system",
+        "file too large",
+        "no space left on device",
+    ],
 )
 def test_a_refusal_of_the_system_is_found_wherever_the_server_met_it(cause: str) -> None:
     where = f"write /d/1.blk: {cause}"
     for kind in ("JetStream stream 'HF > c' write error: ", "JetStream meta layer write error: "):
         assert write_error_in(["JetStream stream 'HF > d' is not current", kind + where]) == where
-    assert write_error_in([f"JetStream stream 'HF > c' is not current: node write error: {where}"]) == where
+    assert (
+        write_error_in([f"JetStream stream 'HF > c' is not current: node write error: {where}"])
+        == where
+    )
 
 
 def test_nothing_else_has_a_server_started_again() -> None:

@@ -1,4 +1,5 @@
-"""Three hosts, each with its own server and node process, and what happens to agents when some of them are killed."""
+"""Three hosts, each with its own server and node process, and what happens to agents when some of
+them are killed."""
 
 from __future__ import annotations
 
@@ -16,11 +17,24 @@ import pytest
 import pytest_asyncio
 from tests.cluster.app import Account, Post
 
-from holdfast import AlreadyExists, ConfigError, HandlerFailed, LocalCluster, Node, OutcomeUnknown, codec, limits
+from holdfast import (
+    AlreadyExists,
+    ConfigError,
+    HandlerFailed,
+    LocalCluster,
+    Node,
+    OutcomeUnknown,
+    codec,
+    limits,
+)
 from holdfast.errors import NoQuorum
 from holdfast.records.messages import OK, Call, Frame, Replies, Reply
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "app.py")
 
 
@@ -63,7 +77,8 @@ def owner_name(node: Node, agent_id: str) -> str:
 
 
 async def some_up(cluster: LocalCluster, node: Node) -> None:
-    """Wait until a node is left to take over from the next one that is killed: a host starts them more slowly each time."""
+    """Wait until a node is left to take over from the next one that is killed: a host starts them
+    more slowly each time."""
     async with asyncio.timeout(240):
         while len([member for member in node.members() if member.kinds]) < 3:
             await asyncio.sleep(0.02)
@@ -75,7 +90,8 @@ async def kill_after_ack(
     trials: int,
     enough_up: Callable[[LocalCluster, Node], Awaitable[None]] = all_up,
 ) -> None:
-    """Kill -9 the owner right after an acknowledgement; compare every agent with what was acknowledged."""
+    """Kill -9 the owner right after an acknowledgement; compare every agent with what was
+    acknowledged."""
     names = [f"k{n}" for n in range(30)]
     acknowledged = dict.fromkeys(names, 0)
     unknown = dict.fromkeys(names, 0)
@@ -85,7 +101,8 @@ async def kill_after_ack(
     given_up = 0
 
     async def add(name: str) -> int:
-        """Add one; again if three processes were killed with the message in their hands, which is then given up."""
+        """Add one; again if three processes were killed with the message in their hands, which is
+        then given up."""
         nonlocal given_up
         while True:
             try:
@@ -128,13 +145,23 @@ async def kill_after_ack(
     for name in names:
         value = await node.agent(Account, name).ask(Account.value)
         assert acknowledged[name] <= value <= acknowledged[name] + unknown[name], name
-    assert sum(unknown.values()) == 0, "a caller that could wait was told that the outcome is unknown"
+    assert sum(unknown.values()) == 0, (
+        "a caller that could wait was told that the outcome is unknown"
+    )
     gaps.sort()
-    print(f"{kills} kills; the next answer came after {gaps[len(gaps) // 2]:.2f} s (median), {gaps[-1]:.2f} s (worst)")
-    print(f"{sum(acknowledged.values())} acknowledgements: 0 lost, 0 twice, 0 unknown; {given_up} given up")
+    print(
+        f"{kills} kills; the next answer came after {gaps[len(gaps) // 2]:.2f} s (median), "
+        f"{gaps[-1]:.2f} s (worst)"
+    )
+    print(
+        f"{sum(acknowledged.values())} acknowledgements: 0 lost, 0 twice, 0 unknown; {given_up} "
+        "given up"
+    )
 
 
-async def test_kill_9_of_the_owner_right_after_an_acknowledgement(cluster: LocalCluster, node: Node) -> None:
+async def test_kill_9_of_the_owner_right_after_an_acknowledgement(
+    cluster: LocalCluster, node: Node
+) -> None:
     await all_up(cluster, node)
     await kill_after_ack(cluster, node, 6)
 
@@ -148,7 +175,9 @@ async def test_five_hundred_times_kill_9_of_the_owner(tmp_path: Path) -> None:
         await kill_after_ack(cluster, node, 500, some_up)
 
 
-async def test_sends_of_turns_reach_other_cells_once_and_in_order(cluster: LocalCluster, node: Node) -> None:
+async def test_sends_of_turns_reach_other_cells_once_and_in_order(
+    cluster: LocalCluster, node: Node
+) -> None:
     await all_up(cluster, node)
     senders = [f"s{n}" for n in range(8)]
     receivers = [f"r{n}" for n in range(12)]
@@ -164,7 +193,9 @@ async def test_sends_of_turns_reach_other_cells_once_and_in_order(cluster: Local
 
     def kill_one() -> bool:
         with suppress(ConfigError):  # it beats, and its host has not said yet that it is ready
-            cluster.kill_node(random.choice([member.name for member in node.members() if member.kinds]))
+            cluster.kill_node(
+                random.choice([member.name for member in node.members() if member.kinds])
+            )
             return True
         return False
 
@@ -206,11 +237,13 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
     agent = node.agent(Account, "frozen")
     replies: list[Reply] = []
     await node.engine.bus.subscribe(
-        "hf.r.frozen.>", lambda m: replies.extend(msgspec.msgpack.decode(m.payload, type=Replies).replies)
+        "hf.r.frozen.>",
+        lambda m: replies.extend(msgspec.msgpack.decode(m.payload, type=Replies).replies),
     )
     while len(replies) < 100:
-        # A server cuts the connection of who is silent for more than 10 s: so long may a takeover take where the
-        # machine is busy, and then what lay in the socket is gone. That says nothing: it is frozen again.
+        # A server cuts the connection of who is silent for more than 10 s: so long may a takeover
+        # take where the machine is busy, and then what lay in the socket is gone. That says
+        # nothing: it is frozen again.
         replies.clear()
         await all_up(cluster, node)
         value = await agent.ask(Account.add, 1)
@@ -222,7 +255,8 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
         try:
             async with asyncio.timeout(240):
                 assert await agent.ask(Account.add, 1) == value + 1
-            # These lie in its socket when it wakes, before it can hear that its shards are another's.
+            # These lie in its socket when it wakes, before it can hear that its shards are
+            # another's.
             for number in range(100):
                 call = Call("Account/frozen", "value", b"\x90", number + 1)
                 node.engine.bus.publish(frozen, codec.encode_raw(Frame("hf.r.frozen.1", [call])))
@@ -235,7 +269,9 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
             async with asyncio.timeout(20):
                 while len(replies) < 100:
                     await asyncio.sleep(0.05)
-        assert OK not in {reply.outcome for reply in replies}, "a node that was frozen answered from its memory"
+        assert OK not in {reply.outcome for reply in replies}, (
+            "a node that was frozen answered from its memory"
+        )
         assert len(replies) == 100 or cut
         for expected in range(value + 2, value + 12):
             assert await agent.ask(Account.add, 1) == expected
@@ -244,7 +280,9 @@ async def test_a_node_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
     await all_up(cluster, node)
 
 
-async def test_a_handler_that_blocks_its_node_for_seconds_is_run_once(cluster: LocalCluster, node: Node) -> None:
+async def test_a_handler_that_blocks_its_node_for_seconds_is_run_once(
+    cluster: LocalCluster, node: Node
+) -> None:
     await all_up(cluster, node)
     agent = node.agent(Account, "blocked")
     for expected in range(1, 4):
@@ -271,8 +309,8 @@ async def test_what_a_worker_process_computed_for_a_killed_node_counts_once(
     go_on.touch()
     assert await asked == 2
     assert await agent.ask(Account.value) == 2
-    # Longer than a node that is silent is waited for: what computes in a process does not stall its node. Where the
-    # machine is busy, it may be taken for silent all the same, but not each time.
+    # Longer than a node that is silent is waited for: what computes in a process does not stall its
+    # node. Where the machine is busy, it may be taken for silent all the same, but not each time.
     owners: list[str] = []
     while len(owners) < 4 and (not owners or owners[-1] != owner_name(node, "Account/computed")):
         await all_up(cluster, node)
@@ -354,7 +392,9 @@ async def test_a_host_is_killed_and_comes_back(cluster: LocalCluster, node: Node
     await asyncio.gather(*map(go_on, names))
 
 
-async def test_all_is_found_again_after_everything_was_killed(cluster: LocalCluster, node: Node) -> None:
+async def test_all_is_found_again_after_everything_was_killed(
+    cluster: LocalCluster, node: Node
+) -> None:
     await all_up(cluster, node)
     names = [f"all-{n}" for n in range(40)]
     values = {name: await node.agent(Account, name).ask(Account.add, 3) for name in names}

@@ -1,4 +1,5 @@
-"""A host that starts where another cluster is by now keeps its data, and believes nothing that the other says of hosts."""
+"""A host that starts where another cluster is by now keeps its data, and believes nothing that the
+other says of hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ CLUSTER_APP = "tests.cluster.app"
 
 
 def record(**servers: str) -> Cohort:
-    return Cohort(sorted(servers), {name: HostEntry(server, f"{name}:6222", "") for name, server in servers.items()})
+    return Cohort(
+        sorted(servers),
+        {name: HostEntry(server, f"{name}:6222", "") for name, server in servers.items()},
+    )
 
 
 KEPT = record(h1="h1-1a", h2="h2-2a", h3="h3-3a")
@@ -50,7 +54,10 @@ def test_a_cluster_is_known_by_its_servers(found: Cohort, same: bool) -> None:
 async def test_addresses_are_the_same_by_whatever_name() -> None:
     some = ["localhost:6222", "127.0.0.1:6223", "no-such-host.invalid:6222", ""]
     others = ["127.0.0.1:6222", "[::1]:7222", "no-such-host.invalid:6222", "127.0.0.1:1"]
-    assert await arrival.same_places(some, others) == {"localhost:6222", "no-such-host.invalid:6222"}
+    assert await arrival.same_places(some, others) == {
+        "localhost:6222",
+        "no-such-host.invalid:6222",
+    }
     assert await arrival.same_places(["[::1]:7222"], others) == {"[::1]:7222"}
     assert await arrival.same_places(some, []) == set()
 
@@ -80,13 +87,17 @@ async def count(cluster: LocalCluster) -> int:
 async def recorded(directory: Path, names: Iterable[str]) -> None:
     """Wait until each host keeps the record of its cohort."""
     async with asyncio.timeout(240):
-        while any((kept := state.load(directory / name)) is None or kept.record is None for name in names):
+        while any(
+            (kept := state.load(directory / name)) is None or kept.record is None for name in names
+        ):
             await asyncio.sleep(0.1)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("hosts", [3, 4])
-async def test_a_cluster_that_starts_where_another_is_keeps_its_stores(tmp_path: Path, hosts: int) -> None:
+async def test_a_cluster_that_starts_where_another_is_keeps_its_stores(
+    tmp_path: Path, hosts: int
+) -> None:
     ports, old, new = free_base(), tmp_path / "old", tmp_path / "new"
 
     def stores() -> dict[str, tuple[str, list[Path]]]:
@@ -96,7 +107,9 @@ async def test_a_cluster_that_starts_where_another_is_keeps_its_stores(tmp_path:
             if (path / state.STORE / state.NAME).exists()
         }
 
-    async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log") as cluster:
+    async with LocalCluster(
+        old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log"
+    ) as cluster:
         assert [await count(cluster) for _ in range(3)] == [1, 2, 3]
         await recorded(old, cluster.hosts)
     before = stores()
@@ -107,19 +120,26 @@ async def test_a_cluster_that_starts_where_another_is_keeps_its_stores(tmp_path:
         async with asyncio.timeout(240):
             while True:
                 with pytest.raises(ConfigError) as refused:
-                    async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log"):
+                    async with LocalCluster(
+                        old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log"
+                    ):
                         pass
                 assert stores() == before
-                if "in use" not in str(refused.value):  # a host that had no time to look finds its port taken
+                # a host that had no time to look finds its port taken
+                if "in use" not in str(refused.value):
                     break
         assert "hosts of another cluster" in str(refused.value)
         if hosts == 3:  # elsewhere it may run beside it
-            async with LocalCluster(old, [CLUSTER_APP], ports=free_base(), log=tmp_path / "log") as cluster:
+            async with LocalCluster(
+                old, [CLUSTER_APP], ports=free_base(), log=tmp_path / "log"
+            ) as cluster:
                 assert await count(cluster) == 4
         assert await count(other) == 2
         await asyncio.sleep(2.0)
     assert stores() == before
-    async with LocalCluster(old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log") as cluster:
+    async with LocalCluster(
+        old, [CLUSTER_APP], hosts=hosts, ports=ports, log=tmp_path / "log"
+    ) as cluster:
         assert await count(cluster) == (5 if hosts == 3 else 4)
 
 

@@ -1,4 +1,5 @@
-"""Who may found a cluster: whoever was told so, with the number of copies that was said. Nobody else makes anything."""
+"""Who may found a cluster: whoever was told so, with the number of copies that was said. Nobody
+else makes anything."""
 
 from __future__ import annotations
 
@@ -59,7 +60,12 @@ async def test_only_who_was_told_to_founds_and_what_was_asked_for_is_kept(
     with pytest.raises(NoQuorum, match="within 1 s"):
         async with Node.join(urls, wait=True, timeout_seconds=1.0):
             pass
-    for bad in ({"found": True}, {"found": True, "replicas": 2}, {"replicas": 0}, {"replicas": True}):
+    for bad in (
+        {"found": True},
+        {"found": True, "replicas": 2},
+        {"replicas": 0},
+        {"replicas": True},
+    ):
         with pytest.raises(ConfigError):
             async with Node.join(urls, **bad):  # type: ignore[arg-type]
                 pass
@@ -80,11 +86,16 @@ async def test_only_who_was_told_to_founds_and_what_was_asked_for_is_kept(
         engine = NatsEngine(urls)
         await engine.open()
         done = await found(engine, 3)
-        assert (done.copies, done.new) == (3, False) and "g1c0" in done.raised and "g1reg" in done.raised
+        assert (
+            (done.copies, done.new) == (3, False)
+            and "g1c0" in done.raised
+            and "g1reg" in done.raised
+        )
         complete, seen = founding._complete, list[tuple[str, bool]]()
 
         async def late(engine: NatsEngine, stream: str, replicas: int) -> bool:
-            """As a stream whose copies a command before this one did not wait for: it is whole at the second look."""
+            """As a stream whose copies a command before this one did not wait for: it is whole at
+            the second look."""
             whole = (stream, False) in seen and await complete(engine, stream, replicas)
             seen.append((stream, whole))
             return whole
@@ -128,7 +139,9 @@ async def test_many_who_found_at_once_found_one_cluster(servers: LocalServers) -
 
     assert len(set(await asyncio.gather(*(join(number) for number in range(6))))) == 1
     kept = await made(servers.urls)
-    assert sorted(kept) == ["g1blobs", "g1c0", "g1c1", "g1c2", "g1reg"] and set(kept.values()) == {3}
+    assert sorted(kept) == ["g1blobs", "g1c0", "g1c1", "g1c2", "g1reg"] and set(kept.values()) == {
+        3
+    }
 
 
 async def looked(url: str) -> Status | None:
@@ -165,15 +178,27 @@ async def test_hosts_that_start_one_by_one_while_a_client_asks(tmp_path: Path) -
             while len(refused) < 5:
                 await asyncio.sleep(0.1)
         async with asyncio.timeout(240):
-            while (seen := await looked(cluster.urls[0])) is None or "(h1)" not in "".join(seen.problems[:1]):
+            while (seen := await looked(cluster.urls[0])) is None or "(h1)" not in "".join(
+                seen.problems[:1]
+            ):
                 await asyncio.sleep(0.1)
-        assert seen.state == DOWN and "1 of the 3 hosts that found the cluster are up (h1)" in seen.problems[0]
+        assert (
+            seen.state == DOWN
+            and "1 of the 3 hosts that found the cluster are up (h1)" in seen.problems[0]
+        )
         starting += [asyncio.create_task(cluster.start_host(name)) for name in ("h2", "h3")]
         await asyncio.gather(*starting)
         asking = False
         await client
         kept = await made(cluster.urls)
-        assert set(kept.values()) == {3} and {"g1c0", "g1c1", "g1c2", "g1reg", "g1blobs", "hfhosts"} <= set(kept)
+        assert set(kept.values()) == {3} and {
+            "g1c0",
+            "g1c1",
+            "g1c2",
+            "g1reg",
+            "g1blobs",
+            "hfhosts",
+        } <= set(kept)
     finally:
         asking = False
         client.cancel()
@@ -181,14 +206,17 @@ async def test_hosts_that_start_one_by_one_while_a_client_asks(tmp_path: Path) -
         await cluster.stop()
 
 
-async def test_a_cluster_with_too_few_copies_gets_them_by_the_cohort_command(tmp_path: Path) -> None:
+async def test_a_cluster_with_too_few_copies_gets_them_by_the_cohort_command(
+    tmp_path: Path,
+) -> None:
     """As it was founded by a client of older code: one copy, though three hosts vote."""
     async with LocalCluster(tmp_path, nodes=0) as cluster:
         async with Node.join(cluster.urls, serve=[Account], found=True, replicas=1) as node:
             await node.ready()
             assert await node.agent(Account, "a").ask(Account.add, 5) == 5
             async with asyncio.timeout(240):
-                while (await presence.look(node.engine.bus)).record is None:  # who votes is written down meanwhile
+                # who votes is written down meanwhile
+                while (await presence.look(node.engine.bus)).record is None:
                     await asyncio.sleep(0.1)
         diagnosis = await examine(NatsEngine(cluster.urls))
         few = [one for one in diagnosis.findings if one.code == "too-few-copies"]
@@ -205,12 +233,16 @@ async def test_a_cluster_with_too_few_copies_gets_them_by_the_cohort_command(tmp
             lines: list[str] = []
             async with asyncio.timeout(240):
                 while True:
-                    with suppress(
-                        NotDone
-                    ):  # a host that did not answer for a moment; the command is made to be repeated
-                        record = await cohort.set_members(operator, ["h1", "h2", "h3"], lines.append)
+                    with suppress(NotDone):
+                        # a host that did not answer for a moment; the command is made to be
+                        # repeated
+                        record = await cohort.set_members(
+                            operator, ["h1", "h2", "h3"], lines.append
+                        )
                         break
-            assert record.members == ["h1", "h2", "h3"] and any("gets 3 copies" in line for line in lines)
+            assert record.members == ["h1", "h2", "h3"] and any(
+                "gets 3 copies" in line for line in lines
+            )
         assert set((await made(cluster.urls)).values()) == {3}
         async with Node.join(cluster.urls, serve=[Account], replicas=3) as node:
             await node.ready()

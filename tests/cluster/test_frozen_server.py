@@ -27,7 +27,9 @@ async def test_a_frozen_server_is_said_and_started_again(tmp_path: Path) -> None
     said: list[tuple[str, dict[str, Any]]] = []
     (port,) = free_ports(1)
     server = ServerSettings("alone", str(tmp_path / "alone"), port=port)
-    host = Host(HostSettings("alone", server, [], nodes=0), lambda event, facts: said.append((event, facts)))
+    host = Host(
+        HostSettings("alone", server, [], nodes=0), lambda event, facts: said.append((event, facts))
+    )
 
     async def heard(event: str, count: int = 1) -> dict[str, Any]:
         async with asyncio.timeout(240):
@@ -58,11 +60,15 @@ def test_the_kernel_shows_how_a_process_does() -> None:
     assert progress_of(2**22 + 1) is None
 
 
-LOOKS = st.lists(st.tuples(st.booleans(), st.sampled_from(["T", "R", "S", "D"]), st.booleans()), max_size=60)
+LOOKS = st.lists(
+    st.tuples(st.booleans(), st.sampled_from(["T", "R", "S", "D"]), st.booleans()), max_size=60
+)
 
 
 @given(LOOKS)
-def test_only_who_answers_nobody_and_does_nothing_is_ended(looks: list[tuple[bool, str, bool]]) -> None:
+def test_only_who_answers_nobody_and_does_nothing_is_ended(
+    looks: list[tuple[bool, str, bool]],
+) -> None:
     watch, ticks, still = FrozenWatch(), 100, 0
     for answers, state, works in looks:
         ticks += works
@@ -79,7 +85,9 @@ def test_only_who_answers_nobody_and_does_nothing_is_ended(looks: list[tuple[boo
 
 def test_a_stopped_server_is_ended_and_a_busy_one_never() -> None:
     watch = FrozenWatch()
-    stopped = [watch.look(7, False, Progress("T", 5)) for _ in range(limits.SERVER_FROZEN_LOOKS_MAX + 1)]
+    stopped = [
+        watch.look(7, False, Progress("T", 5)) for _ in range(limits.SERVER_FROZEN_LOOKS_MAX + 1)
+    ]
     assert stopped.count("said") == 1 and stopped[-1] == "end"
     watch = FrozenWatch()
     assert {watch.look(7, False, Progress("R", n)) for n in range(100)} == {""}

@@ -1,4 +1,5 @@
-"""A host guards its own copies and its vote: whoever asks, by a message of their own, and to however many hosts at once."""
+"""A host guards its own copies and its vote: whoever asks, by a message of their own, and to
+however many hosts at once."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def asked(node: Node, host: str, operation: str, arguments: Any = None) -> Any:
-    """Ask as anybody with the client's password can, without a command in between. A host that is away is asked again."""
+    """Ask as anybody with the client's password can, without a command in between. A host that is
+    away is asked again."""
     async with asyncio.timeout(240):
         while True:
             try:
@@ -83,7 +85,9 @@ async def copies(node: Node, cluster: LocalCluster, stream: str) -> list[tuple[i
     found = []
     for host in cluster.hosts:
         kept = await ask_host(node.engine.bus, host, "replicas", Replicas)
-        found += [(copy.last_sequence, copy.messages) for copy in kept.replicas if copy.stream == stream]
+        found += [
+            (copy.last_sequence, copy.messages) for copy in kept.replicas if copy.stream == stream
+        ]
     return found
 
 
@@ -106,17 +110,23 @@ def _directory_of(cluster: LocalCluster, host: str) -> str:
 
 @pytest.mark.cluster
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(cluster: LocalCluster, node: Node) -> None:
+async def test_a_rebuild_sent_to_all_hosts_at_once_costs_nothing(
+    cluster: LocalCluster, node: Node
+) -> None:
     for n in range(AGENTS):
         await node.agent(Account, f"a{n}").ask(Account.add, n)
     begun = 0
     for stream in (node.manifest.cells[0], cohort.CELL):
         arguments = {"stream": stream, "raft_group": await raft_group(node, stream)}
         for _ in range(2):
-            answers = await asyncio.gather(*(asked(node, host, "rebuild", arguments) for host in cluster.hosts))
+            answers = await asyncio.gather(
+                *(asked(node, host, "rebuild", arguments) for host in cluster.hosts)
+            )
             assert sum(answer is None for answer in answers) <= 1, answers
             begun += sum(answer is None for answer in answers)
-            assert all(isinstance(answer, NotDone) for answer in answers if answer is not None), answers
+            assert all(isinstance(answer, NotDone) for answer in answers if answer is not None), (
+                answers
+            )
 
             async def all_whole(name: str = stream) -> bool:
                 found = await copies(node, cluster, name)
@@ -143,9 +153,14 @@ async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, 
     leaving, standing_down = [], []
     for host, entry in record.hosts.items():
         other = next(name for name in cluster.hosts if name != host)
-        leaving += [asked(node, other, operation, {"server": entry.server}) for operation in ("remove", "evacuate")]
+        leaving += [
+            asked(node, other, operation, {"server": entry.server})
+            for operation in ("remove", "evacuate")
+        ]
         standing_down.append(asked(node, host, "stand_down", {"sequence": 0}))
-    copying = [asked(node, "h1", "copies", {"stream": cell, "copies": wanted}) for wanted in (0, 1, 2, 7)]
+    copying = [
+        asked(node, "h1", "copies", {"stream": cell, "copies": wanted}) for wanted in (0, 1, 2, 7)
+    ]
     # A host that refuses looks several times before. So all are asked at once.
     answers = await asyncio.gather(*leaving, *standing_down, *copying)
     refused = await asked(node, "h1", "vote", {"sequence": (1 << 62) - 1})
@@ -153,7 +168,9 @@ async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, 
     assert isinstance(await asked(node, "h1", "vote", {"sequence": 1 << 62}), BadMessage)
     assert len(answers) == 13 and all(isinstance(answer, NotDone) for answer in answers), answers
     assert all("gives" in str(answer) for answer in answers[6:9]), answers
-    assert isinstance(await asked(node, "h1", "copies", {"stream": "somebody-elses", "copies": 3}), InvalidName)
+    assert isinstance(
+        await asked(node, "h1", "copies", {"stream": "somebody-elses", "copies": 3}), InvalidName
+    )
     assert isinstance(await asked(node, "h1", "lead_elsewhere", {"server": "nobody"}), NoQuorum)
     after, _ = await cohort.read(node.engine, cohort.CELL)
     assert after == record and len(await copies(node, cluster, cell)) == 3
@@ -164,7 +181,9 @@ async def test_a_vote_is_the_records_to_give_and_to_take(cluster: LocalCluster, 
 async def test_work_of_a_host_that_died_is_taken_over_and_a_living_one_s_is_not(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second, again = (Exclusive(node.engine, host, process) for host, process in ("ax", "by", "az"))
+    first, second, again = (
+        Exclusive(node.engine, host, process) for host, process in ("ax", "by", "az")
+    )
     async with asyncio.timeout(240):
         while True:
             with suppress(Conflict):  # a host that was at work in a test before
@@ -193,7 +212,9 @@ async def test_work_of_a_host_that_died_is_taken_over_and_a_living_one_s_is_not(
 
 @pytest.mark.cluster
 @pytest.mark.asyncio(loop_scope="module")
-async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(cluster: LocalCluster, node: Node) -> None:
+async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(
+    cluster: LocalCluster, node: Node
+) -> None:
     record, _ = await cohort.read(node.engine, cohort.CELL)
     assert record is not None
     cell = node.manifest.cells[0]
@@ -213,13 +234,17 @@ async def test_nothing_that_is_needed_is_taken_away_while_a_host_is_gone(cluster
 
 @pytest.mark.cluster
 @pytest.mark.asyncio(loop_scope="module")
-async def test_work_that_an_orderly_stop_cuts_short_is_taken_up_by_the_next_process(node: Node) -> None:
+async def test_work_that_an_orderly_stop_cuts_short_is_taken_up_by_the_next_process(
+    node: Node,
+) -> None:
     host = cast(Any, SimpleNamespace(engine=node.engine, settings=SimpleNamespace(name="c")))
     for cut_short in (True, False):
         changes = Changes(host, "before")
         begun = asyncio.Event()
 
-        async def work(changes: Changes = changes, begun: asyncio.Event = begun, last: bool = cut_short) -> None:
+        async def work(
+            changes: Changes = changes, begun: asyncio.Event = begun, last: bool = cut_short
+        ) -> None:
             await changes._exclusive.take("it works")
             async with changes._working():
                 begun.set()
@@ -238,7 +263,9 @@ async def test_work_that_an_orderly_stop_cuts_short_is_taken_up_by_the_next_proc
 
 @pytest.mark.cluster
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_copy_that_cannot_be_put_aside_is_not_said_to_be_whole(node: Node, tmp_path: Path) -> None:
+async def test_a_copy_that_cannot_be_put_aside_is_not_said_to_be_whole(
+    node: Node, tmp_path: Path
+) -> None:
     said: list[str] = []
     failing = [True, False]
 
@@ -249,7 +276,10 @@ async def test_a_copy_that_cannot_be_put_aside_is_not_said_to_be_whole(node: Nod
 
     host = SimpleNamespace(engine=node.engine, settings=SimpleNamespace(name="c"), system=None)
     host.server = SimpleNamespace(settings=SimpleNamespace(directory=str(tmp_path)))
-    host.keeper, host.say = SimpleNamespace(restart=restart), lambda event, facts: said.append(event)
+    host.keeper, host.say = (
+        SimpleNamespace(restart=restart),
+        lambda event, facts: said.append(event),
+    )
     copy = tmp_path / "copy"
     for wanted in ([], ["copy-discarded", "copy-not-whole"]):  # nobody says that it has everything
         copy.mkdir()
@@ -304,8 +334,12 @@ def test_a_copy_is_thrown_away_where_the_others_have_all() -> None:
     for own in (whole, Extent(8, 5), Extent(10, 1), None):
         assert why_keep("a", 3, {"a": own, "b": whole, "c": whole}, "b", whole, whole) == ""
     for own in (Extent(11, 7), Extent(10, 8)):
-        assert "this copy" in why_keep("a", 3, {"a": own, "b": whole, "c": whole}, "b", whole, whole)
-    assert "4 records" in why_keep("a", 3, {"a": whole, "b": whole, "c": Extent(10, 4)}, "b", whole, whole)
+        assert "this copy" in why_keep(
+            "a", 3, {"a": own, "b": whole, "c": whole}, "b", whole, whole
+        )
+    assert "4 records" in why_keep(
+        "a", 3, {"a": whole, "b": whole, "c": Extent(10, 4)}, "b", whole, whole
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,8 +355,13 @@ def test_nobody_leaves_while_it_is_not_known_what_the_others_lack(
     servers: str, answering: str, leaves: str, why: str
 ) -> None:
     """Of two copies, the one that is left has everything, and nobody to elect it."""
-    record = cohort.Cohort(sorted(servers), {name: cohort.HostEntry(name, "", "") for name in servers})
-    kept = {name: Replicas(name, [replica(name, [other for other in servers if other != name])]) for name in answering}
+    record = cohort.Cohort(
+        sorted(servers), {name: cohort.HostEntry(name, "", "") for name in servers}
+    )
+    kept = {
+        name: Replicas(name, [replica(name, [other for other in servers if other != name])])
+        for name in answering
+    }
     assert guards.Guards(cast(Any, None))._why_stay(record, kept, leaves) == why
 
 
@@ -330,7 +369,11 @@ def test_nobody_leaves_while_it_is_not_known_what_the_others_lack(
     ("streams_of", "leaves", "why"),
     [
         ({"a": ["s", "t"], "b": ["s", "t"]}, "c", ""),
-        ({"a": ["s"], "b": ["s"]}, "c", "no server that answers keeps t: its only copy may be that of c"),
+        (
+            {"a": ["s"], "b": ["s"]},
+            "c",
+            "no server that answers keeps t: its only copy may be that of c",
+        ),
         ({"a": ["s", "t"], "b": ["s"]}, "c", ""),
         ({"a": ["s", "t"], "b": ["s"], "c": ["s"]}, "a", "the only copy of t is that of a"),
         ({"a": ["s", "t"], "b": ["s"], "c": ["s"]}, "b", ""),
@@ -341,9 +384,12 @@ async def test_nobody_leaves_who_has_or_may_have_the_only_copy(
 ) -> None:
     """As in a cluster whose streams do not have all the copies yet that they are to have."""
     record = cohort.Cohort(["d"], {name: cohort.HostEntry(name, "", "") for name in "abcd"})
-    keep = {stream: [name for name in streams_of if stream in streams_of[name]] for stream in ("s", "t")}
+    keep = {
+        stream: [name for name in streams_of if stream in streams_of[name]] for stream in ("s", "t")
+    }
     kept = {
-        name: Replicas(name, [led(stream, name, keep[stream]) for stream in mine]) for name, mine in streams_of.items()
+        name: Replicas(name, [led(stream, name, keep[stream]) for stream in mine])
+        for name, mine in streams_of.items()
     }
 
     async def of_the_record(_: object) -> cohort.Cohort:
@@ -374,7 +420,9 @@ def led(stream: str, server: str, keep: list[str]) -> Replica:
 
 
 def replica(server: str, others: list[str]) -> Replica:
-    return Replica("s", 9, 99, 1, 9, 0, "", False, [Peer(other) for other in others], len(others) + 1)
+    return Replica(
+        "s", 9, 99, 1, 9, 0, "", False, [Peer(other) for other in others], len(others) + 1
+    )
 
 
 async def test_a_host_whose_server_does_not_vote_takes_no_votes_away() -> None:

@@ -1,4 +1,5 @@
-"""What is heard on the bus is a hint: false words, said once or again and again, and nonsense on every control subject."""
+"""What is heard on the bus is a hint: false words, said once or again and again, and nonsense on
+every control subject."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ from holdfast.cluster.members.liveness import base
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.records.messages import Call, Frame, Replies, Reply
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "app.py")
 MUCH = 1 << 40
 _lives = itertools.count(9)
@@ -64,7 +69,9 @@ class Scene:
             while len(self.beats()) < 3:
                 await asyncio.sleep(0.05)
             await self.node.ready(180)
-            await asyncio.gather(*(self.node.agent(Account, f"a{n}").ask(Account.add) for n in range(60)))
+            await asyncio.gather(
+                *(self.node.agent(Account, f"a{n}").ask(Account.add) for n in range(60))
+            )
             before = None
             while before != (now := dict(self.node._ownership.epochs.newest)):
                 before = now
@@ -83,11 +90,13 @@ class Scene:
             await asyncio.sleep(limits.BEAT_SECONDS / 8)
 
     async def believe(self, lie: Any, beat: Beat, number: int) -> None:
-        """Say a lie of a node until the client takes that node for dead: a true beat with its number may come before."""
+        """Say a lie of a node until the client takes that node for dead: a true beat with its
+        number may come before."""
         subject = HOST_SUBJECT if lie is word else BEAT_SUBJECT
         self.deaths.clear()
         async with asyncio.timeout(240):
-            while base(beat.incarnation) not in map(base, self.deaths):  # one that was starved goes on as another
+            # one that was starved goes on as another
+            while base(beat.incarnation) not in map(base, self.deaths):
                 newest = self.beats().get(beat.name, beat)
                 self.say(subject, lie(newest, number if number == MUCH else newest.number + 1))
                 await asyncio.sleep(limits.BEAT_SECONDS / 4)
@@ -102,7 +111,10 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
             ended.append({"event": event, **facts})
 
     directory = tmp_path_factory.mktemp("cluster")
-    async with LocalCluster(directory, [APP], report=report) as cluster, Node.join(cluster.urls) as node:
+    async with (
+        LocalCluster(directory, [APP], report=report) as cluster,
+        Node.join(cluster.urls) as node,
+    ):
         made = Scene(cluster, node, ended)
         await made.all_is_well()
         yield made
@@ -149,7 +161,9 @@ async def test_lies_without_end_do_not_fill_the_log(scene: Scene) -> None:
     for round_ in range(40):
         for beat in scene.beats().values():
             lie = scene.random.choice([goodbye, word, another])
-            scene.say(HOST_SUBJECT if lie is word else BEAT_SUBJECT, lie(beat, beat.number + round_ % 3))
+            scene.say(
+                HOST_SUBJECT if lie is word else BEAT_SUBJECT, lie(beat, beat.number + round_ % 3)
+            )
         await asyncio.sleep(0.2)
     await scene.all_is_well()
     for task in tasks:
@@ -160,7 +174,8 @@ async def test_lies_without_end_do_not_fill_the_log(scene: Scene) -> None:
 
 
 def nonsense(values: list[bytes], source: random.Random) -> bytes:
-    """Random bytes, a good message with some bytes changed or its end cut off, or one with a field of another kind."""
+    """Random bytes, a good message with some bytes changed or its end cut off, or one with a field
+    of another kind."""
     kind = source.randrange(4)
     if kind == 0:
         return source.randbytes(source.randrange(200))
@@ -171,14 +186,38 @@ def nonsense(values: list[bytes], source: random.Random) -> bytes:
         place = source.randrange(len(value))
         return value[:place] + source.randbytes(1) + value[place + 1 :]
     fields = msgspec.msgpack.decode(value)
-    strange: list[Any] = [math.nan, math.inf, -1, 2**63, -1e300, None, "", "x" * 5000, "n-x~" + "9" * 5000, [], {}]
-    strange += [[[[[]]]], ["y"] * 300_000, b"\xff", "\x1b[2J", "a b", "*", ">", True, [math.nan] * 3]
+    strange: list[Any] = [
+        math.nan,
+        math.inf,
+        -1,
+        2**63,
+        -1e300,
+        None,
+        "",
+        "x" * 5000,
+        "n-x~" + "9" * 5000,
+        [],
+        {},
+    ]
+    strange += [
+        [[[[]]]],
+        ["y"] * 300_000,
+        b"\xff",
+        "\x1b[2J",
+        "a b",
+        "*",
+        ">",
+        True,
+        [math.nan] * 3,
+    ]
     if isinstance(fields, list) and fields:
         fields[source.randrange(len(fields))] = source.choice(strange)
     return msgspec.msgpack.encode(fields)
 
 
-async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nonsense_on_every_control_subject_ends_nothing(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     beats, source = scene.beats(), scene.random
     beat = next(iter(beats.values()))
     reconnections = scene.node.engine.statistics()["reconnections"]
@@ -193,9 +232,21 @@ async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene, capl
         "hf.h.h1": [codec.encode_raw(("facts", {}))],
         f"hf.n.{beat.incarnation}": [codec.encode_raw(Frame("hf.r.p-x.0", [call, call], [call]))],
         "hf.s.3": [codec.encode_raw(Frame("hf.r.p-x.0", [call]))],
-        f"{scene.node._router._frames.reply}.1": [codec.encode_raw(Replies(beat.incarnation, [Reply(65537, 1, b"x")]))],
+        f"{scene.node._router._frames.reply}.1": [
+            codec.encode_raw(Replies(beat.incarnation, [Reply(65537, 1, b"x")]))
+        ],
     }
-    replies = [b"", b"hf.x", b"a..b", b">", b"*.x", b".", b"x" * 3000, b"\xff\xfe", "\u00e9.\u2028".encode()]
+    replies = [
+        b"",
+        b"hf.x",
+        b"a..b",
+        b">",
+        b"*.x",
+        b".",
+        b"x" * 3000,
+        b"\xff\xfe",
+        "\u00e9.\u2028".encode(),
+    ]
     for _ in range(400):
         for subject, values in good.items():
             payload = nonsense(values, source) if subject != "hf.d" else source.randbytes(5)
@@ -205,4 +256,6 @@ async def test_nonsense_on_every_control_subject_ends_nothing(scene: Scene, capl
     assert {name: scene.cluster.node_pid(name) for name in beats} == pids
     assert scene.node.statistics()["malformed"] > 100
     assert scene.node.engine.statistics()["reconnections"] == reconnections
-    assert not [record.getMessage() for record in caplog.records if "callback" in record.getMessage()]
+    assert not [
+        record.getMessage() for record in caplog.records if "callback" in record.getMessage()
+    ]

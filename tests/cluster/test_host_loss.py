@@ -1,4 +1,5 @@
-"""A host is lost with all that it runs: its agents answer elsewhere, and the others wait for their cell's election at most."""
+"""A host is lost with all that it runs: its agents answer elsewhere, and the others wait for their
+cell's election at most."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ async def leaders(node: Node) -> dict[str, str]:
     found = {}
     for cell in node.manifest.cells:
         answer = await api.call(node.engine._open(), f"STREAM.INFO.{cell}", None, 5.0)  # type: ignore[attr-defined]
-        found[cell] = str(msgspec.json.decode(answer, type=Info).cluster["leader"]).rpartition("-")[0]
+        found[cell] = str(msgspec.json.decode(answer, type=Info).cluster["leader"]).rpartition("-")[
+            0
+        ]
     return found
 
 
@@ -58,19 +61,27 @@ async def test_losses_of_a_host(tmp_path: Path) -> None:
                     agent = node.agent(Account, name).options(message_id=f"{name}-{values[name]}")
                     while True:
                         try:
-                            assert await agent.ask(Account.add, 1) == values[name], "lost, or done twice"
+                            assert await agent.ask(Account.add, 1) == values[name], (
+                                "lost, or done twice"
+                            )
                         except (
                             NoQuorum,
                             OutcomeUnknown,
-                        ):  # the host led all cells: none takes a write until it elected
+                        ):
+                            # the host led all cells: none takes a write until it elected
                             refused += 1
                             await asyncio.sleep(0.05)
                         else:
                             return time.monotonic() - began
 
-                print(f"{lost} is lost; it led {[cell for cell, leader in led.items() if leader == lost]}")
+                print(
+                    f"{lost} is lost; it led "
+                    f"{[cell for cell, leader in led.items() if leader == lost]}"
+                )
                 await cluster.kill_host(lost)
-                for name, seconds in zip(AGENTS, await asyncio.gather(*map(go_on, AGENTS)), strict=True):
+                for name, seconds in zip(
+                    AGENTS, await asyncio.gather(*map(go_on, AGENTS)), strict=True
+                ):
                     owner, leader = places[name].host == lost, led[places[name].cell] == lost
                     what = {
                         (True, True): "its owner and its cell's leader were lost",
@@ -82,6 +93,9 @@ async def test_losses_of_a_host(tmp_path: Path) -> None:
             await cluster.start_host(lost)
     for what, seconds in waits.items():
         ordered = sorted(seconds)
-        print(f"{what}: {len(seconds)} agents, median {ordered[len(ordered) // 2]:.2f} s, worst {ordered[-1]:.2f} s")
+        print(
+            f"{what}: {len(seconds)} agents, median {ordered[len(ordered) // 2]:.2f} s, worst "
+            f"{ordered[-1]:.2f} s"
+        )
     print(f"{refused} attempts were refused with NoQuorum or OutcomeUnknown")
     assert waits["its owner was lost"] and waits["neither"]

@@ -1,4 +1,5 @@
-"""How a host is told to join, and what it needs for it where certificates and a password are asked for."""
+"""How a host is told to join, and what it needs for it where certificates and a password are asked
+for."""
 
 from __future__ import annotations
 
@@ -26,10 +27,21 @@ def silent(_event: str, _facts: dict[str, object]) -> None:
 
 
 def settings(
-    directory: Path, name: str, ports: tuple[int, int], routes: tuple[str, ...], security: Security, join: str = ""
+    directory: Path,
+    name: str,
+    ports: tuple[int, int],
+    routes: tuple[str, ...],
+    security: Security,
+    join: str = "",
 ) -> HostSettings:
     server = ServerSettings(
-        name, str(directory / name), "0.0.0.0", ports[0], cluster_port=ports[1], routes=routes, security=security
+        name,
+        str(directory / name),
+        "0.0.0.0",
+        ports[0],
+        cluster_port=ports[1],
+        routes=routes,
+        security=security,
     )
     return HostSettings(name, server, [], nodes=0, security=security, join=join)
 
@@ -53,7 +65,8 @@ async def test_a_host_joins_with_certificates_and_a_password(tmp_path: Path) -> 
     ports = free_ports(10)
     routes = tuple(f"127.0.0.1:{port}" for port in ports[5:8])
     founders = [
-        Host(settings(tmp_path, f"a.{n}", (ports[n], ports[5 + n]), routes, security), silent) for n in range(3)
+        Host(settings(tmp_path, f"a.{n}", (ports[n], ports[5 + n]), routes, security), silent)
+        for n in range(3)
     ]
     join = f"127.0.0.1:{ports[1]}"
     stranger = msgspec.structs.replace(security, password="wrong")
@@ -62,8 +75,12 @@ async def test_a_host_joins_with_certificates_and_a_password(tmp_path: Path) -> 
         await asyncio.gather(*(host.start() for host in founders))
         await record_of(founders[0], 3)
         with pytest.raises(HoldfastError):
-            await Host(settings(tmp_path, "x", (ports[4], ports[9]), (), stranger, join), silent).start()
-        hosts.append(Host(settings(tmp_path, "a.3", (ports[3], ports[8]), (), security, join), silent))
+            await Host(
+                settings(tmp_path, "x", (ports[4], ports[9]), (), stranger, join), silent
+            ).start()
+        hosts.append(
+            Host(settings(tmp_path, "a.3", (ports[3], ports[8]), (), security, join), silent)
+        )
         await hosts[3].start()
         for host in hosts:
             record = await record_of(host, 4)
@@ -71,7 +88,9 @@ async def test_a_host_joins_with_certificates_and_a_password(tmp_path: Path) -> 
             assert record.hosts["a.3"].url == f"tls://127.0.0.1:{ports[3]}"
             assert record.hosts["a.3"].route == f"127.0.0.1:{ports[8]}"
         with pytest.raises(ConfigError, match="another --name"):
-            await Host(settings(tmp_path / "b", "a.0", (ports[4], ports[9]), (), security, join), silent).start()
+            await Host(
+                settings(tmp_path / "b", "a.0", (ports[4], ports[9]), (), security, join), silent
+            ).start()
     finally:
         await asyncio.gather(*(host.stop() for host in hosts))
 
@@ -98,5 +117,7 @@ def test_a_port_is_added() -> None:
     assert _with_port("") == ""
     assert _with_port("a") == "a:4222" and _with_port("a:1") == "a:1"
     assert (
-        _with_port("::1") == "[::1]:4222" and _with_port("[::1]") == "[::1]:4222" and _with_port("[::1]:1") == "[::1]:1"
+        _with_port("::1") == "[::1]:4222"
+        and _with_port("[::1]") == "[::1]:4222"
+        and _with_port("[::1]:1") == "[::1]:1"
     )

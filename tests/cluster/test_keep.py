@@ -1,4 +1,5 @@
-"""Hosts of one machine that end by themselves are started again, whatever stands in the way of another one, or at first."""
+"""Hosts of one machine that end by themselves are started again, whatever stands in the way of
+another one, or at first."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from holdfast.host.state import STATE_FILE, State, save
 
 
 class Fake:
-    """A host that runs from its start on, the first one but for what the machine refuses. ``ends``: its first life is over."""
+    """A host that runs from its start on, the first one but for what the machine refuses. ``ends``:
+    its first life is over."""
 
     def __init__(self, settings: Any, ends: bool, refusals: list[Exception]) -> None:
         self.settings = settings
@@ -50,7 +52,9 @@ async def test_a_host_is_started_again_whatever_another_one_kept(
     if left is not None:
         (tmp_path / "h2" / STATE_FILE).write_text(left)
     refusals: list[Exception] = [BlockingIOError(11, "no process can be started")]
-    hosts = {name: Fake(cluster.settings_of(name), name == "h1", refusals) for name in cluster.hosts}
+    hosts = {
+        name: Fake(cluster.settings_of(name), name == "h1", refusals) for name in cluster.hosts
+    }
     monkeypatch.setattr(cluster, "_hosts", hosts)
     keeping = asyncio.create_task(cluster.keep())
     started = asyncio.create_task(hosts["h1"].started.wait())

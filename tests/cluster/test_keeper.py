@@ -1,4 +1,5 @@
-"""A host's server between its lives: what is to be done there is done once, in time, and no failure of it ends the host."""
+"""A host's server between its lives: what is to be done there is done once, in time, and no failure
+of it ends the host."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ async def test_a_restart_is_done_with_its_work_wherever_the_server_is(tmp_path: 
         assert down == [True] * 2, "it did not return without its work"
         starts = one.server.starts
         await one.server.kill()
-        await one.until(lambda: one.server.starts > starts)  # it starts, and takes no connections yet
+        # it starts, and takes no connections yet
+        await one.until(lambda: one.server.starts > starts)
         await one.keeper.restart(work)
         assert down == [True] * 3 and one.server.pid != 0
         await asyncio.gather(one.keeper.restart(work), one.keeper.restart(work))

@@ -1,4 +1,5 @@
-"""Proofs of life on real servers: who proves its life cannot be condemned, and who was condemned is never live again."""
+"""Proofs of life on real servers: who proves its life cannot be condemned, and who was condemned is
+never live again."""
 
 from __future__ import annotations
 
@@ -35,8 +36,11 @@ async def cells_of(engine: Engine) -> list[str]:
     return cells
 
 
-async def test_who_proves_its_life_cannot_be_condemned(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ISOLATE_SECONDS", 10.0)  # a machine without time for it would be a sentence
+async def test_who_proves_its_life_cannot_be_condemned(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a machine without time for it would be a sentence
+    monkeypatch.setattr(limits, "ISOLATE_SECONDS", 10.0)
     cells = await cells_of(engine)
     life, other = (Liveness(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     await life.start()
@@ -48,7 +52,9 @@ async def test_who_proves_its_life_cannot_be_condemned(engine: Engine, monkeypat
         await life.close()
 
 
-async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_another(engine: Engine) -> None:
+async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_another(
+    engine: Engine,
+) -> None:
     cells = await cells_of(engine)
     life, other = (Liveness(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     ended = []
@@ -62,7 +68,11 @@ async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_anot
     await life.start()
     try:
         await until_live(life)
-        assert ended == ["n-a~2"] and base("n-a~2") == "n-a" and (number("n-a"), number("n-a~2")) == (1, 2)
+        assert (
+            ended == ["n-a~2"]
+            and base("n-a~2") == "n-a"
+            and (number("n-a"), number("n-a~2")) == (1, 2)
+        )
         assert not await other.condemn("n-a~2")
         assert await other.condemn("n-a")
     finally:
@@ -98,7 +108,8 @@ async def until_live(life: Liveness) -> None:
 
 
 async def test_who_was_removed_is_not_counted_among_those_who_vote() -> None:
-    """Two of the three that vote are heard: they will elect, however many dead ones are remembered."""
+    """Two of the three that vote are heard: they will elect, however many dead ones are
+    remembered."""
     membership = Membership(cast(Any, None), cast(Any, None), False)
     now = asyncio.get_running_loop().time()
     for name, ago in (("h1", 5.0), ("h2", 0.0), ("h3", 60.0), ("h4", 0.0)):
@@ -112,7 +123,9 @@ async def test_who_was_removed_is_not_counted_among_those_who_vote() -> None:
     assert not membership.hears_majority(3)
 
 
-async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_noticed(engine: Engine) -> None:
+async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_noticed(
+    engine: Engine,
+) -> None:
     cells = await cells_of(engine)
     life = Liveness(engine, SYSTEM_CLOCK, "n-a", cells, True)
     lost: list[str] = []
@@ -128,7 +141,10 @@ async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_notic
         assert lost == []
         life.acknowledged(cells[1], sequence + 1000)  # of which its log has nothing
         await until(lambda: bool(lost))
-        assert lost[0].startswith(f"{cells[1]}: its log goes up to ") and f"and {sequence + 1000} was" in lost[0]
+        assert (
+            lost[0].startswith(f"{cells[1]}: its log goes up to ")
+            and f"and {sequence + 1000} was" in lost[0]
+        )
     finally:
         await life.close()
 

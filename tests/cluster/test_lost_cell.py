@@ -37,7 +37,8 @@ async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -
         agent = node.agent(Account, "a")
         for n in range(1, 30):
             assert await agent.ask(Account.add, 1) == n
-        # As if all its copies had been thrown away: everything is gone, and the server takes writes.
+        # As if all its copies had been thrown away: everything is gone, and the server takes
+        # writes.
         await node.engine.drop_cells([cell])
         await node.engine.ensure_cells([cell], 1)
         async with asyncio.timeout(240):
@@ -52,7 +53,9 @@ async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -
         assert [event.who for event in said] == [cell]
 
 
-async def test_each_batch_and_each_claim_is_compared_with_what_was_acknowledged(tmp_path: Path) -> None:
+async def test_each_batch_and_each_claim_is_compared_with_what_was_acknowledged(
+    tmp_path: Path,
+) -> None:
     async with serving(tmp_path) as node:
         (cell,) = node.manifest.cells
         agent = node.agent(Account, "a")

@@ -16,7 +16,9 @@ from holdfast.host.server.nats_server import LocalServers
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
-async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_majority_nothing_is_read_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     servers = LocalServers(tmp_path)
     await servers.start()
     try:
@@ -30,8 +32,13 @@ async def test_without_a_majority_nothing_is_read_from_memory(tmp_path: Path, mo
                 while not node.life.isolated():
                     await asyncio.sleep(0.02)
             patient = agent.options(timeout_seconds=600)
-            async with asyncio.timeout(240):  # refused at once, and not when the time of each is over
-                for ask in (patient.ask(Account.value), patient.ask(Account.add, 1), patient.ask(Account.value)):
+            # refused at once, and not when the time of each is over
+            async with asyncio.timeout(240):
+                for ask in (
+                    patient.ask(Account.value),
+                    patient.ask(Account.add, 1),
+                    patient.ask(Account.value),
+                ):
                     with pytest.raises(NoQuorum):
                         await ask
             assert node.statistics()["owned"] == 0

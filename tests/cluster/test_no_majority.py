@@ -1,4 +1,5 @@
-"""Every command answers in every state of the cluster: with all hosts, with one lost, without a majority, without a server."""
+"""Every command answers in every state of the cluster: with all hosts, with one lost, without a
+majority, without a server."""
 
 from __future__ import annotations
 
@@ -17,19 +18,33 @@ import pytest_asyncio
 
 from holdfast import LocalCluster, Node, NoQuorum
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "app.py")
 HANGS_SECONDS = 240.0
-"""A command that takes longer hangs: each has a deadline of 30 s or less, and takes some 2 s on a machine with time."""
+"""A command that takes longer hangs: each has a deadline of 30 s or less, and takes some 2 s on a
+machine with time."""
 
 _AT_ONCE = 2
 
 COMMANDS = [
-    ["status"], ["hosts"], ["events"], ["agents", "list"], ["call", "Account/a", "value"],
-    ["send", "Account/a", "add", "1"], ["dead-letters", "list"], ["cohort", "show"], ["cohort", "set", "h1,h2,h3"],
-    ["backup", "create", "never.backup"], ["cordon", "h1"],
-    ["scrub"], ["found", "--replicas", "3"],
-]  # fmt: skip
+    ["status"],
+    ["hosts"],
+    ["events"],
+    ["agents", "list"],
+    ["call", "Account/a", "value"],
+    ["send", "Account/a", "add", "1"],
+    ["dead-letters", "list"],
+    ["cohort", "show"],
+    ["cohort", "set", "h1,h2,h3"],
+    ["backup", "create", "never.backup"],
+    ["cordon", "h1"],
+    ["scrub"],
+    ["found", "--replicas", "3"],
+]
 
 
 class Answer(NamedTuple):
@@ -52,7 +67,9 @@ async def run(*arguments: str, at: Sequence[str], seconds: float = HANGS_SECONDS
         await process.wait()
         pytest.fail(f"{' '.join(arguments)} hangs")
     assert process.returncode is not None
-    return Answer(process.returncode, out.decode() + ("" if "--json" in arguments and out else err.decode()))
+    return Answer(
+        process.returncode, out.decode() + ("" if "--json" in arguments and out else err.decode())
+    )
 
 
 async def status(at: Sequence[str], code: int) -> Any:
@@ -93,16 +110,29 @@ async def test_all_is_well(cluster: LocalCluster) -> None:
 async def test_a_host_that_is_lost_is_named_and_the_others_serve(cluster: LocalCluster) -> None:
     await cluster.kill_host("h3")
     async with asyncio.timeout(240):
-        while (found := await becomes(cluster.urls[:1], "degraded"))["served"] < 128 or gone(found) != {"h3": True}:
+        while (found := await becomes(cluster.urls[:1], "degraded"))["served"] < 128 or gone(
+            found
+        ) != {"h3": True}:
             pass
     assert gone(found) == {"h3": True} and len(found["hosts"]) == 3
-    async with asyncio.timeout(240):  # a host that does not answer a look within a second is not counted in it
-        while "hosts 2 of 3 up; h3 is gone since" not in (await run("status", at=cluster.urls[:1])).text:
+    # a host that does not answer a look within a second is not counted in it
+    async with asyncio.timeout(240):
+        while (
+            "hosts 2 of 3 up; h3 is gone since"
+            not in (await run("status", at=cluster.urls[:1])).text
+        ):
             pass
-    assert {node["host"] for node in found["nodes"]} == {"h1", "h2"}, "shards are counted where they are served"
+    assert {node["host"] for node in found["nodes"]} == {"h1", "h2"}, (
+        "shards are counted where they are served"
+    )
     # Two of three servers that are tried first are not there.
     assert (
-        await run("call", "Account/a", "value", at=[cluster.urls[2], "nats://127.0.0.1:1", cluster.urls[0]])
+        await run(
+            "call",
+            "Account/a",
+            "value",
+            at=[cluster.urls[2], "nats://127.0.0.1:1", cluster.urls[0]],
+        )
     ).text == "7\n"
 
 
@@ -110,12 +140,14 @@ async def test_without_a_majority_every_command_says_who_is_gone(cluster: LocalC
     await cluster.kill_host("h2")
     found = await becomes(cluster.urls[:1], "down")
     async with asyncio.timeout(240):
-        while "h2" not in gone(found) or found["served"]:  # a host is missed before a node knows that it is cut off
+        # a host is missed before a node knows that it is cut off
+        while "h2" not in gone(found) or found["served"]:
             found = await status(cluster.urls[:1], 3)
     assert gone(found) == {"h2": True, "h3": True} and found["served"] == 0
 
     async def names_both(command: Sequence[str]) -> Answer:
-        """A host that does not answer a look within a second knows nothing in it: then the command is repeated."""
+        """A host that does not answer a look within a second knows nothing in it: then the command
+        is repeated."""
         end = asyncio.get_running_loop().time() + 240
         while True:
             answer = await run(*command, at=cluster.urls[:1])
@@ -130,7 +162,11 @@ async def test_without_a_majority_every_command_says_who_is_gone(cluster: LocalC
             for name in ("h2", "h3"):
                 assert f"{name} is gone since" in answer.text, (command, answer)
     rows = json.loads((await run("hosts", "--json", at=cluster.urls[:1])).text)
-    assert {row["name"]: row["state"] for row in rows} == {"h1": "member", "h2": "gone", "h3": "gone"}
+    assert {row["name"]: row["state"] for row in rows} == {
+        "h1": "member",
+        "h2": "gone",
+        "h3": "gone",
+    }
     for timeout in (0.5, 3.0):
         with pytest.raises(NoQuorum, match=f"within {timeout:g} s"):
             async with Node.join(cluster.urls, timeout_seconds=timeout):
@@ -145,9 +181,9 @@ async def test_without_any_server_every_command_says_so(cluster: LocalCluster) -
             *(run(*one, at=cluster.urls) for one in (["status"], ["hosts"], COMMANDS[4]))
         ):
             # Its host ends a server that stands still, and starts another one.
-            assert answer.code == 3 and ("no server answers" in answer.text or "h2 is gone since" in answer.text), (
-                answer
-            )
+            assert answer.code == 3 and (
+                "no server answers" in answer.text or "h2 is gone since" in answer.text
+            ), answer
         with pytest.raises(NoQuorum):
             async with Node.join(cluster.urls[0], timeout_seconds=0.5):
                 pass

@@ -1,4 +1,5 @@
-"""Where agents live, on real hosts: pools and labels, standbys, cordons and drains, and the events that tell of them."""
+"""Where agents live, on real hosts: pools and labels, standbys, cordons and drains, and the events
+that tell of them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,17 @@ import pytest
 from tests.cluster.app import Account
 from tests.cluster.pools_app import Trainer
 
-from holdfast import Agent, ConfigError, DeadlineExceeded, LocalCluster, Node, NotFound, Pool, State, handler
+from holdfast import (
+    Agent,
+    ConfigError,
+    DeadlineExceeded,
+    LocalCluster,
+    Node,
+    NotFound,
+    Pool,
+    State,
+    handler,
+)
 from holdfast.admin.fleet import nodes
 from holdfast.core import pools
 
@@ -61,16 +72,21 @@ def owners_of(node: Node, pool: str) -> set[str]:
 @pytest.mark.capability("B3", "B13", "C6", "D4", "D6")
 async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
     labels = {"h1": ["gpu"], "h2": ["gpu"]}
-    async with LocalCluster(tmp_path, APPS, labels=labels) as cluster, Node.join(cluster.urls) as node:
+    async with (
+        LocalCluster(tmp_path, APPS, labels=labels) as cluster,
+        Node.join(cluster.urls) as node,
+    ):
         await node.ready()
-        # A pool's shards live where its labels are, as long as somebody has them; each of the two has its share soon.
+        # A pool's shards live where its labels are, as long as somebody has them; each of the two
+        # has its share soon.
         await until(lambda: names_of(node, owners_of(node, "gpu")) == {"h1-1", "h2-1"})
         await until(lambda: "" not in owners_of(node, "gpu"))
         trainers = [node.agent(Trainer, f"t{n}") for n in range(30)]
         for trainer in trainers:
             assert await trainer.ask(Trainer.step, 1000) == 1
 
-        # Each is kept warm on another host, which takes over when its owner is killed, with all that was acknowledged.
+        # Each is kept warm on another host, which takes over when its owner is killed, with all
+        # that was acknowledged.
         def all_warm() -> bool:
             infos = [node.describe(trainer.agent_id) for trainer in trainers]
             return all(info.standbys and info.owner not in info.standbys for info in infos)
@@ -79,14 +95,19 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         victim = "h1-1"
         gone = next(member.incarnation for member in node.members() if member.name == victim)
         heirs = {
-            t.agent_id: node.describe(t.agent_id).standbys for t in trainers if node.describe(t.agent_id).owner == gone
+            t.agent_id: node.describe(t.agent_id).standbys
+            for t in trainers
+            if node.describe(t.agent_id).owner == gone
         }
         assert heirs
         waiting = set(heirs)
 
         def taken() -> bool:
-            """Whether each was at one of its standbys: half of them move to the new node some seconds later."""
-            waiting.difference_update([one for one in waiting if node.describe(one).owner in heirs[one]])
+            """Whether each was at one of its standbys: half of them move to the new node some
+            seconds later."""
+            waiting.difference_update(
+                [one for one in waiting if node.describe(one).owner in heirs[one]]
+            )
             return not waiting
 
         taking = asyncio.create_task(until(taken))
@@ -97,7 +118,11 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         # An event is written beside the work, so it may come a little after the first answers.
         async with asyncio.timeout(240):
             async for event in node.events.read(follow=True):
-                if event.what == "shards-claimed" and event.facts["unclean"] and event.facts["warm"]:
+                if (
+                    event.what == "shards-claimed"
+                    and event.facts["unclean"]
+                    and event.facts["warm"]
+                ):
                     break
         # … and there is a standby again when there is another host that may be one.
         await until(all_warm)
@@ -128,11 +153,23 @@ async def test_labels_standbys_drain_and_events(tmp_path: Path) -> None:
         found = [event async for event in node.events.read()]
         assert [event.position for event in found] == sorted(event.position for event in found)
         kinds = [event.what for event in found]
-        for wanted in ("host-joined", "node-joined", "node-ended", "shards-claimed", "cordoned", "drained", "uncordoned",
-                       "placement-fallback"):  # fmt: skip
+        for wanted in (
+            "host-joined",
+            "node-joined",
+            "node-ended",
+            "shards-claimed",
+            "cordoned",
+            "drained",
+            "uncordoned",
+            "placement-fallback",
+        ):
             assert wanted in kinds, kinds
         # A node that the machine gave no time may be condemned besides; its process did not end.
-        ended = [event for event in found if event.what == "node-ended" and event.facts["why"] == "its process ended"]
+        ended = [
+            event
+            for event in found
+            if event.what == "node-ended" and event.facts["why"] == "its process ended"
+        ]
         assert [event.who for event in ended] == [victim]
 
 
@@ -145,7 +182,11 @@ async def test_a_node_that_flaps_leaves_no_ghost(tmp_path: Path) -> None:
     ):
         for _ in range(10):
             async with Node.join(cluster.urls, serve=[Account], name="flapper") as node:
-                await until(lambda node=node: node.incarnation in {one.incarnation for one in watcher.members()})  # type: ignore[misc]
+                await until(
+                    lambda node=node: (
+                        node.incarnation in {one.incarnation for one in watcher.members()}
+                    )
+                )  # type: ignore[misc]
         await until(lambda: not [member for member in watcher.members() if member.kinds])
 
 
@@ -177,7 +218,11 @@ async def test_pools_on_an_embedded_log(tmp_path: Path) -> None:
             await node.placement.change(lambda table: pools.change_pool(table, "other", standbys=1))
         with pytest.raises(ConfigError, match="0 to 2 standbys"):
             await node.placement.change(lambda table: pools.change_pool(table, "apart", standbys=3))
-    for wrong, why in ((Moved, "live in pool 'apart'"), (Lost, "nobody has declared"), (Larger, "never changes")):
+    for wrong, why in (
+        (Moved, "live in pool 'apart'"),
+        (Lost, "nobody has declared"),
+        (Larger, "never changes"),
+    ):
         with pytest.raises(ConfigError, match=why):
             async with Node.join(url, serve=[wrong]):
                 pass

@@ -1,4 +1,5 @@
-"""What nodes print is data: whatever handlers print, however much, all goes on, and people see who printed it."""
+"""What nodes print is data: whatever handlers print, however much, all goes on, and people see who
+printed it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from tests.cluster.prints_app import Printer
 from holdfast import LocalCluster, Node
 from holdfast.host.server.nats_server import free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "prints_app.py")
 
 
@@ -35,7 +40,9 @@ class Events:
 
     def said(self) -> list[tuple[str, str]]:
         """Agent and text of each line."""
-        return [(facts["agent"], facts["text"]) for event, facts in self.all if event == "node-said"]
+        return [
+            (facts["agent"], facts["text"]) for event, facts in self.all if event == "node-said"
+        ]
 
     async def line(self, agent: str, text: str) -> None:
         """Wait for a line."""
@@ -54,8 +61,12 @@ def events() -> Events:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory, events: Events) -> AsyncIterator[LocalCluster]:
-    async with LocalCluster(tmp_path_factory.mktemp("prints"), [APP], hosts=1, nodes=2, report=events) as made:
+async def cluster(
+    tmp_path_factory: pytest.TempPathFactory, events: Events
+) -> AsyncIterator[LocalCluster]:
+    async with LocalCluster(
+        tmp_path_factory.mktemp("prints"), [APP], hosts=1, nodes=2, report=events
+    ) as made:
         yield made
 
 
@@ -98,7 +109,9 @@ NASTY = [
 
 @pytest.mark.parametrize("to", ["stdout", "stderr"])
 @pytest.mark.parametrize("text", NASTY)
-async def test_whatever_is_printed_comes_as_it_is(node: Node, events: Events, text: str, to: str) -> None:
+async def test_whatever_is_printed_comes_as_it_is(
+    node: Node, events: Events, text: str, to: str
+) -> None:
     ready = sum(event == "node-ready" for event, _ in events.all)
     name = f"{to}-{NASTY.index(text)}"
     assert await node.agent(Printer, name).ask(Printer.say, text, "\n", to) == 1
@@ -138,19 +151,27 @@ async def test_a_line_says_which_agent_printed_or_logged_it(node: Node, events: 
         await events.line(agent, f"WARNING shop: after: {text}")
     await events.line("Printer/one", "in a thread")
     await events.line("Printer/one", "INFO shop: in a thread")
-    await asyncio.gather(one.ask(Printer.say_in_tasks, "of one"), other.ask(Printer.say_in_tasks, "of another"))
+    await asyncio.gather(
+        one.ask(Printer.say_in_tasks, "of one"), other.ask(Printer.say_in_tasks, "of another")
+    )
     for agent, text in (("Printer/one", "of one"), ("Printer/other", "of another")):
         for begin in ("task 0", "task 1", "task 2", "to thread"):
             await events.line(agent, f"{begin} {text}")
     await one.ask(Printer.say_in_process, "in a process")
     for text in ("in a process", "err in a process", "INFO shop: in a process"):
         await events.line("Printer/one", text)
-    await until(lambda: any(one == "Printer/one" and text.startswith("git version") for one, text in events.said()))
+    await until(
+        lambda: any(
+            one == "Printer/one" and text.startswith("git version") for one, text in events.said()
+        )
+    )
     assert not [text for _, text in events.said() if "too much" in text]
     await one.ask(Printer.lose_task)
     await until(lambda: any("KeyError: 'nobody waits for it'" in text for _, text in events.said()))
     assert all(
-        facts["node"].startswith("h1-") and facts["at"] > 0 for event, facts in events.all if event == "node-said"
+        facts["node"].startswith("h1-") and facts["at"] > 0
+        for event, facts in events.all
+        if event == "node-said"
     )
 
 
@@ -171,7 +192,8 @@ async def test_a_flood_is_cut_and_its_agents_go_on(node: Node, events: Events) -
 async def test_a_program_that_keeps_the_pipes_does_not_hide_a_death(
     cluster: LocalCluster, node: Node, events: Events
 ) -> None:
-    """The host tells the end of a node at once, starts it again, and others have its agents, while the program goes on."""
+    """The host tells the end of a node at once, starts it again, and others have its agents, while
+    the program goes on."""
     agent = node.agent(Printer, "parent")
     daemon = await agent.ask(Printer.start_daemon)
     try:
@@ -189,7 +211,8 @@ async def test_a_program_that_keeps_the_pipes_does_not_hide_a_death(
 
 
 async def test_a_file_gets_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody has to hear of the events: by default the lines are printed, else they are in the file."""
+    """Nobody has to hear of the events: by default the lines are printed, else they are in the
+    file."""
     facts = {"host": "h1", "node": "h1-1", "agent": "Printer/a", "text": "[/] \x1b[31m \ud800"}
     for log in ("", tmp_path / "log"):
         made = LocalCluster(tmp_path, hosts=1, log=log)
@@ -228,7 +251,9 @@ async def test_up_shows_who_printed_what(tmp_path: Path) -> None:
     command += ["--port", str(port), "--cluster-port", str(cluster_port)]
     texts = ("files in [/var/log] are full", "\x1b[31mred")
     for json_lines in (False, True):
-        up = subprocess.Popen([*command, *["--json"] * json_lines], stdout=subprocess.PIPE, text=True)
+        up = subprocess.Popen(
+            [*command, *["--json"] * json_lines], stdout=subprocess.PIPE, text=True
+        )
         try:
             async with joined(port) as node:
                 for text in texts:
@@ -238,8 +263,13 @@ async def test_up_shows_who_printed_what(tmp_path: Path) -> None:
         finally:
             up.kill()
         if json_lines:
-            said = [found for line in printed.splitlines() if (found := json.loads(line))["event"] == "node-said"]
-            said = [one for one in said if one["agent"]]  # its node may say that the machine gave it no time
+            said = [
+                found
+                for line in printed.splitlines()
+                if (found := json.loads(line))["event"] == "node-said"
+            ]
+            # its node may say that the machine gave it no time
+            said = [one for one in said if one["agent"]]
             assert [(one["node"], one["agent"], one["text"]) for one in said] == [
                 ("h1-1", "Printer/shown", text) for text in texts
             ]

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from holdfast import AlreadyExists, BadMessage, InvalidName, NotFound, OutcomeUnknown, TooLarge, Unknown, Where, limits
+from holdfast import (
+    AlreadyExists,
+    BadMessage,
+    InvalidName,
+    NotFound,
+    OutcomeUnknown,
+    TooLarge,
+    Unknown,
+    Where,
+    limits,
+)
 from holdfast.clock import SYSTEM_CLOCK
 from holdfast.cluster.facts.registry import Registry
 from holdfast.engines.base import Engine, Record
@@ -32,7 +42,12 @@ async def test_create_lookup_update_unregister(registry: Registry) -> None:
     assert registry.lookup("A", "x") is None
     entry = await registry.create("A", "x", capabilities={"read"}, metadata={"size": 1})
     assert registry.lookup("A", "x") == entry
-    assert (entry.kind, entry.name, entry.capabilities, dict(entry.metadata)) == ("A", "x", {"read"}, {"size": 1})
+    assert (entry.kind, entry.name, entry.capabilities, dict(entry.metadata)) == (
+        "A",
+        "x",
+        {"read"},
+        {"size": 1},
+    )
     with pytest.raises(AlreadyExists, match="A/x"):
         await registry.create("A", "x")
     changed = await registry.update("A", "x", metadata={"size": 2})
@@ -49,7 +64,9 @@ async def test_create_lookup_update_unregister(registry: Registry) -> None:
     assert (await registry.create("A", "x")).capabilities == frozenset()
 
 
-async def test_another_replica_catches_up_and_sees_the_same(registry: Registry, engine: Engine) -> None:
+async def test_another_replica_catches_up_and_sees_the_same(
+    registry: Registry, engine: Engine
+) -> None:
     for n in range(50):
         await registry.create("A", f"x{n}", capabilities={f"c{n % 5}"}, metadata={"n": n})
     await registry.unregister("A", "x7")
@@ -57,7 +74,11 @@ async def test_another_replica_catches_up_and_sees_the_same(registry: Registry, 
     await other.open()
     await other.reach(registry.position)
     assert other.find() == registry.find()
-    assert other.count() == 49 and other.count(capability="c2") == 9 and other.count(kind="A", capability="c1") == 10
+    assert (
+        other.count() == 49
+        and other.count(capability="c2") == 9
+        and other.count(kind="A", capability="c1") == 10
+    )
     with pytest.raises(AlreadyExists):
         await other.create("A", "x8")
     await other.create("A", "x7")
@@ -101,7 +122,9 @@ async def test_of_a_hundred_one_gets_the_name(registry: Registry, engine: Engine
         ([("region", "gt", 5)], []),
     ],
 )
-async def test_queries_over_metadata(registry: Registry, where: list[Any], expected: list[str]) -> None:
+async def test_queries_over_metadata(
+    registry: Registry, where: list[Any], expected: list[str]
+) -> None:
     everything: dict[str, dict[str, Any]] = {
         "a": {"region": "eu", "gpu": {"memory": 8}, "tags": ["x", "y"]},
         "b": {"region": "eu", "gpu": {"memory": 24}},
@@ -148,8 +171,11 @@ async def test_bad_input_is_refused_and_changes_nothing(registry: Registry) -> N
     assert registry.count() == 0
 
 
-async def test_a_write_of_unknown_outcome_has_one_effect(registry: Registry, engine: Engine) -> None:
-    """It happens, its answer is lost, and somebody takes the freed name before it is looked for: that stays."""
+async def test_a_write_of_unknown_outcome_has_one_effect(
+    registry: Registry, engine: Engine
+) -> None:
+    """It happens, its answer is lost, and somebody takes the freed name before it is looked for:
+    that stays."""
     await registry.create("A", "x")
     other = Registry(engine, registry._cell, SYSTEM_CLOCK)
     await other.open()

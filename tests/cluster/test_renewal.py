@@ -1,4 +1,5 @@
-"""Certificates that are renewed while a cluster works: no call fails, and whoever was connected before comes back."""
+"""Certificates that are renewed while a cluster works: no call fails, and whoever was connected
+before comes back."""
 
 from __future__ import annotations
 
@@ -27,13 +28,18 @@ def places(security: Security) -> list[Place]:
     ports = free_ports(6)
     routes = tuple(f"127.0.0.1:{port}" for port in ports[3:])
     urls = [f"tls://127.0.0.1:{port}" for port in ports[:3]]
-    return [Place(ports[n], ports[3 + n], routes, tuple(urls[n + 1 :] + urls[:n]), security=security) for n in range(3)]
+    return [
+        Place(ports[n], ports[3 + n], routes, tuple(urls[n + 1 :] + urls[:n]), security=security)
+        for n in range(3)
+    ]
 
 
 class Scene:
     """A cluster with certificates, a client, and work that goes on."""
 
-    def __init__(self, cluster: LocalCluster, node: Node, authority: Authority, events: list[str]) -> None:
+    def __init__(
+        self, cluster: LocalCluster, node: Node, authority: Authority, events: list[str]
+    ) -> None:
         self.cluster = cluster
         self.node = node
         self.directory = authority.directory
@@ -45,7 +51,10 @@ class Scene:
         count = 0
         while not self.stopping:
             count += 1
-            assert await self.node.agent(Account, name).options(timeout_seconds=90).ask(Account.add) == count
+            assert (
+                await self.node.agent(Account, name).options(timeout_seconds=90).ask(Account.add)
+                == count
+            )
             self.done += 1
             await asyncio.sleep(0.01)
         return count
@@ -61,7 +70,8 @@ class Scene:
         scratch.replace(self.directory / name)
 
     async def reload(self, event: str) -> None:
-        """Have every host read its certificates again, and wait until each has said what came of it."""
+        """Have every host read its certificates again, and wait until each has said what came of
+        it."""
         before = self.events.count(event)
         for host in self.cluster.hosts:
             os.kill(self.cluster.pids(host)[0], signal.SIGHUP)  # as `systemctl reload` does
@@ -78,7 +88,10 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     names = msgspec.structs.asdict(security)
     async with (
         LocalCluster(
-            tmp_path / "cluster", [APP], places=places(security), report=lambda event, _: events.append(event)
+            tmp_path / "cluster",
+            [APP],
+            places=places(security),
+            report=lambda event, _: events.append(event),
         ) as cluster,
         Node.join(cluster.urls[0], **names) as node,
     ):
@@ -86,7 +99,9 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         yield Scene(cluster, node, authority, events)
 
 
-async def test_certificates_are_renewed_under_load_and_no_call_fails(scene: Scene, tmp_path: Path) -> None:
+async def test_certificates_are_renewed_under_load_and_no_call_fails(
+    scene: Scene, tmp_path: Path
+) -> None:
     old = (scene.directory / "authority.pem").read_bytes()
     new = Authority(tmp_path / "new", "new")
     certificate, key = new.issue()
@@ -101,7 +116,8 @@ async def test_certificates_are_renewed_under_load_and_no_call_fails(scene: Scen
         await scene.reload("reloaded")
         scene.write("authority.pem", new.pem)
         await scene.reload("reloaded")
-        for host in scene.cluster.hosts:  # everybody has to connect again, with what the files hold now
+        # everybody has to connect again, with what the files hold now
+        for host in scene.cluster.hosts:
             pid = scene.cluster.server_pid(host)
             os.kill(pid, signal.SIGKILL)
             while scene.cluster.server_pid(host) in (0, pid):

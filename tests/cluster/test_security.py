@@ -57,7 +57,12 @@ async def test_a_cluster_beyond_loopback(secured: tuple[list[NatsServer], Securi
     await one.ensure_cells(["c"], 3)
     assert list(await one.log.append("c", [Record("c.a", b"x")])) == [1]
     await one.close()
-    for other in ({"password": "wrong"}, {"user": "", "password": ""}, {"tls_cert": "", "tls_key": ""}, {"tls_ca": ""}):
+    for other in (
+        {"password": "wrong"},
+        {"user": "", "password": ""},
+        {"tls_cert": "", "tls_key": ""},
+        {"tls_ca": ""},
+    ):
         with pytest.raises(HoldfastError):
             await engine(servers, security, **other).open()
     with pytest.raises(ConfigError, match="no file"):
@@ -67,7 +72,9 @@ async def test_a_cluster_beyond_loopback(secured: tuple[list[NatsServer], Securi
 @pytest.mark.parametrize("missing", ["tls_ca", "tls_cert", "tls_key", "user", "password"])
 def test_beyond_loopback_everything_is_needed(tmp_path: Path, missing: str) -> None:
     whole = certificates(tmp_path)
-    parts = {name: "" if name == missing else getattr(whole, name) for name in whole.__struct_fields__}
+    parts = {
+        name: "" if name == missing else getattr(whole, name) for name in whole.__struct_fields__
+    }
     for address in ("0.0.0.0", "192.168.1.5", "::", "example.org"):
         with pytest.raises(ConfigError):
             check(ServerSettings("s", str(tmp_path), address, security=Security(**parts)))

@@ -1,4 +1,5 @@
-"""What a running command does when it is sent signals: `run` and `up`, as users and service managers send them."""
+"""What a running command does when it is sent signals: `run` and `up`, as users and service
+managers send them."""
 
 from __future__ import annotations
 
@@ -101,7 +102,12 @@ class Program:
 
     def __init__(self, directory: Path, *command: str) -> None:
         self.process = subprocess.Popen(
-            command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         self.said: list[str] = []
 
@@ -112,13 +118,17 @@ class Program:
             self.said.append(line)
             if text in line:
                 return line
-        raise AssertionError(f"it ended ({self.process.wait()}) without {text!r}:\n{''.join(self.said)}")
+        raise AssertionError(
+            f"it ended ({self.process.wait()}) without {text!r}:\n{''.join(self.said)}"
+        )
 
     def event(self, name: str, **wanted: Any) -> dict[str, Any]:
         """Read until this event."""
         while True:
             facts: dict[str, Any] = json.loads(self.until(f'"{name}"'))
-            if facts["event"] == name and all(facts.get(key) == value for key, value in wanted.items()):
+            if facts["event"] == name and all(
+                facts.get(key) == value for key, value in wanted.items()
+            ):
                 return facts
 
     def end(self) -> None:
@@ -161,7 +171,8 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(directory: Path, programs: lis
     program.until("added 0")
     program.process.send_signal(signal.SIGINT)
     program.until("no")
-    time.sleep(signals._TWICE_SECONDS + 0.1)  # a second one that comes sooner is the first one, passed on by a wrapper
+    # a second one that comes sooner is the first one, passed on by a wrapper
+    time.sleep(signals._TWICE_SECONDS + 0.1)
     program.process.send_signal(signal.SIGINT)
     program.until("second Ctrl-C")
     assert program.process.wait(60) == 128 + signal.SIGINT
@@ -215,15 +226,22 @@ def test_code_that_swallows_its_cancellation_keeps_no_program(
         return
     deadline = time.monotonic() + 60
     while program.process.poll() is None and time.monotonic() < deadline:
-        program.process.send_signal(signal.SIGINT)  # one that comes as its main ends is the first one's
+        # one that comes as its main ends is the first one's
+        program.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
     assert program.process.stdout is not None
-    assert program.process.poll() in (128 + signal.SIGINT, -signal.SIGINT), program.process.stdout.read()
+    assert program.process.poll() in (128 + signal.SIGINT, -signal.SIGINT), (
+        program.process.stdout.read()
+    )
     # A shell shows both as 130.
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None or os.getuid() != 0, reason="it needs a namespace of processes")
-def test_the_first_process_of_a_container_hears_signals_and_reaps(directory: Path, programs: list[Program]) -> None:
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or os.getuid() != 0, reason="it needs a namespace of processes"
+)
+def test_the_first_process_of_a_container_hears_signals_and_reaps(
+    directory: Path, programs: list[Program]
+) -> None:
     (directory / "orphans.py").write_text(APP + ORPHANS)
     unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
@@ -231,7 +249,9 @@ def test_the_first_process_of_a_container_hears_signals_and_reaps(directory: Pat
     programs.append(program := Program(directory, *unshare, HOLDFAST, "run", "orphans.py"))
     program.until("pid 1")
     program.until("reaped")
-    children = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children").read_text().split()
+    children = (
+        Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children").read_text().split()
+    )
     os.kill(int(children[0]), signal.SIGTERM)
     assert program.process.wait(60) == 0
     assert (directory / "cleaned").read_text() == "up"
@@ -240,11 +260,13 @@ def test_the_first_process_of_a_container_hears_signals_and_reaps(directory: Pat
 ORPHANS = """
 import os, subprocess, sys
 from holdfast import signals
-signals._REAP_SECONDS = 0.3  # three of the looks below; its first wait has begun, and is as long as ever
+# Three of the looks below; its first wait has begun, and is as long as ever.
+signals._REAP_SECONDS = 0.3
 
 async def main(node: Node) -> None:
     print("pid", os.getpid(), flush=True)
-    subprocess.run([sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '0.1'])"], check=True)
+    program = "import subprocess; subprocess.Popen(['sleep', '0.1'])"
+    subprocess.run([sys.executable, "-c", program], check=True)
     saw = False
     while True:
         await asyncio.sleep(0.1)
@@ -270,7 +292,9 @@ def nodes_of_three(program: Program) -> dict[str, int]:
     return found
 
 
-def test_a_host_that_is_killed_is_said_and_started_again(directory: Path, programs: list[Program]) -> None:
+def test_a_host_that_is_killed_is_said_and_started_again(
+    directory: Path, programs: list[Program]
+) -> None:
     port = free_base()
     command = (HOLDFAST, "up", "app.py", "--hosts", "3", "--port", str(port), "--json")
     programs.append(program := Program(directory, *command))
@@ -321,8 +345,11 @@ def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list
         call = (HOLDFAST, "call", "Adder/a", "add", "--timeout", "240")
         end = time.monotonic() + 240
         while True:
-            done = subprocess.run(call, cwd=directory, check=False, capture_output=True, text=True, timeout=400)
-            if done.returncode != 3 or time.monotonic() > end:  # 3: no majority for a moment, nothing was done
+            done = subprocess.run(
+                call, cwd=directory, check=False, capture_output=True, text=True, timeout=400
+            )
+            # 3: no majority for a moment, nothing was done
+            if done.returncode != 3 or time.monotonic() > end:
                 assert done.returncode == 0, done.stderr
                 return done.stdout
 
@@ -343,7 +370,9 @@ def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list
     frozen = program.event("host-frozen")
     assert (frozen["host"], frozen["host_pid"]) == ("h2", host_pid) and "SIGSTOP" in frozen["why"]
     events = [json.loads(line)["event"] for line in program.said[read:]]
-    assert not {"host-ended", "node-ended", "server-ended", "server-frozen"} & {*events}, "the machine was suspended"
+    assert not {"host-ended", "node-ended", "server-ended", "server-frozen"} & {*events}, (
+        "the machine was suspended"
+    )
     assert program.event("host-ended", host="h2")["code"] == -signal.SIGKILL
     assert program.event("node-ready", host="h2")["node_pid"] != nodes["h2"]
     assert not still_there(before), "left over"
@@ -353,7 +382,17 @@ def test_a_frozen_host_is_said_and_started_again(directory: Path, programs: list
 def test_a_start_can_be_ended(directory: Path, programs: list[Program]) -> None:
     ports = free_ports(2)
     cohort = f"127.0.0.1:{ports[1]},127.0.0.2:6222,127.0.0.3:6222"  # the others never come
-    command = (HOLDFAST, "up", "app.py", "--cohort", cohort, "--port", str(ports[0]), "--cluster-port", str(ports[1]))
+    command = (
+        HOLDFAST,
+        "up",
+        "app.py",
+        "--cohort",
+        cohort,
+        "--port",
+        str(ports[0]),
+        "--cluster-port",
+        str(ports[1]),
+    )
     programs.append(program := Program(directory, *command, "--json", "--name", "a"))
     program.event("server")
     program.process.send_signal(signal.SIGTERM)

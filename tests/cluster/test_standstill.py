@@ -1,4 +1,5 @@
-"""One host with three nodes, and handlers that stand still: what others notice of it, and how it ends."""
+"""One host with three nodes, and handlers that stand still: what others notice of it, and how it
+ends."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ from tests.cluster.test_signals import still_there
 
 from holdfast import ConfigError, HandlerFailed, HoldfastError, LocalCluster, Node
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 APP = str(Path(__file__).parent / "still_app.py")
 LONG = 240.0
 EVENTS: list[dict[str, object]] = []
@@ -31,7 +36,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> AsyncIterator[LocalCluster]:
+async def cluster(
+    tmp_path_factory: pytest.TempPathFactory, runs: Path
+) -> AsyncIterator[LocalCluster]:
     os.environ["STILL_RUNS"] = str(runs)
     EVENTS.clear()
 
@@ -92,7 +99,9 @@ async def test_an_endless_loop_costs_one_share_at_a_time_and_ends_with_an_error(
     others = [node.agent(Still, f"other-{n}") for n in range(40)]
     for other in others:
         await other.ask(Still.add)
-    looping = asyncio.create_task(node.agent(Still, "loop").options(timeout_seconds=LONG).ask(Still.spin, "ask"))
+    looping = asyncio.create_task(
+        node.agent(Still, "loop").options(timeout_seconds=LONG).ask(Still.spin, "ask")
+    )
     async with asyncio.timeout(240):
         while not processes(runs)["ask"]:
             await asyncio.sleep(0.01)
@@ -103,13 +112,16 @@ async def test_an_endless_loop_costs_one_share_at_a_time_and_ends_with_an_error(
         while sum(one.done() for one in asked) < len(others) // 3:
             assert at_a_time(runs, "ask") <= 1, "two nodes stood still at a time"
             await asyncio.sleep(0.01)
-        # It still spins where it began, and nobody took that node's share over: the others do not wait for it.
+        # It still spins where it began, and nobody took that node's share over: the others do not
+        # wait for it.
         alone += node.describe("Still/loop").epoch == epoch
         await asyncio.gather(*asked)
         assert at_a_time(runs, "ask") <= 1, "two nodes stood still at a time"
         await asyncio.sleep(0.2)
         rounds += 1
-    with pytest.raises(HandlerFailed, match=r"stood still for \d+\.\d s in still_app\.py:\d+ \(spin\)"):
+    with pytest.raises(
+        HandlerFailed, match=r"stood still for \d+\.\d s in still_app\.py:\d+ \(spin\)"
+    ):
         await looping
     assert len(processes(runs)["ask"]) == 2
     assert alone
@@ -128,7 +140,12 @@ async def each_way(node: Node, run: str) -> AsyncIterator[tuple[str, Awaitable[s
             await node.agent(Still, agent).options(timeout_seconds=LONG).ask(Still.stare, agent)
         return str(failed.value)
 
-    for what, handler in (("nap", "nap"), ("backtrack", "backtrack"), ("timer", "spin"), ("send", "spin")):
+    for what, handler in (
+        ("nap", "nap"),
+        ("backtrack", "backtrack"),
+        ("timer", "spin"),
+        ("send", "spin"),
+    ):
         agent = f"{what}-{run}"
         if what == "nap":
             await node.agent(Still, agent).send(Still.nap, agent, 40.0)
@@ -148,7 +165,9 @@ async def stood_still(node: Node, runs: Path, agent: str, error: str) -> None:
     assert await node.agent(Still, agent).ask(Still.value) == 0
 
 
-async def test_each_way_to_stand_still_ends_after_two_nodes(cluster: LocalCluster, node: Node, runs: Path) -> None:
+async def test_each_way_to_stand_still_ends_after_two_nodes(
+    cluster: LocalCluster, node: Node, runs: Path
+) -> None:
     await all_there(cluster, node)
     before = len(await node.dead_letters.all())
     async for agent, error in each_way(node, "alone"):
@@ -161,12 +180,16 @@ async def test_all_ways_to_stand_still_at_once_end_after_two_nodes(
     cluster: LocalCluster, node: Node, runs: Path
 ) -> None:
     await all_there(cluster, node)
-    begun = [(agent, asyncio.ensure_future(error)) async for agent, error in each_way(node, "together")]
+    begun = [
+        (agent, asyncio.ensure_future(error)) async for agent, error in each_way(node, "together")
+    ]
     for agent, told in begun:
         await stood_still(node, runs, agent, await told)
 
 
-async def test_an_argument_that_stands_still_where_it_is_decoded(cluster: LocalCluster, node: Node, runs: Path) -> None:
+async def test_an_argument_that_stands_still_where_it_is_decoded(
+    cluster: LocalCluster, node: Node, runs: Path
+) -> None:
     await all_there(cluster, node)
     with pytest.raises(HandlerFailed, match=r"stood still for .* \(__post_init__\)"):
         await node.agent(Still, "tied").options(timeout_seconds=LONG).ask(Still.tie, Knot("knot"))
@@ -208,7 +231,9 @@ async def test_what_stands_still_is_named_though_its_node_was_silent_before(
     assert len(processes(runs)["again"]) == 2
 
 
-async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(cluster: LocalCluster, node: Node) -> None:
+async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(
+    cluster: LocalCluster, node: Node
+) -> None:
     await all_there(cluster, node)
     agent = node.agent(Still, "moment")
     await agent.ask(Still.add)
@@ -216,16 +241,21 @@ async def test_a_handler_that_blocks_for_a_moment_costs_the_wait_alone(cluster: 
     def place() -> tuple[str, int]:
         return owner_name(node, "Still/moment"), node.describe("Still/moment").epoch
 
-    # Where the machine is busy, a node may be taken for silent or a shard be moved meanwhile, but not each time.
+    # Where the machine is busy, a node may be taken for silent or a shard be moved meanwhile, but
+    # not each time.
     before: list[tuple[str, int]] = []
     while len(before) < 5 and (not before or before[-1] != place()):
         await all_there(cluster, node)
         before.append(place())
-        assert await agent.options(timeout_seconds=90).ask(Still.nap, "moment", 1.2) == 1 + len(before)
+        assert await agent.options(timeout_seconds=90).ask(Still.nap, "moment", 1.2) == 1 + len(
+            before
+        )
     assert place() == before[-1]
 
 
-async def test_an_agent_whose_loading_stands_still_is_left_alone(cluster: LocalCluster, node: Node, runs: Path) -> None:
+async def test_an_agent_whose_loading_stands_still_is_left_alone(
+    cluster: LocalCluster, node: Node, runs: Path
+) -> None:
     await all_there(cluster, node)
     agent = node.agent(Slow, "slow")
     assert await agent.ask(Slow.become, "load") == 1
@@ -241,7 +271,9 @@ async def test_an_agent_whose_loading_stands_still_is_left_alone(cluster: LocalC
         flag.unlink()
 
 
-async def test_a_node_that_is_stopped_is_told_of_and_begun_anew(cluster: LocalCluster, node: Node) -> None:
+async def test_a_node_that_is_stopped_is_told_of_and_begun_anew(
+    cluster: LocalCluster, node: Node
+) -> None:
     await all_there(cluster, node)
     name = owner_name(node, "Still/stopped")
     pid = cluster.node_pid(name)
@@ -268,9 +300,12 @@ async def test_who_stood_still_itself_is_not_cut_off(cluster: LocalCluster, node
         async with asyncio.timeout(240):
             while not client.life.wanted:
                 if slow.done():
-                    slow = asyncio.create_task(client.agent(Still, "waits").ask(Still.nap, "waits", 1.0))
+                    slow = asyncio.create_task(
+                        client.agent(Still, "waits").ask(Still.nap, "waits", 1.0)
+                    )
                 await asyncio.sleep(0.05)
-        client.life.hears_majority = lambda _: False  # as after so long a silence on a client of more hosts
+        # as after so long a silence on a client of more hosts
+        client.life.hears_majority = lambda _: False
         await slow
         client.life.want(True)
         time.sleep(3)

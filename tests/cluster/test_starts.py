@@ -1,4 +1,5 @@
-"""Processes that a host starts: where the machine has none left, while it ends, and where one takes long to begin."""
+"""Processes that a host starts: where the machine has none left, while it ends, and where one takes
+long to begin."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ async def test_a_machine_without_processes_left_does_not_end_a_host(
     said: list[tuple[str, dict[str, Any]]] = []
     (port,) = free_ports(1)
     server = ServerSettings("full", str(tmp_path / "full"), port=port)
-    host = Host(HostSettings("full", server, [], nodes=1, replicas=1), lambda event, facts: said.append((event, facts)))
+    host = Host(
+        HostSettings("full", server, [], nodes=1, replicas=1),
+        lambda event, facts: said.append((event, facts)),
+    )
     refused: list[str] = []
 
     async def refuse(*_: Any, **__: Any) -> Any:
@@ -77,7 +81,9 @@ async def test_a_machine_without_processes_left_does_not_end_a_host(
         await host.stop()
 
 
-async def test_no_node_is_started_while_its_host_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_node_is_started_while_its_host_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     (port,) = free_ports(1)
     server = ServerSettings("ends", str(tmp_path / "ends"), port=port)
@@ -103,7 +109,8 @@ async def test_no_node_is_started_while_its_host_ends(tmp_path: Path, monkeypatc
         first, second = (child.process for child in host.children)
         assert first is not None and second is not None
         stopped = second.pid
-        os.kill(stopped, signal.SIGSTOP)  # so the end of the host takes longer than the pause of the other
+        # so the end of the host takes longer than the pause of the other
+        os.kill(stopped, signal.SIGSTOP)
         first.kill()
         await until(lambda: bool(stopping))
         keeping = next(task for task in host._tasks if "_keep_node" in repr(task.get_coro()))
@@ -135,7 +142,9 @@ def server(directory: Path, **parts: str) -> Path:
     """A nats-server that takes long over something."""
     path = directory / "slow-server"
     known = {"version": "pass", "met": "True", "work": "pass", **parts}
-    path.write_text(SERVER.format(python=sys.executable, real=str(nats_server.find_binary()), **known))
+    path.write_text(
+        SERVER.format(python=sys.executable, real=str(nats_server.find_binary()), **known)
+    )
     path.chmod(0o700)
     return path
 

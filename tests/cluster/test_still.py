@@ -1,4 +1,5 @@
-"""When a node of which nothing is heard is ended: time in which it used no processor counts much less."""
+"""When a node of which nothing is heard is ended: time in which it used no processor counts much
+less."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PASSED = 0.25
 
 
 def quiet(process: subprocess.Popen[bytes], ready: Callable[[], None]) -> float:
-    """For how long nothing is heard of it, in time that is counted and not waited for, until it is to be ended."""
+    """For how long nothing is heard of it, in time that is counted and not waited for, until it is
+    to be ended."""
     watch, seconds = Watch("n"), 0.0
     watch.heard("ready", {})
     while not watch.is_to_end() and seconds < 2 * limits.STARVED_SECONDS:
@@ -32,7 +34,9 @@ def quiet(process: subprocess.Popen[bytes], ready: Callable[[], None]) -> float:
     return seconds
 
 
-@pytest.mark.parametrize(("code", "stop"), [("while True: pass", False), ("input()", False), ("input()", True)])
+@pytest.mark.parametrize(
+    ("code", "stop"), [("while True: pass", False), ("input()", False), ("input()", True)]
+)
 def test_only_time_in_which_it_used_the_processor_counts(code: str, stop: bool) -> None:
     program = f"print(flush=True)\n{code}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -55,7 +59,13 @@ def test_only_time_in_which_it_used_the_processor_counts(code: str, stop: bool) 
                 while (found := progress_of(process.pid)) is not None and found.state != "T":
                     time.sleep(0.005)
             busy = code != "input()"
-            wanted = limits.FROZEN_SECONDS if stop else limits.STANDSTILL_SECONDS if busy else limits.STARVED_SECONDS
+            wanted = (
+                limits.FROZEN_SECONDS
+                if stop
+                else limits.STANDSTILL_SECONDS
+                if busy
+                else limits.STARVED_SECONDS
+            )
             assert wanted <= quiet(process, ready) <= wanted + 2 * PASSED
         finally:
             process.kill()
@@ -88,6 +98,8 @@ def test_a_silence_begins_anew_when_it_goes_on() -> None:
                 watch.look(process.pid, PASSED)
                 looks += 1
             still = watch.standstill(process.pid)
-            assert still is not None and still.seconds == looks * PASSED >= limits.STANDSTILL_SECONDS
+            assert (
+                still is not None and still.seconds == looks * PASSED >= limits.STANDSTILL_SECONDS
+            )
         finally:
             process.kill()

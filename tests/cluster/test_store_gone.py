@@ -1,4 +1,5 @@
-"""A server whose files were removed under it is stopped by its host, which ends, instead of acknowledging into nothing."""
+"""A server whose files were removed under it is stopped by its host, which ends, instead of
+acknowledging into nothing."""
 
 from __future__ import annotations
 
@@ -85,7 +86,9 @@ def begin(directory: Path, stream: str = "anew") -> None:
 
 
 def test_what_a_server_began_anew_is_not_its_store(directory: Path) -> None:
-    for number, removed in enumerate([directory, directory / "jetstream", directory / "jetstream" / "HF"]):
+    for number, removed in enumerate(
+        [directory, directory / "jetstream", directory / "jetstream" / "HF"]
+    ):
         (directory / NAME).write_text("h1-1a")
         store = Store(directory)
         assert store.look() == "" and not store.is_anew()
@@ -118,7 +121,9 @@ def test_a_store_that_somebody_put_there_is_not_put_aside(directory: Path) -> No
     assert "replaced" in store.look() and not store.is_anew()
 
 
-def test_what_a_server_began_anew_while_its_host_did_not_look_is_not_its_store(directory: Path) -> None:
+def test_what_a_server_began_anew_while_its_host_did_not_look_is_not_its_store(
+    directory: Path,
+) -> None:
     """It ended and was started again, or the directories have the numbers of those before."""
     (directory / NAME).write_text("h1-1a")
     store = Store(directory)
@@ -184,7 +189,9 @@ def test_a_host_ends_when_its_servers_files_are_removed(tmp_path: Path) -> None:
         events.pop()
         (gone,) = [one for one in events if one["event"] == "store-gone"]
         assert "jetstream" in gone["text"]
-        assert "server" not in [one["event"] for one in events], "it was started again, without data"
+        assert "server" not in [one["event"] for one in events], (
+            "it was started again, without data"
+        )
         assert not (tmp_path / ".holdfast" / "jetstream" / "jetstream" / "HF").exists()
         again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
         assert again.returncode == 1 and "DataLoss" in again.stdout and "a backup" in again.stdout
@@ -195,7 +202,8 @@ def test_a_host_ends_when_its_servers_files_are_removed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk, which can be mounted on a directory, and keeps what it has when it is unmounted there."""
+    """A small disk, which can be mounted on a directory, and keeps what it has when it is unmounted
+    there."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "holdfast-test", str(path)]
@@ -223,7 +231,9 @@ def test_a_host_ends_when_its_servers_disk_is_unmounted(tmp_path: Path, disk: Pa
 
     def told(*arguments: str) -> str:
         call = [sys.executable, "-m", "holdfast", *arguments, "--at", f"nats://127.0.0.1:{client}"]
-        return subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=400).stdout
+        return subprocess.run(
+            call, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=400
+        ).stdout
 
     mount()
     try:
@@ -241,8 +251,12 @@ def test_a_host_ends_when_its_servers_disk_is_unmounted(tmp_path: Path, disk: Pa
         events.pop()
         (gone,) = [one for one in events if one["event"] == "store-gone"]
         assert "its disk was unmounted" in gone["text"]
-        assert "server" not in [one["event"] for one in events], "it was started again, without data"
-        assert not [path for path in directory.rglob("*") if path.is_file()], "something was begun below the disk"
+        assert "server" not in [one["event"] for one in events], (
+            "it was started again, without data"
+        )
+        assert not [path for path in directory.rglob("*") if path.is_file()], (
+            "something was begun below the disk"
+        )
         mount()
         with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
             try:
@@ -262,7 +276,10 @@ def test_a_host_ends_when_its_servers_disk_is_unmounted(tmp_path: Path, disk: Pa
 async def begin_anew(cluster: LocalCluster, directory: Path) -> None:
     """Servers make removed directories again where a stream is made before the hosts look."""
     hosts = [cluster._hosts[name].pid for name in cluster.hosts]
-    anew = [directory / name / "jetstream" / "jetstream" / "HF" / "streams" / "anew" for name in cluster.hosts]
+    anew = [
+        directory / name / "jetstream" / "jetstream" / "HF" / "streams" / "anew"
+        for name in cluster.hosts
+    ]
     async with Node.join(cluster.urls) as node:
         for pid in hosts:
             os.kill(pid, signal.SIGSTOP)
@@ -296,7 +313,8 @@ async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
         async with asyncio.timeout(240):
             with pytest.raises(DataLoss, match="Restore a backup"):
                 await cluster.keep()
-            # A host that is ended before it looked leaves what its server began, and refuses it when it starts.
+            # A host that is ended before it looked leaves what its server began, and refuses it
+            # when it starts.
             while begun and not all(state.stores_aside(directory / name) for name in cluster.hosts):
                 await asyncio.sleep(0.05)
     with pytest.raises(DataLoss):
@@ -319,7 +337,9 @@ async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
     try:
         async with asyncio.timeout(400):
             await told.wait()
-        assert not any(task.done() and task.exception() is None for task in starting), "an empty cluster was begun"
+        assert not any(task.done() and task.exception() is None for task in starting), (
+            "an empty cluster was begun"
+        )
         with pytest.raises(NotFound, match="no cluster here yet"):
             async with Node.join(cluster.urls):
                 pass
@@ -331,7 +351,9 @@ async def test_hosts_that_all_lost_their_files_begin_no_empty_cluster(
 
 
 @pytest.mark.cluster
-async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stores_that_are_put_back_have_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after machines began without their disks: each host took another name meanwhile."""
     monkeypatch.setattr(LocalCluster, "_refuse_loss", lambda *_: None)
     directory, waiting = tmp_path / "hosts", asyncio.Event()
@@ -347,7 +369,9 @@ async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypa
         async with Node.join(cluster.urls) as node:
             return await node.agent(Account, "a").ask(Account.add, 1)
 
-    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log", report=heard) as cluster:
+    async with LocalCluster(
+        directory, [CLUSTER_APP], log=tmp_path / "log", report=heard
+    ) as cluster:
         assert await count(cluster) == 1
         names = cluster.hosts
     for name in names:
@@ -362,7 +386,9 @@ async def test_stores_that_are_put_back_have_everything(tmp_path: Path, monkeypa
     for name in names:
         (directory / name / "jetstream").rename(directory / name / "empty")
         (directory / name / "kept").rename(directory / name / "jetstream")
-    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log", report=heard) as cluster:
+    async with LocalCluster(
+        directory, [CLUSTER_APP], log=tmp_path / "log", report=heard
+    ) as cluster:
         assert await count(cluster) == 2
 
 
@@ -376,15 +402,21 @@ service.ask_host.__defaults__ = (None, 240.0)
 
 
 @pytest.mark.cluster
-async def test_a_store_that_the_cluster_replaced_is_put_aside_when_it_comes_back(tmp_path: Path) -> None:
-    """Its host began elsewhere, with an empty disk; then the machine with the old one is there again."""
+async def test_a_store_that_the_cluster_replaced_is_put_aside_when_it_comes_back(
+    tmp_path: Path,
+) -> None:
+    """Its host began elsewhere, with an empty disk; then the machine with the old one is there
+    again."""
     directory, old = tmp_path / "hosts", tmp_path / "old"
 
     def server() -> str:
         kept = state.load(directory / "h2")
         return "" if kept is None or kept.record is None else kept.record.hosts["h2"].server
 
-    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log") as cluster, Node.join(cluster.urls) as node:
+    async with (
+        LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log") as cluster,
+        Node.join(cluster.urls) as node,
+    ):
         agent = node.agent(Account, "a")
         assert await agent.ask(Account.add, 1) == 1
         async with asyncio.timeout(840):
@@ -411,7 +443,10 @@ async def test_a_store_that_the_cluster_replaced_is_put_aside_when_it_comes_back
 @pytest.mark.cluster
 async def test_a_copy_of_a_hosts_directory_is_not_started_beside_it(tmp_path: Path) -> None:
     directory = tmp_path / "hosts"
-    async with LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log") as cluster, Node.join(cluster.urls) as node:
+    async with (
+        LocalCluster(directory, [CLUSTER_APP], log=tmp_path / "log") as cluster,
+        Node.join(cluster.urls) as node,
+    ):
         agent = node.agent(Account, "a")
         assert await agent.ask(Account.add, 1) == 1
         while json.loads((directory / "h2" / "host.json").read_text())["urls"] == []:
@@ -424,17 +459,29 @@ async def test_a_copy_of_a_hosts_directory_is_not_started_beside_it(tmp_path: Pa
         assert known is not None
         command = [sys.executable, "-c", f"{PATIENT}\nfrom holdfast.cli.main import main\nmain()"]
         command += ["up", CLUSTER_APP, "--json", "--name", "h2", "--dir", "copy"]
-        ports = ["--port", str(client), "--cluster-port", str(routes), "--cohort", ",".join(known.routes)]
-        process = await asyncio.create_subprocess_exec(*command, *ports, cwd=tmp_path, stdout=-1, stderr=-2)
+        ports = [
+            "--port",
+            str(client),
+            "--cluster-port",
+            str(routes),
+            "--cohort",
+            ",".join(known.routes),
+        ]
+        process = await asyncio.create_subprocess_exec(
+            *command, *ports, cwd=tmp_path, stdout=-1, stderr=-2
+        )
         async with asyncio.timeout(240):
             said, _ = await process.communicate()
-        assert process.returncode == 2 and b"there is a host 'h2' in the cluster already" in said, said.decode()
+        assert process.returncode == 2 and b"there is a host 'h2' in the cluster already" in said, (
+            said.decode()
+        )
         assert await agent.ask(Account.add, 1) == 2
 
 
 @pytest.mark.cluster
 def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
-    """The directory is as the version before left it: what it was started as is not noted, nor who its host is."""
+    """The directory is as the version before left it: what it was started as is not noted, nor who
+    its host is."""
     (tmp_path / "app.py").write_text(APP)
     client, routes = free_ports(2)
     kept = tmp_path / ".holdfast" / "host.json"
@@ -444,7 +491,9 @@ def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
 
     def run(name: str) -> None:
         """Until its node is ready, and the record is known."""
-        with subprocess.Popen(command(name), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command(name), cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as process:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -461,12 +510,16 @@ def test_a_wrong_name_puts_no_store_aside(tmp_path: Path) -> None:
     ports = ["--port", str(client), "--cluster-port", str(routes)]
     run("right")
     state = json.loads(kept.read_text())
-    kept.write_text(json.dumps({key: state[key] for key in ("identity", "votes", "address", "sequence")}))
+    kept.write_text(
+        json.dumps({key: state[key] for key in ("identity", "votes", "address", "sequence")})
+    )
     (tmp_path / ".holdfast" / "started.json").unlink()
     (tmp_path / ".holdfast" / "jetstream" / NAME).unlink()
     run("wrong")
     assert list(kept.parent.glob("jetstream*")) == [kept.parent / "jetstream"]
     assert json.loads(kept.read_text())["identity"] == state["identity"]
-    again = subprocess.run(command("wrong"), cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    again = subprocess.run(
+        command("wrong"), cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
     assert again.returncode == 2 and "--name right" in again.stdout
     run("right")

@@ -1,4 +1,5 @@
-"""Paths, users and passwords in any script, and IPv6: what is generated for the server means what was given."""
+"""Paths, users and passwords in any script, and IPv6: what is generated for the server means what
+was given."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ async def test_three_hosts_on_ipv6_with_strange_names_and_passwords(tmp_path: Pa
     ports = free_ports(6)
     routes = tuple(join("::1", port) for port in ports[3:])
     places = [
-        Place(ports[n], ports[3 + n], routes, (f"nats://[::1]:{ports[(n + 1) % 3]}",), "::1", security)
+        Place(
+            ports[n], ports[3 + n], routes, (f"nats://[::1]:{ports[(n + 1) % 3]}",), "::1", security
+        )
         for n in range(3)
     ]
     async with LocalCluster(directory, [APP], places=places) as cluster:
@@ -48,7 +51,11 @@ async def test_three_hosts_on_ipv6_with_strange_names_and_passwords(tmp_path: Pa
             await node.ready()
             assert await node.agent(Account, "a").ask(Account.add, 3) == 3
             async with asyncio.timeout(240):  # nodes are known once they beat
-                while {member.host for member in node.members() if member.kinds} != {"h1", "h2", "h3"}:
+                while {member.host for member in node.members() if member.kinds} != {
+                    "h1",
+                    "h2",
+                    "h3",
+                }:
                     await asyncio.sleep(0.05)
             await cluster.kill_host("h1")  # where the client was connected
             assert await node.agent(Account, "a").ask(Account.add, 4) == 7
@@ -65,14 +72,20 @@ def test_the_server_takes_whatever_is_generated(
 ) -> None:
     directory = tmp_path_factory.mktemp("config")
     made = ServerSettings(
-        "a", f"{directory}/{name}", "::1", routes=("[::1]:6222",), security=Security(user=user, password=password)
+        "a",
+        f"{directory}/{name}",
+        "::1",
+        routes=("[::1]:6222",),
+        security=Security(user=user, password=password),
     )
     config = directory / "x.conf"
     try:
         config.write_text(render(made, 10**9, "a-1", "s"), encoding="ascii")
     except ConfigError:
         return
-    done = subprocess.run([str(find_binary()), "-t", "-c", str(config)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(find_binary()), "-t", "-c", str(config)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -84,7 +97,9 @@ def test_what_is_quoted_is_plain_and_holds_everything(text: str) -> None:
     assert back == text.encode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("password", ["$2a$10$abcdefghijklmnopqrstuv", "$2b$", "$2y$12$x", "a\tb", "a\x00"])
+@pytest.mark.parametrize(
+    "password", ["$2a$10$abcdefghijklmnopqrstuv", "$2b$", "$2y$12$x", "a\tb", "a\x00"]
+)
 def test_passwords_that_the_server_would_misread_are_refused(tmp_path: Path, password: str) -> None:
     with pytest.raises(ConfigError, match="password") as refused:
         check(ServerSettings("a", str(tmp_path), security=Security(user="u", password=password)))
@@ -102,12 +117,16 @@ def test_passwords_that_the_server_would_misread_are_refused(tmp_path: Path, pas
         ("pä\u2028ss\n".encode(), "pä\u2028ss"),
     ],
 )
-def test_a_password_is_the_first_line_however_it_was_saved(tmp_path: Path, data: bytes, password: str) -> None:
+def test_a_password_is_the_first_line_however_it_was_saved(
+    tmp_path: Path, data: bytes, password: str
+) -> None:
     (tmp_path / "secret").write_bytes(data)
     assert read_password(str(tmp_path / "secret")) == password
 
 
-@pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf\r\n", "secret".encode("utf-16"), b"\xff\xfe\xfa"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\n", b"\xef\xbb\xbf\r\n", "secret".encode("utf-16"), b"\xff\xfe\xfa"]
+)
 def test_a_file_without_a_password_is_said(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "secret").write_bytes(data)
     with pytest.raises(ConfigError, match="secret"):

@@ -1,4 +1,5 @@
-"""Rolling upgrades of real hosts under load, from an older code tree to this one, back, and forward for good."""
+"""Rolling upgrades of real hosts under load, from an older code tree to this one, back, and forward
+for good."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ def older_tree(directory: Path) -> Path:
 
 
 async def packs_of(node: Node) -> set[str]:
-    shown = [await node.engine.log.subjects(cell, [packs.filter_of(cell)]) for cell in node.manifest.cells]
+    shown = [
+        await node.engine.log.subjects(cell, [packs.filter_of(cell)])
+        for cell in node.manifest.cells
+    ]
     return set().union(*(one.subjects for one in shown if one is not None))
 
 
@@ -56,12 +60,17 @@ def versions_of(node: Node) -> dict[str, str]:
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.capability("F1", "D6")
-async def test_a_rolling_upgrade_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rolling_upgrade_under_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def patient(bus: Bus, operation: str, kind: Any, **_: Any) -> Any:
-        return await service.ask_hosts(bus, operation, kind, expected=("h1", "h2", "h3"), wait_seconds=240.0)
+        return await service.ask_hosts(
+            bus, operation, kind, expected=("h1", "h2", "h3"), wait_seconds=240.0
+        )
 
     async def restart(names: Sequence[str] = ()) -> list[str]:
-        """Restart hosts; a host whose server was busy for a moment is not well, and nothing is done."""
+        """Restart hosts; a host whose server was busy for a moment is not well, and nothing is
+        done."""
         async with asyncio.timeout(600):
             while True:
                 try:
@@ -94,10 +103,13 @@ async def test_a_rolling_upgrade_under_load(tmp_path: Path, monkeypatch: pytest.
 
         install(NEW.parent)
         await restart(["h1"])
-        await until(lambda: versions_of(node) == {"h1": VERSION, "h2": OLD_VERSION, "h3": OLD_VERSION})
+        await until(
+            lambda: versions_of(node) == {"h1": VERSION, "h2": OLD_VERSION, "h3": OLD_VERSION}
+        )
         with pytest.raises(ConfigError, match=r"h[23]-1.* cannot read records of version 3"):
             await upgrade.finalize(node)
-        # Back to the older code, which reads whatever the newer one wrote; and then forward, all of them.
+        # Back to the older code, which reads whatever the newer one wrote; and then forward, all of
+        # them.
         install(older)
         await restart(["h1"])
         await until(lambda: set(versions_of(node).values()) == {OLD_VERSION})

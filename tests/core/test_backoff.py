@@ -1,4 +1,5 @@
-"""Backoff grows, stays inside its bounds whatever the attempt, and is a function of the generator that it is given."""
+"""Backoff grows, stays inside its bounds whatever the attempt, and is a function of the generator
+that it is given."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_the_same_generator_gives_the_same_delay(attempt: int, seed: int) -> Non
 
 def test_it_grows_and_is_spread() -> None:
     random = Random(1)
-    means = [sum(delay_seconds(attempt, random) for _ in range(500)) / 500 for attempt in range(1, 8)]
+    means = [
+        sum(delay_seconds(attempt, random) for _ in range(500)) / 500 for attempt in range(1, 8)
+    ]
     assert means == sorted(means)
     assert means[-1] > means[0] * 10
     assert len({delay_seconds(5, random) for _ in range(100)}) > 90

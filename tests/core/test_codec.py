@@ -1,6 +1,8 @@
-"""Round trips: what was encoded is what is decoded, arrays of every dtype and shape too; errors name the field.
+"""Round trips: what was encoded is what is decoded, arrays of every dtype and shape too; errors
+name the field.
 
-Views borrow the record's bytes, so they must be read-only even where the bytes are not; state owns its arrays.
+Views borrow the record's bytes, so they must be read-only even where the bytes are not; state owns
+its arrays.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ PLAIN = st.one_of(
     hnp.byte_string_dtypes(min_len=1),
     hnp.unicode_string_dtypes(min_len=1),
 )
-ARRAYS = PLAIN.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=4)))
+ARRAYS = PLAIN.flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -99,7 +103,10 @@ def test_borrowed_arrays_are_read_only(array: Any) -> None:
             back[...] = array
 
 
-@given(hnp.arrays(np.int32, (4, 6, 2)), st.sampled_from(["T", "step", "reverse", "fortran", "broadcast"]))
+@given(
+    hnp.arrays(np.int32, (4, 6, 2)),
+    st.sampled_from(["T", "step", "reverse", "fortran", "broadcast"]),
+)
 def test_arrays_that_are_not_contiguous(array: Any, form: str) -> None:
     view = {
         "T": lambda: array.T,
@@ -160,7 +167,9 @@ def test_a_number_too_large_for_its_scalar_is_refused() -> None:
 structs = st.builds(
     Outer,
     inner=st.builds(Inner, values=st.lists(st.integers(-(2**63), 2**64 - 1)), label=st.text()),
-    table=st.dictionaries(st.text(), st.tuples(st.integers(-(2**63), 2**63), st.floats(allow_nan=False))),
+    table=st.dictionaries(
+        st.text(), st.tuples(st.integers(-(2**63), 2**63), st.floats(allow_nan=False))
+    ),
     at=st.none() | st.datetimes(timezones=st.just(datetime.UTC)),
     key=st.none() | st.uuids(),
     raw=st.binary(),
@@ -179,7 +188,12 @@ def test_dataclasses(value: Point) -> None:
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
@@ -216,7 +230,9 @@ def test_errors_name_the_field(value: Any, kind: Any, where: str) -> None:
         codec.decode(codec.encode(value, "value"), kind, "the state of Counter/a")
 
 
-@pytest.mark.parametrize("value", [object(), {"a": {1, object()}}, 2**64, 1j, lambda: None, {"deep": {"er": Colour}}])
+@pytest.mark.parametrize(
+    "value", [object(), {"a": {1, object()}}, 2**64, 1j, lambda: None, {"deep": {"er": Colour}}]
+)
 def test_what_cannot_be_sent_is_named(value: Any) -> None:
     with pytest.raises(BadMessage, match=r"^reply: "):
         codec.encode(value, "reply")

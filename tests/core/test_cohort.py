@@ -1,8 +1,10 @@
-"""The steps of a change of the cohort, from any cohort to any other, with servers that die on the way.
+"""The steps of a change of the cohort, from any cohort to any other, with servers that die on the
+way.
 
-Quorum: each step is taken while a majority of the voters is alive, and a majority of the voters is alive after it.
-Copies: a server that is alive leaves only when it keeps nothing, and nobody is to keep more copies than there are voters.
-Ends: with enough alive, the steps end with exactly those voting who are to vote.
+Quorum: each step is taken while a majority of the voters is alive, and a majority of the voters is
+alive after it. Copies: a server that is alive leaves only when it keeps nothing, and nobody is to
+keep more copies than there are voters. Ends: with enough alive, the steps end with exactly those
+voting who are to vote.
 """
 
 from __future__ import annotations
@@ -10,7 +12,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.cohort import Copies, Done, Evacuate, Remove, Situation, StandDown, Vote, Wait, next_step
+from holdfast.core.cohort import (
+    Copies,
+    Done,
+    Evacuate,
+    Remove,
+    Situation,
+    StandDown,
+    Vote,
+    Wait,
+    next_step,
+)
 
 HOSTS = [f"h{n}" for n in range(1, 8)]
 
@@ -18,7 +30,9 @@ HOSTS = [f"h{n}" for n in range(1, 8)]
 class Cluster:
     """What the engine does with the steps."""
 
-    def __init__(self, voting: list[str], target: list[str], dead: set[str], lost: set[str]) -> None:
+    def __init__(
+        self, voting: list[str], target: list[str], dead: set[str], lost: set[str]
+    ) -> None:
         self.servers = {host: f"{host}-new" if host in lost else f"{host}-a" for host in HOSTS}
         self.target = target
         self.voters = {f"{host}-a": host not in dead | lost for host in voting}
@@ -27,8 +41,12 @@ class Cluster:
         self.idle: set[str] = set()
 
     def situation(self) -> Situation:
-        keeps = {server: sum(server in kept for kept in self.kept.values()) for server in self.voters}
-        return Situation(self.target, self.servers, self.voters, keeps, self.copies, True, sorted(self.idle))
+        keeps = {
+            server: sum(server in kept for kept in self.kept.values()) for server in self.voters
+        }
+        return Situation(
+            self.target, self.servers, self.voters, keeps, self.copies, True, sorted(self.idle)
+        )
 
     def has_majority(self) -> bool:
         return sum(self.voters.values()) * 2 > len(self.voters)
@@ -37,7 +55,12 @@ class Cluster:
         for stream, kept in self.kept.items():
             kept[:] = kept[: self.copies[stream]]
             for server, alive in self.voters.items():
-                if alive and server not in kept and server != but and len(kept) < self.copies[stream]:
+                if (
+                    alive
+                    and server not in kept
+                    and server != but
+                    and len(kept) < self.copies[stream]
+                ):
                     kept.append(server)
 
     def take(self, step: object) -> None:

@@ -1,7 +1,8 @@
 """A message has one effect and one answer: the tables against a plain model, in random histories.
 
-The model keeps everything for ever. The tables may forget what the caller closed (below its lowest open number) or what
-is past its time, and then they must say `DROPPED` or `NEW` exactly where the header of `core/delivery.py` says so.
+The model keeps everything for ever. The tables may forget what the caller closed (below its lowest
+open number) or what is past its time, and then they must say `DROPPED` or `NEW` exactly where the
+header of `core/delivery.py` says so.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: any(self.open.values()))
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(name for name, numbers in self.open.items() if numbers)))
+        name = data.draw(
+            st.sampled_from(sorted(name for name, numbers in self.open.items() if numbers))
+        )
         self.open[name].discard(data.draw(st.sampled_from(sorted(self.open[name]))))
 
     @precondition(lambda self: bool(self.answers))
@@ -78,7 +81,8 @@ class History(RuleBasedStateMachine):
             over = deadline < self.now - limits.CLOCK_SKEW_SECONDS
             assert (name in self.seen.callers) != over or name not in self.lowest
             if over:
-                # All its messages are past their deadline on every clock: none will be started, so it starts anew.
+                # All its messages are past their deadline on every clock: none will be started, so
+                # it starts anew.
                 self.answers = {key: value for key, value in self.answers.items() if key[0] != name}
                 self.open[name] = set()
                 self.lowest.pop(name, None)
@@ -117,12 +121,16 @@ def test_a_caller_goes_only_when_all_its_deadlines_are_over_on_any_clock() -> No
 
 
 @given(st.binary(max_size=20), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
-def test_an_id_answers_the_same_message_and_refuses_another(answer: bytes, digest: int, other: int) -> None:
+def test_an_id_answers_the_same_message_and_refuses_another(
+    answer: bytes, digest: int, other: int
+) -> None:
     seen = empty()
     assert seen.check_id("pr-42", digest, lambda: digest) is Verdict.NEW
     seen.note_id("pr-42", 10.0, digest, answer)
     assert seen.check_id("pr-42", digest, lambda: digest) == answer
-    assert seen.check_id("pr-42", other, lambda: other) == (answer if other == digest else Verdict.MISMATCH)
+    assert seen.check_id("pr-42", other, lambda: other) == (
+        answer if other == digest else Verdict.MISMATCH
+    )
     seen.expire(10.0)
     assert seen.check_id("pr-42", digest, lambda: digest) == answer
     seen.expire(10.1)

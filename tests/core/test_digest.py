@@ -1,4 +1,5 @@
-"""The digest tells an index that lost a record, or holds an older one, from the one that the owner had."""
+"""The digest tells an index that lost a record, or holds an older one, from the one that the owner
+had."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from holdfast.core.digest import entry
 
-indexes = st.dictionaries(st.text(min_size=1, max_size=20), st.integers(1, 2**63), min_size=1, max_size=30)
+indexes = st.dictionaries(
+    st.text(min_size=1, max_size=20), st.integers(1, 2**63), min_size=1, max_size=30
+)
 
 
 def digest_of(index: dict[str, int]) -> int:
@@ -36,7 +39,9 @@ def test_a_lost_or_older_record_shows(index: dict[str, int], data: st.DataObject
 
 
 def test_two_swapped_sequences_show() -> None:
-    assert digest_of({"Counter/a": 5, "Counter/b": 9}) != digest_of({"Counter/a": 9, "Counter/b": 5})
+    assert digest_of({"Counter/a": 5, "Counter/b": 9}) != digest_of(
+        {"Counter/a": 9, "Counter/b": 5}
+    )
 
 
 def test_known_values_never_change() -> None:

@@ -1,4 +1,5 @@
-"""Three families, and every error of the tree keeps its class and its text on the way to another process."""
+"""Three families, and every error of the tree keeps its class and its text on the way to another
+process."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast import errors
-from holdfast.errors import HandlerFailed, HoldfastError, Never, NotDone, Unknown, from_wire, to_wire
+from holdfast.errors import (
+    HandlerFailed,
+    HoldfastError,
+    Never,
+    NotDone,
+    Unknown,
+    from_wire,
+    to_wire,
+)
 
 FAMILIES = (NotDone, Unknown, Never)
 
@@ -36,7 +45,9 @@ def test_a_failed_handler_keeps_what_it_raised(text: str, kind: str, details: st
     assert (str(back), back.kind_of_error, back.details) == (text, kind, details)
 
 
-@pytest.mark.parametrize("name", ["KeyError", "", "HoldfastErrors", "NotAClassOfTheFuture", "object"])
+@pytest.mark.parametrize(
+    "name", ["KeyError", "", "HoldfastErrors", "NotAClassOfTheFuture", "object"]
+)
 def test_a_class_not_known_here_is_a_plain_error(name: str) -> None:
     back = from_wire(name, "text")
     assert type(back) is HoldfastError
@@ -62,4 +73,7 @@ def test_the_drawn_tree_is_the_tree() -> None:
         for match in re.finditer(r"(?m)^    ([│ ]*[├└])── (\w+)", errors.__doc__ or "")
     }
     for kind in ALL[1:]:
-        assert depth[kind.__name__] == len([base for base in kind.__mro__ if issubclass(base, HoldfastError)]) - 2
+        assert (
+            depth[kind.__name__]
+            == len([base for base in kind.__mro__ if issubclass(base, HoldfastError)]) - 2
+        )

@@ -1,4 +1,5 @@
-"""Files of ours: no link is followed, others get no rights, what is there already is not taken for ours."""
+"""Files of ours: no link is followed, others get no rights, what is there already is not taken for
+ours."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ OPENERS: list[Callable[[Path], None]] = [append, write, create]
 
 @pytest.mark.parametrize("opener", OPENERS)
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_is_not_followed(tmp_path: Path, opener: Callable[[Path], None], there: bool) -> None:
+def test_a_link_is_not_followed(
+    tmp_path: Path, opener: Callable[[Path], None], there: bool
+) -> None:
     victim = tmp_path / "victim"
     if there:
         victim.write_text("precious")
@@ -107,7 +110,11 @@ def test_a_backup_begins_a_file_of_its_own(tmp_path: Path) -> None:
             Writer(tmp_path / "b.backup")
         writer.add(archive.Head(1, "0", 1, "c", 1, 1, ["g1c0"], "g1reg", [0, 0], 1.0))
         writer.finish()
-    assert mode(tmp_path / "b.backup") == 0o600 and not partial.exists() and victim.read_text() == "precious"
+    assert (
+        mode(tmp_path / "b.backup") == 0o600
+        and not partial.exists()
+        and victim.read_text() == "precious"
+    )
 
 
 def test_a_backup_that_was_replaced_meanwhile_does_not_appear(tmp_path: Path) -> None:
@@ -128,7 +135,9 @@ def test_a_spool_follows_no_link(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_a_password_that_everybody_may_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_password_that_everybody_may_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cret\n")
     for given, said in ((0o600, ""), (0o640, ""), (0o644, "read"), (0o602, "write")):
@@ -140,30 +149,52 @@ def test_a_password_that_everybody_may_read_is_said(tmp_path: Path, capsys: pyte
 
 
 def test_files_are_opened_for_writing_in_one_place() -> None:
-    """Outside of tests' helpers: by `holdfast.files`, or with the same flags where a lock needs its own order."""
-    careful = {"files.py", "engines/local/lock.py", "host/directory.py", "host/pipes.py", "pipes.py"}
+    """Outside of tests' helpers: by `holdfast.files`, or with the same flags where a lock needs its
+    own order."""
+    careful = {
+        "files.py",
+        "engines/local/lock.py",
+        "host/directory.py",
+        "host/pipes.py",
+        "pipes.py",
+    }
     for path in sorted(SOURCE.rglob("*.py")):
         name = str(path.relative_to(SOURCE))
         if name in careful or name.startswith("testing/"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                assert node.func.attr not in ("write_text", "write_bytes", "touch", "mkdir", "makedirs"), (
-                    f"{name}:{node.lineno}"
-                )
+                assert node.func.attr not in (
+                    "write_text",
+                    "write_bytes",
+                    "touch",
+                    "mkdir",
+                    "makedirs",
+                ), f"{name}:{node.lineno}"
                 if ast.unparse(node.func) == "os.open":
                     assert "O_CREAT" not in ast.unparse(node), f"{name}:{node.lineno}"
-                elif node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
+                elif (
+                    node.func.attr == "open"
+                    and node.args
+                    and isinstance(node.args[0], ast.Constant)
+                ):
                     assert node.args[0].value == "rb", f"{name}:{node.lineno}"
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ours"
     synced: list[tuple[str, int]] = []
 
     def fsync(opened: int) -> None:
         is_directory = stat.S_ISDIR(os.fstat(opened).st_mode)
-        synced.append(("directory" if is_directory else "file", os.fstat(opened).st_size if not is_directory else 0))
+        synced.append(
+            (
+                "directory" if is_directory else "file",
+                os.fstat(opened).st_size if not is_directory else 0,
+            )
+        )
         assert path.exists() is is_directory
 
     monkeypatch.setattr(os, "fsync", fsync)

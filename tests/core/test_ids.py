@@ -1,7 +1,8 @@
-"""A token gives back the kind and the name that it was made of, is one token of a subject, and never changes.
+"""A token gives back the kind and the name that it was made of, is one token of a subject, and
+never changes.
 
-Shards are computed from tokens by every process of every version: known values are written down here, because another
-function would look for all agents in other shards.
+Shards are computed from tokens by every process of every version: known values are written down
+here, because another function would look for all agents in other shards.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def test_shards_are_spread() -> None:
 
 
 def test_digest64_never_changes() -> None:
-    # Kept in agents' records with ids given by users: another function would say ReplayMismatch to every retry.
+    # Kept in agents' records with ids given by users: another function would say ReplayMismatch to
+    # every retry.
     assert ids.digest64(b"") == 16476032584258269876
     assert ids.digest64(b"holdfast") == 10350056928587850845
 
@@ -130,6 +132,8 @@ def test_a_host_or_node_has_a_name_that_harms_nothing(name: str) -> None:
         ids.check_machine(name, "host")
 
 
-@pytest.mark.parametrize("name", ["a", "web-1", "10.0.0.7", "n-5f3a9c21b0e4", "host_1.example.org", "0"])
+@pytest.mark.parametrize(
+    "name", ["a", "web-1", "10.0.0.7", "n-5f3a9c21b0e4", "host_1.example.org", "0"]
+)
 def test_usual_names_of_hosts_are_taken(name: str) -> None:
     assert ids.check_machine(name, "host") == name

@@ -1,4 +1,5 @@
-"""The relations between bounds are asserted where the bounds are: a changed number cannot break another in silence."""
+"""The relations between bounds are asserted where the bounds are: a changed number cannot break
+another in silence."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def load(changed: str) -> None:
 
 def test_every_bound_is_a_positive_number() -> None:
     assert len(BOUNDS) > 25
-    assert [name for name, value in BOUNDS.items() if not isinstance(value, (int, float)) or value <= 0] == []
+    assert [
+        name for name, value in BOUNDS.items() if not isinstance(value, (int, float)) or value <= 0
+    ] == []
 
 
 def test_every_relation_says_why() -> None:

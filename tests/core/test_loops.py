@@ -25,7 +25,12 @@ async def test_others_get_their_turn_while_many_items_are_gone_through() -> None
     beside.cancel()
     assert done == list(range(3_000))
     assert len(turns_at) >= 5
-    assert max(after - before for before, after in zip([0, *turns_at], [*turns_at, 3_000], strict=True)) <= 1_000
+    assert (
+        max(
+            after - before for before, after in zip([0, *turns_at], [*turns_at, 3_000], strict=True)
+        )
+        <= 1_000
+    )
 
 
 async def test_the_first_error_ends_what_runs_beside_it() -> None:

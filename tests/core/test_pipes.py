@@ -1,4 +1,5 @@
-"""Pipes between processes: whatever is written into them, nobody waits, nothing ends, and what is dropped is counted."""
+"""Pipes between processes: whatever is written into them, nobody waits, nothing ends, and what is
+dropped is counted."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ class Heard:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.nonsense: list[str] = []
         reading, self.writing = os.pipe()
-        self.lines = EventReader(reading, lambda *event: self.events.append(event), self.nonsense.append).lines
+        self.lines = EventReader(
+            reading, lambda *event: self.events.append(event), self.nonsense.append
+        ).lines
 
 
 async def test_events_come_in_their_order_from_all_threads() -> None:
@@ -48,7 +51,9 @@ async def test_events_come_in_their_order_from_all_threads() -> None:
         thread.start()
     await until(lambda: len(heard.events) == 800)
     for thread in range(4):
-        assert [facts["number"] for _, facts in heard.events if facts["thread"] == thread] == list(range(200))
+        assert [facts["number"] for _, facts in heard.events if facts["thread"] == thread] == list(
+            range(200)
+        )
     heard.lines.close()
 
 
@@ -109,7 +114,8 @@ async def test_facts_that_do_not_fit_end_nobody() -> None:
 
     reader = EventReader(reading, on_event, said.append)
     write_all(
-        writing, b'{"event":"a"}\n{"event":"b","number":"many"}\n{"event":"c","number":{}}\n{"event":"d","number":1}\n'
+        writing,
+        b'{"event":"a"}\n{"event":"b","number":"many"}\n{"event":"c","number":{}}\n{"event":"d","number":1}\n',
     )
     os.close(writing)
     await until(lambda: reader.lines.closed)
@@ -143,8 +149,11 @@ async def read_text(*pieces: bytes) -> list[str]:
         ([], []),
     ],
 )
-async def test_lines_of_text(pieces: list[bytes], lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SAID_PART_SECONDS", 1000.0)  # however long it is until the next piece comes
+async def test_lines_of_text(
+    pieces: list[bytes], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # however long it is until the next piece comes
+    monkeypatch.setattr(limits, "SAID_PART_SECONDS", 1000.0)
     assert await read_text(*pieces) == lines
 
 
@@ -180,9 +189,14 @@ async def test_a_reader_ends_though_somebody_still_has_the_pipe() -> None:
 
 async def test_few_outputs_of_ended_children_are_still_read() -> None:
     lines: list[str] = []
-    program = "import subprocess; subprocess.Popen(['sleep', '200'], start_new_session=True); print('up', flush=True)"
+    program = (
+        "import subprocess; subprocess.Popen(['sleep', '200'], start_new_session=True); "
+        "print('up', flush=True)"
+    )
     children = [
-        await spawn.start([sys.executable, "-c", program], lambda _: b"", lambda *_: None, lines.append)
+        await spawn.start(
+            [sys.executable, "-c", program], lambda _: b"", lambda *_: None, lines.append
+        )
         for _ in range(3)
     ]
     while spawn._orphaned:  # of tests before
@@ -218,7 +232,9 @@ def test_a_fork_says_nothing() -> None:
     if child == 0:
         os._exit(0 if teller.closed and not teller.tell("child", {}) else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert [json.loads(line)["event"] for line in os.read(reading, 65536).splitlines()] == ["parent"]
+    assert [json.loads(line)["event"] for line in os.read(reading, 65536).splitlines()] == [
+        "parent"
+    ]
     os.close(reading)
     os.close(writing)
 
@@ -286,5 +302,7 @@ late = Late()
 
 
 def test_what_is_said_while_the_interpreter_ends_holds_up_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=400, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=400, check=True
+    )
     assert done.stdout == "ending", done

@@ -1,8 +1,9 @@
 """The planner's promises: bounded load, few moves, and one answer for one view.
 
-Bounded: with at least 8 shards per node, the fullest node holds at most 1.25 times the mean. Few: a node that leaves
-moves only what it held, a node that joins takes about its share, and a view that did not change moves nothing. Nobody owns
-what he does not serve; labels, cordons and newer states are respected as long as there is a node that fits.
+Bounded: with at least 8 shards per node, the fullest node holds at most 1.25 times the mean. Few: a
+node that leaves moves only what it held, a node that joins takes about its share, and a view that
+did not change moves nothing. Nobody owns what he does not serve; labels, cordons and newer states
+are respected as long as there is a node that fits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from holdfast.core.plan import Place, make, targets
 from holdfast.core.pools import Pool, Space, Table, declare, empty
 
-names = st.lists(st.text("abcdef0123456789-", min_size=1, max_size=14), min_size=1, max_size=24, unique=True)
+names = st.lists(
+    st.text("abcdef0123456789-", min_size=1, max_size=14), min_size=1, max_size=24, unique=True
+)
 
 
 def loads(plan: dict[int, str], nodes: list[str]) -> list[int]:
@@ -27,10 +30,15 @@ def moved(before: dict[int, str], after: dict[int, str]) -> set[int]:
 
 
 @given(nodes=names, per_node=st.integers(8, 20), data=st.data())
-def test_load_is_bounded_whoever_owned_what(nodes: list[str], per_node: int, data: st.DataObject) -> None:
+def test_load_is_bounded_whoever_owned_what(
+    nodes: list[str], per_node: int, data: st.DataObject
+) -> None:
     shards = range(per_node * len(nodes) + data.draw(st.integers(0, 7)))
     former = [*nodes, "gone-1", "gone-2"]
-    owners = {s: data.draw(st.sampled_from(former)) for s in data.draw(st.lists(st.sampled_from(shards), unique=True))}
+    owners = {
+        s: data.draw(st.sampled_from(former))
+        for s in data.draw(st.lists(st.sampled_from(shards), unique=True))
+    }
     plan = targets(shards, nodes, owners)
     assert set(plan) == set(shards)
     assert set(plan.values()) <= set(nodes)
@@ -38,7 +46,9 @@ def test_load_is_bounded_whoever_owned_what(nodes: list[str], per_node: int, dat
 
 
 @given(nodes=names, shards=st.integers(0, 60))
-def test_with_few_shards_nobody_has_more_than_his_share_rounded_up(nodes: list[str], shards: int) -> None:
+def test_with_few_shards_nobody_has_more_than_his_share_rounded_up(
+    nodes: list[str], shards: int
+) -> None:
     plan = targets(range(shards), nodes, {})
     share = shards / len(nodes)
     assert max(loads(plan, nodes)) <= max(int(1.25 * share), -(-shards // len(nodes)))
@@ -59,7 +69,9 @@ def test_a_plan_is_at_rest(nodes: list[str]) -> None:
 
 
 @given(nodes=names.filter(lambda found: len(found) > 1), data=st.data())
-def test_a_node_that_leaves_moves_what_it_held_and_little_else(nodes: list[str], data: st.DataObject) -> None:
+def test_a_node_that_leaves_moves_what_it_held_and_little_else(
+    nodes: list[str], data: st.DataObject
+) -> None:
     shards = range(8 * len(nodes))
     before = targets(shards, nodes, {})
     leaver = data.draw(st.sampled_from(nodes))
@@ -91,7 +103,10 @@ def test_with_cells_load_is_bounded_and_a_plan_is_at_rest(
     nodes: list[str], cells: int, per_node: int, data: st.DataObject
 ) -> None:
     shards = range(per_node * len(nodes) + data.draw(st.integers(0, 7)))
-    owners = {s: data.draw(st.sampled_from([*nodes, "gone"])) for s in data.draw(st.lists(st.sampled_from(shards)))}
+    owners = {
+        s: data.draw(st.sampled_from([*nodes, "gone"]))
+        for s in data.draw(st.lists(st.sampled_from(shards)))
+    }
     plan = targets(shards, nodes, owners, cells=cells)
     assert set(plan) == set(shards)
     assert max(loads(plan, nodes)) <= 1.25 * len(shards) / len(nodes)
@@ -132,7 +147,7 @@ def test_five_nodes_of_ten_thousand_shards() -> None:
     assert max(loads(after, [*nodes, "n4"])) <= 2_500
 
 
-# All pools at once -------------------------------------------------------------------------------------------------
+# All pools at once --------------------------------------------------------------------------------
 
 
 @st.composite
@@ -143,7 +158,10 @@ def clusters(draw: st.DrawFn) -> tuple[Table, list[Place]]:
     for name in draw(st.lists(st.sampled_from(["gpu", "far", "solo"]), unique=True)):
         labels = draw(st.frozensets(st.sampled_from(["gpu", "eu"]), max_size=2))
         kinds[name.upper()] = Pool(
-            name=name, shards=draw(st.integers(1, 9)), labels=labels, standbys=draw(st.integers(0, 2))
+            name=name,
+            shards=draw(st.integers(1, 9)),
+            labels=labels,
+            standbys=draw(st.integers(0, 2)),
         )
     table = declare(table, kinds)
     places = []
@@ -152,7 +170,9 @@ def clusters(draw: st.DrawFn) -> tuple[Table, list[Place]]:
         labels = draw(st.sets(st.sampled_from(["gpu", "eu"])))
         capacity = draw(st.sampled_from([0.5, 1.0, 4.0]))
         host = f"h{draw(st.integers(1, 3))}"
-        places.append(Place(f"n{number}", host, serves, tuple(labels), capacity, draw(st.integers(0, 3)) == 0))
+        places.append(
+            Place(f"n{number}", host, serves, tuple(labels), capacity, draw(st.integers(0, 3)) == 0)
+        )
     return table, places
 
 
@@ -171,7 +191,8 @@ def test_a_plan_respects_what_nodes_are(cluster: tuple[Table, list[Place]], seed
         able = [
             place
             for place in places
-            if kinds and len(kinds & place.kinds.keys()) == max(len(kinds & p.kinds.keys()) for p in places)
+            if kinds
+            and len(kinds & place.kinds.keys()) == max(len(kinds & p.kinds.keys()) for p in places)
         ]
         found = {made.owners.get(number) for number in pool.numbers}
         if not able:
@@ -183,7 +204,9 @@ def test_a_plan_respects_what_nodes_are(cluster: tuple[Table, list[Place]], seed
         labelled = [place for place in able if set(pool.labels) <= set(place.labels)]
         candidates = fitting or free or labelled or able
         if free:
-            assert not any(of[name].cordoned for name in found if name), "a cordoned node owns a shard"
+            assert not any(of[name].cordoned for name in found if name), (
+                "a cordoned node owns a shard"
+            )
         if fitting:
             assert found <= {place.name for place in fitting}, "a label was not respected"
         assert (pool.name in made.unfit) == (
@@ -191,7 +214,9 @@ def test_a_plan_respects_what_nodes_are(cluster: tuple[Table, list[Place]], seed
         )
         # Among those that may own it: who was cordoned gives its shards away to whoever is there.
         newest = {kind: max(place.kinds.get(kind, 0) for place in candidates) for kind in kinds}
-        behind = {p.name for p in candidates if any(p.kinds.get(k, newest[k]) < newest[k] for k in kinds)}
+        behind = {
+            p.name for p in candidates if any(p.kinds.get(k, newest[k]) < newest[k] for k in kinds)
+        }
         for number in pool.numbers:
             owner = of[made.owners[number]]
             if owner.name in behind and owner.name != owners[number]:
@@ -199,10 +224,15 @@ def test_a_plan_respects_what_nodes_are(cluster: tuple[Table, list[Place]], seed
                     "an older node was given a shard that a newer one may have written"
                 )
             standbys_ = made.standbys.get(number, [])
-            assert owner.name not in standbys_ and len(standbys_) == len(set(standbys_)) <= pool.standbys
+            assert (
+                owner.name not in standbys_
+                and len(standbys_) == len(set(standbys_)) <= pool.standbys
+            )
             others = {p.host for p in candidates} - {owner.host}
             if pool.standbys and others and len(candidates) > 1:
-                assert standbys_ and of[standbys_[0]].host != owner.host, "a standby on its owner's own host"
+                assert standbys_ and of[standbys_[0]].host != owner.host, (
+                    "a standby on its owner's own host"
+                )
 
 
 @given(names, st.data())
@@ -216,7 +246,9 @@ def test_capacity_decides_the_share(nodes: list[str], data: st.DataObject) -> No
 
 
 @given(nodes=names.filter(lambda found: len(found) > 1), data=st.data())
-def test_a_shard_whose_owner_is_gone_goes_to_who_has_it_warm(nodes: list[str], data: st.DataObject) -> None:
+def test_a_shard_whose_owner_is_gone_goes_to_who_has_it_warm(
+    nodes: list[str], data: st.DataObject
+) -> None:
     shards = range(16 * len(nodes))
     before = targets(shards, nodes, {})
     leaver = data.draw(st.sampled_from(nodes))
@@ -243,7 +275,15 @@ def test_two_planners_do_not_duel(cluster: tuple[Table, list[Place]], seed: int)
 @given(st.text(min_size=1, max_size=20), st.integers(1, 300), st.integers(1, 20))
 def test_an_agents_shard_never_changes_when_pools_come(name: str, shards: int, more: int) -> None:
     before = Space(declare(empty(shards), {"A": "main"}))
-    after = Space(declare(before.table, {"B": Pool(name="b", shards=more), "C": Pool(name="c", shards=3)}))
+    after = Space(
+        declare(before.table, {"B": Pool(name="b", shards=more), "C": Pool(name="c", shards=3)})
+    )
     token = f"A/{name}"
     assert before.shard_of(token) == after.shard_of(token) < shards
-    assert shards <= after.shard_of(f"B/{name}") < shards + more <= after.shard_of(f"C/{name}") < after.shards
+    assert (
+        shards
+        <= after.shard_of(f"B/{name}")
+        < shards + more
+        <= after.shard_of(f"C/{name}")
+        < after.shards
+    )

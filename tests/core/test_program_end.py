@@ -44,7 +44,8 @@ async def clean():
         print("cleaned")
 
 async def main(error):
-    tasks = [asyncio.create_task(work, name=work.__name__) for work in (swallow(error), beget(error), clean())]
+    works = (swallow(error), beget(error), clean())
+    tasks = [asyncio.create_task(work, name=work.__name__) for work in works]
     generated = generate(error)
     await anext(generated)
     run.kept = tasks, generated
@@ -57,7 +58,11 @@ print(run(main(eval(sys.argv[1]))))
 @pytest.mark.parametrize("error", ["asyncio.CancelledError", "BaseException"])
 def test_a_program_ends_whatever_its_tasks_do_with_their_cancellation(error: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, error], capture_output=True, text=True, timeout=400, check=False
+        [sys.executable, "-c", PROGRAM, error],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     assert (ran.returncode, ran.stdout) == (0, "cleaned\ndone\n"), ran.stderr
     for name in ("swallow", "child"):
@@ -65,7 +70,9 @@ def test_a_program_ends_whatever_its_tasks_do_with_their_cancellation(error: str
     assert "Traceback" not in ran.stderr and "destroyed" not in ran.stderr
 
 
-@pytest.mark.parametrize("closing", [RuntimeError("Cannot close a running event loop"), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "closing", [RuntimeError("Cannot close a running event loop"), asyncio.CancelledError()]
+)
 def test_a_ctrl_c_in_the_end_is_what_comes_out_though_the_loop_cannot_be_closed(
     closing: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
-"""A record is judged by the majority. Held here: who is called wrong differs from an intact majority; where there is none,
-nobody is; and a replica is thrown away only where a majority of verified good ones is left."""
+"""A record is judged by the majority. Held here: who is called wrong differs from an intact
+majority; where there is none, nobody is; and a replica is thrown away only where a majority of
+verified good ones is left."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ COPIES = st.sampled_from([1, 3, 5])
 
 
 @given(COPIES, st.data())
-def test_a_verdict_names_those_that_differ_from_an_intact_majority(copies: int, data: st.DataObject) -> None:
+def test_a_verdict_names_those_that_differ_from_an_intact_majority(
+    copies: int, data: st.DataObject
+) -> None:
     shown = data.draw(st.lists(MARKS, min_size=1, max_size=copies))
     marks = {f"s{n}": mark for n, mark in enumerate(shown)}
     verdict = judge(marks, copies)
@@ -41,7 +44,9 @@ def test_examples() -> None:
 
 
 @given(COPIES, st.sets(st.integers(0, 4)), st.sets(st.integers(0, 4)), st.booleans())
-def test_a_majority_of_verified_good_ones_is_left(copies: int, bad: set[int], unread: set[int], unsure: bool) -> None:
+def test_a_majority_of_verified_good_ones_is_left(
+    copies: int, bad: set[int], unread: set[int], unsure: bool
+) -> None:
     names = [f"s{n}" for n in range(copies)]
     diverged, missing = ({f"s{n}" for n in some if n < copies} for some in (bad, unread))
     for server in names:
@@ -60,5 +65,7 @@ def test_a_single_copy_is_never_thrown_away() -> None:
 @given(st.sets(st.integers(1, 60)))
 def test_spans_name_all_sequences(sequences: set[int]) -> None:
     found = [span.partition("-")[::2] for span in spans(sequences, 100)]
-    assert {n for first, last in found for n in range(int(first), int(last or first) + 1)} == sequences
+    assert {
+        n for first, last in found for n in range(int(first), int(last or first) + 1)
+    } == sequences
     assert len(spans(sequences, 3)) <= 4

@@ -12,7 +12,9 @@ SERVERS = ["a", "b", "c", "d", "e"]
 
 @given(
     count=st.integers(2, 5),
-    leaders=st.dictionaries(st.sampled_from([f"g1c{n}" for n in range(7)]), st.sampled_from([*SERVERS, "gone"])),
+    leaders=st.dictionaries(
+        st.sampled_from([f"g1c{n}" for n in range(7)]), st.sampled_from([*SERVERS, "gone"])
+    ),
 )
 def test_moves_end_in_an_even_spread(count: int, leaders: dict[str, str]) -> None:
     servers = SERVERS[:count]

@@ -1,8 +1,9 @@
 """Finds and runs the examples in the docs, so that no page shows code that does not work.
 
-Every ``python`` block of a page runs, in order, in one namespace, with top-level ``await`` allowed, in an empty
-directory. ``<!-- skip: why -->`` on the line before a block leaves it out. A ``console`` block runs only behind
-``<!-- run -->``: its lines that begin with ``$ `` are given to the shell and must end with 0.
+Every ``python`` block of a page runs, in order, in one namespace, with top-level ``await`` allowed,
+in an empty directory. ``<!-- skip: why -->`` on the line before a block leaves it out. A
+``console`` block runs only behind ``<!-- run -->``: its lines that begin with ``$ `` are given to
+the shell and must end with 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ COMMAND_SECONDS = 250
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, the line it begins on, and the word of the comment before it."""
+    """A fenced block: its language, its text, the line it begins on, and the word of the comment
+    before it."""
 
     language: str
     text: str
@@ -38,14 +40,19 @@ def pages() -> list[Path]:
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a page. Raises ValueError for one that is not closed, or a skip without a reason."""
+    """The fenced blocks of a page. Raises ValueError for one that is not closed, or a skip without
+    a reason."""
     found: list[Block] = []
     word, opened, body, start = "", None, [], 0
     for number, line in enumerate(text.splitlines(), 1):
         if opened is not None:
             if line.strip() == opened["marks"]:
                 indent = len(opened["indent"])
-                found.append(Block(opened["language"], "\n".join(part[indent:] for part in body), start, word))
+                found.append(
+                    Block(
+                        opened["language"], "\n".join(part[indent:] for part in body), start, word
+                    )
+                )
                 opened, body, word = None, [], ""
             else:
                 body.append(line)
@@ -69,20 +76,28 @@ def commands(block: Block) -> list[str]:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """This process's environment, with this Python's scripts first on PATH and a home of its own."""
+    """This process's environment, with this Python's scripts first on PATH and a home of its
+    own."""
     scripts = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": scripts + os.pathsep + os.environ.get("PATH", ""), "HOME": str(directory)}
+    return {
+        **os.environ,
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "HOME": str(directory),
+    }
 
 
 async def run_page(text: str, name: str, directory: Path) -> int:
-    """Run all blocks of a page that are to run, in order; returns how many did. Errors name the page's own lines."""
+    """Run all blocks of a page that are to run, in order; returns how many did. Errors name the
+    page's own lines."""
     namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(directory / "page.py")}
     done = 0
     for block in blocks(text):
         if block.language == "python" and block.word != "skip":
             # Line numbers are the page's own.
             source = "\n" * (block.line - 1) + block.text
-            code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            code = compile(
+                source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
+            )
             result = eval(code, namespace)
             if inspect.isawaitable(result):
                 await result
@@ -104,4 +119,6 @@ def _shell(command: str, directory: Path, where: str) -> None:
         timeout=COMMAND_SECONDS,
         check=False,
     )
-    assert done.returncode == 0, f"{where}: `{command}` ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, (
+        f"{where}: `{command}` ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )

@@ -1,4 +1,5 @@
-"""The table of findings in docs/doctor.md is the doctor's own, and each finding is made for real by some test."""
+"""The table of findings in docs/doctor.md is the doctor's own, and each finding is made for real by
+some test."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from holdfast.admin.doctor.findings import KINDS, SEVERITIES
 
 
 def test_the_table_is_the_doctors_own() -> None:
-    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| (.+) \|$", (ROOT / "docs/doctor.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([a-z-]+)` \| (\w+) \| (.+) \|$", (ROOT / "docs/doctor.md").read_text(), re.MULTILINE
+    )
     assert rows == [(code, kind.severity, kind.meaning) for code, kind in KINDS.items()]
     assert {kind.severity for kind in KINDS.values()} == set(SEVERITIES)
 

@@ -22,6 +22,8 @@ def test_each_test_that_is_named_exists() -> None:
 
 
 def test_the_gaps_of_the_engines_are_printed() -> None:
-    _, _, section = (ROOT / "docs" / "guarantees.md").read_text().partition("## What an engine cannot do")
+    _, _, section = (
+        (ROOT / "docs" / "guarantees.md").read_text().partition("## What an engine cannot do")
+    )
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     assert [Gap(*row) for row in rows[1:]] == list(GAPS)

@@ -9,7 +9,9 @@ from tests.docs.snippets import ROOT, Block, blocks, commands, pages, run_page
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-async def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_examples_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     await run_page(page.read_text(), str(page.relative_to(ROOT)), tmp_path)
 
@@ -49,7 +51,9 @@ $ false
 """
 
 
-async def test_blocks_share_a_namespace_and_may_await(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blocks_share_a_namespace_and_may_await(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert await run_page(PAGE, "page.md", tmp_path) == 3
     assert (tmp_path / "made.txt").read_text() == "21"
@@ -85,4 +89,7 @@ def test_an_open_block_and_a_skip_without_reason_are_errors() -> None:
 
 
 def test_commands_of_a_block() -> None:
-    assert commands(Block("console", "$ one\noutput\n$ two \\\n  three", 1, "run")) == ["one", "two    three"]
+    assert commands(Block("console", "$ one\noutput\n$ two \\\n  three", 1, "run")) == [
+        "one",
+        "two    three",
+    ]

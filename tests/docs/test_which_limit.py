@@ -1,4 +1,5 @@
-"""The page that leads from an error to its limit: each ticked row is provoked, and its text is the one that the page gives."""
+"""The page that leads from an error to its limit: each ticked row is provoked, and its text is the
+one that the page gives."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ async def crowd(node: Node) -> None:
     others: list[asyncio.Task[int]] = []
     try:
         async with asyncio.timeout(240):
-            while not WAITING:  # else the others are done before it, or it is the one that is refused
+            # else the others are done before it, or it is the one that is refused
+            while not WAITING:
                 await asyncio.sleep(0.01)
         others = [asyncio.create_task(agent.ask(Heavy.take, "x")) for _ in range(5)]
         for done in asyncio.as_completed(others, timeout=60):
@@ -89,19 +91,35 @@ async def late(node: Node) -> None:
 
 
 PROVOKE: dict[tuple[str, str], Callable[[Node], Awaitable[Any]]] = {
-    ("TooLarge", "the arguments of"): lambda n: n.agent(Heavy, "a").ask(Heavy.take, "x" * limits.MESSAGE_BYTES_MAX),
+    ("TooLarge", "the arguments of"): lambda n: n.agent(Heavy, "a").ask(
+        Heavy.take, "x" * limits.MESSAGE_BYTES_MAX
+    ),
     ("TooLarge", "reply"): lambda n: n.agent(Heavy, "a").ask(Heavy.reply, limits.REPLY_BYTES_MAX),
-    ("BadState", "the state of"): lambda n: n.agent(Heavy, "a").ask(Heavy.keep, limits.STATE_BYTES_MAX),
-    ("Overloaded", "timers"): lambda n: n.agent(Heavy, "a").ask(Heavy.timers, limits.TIMERS_MAX + 1, 1),
-    ("TooLarge", "timers may have"): lambda n: n.agent(Heavy, "a").ask(Heavy.timers, 1, limits.TIMERS_BYTES_MAX),
+    ("BadState", "the state of"): lambda n: n.agent(Heavy, "a").ask(
+        Heavy.keep, limits.STATE_BYTES_MAX
+    ),
+    ("Overloaded", "timers"): lambda n: n.agent(Heavy, "a").ask(
+        Heavy.timers, limits.TIMERS_MAX + 1, 1
+    ),
+    ("TooLarge", "timers may have"): lambda n: n.agent(Heavy, "a").ask(
+        Heavy.timers, 1, limits.TIMERS_BYTES_MAX
+    ),
     ("Overloaded", "messages wait for"): crowd,
-    ("Overloaded", "one turn may send"): lambda n: n.agent(Heavy, "a").ask(Heavy.send_many, limits.TURN_RECORDS_MAX, 1),
-    ("TooLarge", "one turn may send"): lambda n: n.agent(Heavy, "a").ask(Heavy.send_many, 5, 500_000),
-    ("InvalidName", "bytes"): lambda n: n.agent(Heavy, "x" * (limits.NAME_BYTES_MAX + 1)).ask(Heavy.take, ""),
+    ("Overloaded", "one turn may send"): lambda n: n.agent(Heavy, "a").ask(
+        Heavy.send_many, limits.TURN_RECORDS_MAX, 1
+    ),
+    ("TooLarge", "one turn may send"): lambda n: n.agent(Heavy, "a").ask(
+        Heavy.send_many, 5, 500_000
+    ),
+    ("InvalidName", "bytes"): lambda n: n.agent(Heavy, "x" * (limits.NAME_BYTES_MAX + 1)).ask(
+        Heavy.take, ""
+    ),
     ("TooLarge", "capabilities"): lambda n: n.create(
         Heavy, "c", capabilities={f"c{number}" for number in range(limits.CAPABILITIES_MAX + 1)}
     ),
-    ("TooLarge", "metadata of"): lambda n: n.create(Heavy, "m", metadata={"x": "x" * limits.METADATA_BYTES_MAX}),
+    ("TooLarge", "metadata of"): lambda n: n.create(
+        Heavy, "m", metadata={"x": "x" * limits.METADATA_BYTES_MAX}
+    ),
     ("DeadlineExceeded", ""): late,
 }
 
@@ -120,7 +138,9 @@ async def test_a_limit_is_refused_with_the_text_that_the_page_gives(
         with pytest.raises(HoldfastError) as caught:
             await PROVOKE[row.errors[0], row.text](node)
     error = caught.value
-    names = {type(error).__name__} | ({error.kind_of_error} if isinstance(error, HandlerFailed) else set())
+    names = {type(error).__name__} | (
+        {error.kind_of_error} if isinstance(error, HandlerFailed) else set()
+    )
     assert names & set(row.errors), error
     assert row.text in str(error)
     assert all(hasattr(errors, name) for name in row.errors)

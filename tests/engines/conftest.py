@@ -1,4 +1,5 @@
-"""The conformance suite also runs on an embedded log that another engine has open, over its socket."""
+"""The conformance suite also runs on an embedded log that another engine has open, over its
+socket."""
 
 from __future__ import annotations
 

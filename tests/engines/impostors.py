@@ -1,4 +1,5 @@
-"""Servers that are not what a client asked for, and that keep every byte that it sends to them in clear."""
+"""Servers that are not what a client asked for, and that keep every byte that it sends to them in
+clear."""
 
 from __future__ import annotations
 
@@ -11,19 +12,25 @@ from typing import Any
 
 
 class Impostor:
-    """A server on loopback. ``heard``: all that clients sent, decrypted where there was TLS; ``connections``: how many."""
+    """A server on loopback. ``heard``: all that clients sent, decrypted where there was TLS;
+    ``connections``: how many."""
 
-    def __init__(self, *, first: str = "", context: ssl.SSLContext | None = None, closes: str = "") -> None:
+    def __init__(
+        self, *, first: str = "", context: ssl.SSLContext | None = None, closes: str = ""
+    ) -> None:
         self.first = first
-        """What it says about TLS in its INFO: ``none``, ``required`` or ``available``; empty: it says nothing in clear."""
+        """What it says about TLS in its INFO: ``none``, ``required`` or ``available``; empty: it
+        says nothing in clear."""
         self.context = context
         self.closes = closes
-        """Where it closes: ``at once``, or once it has answered (``greeted``); empty: it does not."""
+        """Where it closes: ``at once``, or once it has answered (``greeted``); empty: it does
+        not."""
         self.heard = b""
         self.connections = 0
         self.port = 0
         self.forward = 0
-        """The port of a real server whose INFO it passes on, without the word on TLS; 0: it makes up its own."""
+        """The port of a real server whose INFO it passes on, without the word on TLS; 0: it makes
+        up its own."""
 
     @property
     def where(self) -> str:

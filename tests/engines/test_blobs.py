@@ -60,7 +60,9 @@ async def test_keys_by_prefix(engine: Engine, key: str) -> None:
     assert await engine.blobs.keys(f"{key}.none") == []
 
 
-async def test_bad_keys_and_values_are_refused(engine: Engine, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bad_keys_and_values_are_refused(
+    engine: Engine, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for bad in ("", "a b", "a..b", "a.*"):
         with pytest.raises(InvalidName):
             await engine.blobs.put(bad, b"")

@@ -31,7 +31,9 @@ async def test_messages_arrive_in_order(engine: Engine, base: str) -> None:
         engine.bus.publish(f"{base}.a", str(n).encode())
     await until(lambda: len(heard) == 2000)
     assert [int(message.payload) for message in heard] == list(range(2000))
-    assert {(message.subject, message.reply, message.no_responders) for message in heard} == {(f"{base}.a", "", False)}
+    assert {(message.subject, message.reply, message.no_responders) for message in heard} == {
+        (f"{base}.a", "", False)
+    }
 
 
 async def test_filters(engine: Engine, base: str) -> None:
@@ -60,9 +62,9 @@ async def test_one_of_a_queue_gets_each_message(engine: Engine, base: str) -> No
 
 async def test_a_request_is_answered(engine: Engine, base: str) -> None:
     await engine.bus.subscribe(base, lambda m: engine.bus.publish(m.reply, m.payload * 2))
-    assert await asyncio.gather(*(engine.bus.request(base, str(n).encode(), 5) for n in range(50))) == [
-        str(n).encode() * 2 for n in range(50)
-    ]
+    assert await asyncio.gather(
+        *(engine.bus.request(base, str(n).encode(), 5) for n in range(50))
+    ) == [str(n).encode() * 2 for n in range(50)]
 
 
 async def test_nobody_there_is_said_at_once(engine: Engine, base: str) -> None:

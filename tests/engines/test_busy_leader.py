@@ -1,4 +1,5 @@
-"""What a cell has is much to list for a leader that is busy: a node asks for little at a time, and with patience."""
+"""What a cell has is much to list for a leader that is busy: a node asks for little at a time, and
+with patience."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class _Busy:
         self.waits: dict[str, list[float]] = defaultdict(list)
         self.under_way = self.most_under_way = 0
 
-    async def ask(self, subject: str, payload: bytes, timeout_seconds: float) -> tuple[bytes, bytes]:
+    async def ask(
+        self, subject: str, payload: bytes, timeout_seconds: float
+    ) -> tuple[bytes, bytes]:
         assert subject == "$JS.API.STREAM.INFO.g1c0"
         wanted: dict[str, Any] = msgspec.json.decode(payload)
         waits = self.waits[wanted["subjects_filter"]]
@@ -33,17 +36,27 @@ class _Busy:
         if len(waits) < self.patience:
             raise Unknown(f"no answer within {timeout_seconds} s")
         subject = wanted["subjects_filter"].replace(">", "st.a/b")
-        return b"", msgspec.json.encode({
-            "config": {}, "cluster": {"leader": "s1"}, "total": 1, "state": {"subjects": {subject: 1}}
-        })  # fmt: skip
+        return b"", msgspec.json.encode(
+            {
+                "config": {},
+                "cluster": {"leader": "s1"},
+                "total": 1,
+                "state": {"subjects": {subject: 1}},
+            }
+        )
 
 
-async def test_the_subjects_of_many_shards_are_asked_for_a_few_at_a_time_and_longer_each_time() -> None:
+async def test_the_subjects_of_many_shards_are_asked_for_a_few_at_a_time_and_longer_each_time() -> (
+    None
+):
     leader = _Busy(patience=3)
     filters = [f"g1c0.{shard}.>" for shard in range(16)]
-    shown = await NatsLog(leader, leader).subjects("g1c0", filters)  # type: ignore[arg-type]  # it only asks
+    # it only asks
+    shown = await NatsLog(leader, leader).subjects("g1c0", filters)  # type: ignore[arg-type]
     assert shown is not None
-    assert shown.server == "s1" and shown.subjects == {f"g1c0.{shard}.st.a/b" for shard in range(16)}
+    assert shown.server == "s1" and shown.subjects == {
+        f"g1c0.{shard}.st.a/b" for shard in range(16)
+    }
     assert leader.most_under_way == 4
     for waits in leader.waits.values():
         assert len(waits) == 3 and waits[0] < waits[2]
@@ -52,5 +65,6 @@ async def test_the_subjects_of_many_shards_are_asked_for_a_few_at_a_time_and_lon
 async def test_a_leader_that_never_answers_is_given_up() -> None:
     leader = _Busy(patience=1000)
     with pytest.raises(Unknown, match="no answer"):
-        await NatsLog(leader, leader).subjects("g1c0", ["g1c0.1.>"])  # type: ignore[arg-type]  # it only asks
+        # it only asks
+        await NatsLog(leader, leader).subjects("g1c0", ["g1c0.1.>"])  # type: ignore[arg-type]
     assert sum(leader.waits["g1c0.1.>"]) < 15

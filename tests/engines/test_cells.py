@@ -1,4 +1,5 @@
-"""Cells come and go: listed, made with a first sequence, and removed with everything that they held."""
+"""Cells come and go: listed, made with a first sequence, and removed with everything that they
+held."""
 
 from __future__ import annotations
 

@@ -20,17 +20,34 @@ from holdfast.errors import HoldfastError
 from holdfast.host.server.nats_server import LocalServers
 
 CELL = "same"
-SUBJECTS = ["1.epoch", "1.st.a", "1.st.b", "1.in.a.1", "1.in.a.2", "2.epoch", "2.st.c", "bad subject", "2.*"]
+SUBJECTS = [
+    "1.epoch",
+    "1.st.a",
+    "1.st.b",
+    "1.in.a.1",
+    "1.in.a.2",
+    "2.epoch",
+    "2.st.c",
+    "bad subject",
+    "2.*",
+]
 
 subject = st.sampled_from(SUBJECTS[:7])
 any_subject = st.sampled_from(SUBJECTS)
-# What a record expects: nothing, the sequence that is there, none, or an old one; of itself, or of an epoch.
-expectation = st.tuples(st.sampled_from(["", "right", "zero", "old"]), st.sampled_from(["own", "1.epoch", "2.epoch"]))
+# What a record expects: nothing, the sequence that is there, none, or an old one; of itself, or of
+# an epoch.
+expectation = st.tuples(
+    st.sampled_from(["", "right", "zero", "old"]), st.sampled_from(["own", "1.epoch", "2.epoch"])
+)
 record = st.tuples(any_subject | subject, st.binary(max_size=20), expectation)
 append = st.tuples(st.just("append"), st.lists(record, max_size=6))
 read = st.tuples(st.just("read"), any_subject)
-purge = st.tuples(st.just("purge"), st.sampled_from([*SUBJECTS[:7], "1.in.>", "*.st.>", ">"]), st.integers(-5, 3))
-scan = st.tuples(st.just("scan"), st.sampled_from([">", "1.>", "*.st.>", "1.in.a.*"]), st.integers(-8, 0))
+purge = st.tuples(
+    st.just("purge"), st.sampled_from([*SUBJECTS[:7], "1.in.>", "*.st.>", ">"]), st.integers(-5, 3)
+)
+scan = st.tuples(
+    st.just("scan"), st.sampled_from([">", "1.>", "*.st.>", "1.in.a.*"]), st.integers(-8, 0)
+)
 commands = st.lists(append | append | read | purge | scan, min_size=1, max_size=12)
 
 
@@ -66,22 +83,33 @@ def pair(servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         runner.run(stop())
 
 
-async def do(engine: Engine, prefix: str, command: tuple[Any, ...], known: dict[str, int], last: int) -> Any:
+async def do(
+    engine: Engine, prefix: str, command: tuple[Any, ...], known: dict[str, int], last: int
+) -> Any:
     """One command on one engine: what it gave, or the class of what it raised."""
     try:
         if command[0] == "append":
             records = []
             for subject, payload, (kind, of) in command[1]:
                 name = f"{prefix}.{subject if of == 'own' else of}"
-                sequence = {"": 0, "right": known.get(name, 0), "zero": 0, "old": max(known.get(name, 0) - 1, 1)}[kind]
-                records.append(Record(f"{prefix}.{subject}", payload, Expect(name, sequence) if kind else None))
+                sequence = {
+                    "": 0,
+                    "right": known.get(name, 0),
+                    "zero": 0,
+                    "old": max(known.get(name, 0) - 1, 1),
+                }[kind]
+                records.append(
+                    Record(f"{prefix}.{subject}", payload, Expect(name, sequence) if kind else None)
+                )
             return list(await engine.log.append(CELL, records))
         if command[0] == "read":
             return await engine.log.read(CELL, f"{prefix}.{command[1]}")
         if command[0] == "purge":
             return await engine.log.purge(CELL, f"{prefix}.{command[1]}", last + command[2])
         found = []
-        async with aclosing(engine.log.tail(CELL, [f"{prefix}.{command[1]}"], last + command[2])) as tail:  # type: ignore[type-var]
+        async with aclosing(
+            engine.log.tail(CELL, [f"{prefix}.{command[1]}"], last + command[2])
+        ) as tail:  # type: ignore[type-var]
             async for chunk in tail:
                 found += chunk.records
                 if chunk.caught_up:

@@ -1,7 +1,7 @@
 """What a server says, or does not say, before it answers the first ping of a connection.
 
-A server that starts sends its clients news of the others just then; one that is killed just then closes the connection.
-Neither may leave a connection that is neither made nor tried again.
+A server that starts sends its clients news of the others just then; one that is killed just then
+closes the connection. Neither may leave a connection that is neither made nor tried again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ TRIES = 2
 
 
 class Meddler:
-    """A way to a server: it puts ``word`` before the answer to the first ping, and closes after it if ``closes``."""
+    """A way to a server: it puts ``word`` before the answer to the first ping, and closes after it
+    if ``closes``."""
 
     def __init__(self, server_port: int, word: bytes, closes: bool) -> None:
         self.server_port = server_port
@@ -117,7 +118,8 @@ async def test_a_connection_is_made_whatever_comes_before_the_answer(
         stack.push_async_callback(engine.close)
         await engine.ensure_cells(["c"], 1)
         for n in range(2):
-            # The connection of tails and that of all else are lost, and each comes back past what is in its way.
+            # The connection of tails and that of all else are lost, and each comes back past what
+            # is in its way.
             before = engine.connection.reconnections
             meddler.left = TRIES
             meddler.cut()

@@ -1,4 +1,5 @@
-"""What the embedded engine promises beyond the suite: one process, and what was acknowledged outlives it."""
+"""What the embedded engine promises beyond the suite: one process, and what was acknowledged
+outlives it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ async def main(path, most):
     while True:
         number += 1
         try:
-            await engine.log.append("c", [Record(f"c.{number}", bytes(2000)), Record(f"c.twin-{number}", b"")])
+            both = [Record(f"c.{number}", bytes(2000)), Record(f"c.twin-{number}", b"")]
+            await engine.log.append("c", both)
         except Exception as error:
             print(type(error).__name__, flush=True)
             return

@@ -1,4 +1,5 @@
-"""The embedded engine and its files: removed, replaced, linked, locked twice, read by others, on a full or read-only disk."""
+"""The embedded engine and its files: removed, replaced, linked, locked twice, read by others, on a
+full or read-only disk."""
 
 from __future__ import annotations
 
@@ -72,7 +73,15 @@ def rename_directory(directory: Path) -> None:
     directory.rename(directory.parent / "elsewhere")
 
 
-HARMS = [remove_all, remove_log, remove_changes, rename_log, replace_log, replace_changes, rename_directory]
+HARMS = [
+    remove_all,
+    remove_log,
+    remove_changes,
+    rename_log,
+    replace_log,
+    replace_changes,
+    rename_directory,
+]
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
@@ -129,12 +138,16 @@ async def test_a_node_whose_files_are_gone_refuses_everything_at_once(tmp_path: 
         assert node.life.over.is_set()
 
 
-async def test_a_full_disk_is_named_and_everything_goes_on_when_there_is_room(tmp_path: Path) -> None:
+async def test_a_full_disk_is_named_and_everything_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
     async with Node.join(f"local:{tmp_path}/log.db", serve=[Counter]) as node:
         counter = node.agent(Counter, "a").options(timeout_seconds=60)
         done = await counter.ask(Counter.add)
         writer = node.engine._writer  # type: ignore[attr-defined]
-        await writer.call(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchone())
+        await writer.call(
+            lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchone()
+        )
         with pytest.raises(StorageFailed, match=r"log\.db: its disk is full"):
             for _ in range(100):
                 done = await counter.ask(Counter.add, 400_000)
@@ -142,7 +155,9 @@ async def test_a_full_disk_is_named_and_everything_goes_on_when_there_is_room(tm
         for _ in range(2):
             with pytest.raises(StorageFailed, match="its disk is full"):
                 await counter.ask(Counter.add, 400_000)
-        await writer.call(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchone())
+        await writer.call(
+            lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchone()
+        )
         assert await counter.ask(Counter.add, 400_000) == done + 1
 
 
@@ -167,7 +182,9 @@ async def test_a_disk_that_is_full_at_the_start_is_named(
         said = [record.message for record in caplog.records if "cannot be served" in record.message]
         assert len(said) == 1 and "its disk is full" in said[0]
         writer = node.engine._writer  # type: ignore[attr-defined]
-        await writer.call(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchone())
+        await writer.call(
+            lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchone()
+        )
         await node.ready()
         assert node.statistics()["recovery_failures"] == {}
         assert await node.agent(Counter, "a").ask(Counter.value) == done
@@ -241,13 +258,19 @@ asyncio.run(main())
 
 def opened_elsewhere(path: Path) -> str:
     """What another process says that tries to open it; empty where it can."""
-    done = subprocess.run([sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock file alone keeps others out")
-async def test_without_its_lock_file_or_by_another_link_a_log_is_still_locked(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the lock file alone keeps others out"
+)
+async def test_without_its_lock_file_or_by_another_link_a_log_is_still_locked(
+    tmp_path: Path,
+) -> None:
     engine = LocalEngine(tmp_path / "log.db")
     await engine.open()
     (tmp_path / "log.db.lock").unlink()
@@ -281,7 +304,8 @@ async def test_a_forked_child_keeps_no_lock(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A directory that this process may not write: as root it becomes somebody else for the test."""
+    """A directory that this process may not write: as root it becomes somebody else for the
+    test."""
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         (directory / "app.py").write_text(
@@ -301,9 +325,15 @@ def nobody() -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["log.db", "new/log.db"])
 def test_a_directory_that_may_not_be_written_is_said_in_a_line(nobody: Path, name: str) -> None:
-    done = CliRunner().invoke(app, ["run", str(nobody / "app.py"), "--at", f"local:{nobody}/{name}"])
+    done = CliRunner().invoke(
+        app, ["run", str(nobody / "app.py"), "--at", f"local:{nobody}/{name}"]
+    )
     assert done.exit_code == 2, done.output
-    assert done.output.count("\n") == 1 and "ConfigError" in done.output and "must be able to write" in done.output
+    assert (
+        done.output.count("\n") == 1
+        and "ConfigError" in done.output
+        and "must be able to write" in done.output
+    )
 
 
 async def test_the_doctor_holds_the_same_locks(tmp_path: Path) -> None:

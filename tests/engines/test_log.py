@@ -14,7 +14,9 @@ from holdfast.engines.nats.tail import _WIDE_ABOVE, _WIDE_SECONDS
 from holdfast.errors import Closed, Conflict, Fenced, InvalidName, NoQuorum, TooLarge
 
 
-async def put(engine: Engine, cell: str, subject: str, payload: bytes = b"x", expect: int | None = None) -> int:
+async def put(
+    engine: Engine, cell: str, subject: str, payload: bytes = b"x", expect: int | None = None
+) -> int:
     subject = f"{cell}.{subject}"
     wanted = None if expect is None else Expect(subject, expect)
     return (await engine.log.append(cell, [Record(subject, payload, wanted)]))[0]
@@ -30,7 +32,9 @@ async def eventually(engine: Engine, cell: str, subject: str, sequence: int) -> 
             await asyncio.sleep(0.01)
 
 
-async def take(engine: Engine, cell: str, filters: list[str], count: int, start: int = 1) -> list[Stored]:
+async def take(
+    engine: Engine, cell: str, filters: list[str], count: int, start: int = 1
+) -> list[Stored]:
     found: list[Stored] = []
     async with asyncio.timeout(240), aclosing(engine.log.tail(cell, filters, start)) as tail:  # type: ignore[type-var]
         async for chunk in tail:
@@ -79,7 +83,9 @@ async def test_a_batch_is_all_or_nothing(engine: Engine, cell: str) -> None:
         await engine.log.append(cell, batch)
     assert [stored.payload for stored in await take(engine, cell, [f"{cell}.>"], 1)] == [b"x"]
     assert await engine.log.last_sequence(cell) == 1
-    assert list(await engine.log.append(cell, [record for record in batch if record.expect is None])) == [*range(2, 21)]
+    assert list(
+        await engine.log.append(cell, [record for record in batch if record.expect is None])
+    ) == [*range(2, 21)]
 
 
 async def test_compare_and_set(engine: Engine, cell: str) -> None:
@@ -111,7 +117,12 @@ async def test_an_old_fence_is_refused(engine: Engine, cell: str) -> None:
     epoch = await put(engine, cell, "7.epoch", b"one")
     fence = Expect(f"{cell}.7.epoch", epoch)
     assert (
-        len(await engine.log.append(cell, [Record(f"{cell}.7.st.a", b"1", fence), Record(f"{cell}.7.st.b", b"1")])) == 2
+        len(
+            await engine.log.append(
+                cell, [Record(f"{cell}.7.st.a", b"1", fence), Record(f"{cell}.7.st.b", b"1")]
+            )
+        )
+        == 2
     )
     await put(engine, cell, "7.epoch", b"two", expect=epoch)
     for records in (
@@ -128,7 +139,9 @@ async def test_each_shard_of_a_batch_has_its_own_fence(engine: Engine, cell: str
     epochs = [await put(engine, cell, f"{shard}.epoch") for shard in range(3)]
     fences = [Expect(f"{cell}.{shard}.epoch", epoch) for shard, epoch in enumerate(epochs)]
     batch = [
-        Record(f"{cell}.{shard}.st.{n}", b"", fences[shard] if n == 0 else None) for shard in range(3) for n in range(4)
+        Record(f"{cell}.{shard}.st.{n}", b"", fences[shard] if n == 0 else None)
+        for shard in range(3)
+        for n in range(4)
     ]
     assert len(await engine.log.append(cell, batch)) == 12
     await put(engine, cell, "1.epoch")
@@ -139,7 +152,9 @@ async def test_each_shard_of_a_batch_has_its_own_fence(engine: Engine, cell: str
 async def test_a_tail_is_ordered_and_without_gaps(engine: Engine, cell: str) -> None:
     async def write() -> None:
         for n in range(0, 400, 8):
-            await engine.log.append(cell, [Record(f"{cell}.in.{n + k}", str(n + k).encode()) for k in range(8)])
+            await engine.log.append(
+                cell, [Record(f"{cell}.in.{n + k}", str(n + k).encode()) for k in range(8)]
+            )
 
     writing = asyncio.create_task(write())
     found = await take(engine, cell, [f"{cell}.in.>"], 400)
@@ -154,20 +169,28 @@ async def test_a_tail_takes_what_its_filters_match(engine: Engine, cell: str) ->
     for subject in ("1.st.a", "1.in.a", "2.st.a", "3.st.a.b", "1.epoch"):
         await put(engine, cell, subject)
     found = await take(engine, cell, [f"{cell}.1.in.>", f"{cell}.*.epoch", f"{cell}.3.st.>"], 3)
-    assert [stored.subject.removeprefix(cell) for stored in found] == [".1.in.a", ".3.st.a.b", ".1.epoch"]
+    assert [stored.subject.removeprefix(cell) for stored in found] == [
+        ".1.in.a",
+        ".3.st.a.b",
+        ".1.epoch",
+    ]
 
 
 async def test_a_tail_with_much_to_catch_up_with_takes_the_same(
     engine: Engine, cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cluster's engine then reads everything and picks, and later goes on with its filters: that interrupts nothing."""
+    """The cluster's engine then reads everything and picks, and later goes on with its filters:
+    that interrupts nothing."""
     monkeypatch.setattr(nats_tail, "_SILENCE_SECONDS", 1000.0)
     filters = [f"{cell}.{shard}.>" for shard in (1, 4)]
     wanted = []
 
     async def write(first: int, last: int) -> None:
         for n in range(first, last, 300):
-            batch = [Record(f"{cell}.{k % 7}.st.{k % 5_600}", str(k).encode()) for k in range(n, n + 300, 2)]
+            batch = [
+                Record(f"{cell}.{k % 7}.st.{k % 5_600}", str(k).encode())
+                for k in range(n, n + 300, 2)
+            ]
             sequences = await engine.log.append(cell, batch)
             wanted.extend(
                 Stored(record.subject, sequence, record.payload)
@@ -187,7 +210,8 @@ async def test_a_tail_with_much_to_catch_up_with_takes_the_same(
         newest = {stored.subject: stored for stored in wanted}
         assert _WIDE_ABOVE < len(newest) < len(wanted)
         assert found == sorted(newest.values(), key=lambda stored: stored.sequence)
-        for first, pause in ((9_000, 0.0), (9_300, _WIDE_SECONDS + 0.5)):  # at once, and when it has its filters again
+        # at once, and when it has its filters again
+        for first, pause in ((9_000, 0.0), (9_300, _WIDE_SECONDS + 0.5)):
             await asyncio.sleep(pause)
             wanted.clear()
             await write(first, first + 300)
@@ -212,7 +236,9 @@ async def test_a_tail_says_when_it_has_caught_up(engine: Engine, cell: str) -> N
         assert caught_up
 
 
-async def test_the_copy_that_decides_shows_all_subjects_and_others_can_be_read(engine: Engine, cell: str) -> None:
+async def test_the_copy_that_decides_shows_all_subjects_and_others_can_be_read(
+    engine: Engine, cell: str
+) -> None:
     for subject in ("1.st.a", "1.in.a", "2.st.a", "1.in.b", "1.epoch"):
         await put(engine, cell, subject)
     await engine.log.purge(cell, f"{cell}.1.in.a", 100)
@@ -224,10 +250,16 @@ async def test_the_copy_that_decides_shows_all_subjects_and_others_can_be_read(e
     assert shown.subjects == {f"{cell}.1.st.a", f"{cell}.1.in.b", f"{cell}.1.epoch"}
     servers = set()
     for _ in range(4):
-        async with asyncio.timeout(240), aclosing(engine.log.tail(cell, [f"{cell}.>"], not_on=shown.server)) as tail:  # type: ignore[type-var]
+        async with (
+            asyncio.timeout(240),
+            aclosing(engine.log.tail(cell, [f"{cell}.>"], not_on=shown.server)) as tail,
+        ):  # type: ignore[type-var]
             chunk = await anext(tail)
             servers.add(chunk.server)
-            assert {stored.subject for stored in chunk.records} <= {*shown.subjects, f"{cell}.2.st.a"}
+            assert {stored.subject for stored in chunk.records} <= {
+                *shown.subjects,
+                f"{cell}.2.st.a",
+            }
     assert servers and "" not in servers and shown.server not in servers
     # Also of a shard with many agents.
     many = [Record(f"{cell}.7.st.{n}", b"") for n in range(2000)]
@@ -260,17 +292,25 @@ async def test_a_record_of_the_largest_size_and_one_larger(engine: Engine, cell:
 
 async def test_a_batch_too_large_is_refused_whole(engine: Engine, cell: str) -> None:
     with pytest.raises(TooLarge):
-        await engine.log.append(cell, [Record(f"{cell}.{n}", b"") for n in range(engine.batch_records_max + 1)])
+        await engine.log.append(
+            cell, [Record(f"{cell}.{n}", b"") for n in range(engine.batch_records_max + 1)]
+        )
     with pytest.raises(TooLarge):
         await engine.log.append(cell, [Record(f"{cell}.{n}", b"v" * 900_000) for n in range(5)])
-    most = await engine.log.append(cell, [Record(f"{cell}.{n}", b"") for n in range(engine.batch_records_max)])
+    most = await engine.log.append(
+        cell, [Record(f"{cell}.{n}", b"") for n in range(engine.batch_records_max)]
+    )
     assert list(most) == list(range(1, engine.batch_records_max + 1))
 
 
-@pytest.mark.parametrize("subject", ["", "a b", "a..b", ".a", "a.", "a.*", "a.>", "a\nb", "a\x00", "ä b", "x" * 3000])
+@pytest.mark.parametrize(
+    "subject", ["", "a b", "a..b", ".a", "a.", "a.*", "a.>", "a\nb", "a\x00", "ä b", "x" * 3000]
+)
 async def test_an_unusable_subject_is_refused(engine: Engine, cell: str, subject: str) -> None:
     with pytest.raises(InvalidName):
-        await engine.log.append(cell, [Record(f"{cell}.good", b""), Record(f"{cell}.{subject}", b"")])
+        await engine.log.append(
+            cell, [Record(f"{cell}.good", b""), Record(f"{cell}.{subject}", b"")]
+        )
     assert await engine.log.last_sequence(cell) == 0
 
 

@@ -53,7 +53,8 @@ async def append(engine: NatsEngine, subject: str, payload: bytes = b"") -> None
 
 
 async def follow(engine: NatsEngine, found: list[int]) -> bool:
-    """Note the numbers in the inbox records of the cell, up to the last of three hundred; whether that was interrupted."""
+    """Note the numbers in the inbox records of the cell, up to the last of three hundred; whether
+    that was interrupted."""
     async with aclosing(engine.log.tail("c", ["c.in.>"])) as tail:  # type: ignore[type-var]
         begun = set()
         async for chunk in tail:
@@ -64,7 +65,9 @@ async def follow(engine: NatsEngine, found: list[int]) -> bool:
     raise AssertionError("the tail ended")
 
 
-async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalServers, engine: NatsEngine) -> None:
+async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(
+    cohort: LocalServers, engine: NatsEngine
+) -> None:
     found: list[int] = []
     following = asyncio.create_task(follow(engine, found))
     for n in range(300):
@@ -79,7 +82,9 @@ async def test_a_tail_goes_on_without_a_gap_when_its_server_dies(cohort: LocalSe
     assert int(engine.statistics()["reconnections"]) >= 1
 
 
-async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(engine: NatsEngine) -> None:
+async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(
+    engine: NatsEngine,
+) -> None:
     """What is read in bulk has a connection of its own: nobody who writes hears of its loss."""
     found: list[int] = []
     following = asyncio.create_task(follow(engine, found))
@@ -98,7 +103,9 @@ async def test_a_tail_goes_on_without_a_gap_when_only_its_connection_is_lost(eng
     assert engine.statistics()["unknown"] == 0
 
 
-async def test_a_write_that_times_out_is_unknown_and_settles(cohort: LocalServers, engine: NatsEngine) -> None:
+async def test_a_write_that_times_out_is_unknown_and_settles(
+    cohort: LocalServers, engine: NatsEngine
+) -> None:
     await append(engine, "c.before")
     for server in cohort.servers[1:]:
         server.send_signal(signal.SIGSTOP)
@@ -125,12 +132,15 @@ async def test_a_write_that_times_out_is_unknown_and_settles(cohort: LocalServer
 async def test_who_waits_for_a_batch_hears_of_a_new_leader(
     cohort: LocalServers, engine: NatsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch that a leader took and did not pass on is answered by nobody: that is said long before the timeout."""
+    """A batch that a leader took and did not pass on is answered by nobody: that is said long
+    before the timeout."""
     elected = asyncio.Event()
     subject = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.c"
     await engine.connection.listen(subject, lambda *_: elected.set())
     leader = (await streams.info(engine.connection, "c")).cluster.leader
-    other = next(server.settings.name for server in cohort.servers if server.settings.name != leader)
+    other = next(
+        server.settings.name for server in cohort.servers if server.settings.name != leader
+    )
     await streams.move_leader(engine.connection, "c", other)
     async with asyncio.timeout(240):
         await elected.wait()
@@ -215,10 +225,18 @@ async def test_nobody_there_is_no_quorum(monkeypatch: pytest.MonkeyPatch) -> Non
         await NatsEngine([f"nats://127.0.0.1:{port}"]).open()
 
 
-async def test_a_stream_with_other_settings_is_refused(cohort: LocalServers, engine: NatsEngine) -> None:
+async def test_a_stream_with_other_settings_is_refused(
+    cohort: LocalServers, engine: NatsEngine
+) -> None:
 
     assert engine._connection is not None
-    config = {"name": "other", "subjects": ["other.>"], "storage": "file", "retention": "limits", "num_replicas": 3}
+    config = {
+        "name": "other",
+        "subjects": ["other.>"],
+        "storage": "file",
+        "retention": "limits",
+        "num_replicas": 3,
+    }
     await api.call(engine._connection, "STREAM.CREATE.other", config, 10)
     with pytest.raises(ConfigError, match="other"):
         await engine.ensure_cells(["other"], 3)

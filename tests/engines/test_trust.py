@@ -1,5 +1,5 @@
-"""A connection that was told to use TLS says nothing to a server that does not prove who it is; and one that is lost
-comes back without hurry."""
+"""A connection that was told to use TLS says nothing to a server that does not prove who it is; and
+one that is lost comes back without hurry."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def keys(authority: Authority) -> Keys:
-    return Keys(*(str(authority.directory / name) for name in ("authority.pem", "node.pem", "node.key")))
+    return Keys(
+        *(str(authority.directory / name) for name in ("authority.pem", "node.pem", "node.key"))
+    )
 
 
 def context(directory: Path, certificate: bytes, key: bytes) -> ssl.SSLContext:
@@ -90,10 +92,19 @@ async def host(url: str, keys: Keys, _: Path) -> str:
 async def said_by(directory: Path, keys: Keys, *arguments: str, code: int = 2) -> str:
     (directory / "password").write_text(keys.password + "\n")
     (directory / "password").chmod(0o600)
-    names = {f"HOLDFAST_{name.upper()}": value for name, value in asdict(keys).items() if name != "password"}
+    names = {
+        f"HOLDFAST_{name.upper()}": value
+        for name, value in asdict(keys).items()
+        if name != "password"
+    }
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).parent / "holdfast"), *arguments),
-        env={**os.environ, **names, "HOLDFAST_PASSWORD_FILE": str(directory / "password"), "COLUMNS": "500"},
+        env={
+            **os.environ,
+            **names,
+            "HOLDFAST_PASSWORD_FILE": str(directory / "password"),
+            "COLUMNS": "500",
+        },
         cwd=directory,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -113,7 +124,8 @@ async def host_process(url: str, keys: Keys, directory: Path) -> str:
 
 
 def an_impostor(kind: str, authority: Authority, directory: Path) -> Impostor:
-    """One without TLS, with a certificate of another authority or for another name, or with a true one (``good``)."""
+    """One without TLS, with a certificate of another authority or for another name, or with a true
+    one (``good``)."""
     if kind == "no-tls":
         return Impostor(first="none")
     whose = Authority(directory / "other") if kind == "anothers" else authority
@@ -127,7 +139,11 @@ WHO = [client, node, host, command, host_process]
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("kind", ["no-tls", "anothers", "another-name"])
 async def test_nothing_is_said_to_an_impostor(
-    who: Callable[[str, Keys, Path], Awaitable[str]], kind: str, keys: Keys, authority: Authority, tmp_path: Path
+    who: Callable[[str, Keys, Path], Awaitable[str]],
+    kind: str,
+    keys: Keys,
+    authority: Authority,
+    tmp_path: Path,
 ) -> None:
     impostor = an_impostor(kind, authority, tmp_path)
     says = "does not offer TLS" if kind == "no-tls" else "is not trusted"
@@ -147,19 +163,34 @@ async def test_a_server_says_nothing_to_an_impostor_in_the_place_of_another_host
     async with impostor.running():
         routes = (f"127.0.0.1:{own}", impostor.where, f"127.0.0.1:{third}")
         server = NatsServer(
-            ServerSettings("s", str(tmp_path / "s"), port=port, cluster_port=own, routes=routes, security=security)
+            ServerSettings(
+                "s",
+                str(tmp_path / "s"),
+                port=port,
+                cluster_port=own,
+                routes=routes,
+                security=security,
+            )
         )
         refused = re.compile(rf"{re.escape(impostor.where)} .* TLS route handshake error")
         await server.start()
         try:
             async with asyncio.timeout(240):
-                # It tries again and again; where there is no TLS it gets as far as the beginning of a handshake.
-                while b"CONNECT" not in impostor.heard and len(refused.findall(server.log_path.read_text())) < 4:
+                # It tries again and again; where there is no TLS it gets as far as the beginning of
+                # a handshake.
+                while (
+                    b"CONNECT" not in impostor.heard
+                    and len(refused.findall(server.log_path.read_text())) < 4
+                ):
                     await asyncio.sleep(0.05)
         finally:
             await server.kill()
-    assert (SECRET.encode() in impostor.heard) is (kind == "good"), "only who proves to be of the cluster is told"
-    assert (b"CONNECT" in impostor.heard) is (kind == "good") and SECRET not in server.log_path.read_text()
+    assert (SECRET.encode() in impostor.heard) is (kind == "good"), (
+        "only who proves to be of the cluster is told"
+    )
+    assert (b"CONNECT" in impostor.heard) is (
+        kind == "good"
+    ) and SECRET not in server.log_path.read_text()
     if kind == "no-tls":
         assert impostor.heard.startswith(b"\x16\x03") and impostor.connections >= 4
 
@@ -167,7 +198,8 @@ async def test_a_server_says_nothing_to_an_impostor_in_the_place_of_another_host
 @pytest.mark.parametrize("first", ["none", "required", "available"])
 @pytest.mark.parametrize("url", ["tls", "nats"])
 async def test_nothing_is_said_in_clear(first: str, url: str, keys: Keys) -> None:
-    # One that promises TLS and does not speak it gets the beginning of a handshake. Certificates are enough to want TLS.
+    # One that promises TLS and does not speak it gets the beginning of a handshake. Certificates
+    # are enough to want TLS.
     async with Impostor(first=first).running() as impostor:
         with pytest.raises(ConfigError if first == "none" else NoQuorum):
             await NatsEngine([f"{url}://{impostor.where}"], **asdict(keys)).open()
@@ -179,13 +211,17 @@ async def test_nothing_is_said_in_clear(first: str, url: str, keys: Keys) -> Non
 async def server(authority: Authority, tmp_path: Path) -> AsyncIterator[NatsServer]:
     """One real server with certificates, as a host runs it."""
     security = msgspec.structs.replace(authority.security(), user="somebody", password=SECRET)
-    made = NatsServer(ServerSettings("alone", str(tmp_path / "alone"), port=free_ports(1)[0], security=security))
+    made = NatsServer(
+        ServerSettings("alone", str(tmp_path / "alone"), port=free_ports(1)[0], security=security)
+    )
     await made.start()
     yield made
     await made.kill()
 
 
-async def test_a_proxy_that_strips_the_word_on_tls_gets_nothing(server: NatsServer, keys: Keys) -> None:
+async def test_a_proxy_that_strips_the_word_on_tls_gets_nothing(
+    server: NatsServer, keys: Keys
+) -> None:
     impostor = Impostor(first="none")
     impostor.forward = server.settings.port
     async with impostor.running():
@@ -195,7 +231,9 @@ async def test_a_proxy_that_strips_the_word_on_tls_gets_nothing(server: NatsServ
 
 
 @pytest.mark.parametrize("first", ['handshake_first: "300ms"', "handshake_first: true", ""])
-async def test_servers_of_all_ways_are_connected_to(server: NatsServer, keys: Keys, first: str, tmp_path: Path) -> None:
+async def test_servers_of_all_ways_are_connected_to(
+    server: NatsServer, keys: Keys, first: str, tmp_path: Path
+) -> None:
     # As a host runs it, as its owner may have set it, and one that speaks before the handshake.
     text = server.config_path.read_text()
     assert 'handshake_first: "300ms"' in text
@@ -209,27 +247,42 @@ async def test_servers_of_all_ways_are_connected_to(server: NatsServer, keys: Ke
     assert engine.connection._transport.secured  # type: ignore[union-attr]
     await engine.close()
     said = await said_by(tmp_path, keys, "status", "--at", server.url, code=1)
-    assert "there is no cluster here yet" in said and "eof_received" not in said, "asyncio's warnings are no news"
+    assert "there is no cluster here yet" in said and "eof_received" not in said, (
+        "asyncio's warnings are no news"
+    )
 
 
-async def test_a_client_that_lets_the_server_speak_first_still_connects(server: NatsServer, keys: Keys) -> None:
-    # As every NATS client does by default, and ours of the version before: for upgrades, host by host.
+async def test_a_client_that_lets_the_server_speak_first_still_connects(
+    server: NatsServer, keys: Keys
+) -> None:
+    # As every NATS client does by default, and ours of the version before: for upgrades, host by
+    # host.
     context = Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key).context()
-    other = await nats.connect(server.url, tls=context, user=keys.user, password=keys.password, connect_timeout=10)
+    other = await nats.connect(
+        server.url, tls=context, user=keys.user, password=keys.password, connect_timeout=10
+    )
     assert other.is_connected
     await other.close()
 
 
 @pytest.mark.parametrize("missing", ["tls_cert", "password"])
-async def test_a_server_that_does_not_take_us_is_told_of_at_once(server: NatsServer, keys: Keys, missing: str) -> None:
-    names = asdict(keys) | ({"tls_cert": "", "tls_key": ""} if missing == "tls_cert" else {"password": "wrong-one"})
+async def test_a_server_that_does_not_take_us_is_told_of_at_once(
+    server: NatsServer, keys: Keys, missing: str
+) -> None:
+    names = asdict(keys) | (
+        {"tls_cert": "", "tls_key": ""} if missing == "tls_cert" else {"password": "wrong-one"}
+    )
     with pytest.raises(ConfigError) as caught:
         await NatsEngine([server.url], **names).open()
     assert "wrong-one" not in str(caught.value)
-    assert ("certificate" if missing == "tls_cert" else "Authorization Violation") in str(caught.value)
+    assert ("certificate" if missing == "tls_cert" else "Authorization Violation") in str(
+        caught.value
+    )
 
 
-async def test_one_impostor_among_several_servers_is_passed_over(server: NatsServer, keys: Keys) -> None:
+async def test_one_impostor_among_several_servers_is_passed_over(
+    server: NatsServer, keys: Keys
+) -> None:
     async with Impostor(first="none").running() as impostor:
         engine = NatsEngine([f"tls://{impostor.where}", server.url], **asdict(keys))
         await engine.open()
@@ -296,7 +349,11 @@ async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
     async with asyncio.timeout(240):
         while engine.connection._pool.current.failures < 4:
             await asyncio.sleep(0.05)
-    said = [record.getMessage() for record in caplog.records if "cannot be made again" in record.getMessage()]
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if "cannot be made again" in record.getMessage()
+    ]
     assert len(said) == 1 and "Authorization Violation" in said[0] and SECRET not in caplog.text
     server.settings = was
     await server.kill()
@@ -307,7 +364,9 @@ async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
     await engine.close()
 
 
-async def test_urls_with_a_password_are_used_and_never_shown(server: NatsServer, keys: Keys) -> None:
+async def test_urls_with_a_password_are_used_and_never_shown(
+    server: NatsServer, keys: Keys
+) -> None:
     url = server.url.replace("tls://", f"tls://somebody:{SECRET}@")
     engine = NatsEngine([url], tls_ca=keys.tls_ca, tls_cert=keys.tls_cert, tls_key=keys.tls_key)
     await engine.open()

@@ -1,4 +1,5 @@
-"""Small messages that were made to cost much, decoded in a process with little memory: see `test_hostile`.
+"""Small messages that were made to cost much, decoded in a process with little memory: see
+`test_hostile`.
 
 Prints a line for each: its name, its bytes, and what became of it.
 """
@@ -160,7 +161,9 @@ def outcome(what: Callable[[], Any]) -> str:
 
 
 def main() -> None:
-    rows = [(name, method, b"\x91" + encode(value)) for name, method, value in (*HARMFUL, *HARMLESS)]
+    rows = [
+        (name, method, b"\x91" + encode(value)) for name, method, value in (*HARMFUL, *HARMLESS)
+    ]
     np.array([1.0]).astype(np.float32)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))

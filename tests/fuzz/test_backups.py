@@ -1,7 +1,9 @@
-"""Backups with nonsense in them, every checksum right: refused by name, never a traceback, never a loop, never much memory.
+"""Backups with nonsense in them, every checksum right: refused by name, never a traceback, never a
+loop, never much memory.
 
-Whoever can write a backup's file can give it right checksums. What is refused here would otherwise become a cluster that
-loops over 2**60 shards, takes a line feed for a subject, or has another cluster's manifest.
+Whoever can write a backup's file can give it right checksums. What is refused here would otherwise
+become a cluster that loops over 2**60 shards, takes a line feed for a subject, or has another
+cluster's manifest.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from holdfast.records.agent_record import pack, unpack
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
-    """Those of a backup of a few agents, with a blob, messages that wait, timers and registered names."""
+    """Those of a backup of a few agents, with a blob, messages that wait, timers and registered
+    names."""
 
     async def make(directory: Path) -> list[Frame]:
         async with Node.join(f"local:{directory}/old.db", serve=[Purse, Counter]) as node:
@@ -68,7 +71,9 @@ def head(**changes: Any) -> Callable[[Frame], Frame]:
 
 def item(kind: str, change: Callable[[Item], Item]) -> Callable[[Frame], Frame]:
     """Change one kind of record: ``st``, ``in``, ``ag``, ``placement``."""
-    return lambda frame: change(frame) if isinstance(frame, Item) and f".{kind}" in frame.subject else frame
+    return lambda frame: (
+        change(frame) if isinstance(frame, Item) and f".{kind}" in frame.subject else frame
+    )
 
 
 def renamed(old: str, new: str) -> Callable[[Item], Item]:
@@ -76,7 +81,9 @@ def renamed(old: str, new: str) -> Callable[[Item], Item]:
 
 
 def agent(**changes: Any) -> Callable[[Frame], Frame]:
-    return item("st.", lambda one: replace(one, payload=pack(replace(unpack(one.payload, ""), **changes))))
+    return item(
+        "st.", lambda one: replace(one, payload=pack(replace(unpack(one.payload, ""), **changes)))
+    )
 
 
 def table(change: Callable[[pools.Table], pools.Table]) -> Callable[[Frame], Frame]:
@@ -88,30 +95,51 @@ def table(change: Callable[[pools.Table], pools.Table]) -> Callable[[Frame], Fra
 
 
 def part(**changes: Any) -> Callable[[Frame], Frame]:
-    return lambda frame: replace(frame, **changes) if isinstance(frame, Part) and not frame.offset else frame
+    return lambda frame: (
+        replace(frame, **changes) if isinstance(frame, Part) and not frame.offset else frame
+    )
 
 
 def twice(kind: str) -> Callable[[Frame], list[Frame]]:
-    return lambda frame: [frame, frame] if isinstance(frame, Item) and f".{kind}" in frame.subject else [frame]
+    return lambda frame: (
+        [frame, frame] if isinstance(frame, Item) and f".{kind}" in frame.subject else [frame]
+    )
 
 
 MAIN = pools.PoolRecord("main", 0, 128)
 NONSENSE: dict[str, Callable[[Frame], Frame | list[Frame]]] = {
     **{f"shards {number}": head(shards=number) for number in (0, -5, 2**60, 4097, -(2**63))},
-    **{f"records of version {number}": head(record_version=number) for number in (-1, 0, 99, 2**60)},
+    **{
+        f"records of version {number}": head(record_version=number) for number in (-1, 0, 99, 2**60)
+    },
     **{f"generation {number}": head(generation=number) for number in (0, -1, 2, 2**40, 2**63)},
-    **{f"time {number}": head(created_at=number) for number in (math.nan, math.inf, -math.inf, -1.0, 1e300)},
+    **{
+        f"time {number}": head(created_at=number)
+        for number in (math.nan, math.inf, -math.inf, -1.0, 1e300)
+    },
     **{
         f"cells {cells}": head(cells=cells)
         for cells in ([], ["g1c1"], ["g1c0", "g1c0"], ["*"], ["g1c0\r\n"], ["g1c0"] * 500)
     },
-    **{f"cuts {cuts}": head(cuts=cuts) for cuts in ([], [1], [-1, -1], [2**63, 2**63], [0, 0], [9, 9, 9])},
-    **{f"cluster {name!r}": head(cluster_id=name) for name in ("", "a b", "\x1b[2J", "x" * 100, "../x")},
+    **{
+        f"cuts {cuts}": head(cuts=cuts)
+        for cuts in ([], [1], [-1, -1], [2**63, 2**63], [0, 0], [9, 9, 9])
+    },
+    **{
+        f"cluster {name!r}": head(cluster_id=name)
+        for name in ("", "a b", "\x1b[2J", "x" * 100, "../x")
+    },
     **{f"version {name!r}": head(version=name) for name in ("", "[/x]\n", "x" * 100)},
     "registry": head(registry="g1c0"),
     "another format": head(format=2),
-    **{f"cell {number}": item("st.", lambda one, n=number: replace(one, cell=n)) for number in (-1, 1, 7, 2**40)},  # type: ignore[misc]
-    **{f"sequence {n}": item("st.", lambda one, n=n: replace(one, sequence=n)) for n in (0, -1, 2**60)},  # type: ignore[misc]
+    **{
+        f"cell {number}": item("st.", lambda one, n=number: replace(one, cell=n))
+        for number in (-1, 1, 7, 2**40)
+    },  # type: ignore[misc]
+    **{
+        f"sequence {n}": item("st.", lambda one, n=n: replace(one, sequence=n))
+        for n in (0, -1, 2**60)
+    },  # type: ignore[misc]
     **{
         f"subject {new!r}": item("st.", renamed("g1c0.", new))
         for new in (
@@ -130,15 +158,45 @@ NONSENSE: dict[str, Callable[[Frame], Frame | list[Frame]]] = {
     },
     **{
         f"kind {new!r}": item("st.", renamed(".st.", new))
-        for new in (".epoch.", ".st", ".", ".st.x.", ".ST.", ".in.", ".out.", ".dl.", ".st.>", ".settled.")
+        for new in (
+            ".epoch.",
+            ".st",
+            ".",
+            ".st.x.",
+            ".ST.",
+            ".in.",
+            ".out.",
+            ".dl.",
+            ".st.>",
+            ".settled.",
+        )
     },
     **{
         f"agent {new!r}": item("st.", renamed("Purse/", new))
-        for new in ("Purse", "/", "9/", "Purse/%2", "Purse/ ", "Purse/a.b", "Purse/%41", "Purse/%ff")
+        for new in (
+            "Purse",
+            "/",
+            "9/",
+            "Purse/%2",
+            "Purse/ ",
+            "Purse/a.b",
+            "Purse/%41",
+            "Purse/%ff",
+        )
     },
     **{
         f"registry's {new!r}": item("ag.", renamed(".ag.", new))
-        for new in (".manifest", ".manifest.", ".mark.", ".ag.x.", ".ag..", ".rl.", ".life.", ".\n.", ".AG.")
+        for new in (
+            ".manifest",
+            ".manifest.",
+            ".mark.",
+            ".ag.x.",
+            ".ag..",
+            ".rl.",
+            ".life.",
+            ".\n.",
+            ".AG.",
+        )
     },
     **{f"{kind} twice": twice(kind) for kind in ("st.", "in.", "ag.", "placement")},
     **{f"commit {n}": agent(commit=n) for n in (-1, 2**63)},
@@ -149,14 +207,18 @@ NONSENSE: dict[str, Callable[[Frame], Frame | list[Frame]]] = {
     "no pools": table(lambda found: replace(found, pools=[])),
     "endless pool": table(lambda found: replace(found, pools=[pools.PoolRecord("main", 0, 2**60)])),
     "empty pool": table(lambda found: replace(found, pools=[MAIN, pools.PoolRecord("x", 128, 0)])),
-    "pools that overlap": table(lambda found: replace(found, pools=[MAIN, pools.PoolRecord("x", 3, 5)])),
+    "pools that overlap": table(
+        lambda found: replace(found, pools=[MAIN, pools.PoolRecord("x", 3, 5)])
+    ),
     "kind in no pool": table(lambda found: replace(found, kinds={"Purse": "nowhere"})),
     "not a table": item("placement", lambda one: replace(one, payload=codec.seal(b"\xc1"))),
     "not a record": item("st.", lambda one: replace(one, payload=codec.seal(b"\x90"))),
     "an unsealed record": item("st.", lambda one: replace(one, payload=b"x")),
     **{f"blob of {size}": part(size=size) for size in (-1, 0, 1, 2**40, 2**63)},
     **{f"blob at {offset}": part(offset=offset) for offset in (-1, 1, 2**40)},
-    **{f"blob {key!r}": part(key=key) for key in ("", "x", "g1c0.1.a.b\n", "g9c0.1.Purse/x.1", "*")},
+    **{
+        f"blob {key!r}": part(key=key) for key in ("", "x", "g1c0.1.a.b\n", "g9c0.1.Purse/x.1", "*")
+    },
     "a short part": part(data=b"x"),
     "no part": lambda frame: [] if isinstance(frame, Part) else [frame],
     "no head": lambda frame: [] if isinstance(frame, Head) else [frame],
@@ -202,7 +264,9 @@ plain = some.recursive(
     | some.floats()
     | some.text(max_size=20)
     | some.binary(max_size=20),
-    lambda inner: some.lists(inner, max_size=6) | some.dictionaries(some.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        some.lists(inner, max_size=6) | some.dictionaries(some.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -253,15 +317,25 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: b
     [{"shards": n} for n in (0, -5, 2**60)]
     + [{"generation": n} for n in (0, 2**60)]
     + [{"cells": c} for c in ([], ["x"], ["g1c0\n"])]
-    + [{"created_at": math.nan}, {"record_version": -1}, {"record_version": 2**50}, {"cluster_id": "\x1b"}],
+    + [
+        {"created_at": math.nan},
+        {"record_version": -1},
+        {"record_version": 2**50},
+        {"cluster_id": "\x1b"},
+    ],
     ids=str,
 )
-async def test_a_log_with_such_a_manifest_is_not_opened(tmp_path: Path, changes: dict[str, Any]) -> None:
+async def test_a_log_with_such_a_manifest_is_not_opened(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     engine = LocalEngine(tmp_path / "log.db")
     await engine.open()
     await engine.ensure_cells(["g1reg", "g1c0"], 1)
     await manifests.write(
-        engine, "g1reg", replace(manifests.Manifest.new(cells=["g1c0"], shards=128, now=1.0), **changes), 0
+        engine,
+        "g1reg",
+        replace(manifests.Manifest.new(cells=["g1c0"], shards=128, now=1.0), **changes),
+        0,
     )
     await engine.close()
     with pytest.raises((DataLoss, ConfigError)):

@@ -1,4 +1,5 @@
-"""Garbage into everything that decodes bytes from elsewhere: a typed error or nothing, never a crash."""
+"""Garbage into everything that decodes bytes from elsewhere: a typed error or nothing, never a
+crash."""
 
 from __future__ import annotations
 
@@ -27,8 +28,15 @@ from holdfast.records import agent_record
 from holdfast.records.messages import Call, DeadRecord, Frame, InboxMessage, Replies, Reply
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 garbage = st.binary(max_size=200) | plain.map(lambda value: msgspec.msgpack.encode(value))
@@ -41,7 +49,9 @@ def damaged(values: list[bytes]) -> st.SearchStrategy[bytes]:
         place %= len(value)
         return value[:place] if cut else value[:place] + bytes([byte]) + value[place + 1 :]
 
-    return st.builds(change, st.sampled_from(values), st.integers(0, 10_000), st.integers(0, 255), st.booleans())
+    return st.builds(
+        change, st.sampled_from(values), st.integers(0, 10_000), st.integers(0, 255), st.booleans()
+    )
 
 
 @given(garbage)
@@ -53,7 +63,12 @@ def test_records(data: bytes) -> None:
             decode_manifest(payload)
 
 
-@given(garbage, st.sampled_from([int, str, list[int], dict[str, float], np.ndarray, Manifest, Any, set[int], bytes]))
+@given(
+    garbage,
+    st.sampled_from(
+        [int, str, list[int], dict[str, float], np.ndarray, Manifest, Any, set[int], bytes]
+    ),
+)
 def test_values_of_a_type(data: bytes, kind: Any) -> None:
     with suppress(BadMessage):
         codec.decode(data, kind, "x")
@@ -64,7 +79,9 @@ def test_values_of_a_type(data: bytes, kind: Any) -> None:
 array = codec.encode_raw(np.arange(12, dtype=np.float32).reshape(3, 4))
 
 
-@given(damaged([array, codec.encode_raw(np.array(["a", "bc"])), codec.encode_raw([np.zeros(3), 1])]))
+@given(
+    damaged([array, codec.encode_raw(np.array(["a", "bc"])), codec.encode_raw([np.zeros(3), 1])])
+)
 def test_damaged_arrays(data: bytes) -> None:
     for kind in (np.ndarray, Any, list[Any]):
         with suppress(BadMessage):
@@ -101,7 +118,9 @@ frames = [
     codec.encode_raw(Beat("n-x", "h", "n", 0.0, ["A"], 1, 2, "0.1")),
     codec.encode_raw(HostBeat("h", ["n-x"])),
     codec.encode_raw(InboxMessage("add", b"\x91\x01", "p-x", 1)),
-    codec.encode_raw(DeadRecord(InboxMessage("add", b"\x91\x01"), ("ValueError", "x", "", ""), 1, 0.0)),
+    codec.encode_raw(
+        DeadRecord(InboxMessage("add", b"\x91\x01"), ("ValueError", "x", "", ""), 1, 0.0)
+    ),
 ]
 
 
@@ -190,12 +209,27 @@ def test_arguments_by_names_alone(served: Served, value: Any) -> None:
 
 heads = st.tuples(
     st.sampled_from(
-        ["<f8", "|b1", "<U3", "<U999999999", "<M8[ns]", "V3", "bfloat16", "finfo", "int4", "os", "<f8, <f8", ""]
+        [
+            "<f8",
+            "|b1",
+            "<U3",
+            "<U999999999",
+            "<M8[ns]",
+            "V3",
+            "bfloat16",
+            "finfo",
+            "int4",
+            "os",
+            "<f8, <f8",
+            "",
+        ]
     ),
     st.lists(st.integers(-1, 3) | st.integers(0, 2**64 - 1), max_size=4),
 ).map(msgspec.msgpack.encode)
 bodies = st.binary(max_size=64)
-framed = st.builds(lambda head, body: len(head).to_bytes(4, "little") + head + body, heads | bodies, bodies)
+framed = st.builds(
+    lambda head, body: len(head).to_bytes(4, "little") + head + body, heads | bodies, bodies
+)
 
 
 @given(st.integers(0, 4), framed | bodies | st.just(b"2026-01-01T10:00:00+02:00"))

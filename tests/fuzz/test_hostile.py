@@ -1,4 +1,5 @@
-"""A message of a few KB costs neither gigabytes nor a loop that stands still, whatever its sender made of it."""
+"""A message of a few KB costs neither gigabytes nor a loop that stands still, whatever its sender
+made of it."""
 
 from __future__ import annotations
 
@@ -12,10 +13,15 @@ from holdfast import limits
 
 
 def test_small_messages_cost_little() -> None:
-    """In a process that would end at a GB of memory, or after a minute of processor time for all of them."""
+    """In a process that would end at a GB of memory, or after a minute of processor time for all of
+    them."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.hostile"], capture_output=True, text=True, env=environment, timeout=600
+        [sys.executable, "-m", "tests.fuzz.hostile"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
     )
     found = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
     assert done.returncode == 0, (list(found)[-1:], done.stderr[-2000:])

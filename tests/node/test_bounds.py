@@ -1,4 +1,5 @@
-"""Every command that has a place has a deadline and can wait; one deadline counts for all of its phases."""
+"""Every command that has a place has a deadline and can wait; one deadline counts for all of its
+phases."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def commands(group: typer.Typer, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_every_command_with_a_place_has_a_timeout_and_can_wait() -> None:
     found = dict(commands(app))
-    placed = {name for name, callback in found.items() if "at" in inspect.signature(callback).parameters}
+    placed = {
+        name for name, callback in found.items() if "at" in inspect.signature(callback).parameters
+    }
     assert {
         "status",
         "hosts",
@@ -49,7 +52,9 @@ def test_every_command_with_a_place_has_a_timeout_and_can_wait() -> None:
         "cohort show",
         "doctor",
     ):
-        assert inspect.signature(found[name]).parameters["timeout"].default == bounds.COMMAND_SECONDS, name
+        assert (
+            inspect.signature(found[name]).parameters["timeout"].default == bounds.COMMAND_SECONDS
+        ), name
 
 
 def test_what_is_left_of_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,4 +65,6 @@ def test_what_is_left_of_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.left() == 2.0 and one.left(1.0) == 1.0
     now = 200.0
     assert 0 < (one.left() or 0) < 0.1
-    assert bounds.Bounds(timeout=None).left() is None and bounds.Bounds(timeout=None).left(2.0) == 2.0
+    assert (
+        bounds.Bounds(timeout=None).left() is None and bounds.Bounds(timeout=None).left(2.0) == 2.0
+    )

@@ -1,4 +1,5 @@
-"""The command line, from the outside: what it prints, for people and programs, and its exit codes."""
+"""The command line, from the outside: what it prints, for people and programs, and its exit
+codes."""
 
 from __future__ import annotations
 
@@ -81,18 +82,26 @@ def test_run_and_look_at_an_embedded_log(directory: Path) -> None:
     assert [(a["agent"], a["capabilities"], a["metadata"]) for a in listed["agents"]] == [
         ("Adder/made", ["adding"], {"region": "eu"})
     ]
-    assert "Adder/made" in holdfast(directory, "agents", "find", "adding", "--where", "region eq eu", *at)
+    assert "Adder/made" in holdfast(
+        directory, "agents", "find", "adding", "--where", "region eq eu", *at
+    )
     assert (
-        json.loads(holdfast(directory, "agents", "find", "adding", "--where", "region eq us", *at, "--json"))["total"]
+        json.loads(
+            holdfast(
+                directory, "agents", "find", "adding", "--where", "region eq us", *at, "--json"
+            )
+        )["total"]
         == 0
     )
     shown = json.loads(holdfast(directory, "agents", "show", "Adder/made", *at, "--json"))
     assert shown["stored"]["state"] == {"n": 5}
     assert "embedded" in holdfast(directory, "status", *at)
-    assert holdfast(directory, "call", "Adder/made", "add", "2", *at, "--app", "app.py").strip() == "7"
-    assert json.loads(holdfast(directory, "call", "Adder/made", "value", *at, "--app", "app.py", "--json")) == {
-        "reply": 7
-    }
+    assert (
+        holdfast(directory, "call", "Adder/made", "add", "2", *at, "--app", "app.py").strip() == "7"
+    )
+    assert json.loads(
+        holdfast(directory, "call", "Adder/made", "value", *at, "--app", "app.py", "--json")
+    ) == {"reply": 7}
 
 
 def test_errors_say_what_to_do_and_have_their_codes(directory: Path) -> None:
@@ -105,13 +114,17 @@ def test_errors_say_what_to_do_and_have_their_codes(directory: Path) -> None:
     call = ("call", "Adder/a")
     assert "as told" in holdfast(directory, *call, "fail", *at, "--app", "app.py", code=1)
     assert "by" in holdfast(directory, *call, "add", "text", *at, "--app", "app.py", code=1)
-    failed = json.loads(holdfast(directory, *call, "add", "text", *at, "--app", "app.py", "--json", code=1))
+    failed = json.loads(
+        holdfast(directory, *call, "add", "text", *at, "--app", "app.py", "--json", code=1)
+    )
     assert failed["error"] == "BadMessage"
     assert "no scheme" not in holdfast(directory, "status", "--at", "http://x", code=2)
     (port,) = free_ports(1)
     holdfast(directory, "up", "--hosts", "2", "--port", str(port), code=2)
     (directory / "broken.py").write_text("import nothing_of_this_name")
-    assert "nothing_of_this_name" in holdfast(directory, "up", "broken.py", "--port", str(port), code=2)
+    assert "nothing_of_this_name" in holdfast(
+        directory, "up", "broken.py", "--port", str(port), code=2
+    )
     assert "Usage" in holdfast(directory, "call", "--help")
 
 
@@ -120,16 +133,24 @@ def test_beyond_loopback_nothing_starts_without_tls_and_credentials(directory: P
     assert "--tls-cert" in told and "--password-file" in told
     assert not (directory / ".holdfast" / "jetstream").exists()
     (directory / "secret").write_text("s3cret\n")
-    holdfast(directory, "up", "--listen", "0.0.0.0", "--user", "u", "--password-file", "secret", code=2)
+    holdfast(
+        directory, "up", "--listen", "0.0.0.0", "--user", "u", "--password-file", "secret", code=2
+    )
 
 
 @pytest.mark.parametrize("capacity", ["inf", "-inf", "nan", "0", "-1", "1001"])
-def test_a_capacity_that_no_plan_can_be_made_with_is_refused(directory: Path, capacity: str) -> None:
-    assert "give a number from 0.01 to 1000" in holdfast(directory, "up", f"--capacity={capacity}", code=2)
+def test_a_capacity_that_no_plan_can_be_made_with_is_refused(
+    directory: Path, capacity: str
+) -> None:
+    assert "give a number from 0.01 to 1000" in holdfast(
+        directory, "up", f"--capacity={capacity}", code=2
+    )
     assert not (directory / ".holdfast").exists()
 
 
-@pytest.mark.parametrize("option", [("--label", "gpu"), ("--capacity", "2"), ("--cluster-port", "7000")])
+@pytest.mark.parametrize(
+    "option", [("--label", "gpu"), ("--capacity", "2"), ("--cluster-port", "7000")]
+)
 @pytest.mark.parametrize("hosts", [(), ("--hosts", "3")])
 def test_what_several_hosts_have_no_use_for_is_refused(
     directory: Path, option: tuple[str, ...], hosts: tuple[str, ...]
@@ -143,7 +164,11 @@ def test_what_several_hosts_have_no_use_for_is_refused(
 
 
 def test_version(directory: Path) -> None:
-    assert holdfast(directory, "version").strip() == holdfast(directory, "--version").strip() == "0.1.0"
+    assert (
+        holdfast(directory, "version").strip()
+        == holdfast(directory, "--version").strip()
+        == "0.1.0"
+    )
     as_module = subprocess.run(
         [sys.executable, "-m", "holdfast", "version"], capture_output=True, text=True, timeout=400
     )
@@ -151,7 +176,8 @@ def test_version(directory: Path) -> None:
 
 
 def free_base() -> int:
-    """The first of some ports that are free, of those that this process of the tests has for itself."""
+    """The first of some ports that are free, of those that this process of the tests has for
+    itself."""
     while True:
         base = random.choice(nats_server.ports()[:-101])
         try:
@@ -164,7 +190,8 @@ def free_base() -> int:
 
 
 def until_ready(process: subprocess.Popen[str], directory: Path, hosts: int) -> list[str]:
-    """Wait until each host has its node, and commands find the cluster; what was said until then."""
+    """Wait until each host has its node, and commands find the cluster; what was said until
+    then."""
     assert process.stdout is not None
     said: list[str] = []
     while said.count("node-ready") < hosts:
@@ -180,7 +207,14 @@ def until_ready(process: subprocess.Popen[str], directory: Path, hosts: int) -> 
 @pytest.fixture(params=["1", "3"])
 def cluster(request: pytest.FixtureRequest, directory: Path) -> Iterator[subprocess.Popen[str]]:
     base = free_base()
-    command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--hosts", request.param, "--json"]
+    command = [
+        str(Path(sys.executable).parent / "holdfast"),
+        "up",
+        "app.py",
+        "--hosts",
+        request.param,
+        "--json",
+    ]
     command += ["--port", str(base)]
     command += ["--cluster-port", str(base + 100)] if request.param == "1" else []
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
@@ -192,11 +226,14 @@ def cluster(request: pytest.FixtureRequest, directory: Path) -> Iterator[subproc
 
 
 def all_served(directory: Path) -> Any:
-    """The status, once all is well; just after a start fewer shards are served, and it ends with 1 or 3."""
+    """The status, once all is well; just after a start fewer shards are served, and it ends with 1
+    or 3."""
     command = [str(Path(sys.executable).parent / "holdfast"), "status", "--json"]
     deadline = time.monotonic() + 120
     while True:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, timeout=400, check=False
+        )
         found = json.loads(done.stdout)
         if found.get("state") == "well":
             assert done.returncode == 0
@@ -222,7 +259,17 @@ def test_up_call_and_find_it_all_again(directory: Path, cluster: subprocess.Pope
     holdfast(directory, "dead-letters", "replay", letters[0]["id"], code=1)
     assert "UnknownKind" in holdfast(directory, "call", "Other/a", "add", code=1)
     assert holdfast(directory, "call", "Adder/a", "value").strip() == "9"
-    holdfast(directory, "call", "Adder/a", "value", "--at", "nats://127.0.0.1:1", "--timeout", "1", code=3)
+    holdfast(
+        directory,
+        "call",
+        "Adder/a",
+        "value",
+        "--at",
+        "nats://127.0.0.1:1",
+        "--timeout",
+        "1",
+        code=3,
+    )
     for more in ([], ["--hosts", "1"], ["--hosts", "3"], ["--dir", str(linked(directory))]):
         told = holdfast(directory, "up", "app.py", "--port", str(free_base()), *more, code=2)
         assert f"process {cluster.pid}" in told and "--dir" in told, told
@@ -231,7 +278,9 @@ def test_up_call_and_find_it_all_again(directory: Path, cluster: subprocess.Pope
     assert "--at" in holdfast(directory, "status", code=2)
     hosts = len(status["nodes"])
     other = "--hosts", "5" if hosts == 1 else "1"
-    assert f"holdfast up {'--name' if hosts == 1 else '--hosts 3'}" in holdfast(directory, "up", *other, code=2)
+    assert f"holdfast up {'--name' if hosts == 1 else '--hosts 3'}" in holdfast(
+        directory, "up", *other, code=2
+    )
     starts_what_is_there(directory, hosts)
 
 
@@ -246,7 +295,14 @@ def linked(directory: Path) -> Path:
 def starts_what_is_there(directory: Path, hosts: int) -> None:
     """A start that says nothing of hosts starts those that the directory has, with their data."""
     base = str(free_base())
-    command = [str(Path(sys.executable).parent / "holdfast"), "up", "app.py", "--json", "--port", base]
+    command = [
+        str(Path(sys.executable).parent / "holdfast"),
+        "up",
+        "app.py",
+        "--json",
+        "--port",
+        base,
+    ]
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
     said = until_ready(process, directory, hosts)
     assert said.count("again") == (hosts > 1)
@@ -281,7 +337,9 @@ def test_the_error_of_up_is_its_last_line_however_slowly_it_is_read(tmp_path: Pa
     client, routes = free_ports(2)
     options = ["up", "--nodes", "0", "--json", "--port", str(client), "--cluster-port", str(routes)]
     command = [sys.executable, "-c", SLOW, *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+    )
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line.get("event") for line in said] == ["reloaded", "stopping", None], done
     assert (said[-1]["error"], done.returncode) == ("StorageFailed", 3)

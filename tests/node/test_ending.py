@@ -1,4 +1,5 @@
-"""A node of which a part has ended does not limp: it ends as a whole, and tells whoever calls why."""
+"""A node of which a part has ended does not limp: it ends as a whole, and tells whoever calls
+why."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ def parts(before: set[asyncio.Task[None]]) -> dict[str, asyncio.Task[None]]:
     found = {}
     for task in asyncio.all_tasks() - before:
         code = getattr(task.get_coro(), "cr_code", None)
-        if code is not None and "/holdfast/" in code.co_filename and "/engines/" not in code.co_filename:
+        if (
+            code is not None
+            and "/holdfast/" in code.co_filename
+            and "/engines/" not in code.co_filename
+        ):
             found[getattr(code, "co_qualname", code.co_name)] = task
     return found
 
@@ -61,11 +66,17 @@ async def joined(url: list[str]) -> AsyncIterator[tuple[Node, dict[str, asyncio.
         yield node, parts(before)
 
 
-async def test_a_part_that_is_cancelled_ends_its_node(url: list[str], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_part_that_is_cancelled_ends_its_node(
+    url: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     async with joined(url) as (_, there):
         names = sorted(there)
     assert len(names) >= 7, names
-    for name in names if url[0].startswith("local") else ["Life._keep_proving", "Ownership._run", "Membership._run"]:
+    for name in (
+        names
+        if url[0].startswith("local")
+        else ["Life._keep_proving", "Ownership._run", "Membership._run"]
+    ):
         caplog.clear()
         async with joined(url) as (node, there):
             there[name].cancel()
@@ -102,7 +113,9 @@ async def test_what_is_open_when_a_part_ends_is_answered(url: list[str]) -> None
                     await one
 
 
-async def test_a_node_that_is_closed_in_order_says_nothing(url: list[str], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_node_that_is_closed_in_order_says_nothing(
+    url: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     async with joined(url) as (_, there):
         assert there
     assert not logged(caplog)
@@ -145,12 +158,18 @@ async def main():
 
 
 @pytest.mark.parametrize("runs", ["run", "asyncio.run"])
-def test_a_program_that_fails_without_closing_its_node_shows_its_own_error(url: list[str], runs: str) -> None:
+def test_a_program_that_fails_without_closing_its_node_shows_its_own_error(
+    url: list[str], runs: str
+) -> None:
     command = [sys.executable, "-c", PROGRAM, runs, " ".join(url)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert ended.returncode == 1 and ended.stderr.endswith("ValueError: an error of the program's\n"), ended.stderr
+    assert ended.returncode == 1 and ended.stderr.endswith(
+        "ValueError: an error of the program's\n"
+    ), ended.stderr
     said, _, _ = ended.stderr.partition("Traceback")
-    assert said.startswith("the program ended, and did not close the node ") and said.count("\n") == 1, ended.stderr
+    assert (
+        said.startswith("the program ended, and did not close the node ") and said.count("\n") == 1
+    ), ended.stderr
     assert ended.stderr.count("Traceback") == 1 and not ended.stdout, ended.stderr
 
 
@@ -178,11 +197,17 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("program", ["-m holdfast run app.py --at local:dev.db", "-m holdfast.node", "app.py"])
+@pytest.mark.parametrize(
+    "program", ["-m holdfast run app.py --at local:dev.db", "-m holdfast.node", "app.py"]
+)
 def test_a_task_of_a_turn_ends_no_program_on_a_loop_of_ours(tmp_path: Path, program: str) -> None:
     (tmp_path / "app.py").write_text(APP + FAMILY)
     with subprocess.Popen(
-        [sys.executable, *program.split()], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, *program.split()],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdin is not None and process.stdout is not None
@@ -193,7 +218,10 @@ def test_a_task_of_a_turn_ends_no_program_on_a_loop_of_ours(tmp_path: Path, prog
             said = process.stdout.readline()
             assert "serving" in said or "ready" in said
             assert holdfast(tmp_path, "call", "Adder/a", "add").strip() == "1"
-            for exits, error in (("true", "SystemExit: 3"), ("false", "KeyboardInterrupt: as told")):
+            for exits, error in (
+                ("true", "SystemExit: 3"),
+                ("false", "KeyboardInterrupt: as told"),
+            ):
                 told = holdfast(tmp_path, "call", "Family/a", "beget", exits, code=1)
                 assert "HandlerFailed" in told and error in told
             assert holdfast(tmp_path, "call", "Adder/a", "add").strip() == "2"
@@ -241,7 +269,11 @@ async def test_a_handler_that_swallows_each_cancellation_keeps_no_node_open(
             await node.close()
         with pytest.raises(HoldfastError):
             await asked
-        (said,) = [record.getMessage() for record in caplog.records if "goes on though" in record.getMessage()]
+        (said,) = [
+            record.getMessage()
+            for record in caplog.records
+            if "goes on though" in record.getMessage()
+        ]
         assert said.startswith(f"Stubborn/a: {method.name} ")
     finally:
         Stubborn.ends.set()
@@ -288,12 +320,14 @@ async def test_a_part_that_cannot_be_closed_keeps_no_other_open(
     await close_ownership()
     assert not node._runtime.shards
     assert asyncio.all_tasks() <= before
-    async with on([f"local:{tmp_path / 'log.db'}"], Counter) as node:  # the engine was closed as well
+    # the engine was closed as well
+    async with on([f"local:{tmp_path / 'log.db'}"], Counter) as node:
         assert await node.agent(Counter, "a").ask(Counter.add, 1) == 1
 
 
 async def test_a_hosts_node_that_serves_nothing_is_heard_of_as_well(tmp_path: Path) -> None:
-    """Its host ends a node that says nothing for twenty seconds: `holdfast up` without an app is such a one."""
+    """Its host ends a node that says nothing for twenty seconds: `holdfast up` without an app is
+    such a one."""
     async with Node.join(f"local:{tmp_path / 'log.db'}", incarnation="n-1") as node:
         heard = asyncio.Event()
         node._runtime.stalls.tell = lambda what, _: heard.set() if what == "pulse" else None

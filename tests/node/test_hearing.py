@@ -19,7 +19,9 @@ from holdfast.signals import Signals
 @pytest.fixture(params=["nohup", "plain"])
 def ignored(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether SIGHUP is ignored when the program starts."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if request.param == "nohup" else signal.SIG_DFL)
+    before = signal.signal(
+        signal.SIGHUP, signal.SIG_IGN if request.param == "nohup" else signal.SIG_DFL
+    )
     yield request.param == "nohup"
     signal.signal(signal.SIGHUP, before)
 
@@ -38,7 +40,9 @@ async def test_sighup_reloads_unless_the_terminal_that_a_program_ends_with_was_c
         assert (heard.stop.is_set(), reloaded.is_set()) == (ends, not ends)
 
 
-async def test_sighup_ends_what_has_nothing_to_reload_unless_it_was_told_to_ignore_it(ignored: bool) -> None:
+async def test_sighup_ends_what_has_nothing_to_reload_unless_it_was_told_to_ignore_it(
+    ignored: bool,
+) -> None:
     with Signals() as heard:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -47,7 +51,10 @@ async def test_sighup_ends_what_has_nothing_to_reload_unless_it_was_told_to_igno
 
 
 def test_what_tests_start_hears_what_the_tests_were_told_to_ignore() -> None:
-    shown = "import signal; print(signal.getsignal(signal.SIGHUP).name, signal.getsignal(signal.SIGINT).__name__)"
+    shown = (
+        "import signal; print(signal.getsignal(signal.SIGHUP).name, "
+        "signal.getsignal(signal.SIGINT).__name__)"
+    )
     program = (
         "import signal, subprocess, sys\n"
         "for number in (signal.SIGHUP, signal.SIGINT): signal.signal(number, signal.SIG_IGN)\n"
@@ -57,5 +64,7 @@ def test_what_tests_start_hears_what_the_tests_were_told_to_ignore() -> None:
         f"subprocess.run([sys.executable, '-c', {shown!r}], check=True)\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["SIG_DFL", "default_int_handler"]

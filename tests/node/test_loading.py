@@ -1,4 +1,5 @@
-"""An application that cannot be imported: which line of it is wrong is shown, and no line of ours."""
+"""An application that cannot be imported: which line of it is wrong is shown, and no line of
+ours."""
 
 from __future__ import annotations
 
@@ -45,8 +46,14 @@ def test_the_applications_own_traceback_is_shown(tmp_path: Path, name: str) -> N
     assert "importlib" not in note and "loading.py" not in note and len(note.splitlines()) < 100
     for command in (["run", str(path)], ["up", str(path)]):
         done = CliRunner().invoke(app, command)
-        assert done.exit_code == 2 and line in done.output and "\x1b" not in done.output, done.output
-        told = json.loads(CliRunner().invoke(app, [*command, "--json"]).output) if command[0] == "up" else {}
+        assert done.exit_code == 2 and line in done.output and "\x1b" not in done.output, (
+            done.output
+        )
+        told = (
+            json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+            if command[0] == "up"
+            else {}
+        )
         assert not told or (told["error"] == "ConfigError" and line in told["details"])
 
 

@@ -1,4 +1,5 @@
-"""Nasty texts of users through every command that shows them: none ends a command, none reaches the terminal as it is."""
+"""Nasty texts of users through every command that shows them: none ends a command, none reaches the
+terminal as it is."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ from holdfast.cli.main import app
 from holdfast.node.node import Node
 from holdfast.node.views import MemberInfo
 
-NASTY = "[/x][link=http://e.example]l[/link]\x1b[2J\x1b]0;t\x07\x9b31m\rr\nHoldfast: all is well\u202egpj [/INST]"
+NASTY = (
+    "[/x][link=http://e.example]l[/link]\x1b[2J\x1b]0;t\x07\x9b31m\rr\nHoldfast: all is "
+    "well\u202egpj [/INST]"
+)
 NAMED = "[/x]\x1b[2J\u202en\nx"
 """As an agent's name."""
 SEEN = "[/x][link=http://e.example]l[/link]"
@@ -75,7 +79,9 @@ def clean(text: str) -> None:
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("nasty")
     (made / "nasty_app.py").write_text(APP)
-    done = CliRunner().invoke(app, ["run", str(made / "nasty_app.py"), "--at", f"local:{made}/x.db"])
+    done = CliRunner().invoke(
+        app, ["run", str(made / "nasty_app.py"), "--at", f"local:{made}/x.db"]
+    )
     assert done.exit_code == 0, done.output + str(done.exception)
     return made
 
@@ -89,7 +95,9 @@ def run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         done = CliRunner().invoke(app, [*arguments])
         assert done.exit_code == code, (arguments, done.output, done.exception)
         clean(
-            done.output.replace("\nHoldfast: all", " ") if arguments[2:3] == ("put",) else done.output
+            done.output.replace("\nHoldfast: all", " ")
+            if arguments[2:3] == ("put",)
+            else done.output
         )  # a reply has lines
         return done.output
 
@@ -137,7 +145,11 @@ def test_commands(run: Any, command: tuple[str, ...], code: int, wanted: str) ->
 
 
 def test_one_dead_letter_as_a_whole(run: Any) -> None:
-    (letter,) = [one for one in json.loads(run("dead-letters", "list", "--json")) if one["agent_id"] == "Adder/plain"]
+    (letter,) = [
+        one
+        for one in json.loads(run("dead-letters", "list", "--json"))
+        if one["agent_id"] == "Adder/plain"
+    ]
     assert letter["arguments"] == [NASTY] and NASTY in letter["error"]
     shown = run("dead-letters", "show", letter["id"])
     assert SEEN in shown and "\\x1b[2J" in shown and "Traceback" in shown
@@ -193,7 +205,9 @@ def test_findings_events_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_up_shows(capfd: pytest.CaptureFixture[str]) -> None:
     say = up._Speaker(as_json=False)
-    names = {name for text in up._TEXTS.values() for _, name, _, _ in Formatter().parse(text) if name}
+    names = {
+        name for text in up._TEXTS.values() for _, name, _, _ in Formatter().parse(text) if name
+    }
     for event in up._TEXTS:
         say(event, dict.fromkeys({*names, "host"}, NASTY))
         say(event, {**dict.fromkeys(names, NASTY), "kinds": [NASTY], "urls": [NASTY]})

@@ -31,7 +31,9 @@ async def test_an_option_that_there_is_not_is_refused_by_its_name(tmp_path: Path
     assert not (tmp_path / "log.db").exists()
 
 
-@pytest.mark.parametrize("capacity", [-1.0, 0.0, 0.001, 1001.0, float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "capacity", [-1.0, 0.0, 0.001, 1001.0, float("inf"), -float("inf"), float("nan")]
+)
 async def test_what_cannot_be_opened_leaves_nothing_open(tmp_path: Path, capacity: float) -> None:
     with pytest.raises(ConfigError, match=f"capacity is from 0.01 to 1000, not {capacity}"):
         await Node.open(f"local:{tmp_path}/log.db", serve=[Counter], capacity=capacity)

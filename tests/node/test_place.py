@@ -1,4 +1,5 @@
-"""What the working directory says about where to connect: only this user's own word counts, and no password follows it."""
+"""What the working directory says about where to connect: only this user's own word counts, and no
+password follows it."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def test_nonsense_in_it(text: str) -> None:
         place.where("")
 
 
-def test_with_a_password_the_servers_are_named_or_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_password_the_servers_are_named_or_confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOLDFAST_USER", "somebody")
     with pytest.raises(ConfigError, match="Name the servers"):
         place.where("")
@@ -95,7 +98,11 @@ async def test_no_password_goes_where_a_cloned_directory_says(here: Path) -> Non
         say([f"nats://{impostor.where}"])
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
-            env={**os.environ, "HOLDFAST_USER": "somebody", "HOLDFAST_PASSWORD_FILE": str(here / "password")},
+            env={
+                **os.environ,
+                "HOLDFAST_USER": "somebody",
+                "HOLDFAST_PASSWORD_FILE": str(here / "password"),
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -110,7 +117,11 @@ def test_in_a_terminal_it_is_asked_once(answer: str) -> None:
     say(["nats://127.0.0.1:1"])
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        COMMAND, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "HOLDFAST_USER": "somebody"}
+        COMMAND,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "HOLDFAST_USER": "somebody"},
     )
     os.close(slave)
     text = b""

@@ -1,4 +1,5 @@
-"""Users' text is data in every terminal: no markup, no control characters, no folded ids; `--json` is JSON for every value."""
+"""Users' text is data in every terminal: no markup, no control characters, no folded ids; `--json`
+is JSON for every value."""
 
 from __future__ import annotations
 
@@ -25,10 +26,30 @@ from hypothesis import strategies as some
 
 import holdfast
 from holdfast.cli import printing
-from holdfast.cli.printing import Styled, Table, bold, cut, json_text, plain, shown, visible, width_of
+from holdfast.cli.printing import (
+    Styled,
+    Table,
+    bold,
+    cut,
+    json_text,
+    plain,
+    shown,
+    visible,
+    width_of,
+)
 
 CLI = Path(holdfast.__file__).parent / "cli"
-PRINTS = {"print", "echo", "secho", "Console", "pprint", "write", "writelines", "rprint", "progressbar"}
+PRINTS = {
+    "print",
+    "echo",
+    "secho",
+    "Console",
+    "pprint",
+    "write",
+    "writelines",
+    "rprint",
+    "progressbar",
+}
 
 NASTY = [
     "[/x]",
@@ -75,14 +96,27 @@ def test_nothing_else_in_the_cli_prints() -> None:
         if path.name == "printing.py":
             continue
         tree = ast.parse(path.read_text())
-        found = [f"{on}.{name}" for on, name in calls(tree) if name in PRINTS and on not in ("out", "problems")]
+        found = [
+            f"{on}.{name}"
+            for on, name in calls(tree)
+            if name in PRINTS and on not in ("out", "problems")
+        ]
         assert found == [], path.name
         names = {
-            alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+            alias.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
         }
-        froms = {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        froms = {
+            str(node.module).split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+        }
         assert not {"rich", "click"} & (names | froms), path.name
-        assert "sys.stdout" not in ast.unparse(tree) and "sys.stderr" not in ast.unparse(tree), path.name
+        assert "sys.stdout" not in ast.unparse(tree) and "sys.stderr" not in ast.unparse(tree), (
+            path.name
+        )
     assert list(calls(ast.parse("typer.echo(1); print(2)"))) == [("typer", "echo"), ("", "print")]
 
 
@@ -116,7 +150,10 @@ def test_lines_after_the_first_of_a_block_are_indented(capsys: pytest.CaptureFix
 def test_free_text_is_cut_and_ids_are_not() -> None:
     table = Table("ID", "~TEXT", "#N")
     table.add_row("i" * 300, "t" * 1000, "7")
-    (_, row) = ["".join(part if isinstance(part, str) else part.text for part in line) for line in table.lines(80)]
+    (_, row) = [
+        "".join(part if isinstance(part, str) else part.text for part in line)
+        for line in table.lines(80)
+    ]
     assert "i" * 300 in row and row.count("t") == 11 and "…" in row and row.endswith("7")
     assert seen(table).count("t") == 199
 
@@ -182,7 +219,13 @@ def test_a_value_that_is_nested_too_deeply_is_still_json() -> None:
 def test_an_output_without_these_characters_is_no_error() -> None:
     program = "from holdfast.cli.printing import out; out.print('é … \\U0001f600'); out.json('é')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "\\xe9 \\u2026 \\U0001f600\n" + '"\\xe9"\n'
 
@@ -195,7 +238,9 @@ def test_on_a_terminal_there_are_colours_but_none_of_the_users() -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, stdout=theirs, timeout=400)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=theirs, timeout=400
+    )
     os.close(theirs)
     text = b""
     while chunk := _read(ours):
@@ -213,6 +258,8 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.8e9, -1.0, math.nan, math.inf, -math.inf, 1e300, 2.0**63])
+@pytest.mark.parametrize(
+    "seconds", [0.0, 1.8e9, -1.0, math.nan, math.inf, -math.inf, 1e300, 2.0**63]
+)
 def test_a_moment_that_no_calendar_has_is_printed_as_well(seconds: float) -> None:
     assert printing.moment(seconds).isprintable() and printing.moment(seconds)

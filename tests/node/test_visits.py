@@ -1,4 +1,5 @@
-"""A running program's embedded log, looked at from another process: everything that a client can do, and no harm done."""
+"""A running program's embedded log, looked at from another process: everything that a client can
+do, and no harm done."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast import Agent, Closed, ConfigError, HandlerFailed, Node, NoQuorum, State, handler, limits, reader
+from holdfast import (
+    Agent,
+    Closed,
+    ConfigError,
+    HandlerFailed,
+    Node,
+    NoQuorum,
+    State,
+    handler,
+    limits,
+    reader,
+)
 from holdfast.engines.local import socket_engine, wire
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine
@@ -92,15 +104,21 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_commands_beside_a_running_program(tmp_path: Path, running: subprocess.Popen[str]) -> None:
     status = holdfast(tmp_path, "status")
-    assert f"open in process {running.pid}" in status and "128 of 128" in status and "Adder" in status
+    assert (
+        f"open in process {running.pid}" in status and "128 of 128" in status and "Adder" in status
+    )
     assert holdfast(tmp_path, "call", "Adder/a", "add", "5").strip() == "5"
     assert "durable" in holdfast(tmp_path, "send", "Adder/a", "add", "2")
     holdfast(tmp_path, "send", "Adder/b", "fail")
     assert "as told" in holdfast(tmp_path, "call", "Adder/b", "fail", code=1)
     while json.loads(holdfast(tmp_path, "call", "Adder/a", "value", "--json"))["reply"] != 7:
         pass
-    assert json.loads(holdfast(tmp_path, "agents", "show", "Adder/a", "--json"))["stored"]["state"] == {"n": 7}
-    assert "open in process" in holdfast(tmp_path, "call", "Adder/a", "add", "--app", "app.py", code=2)
+    assert json.loads(holdfast(tmp_path, "agents", "show", "Adder/a", "--json"))["stored"][
+        "state"
+    ] == {"n": 7}
+    assert "open in process" in holdfast(
+        tmp_path, "call", "Adder/a", "add", "--app", "app.py", code=2
+    )
     assert "facts" not in holdfast(tmp_path, "backup", "create", "b.backup")
     assert f"open in process {running.pid}" in holdfast(tmp_path, "restore", "b.backup", code=2)
     assert "shards-claimed" in holdfast(tmp_path, "events")
@@ -130,7 +148,9 @@ def test_a_program_whose_log_is_removed_ends_and_says_so(tmp_path: Path) -> None
     finally:
         process.kill()
     assert process.returncode == 3
-    assert "StorageFailed" in problems and "dev.db is gone" in problems and "Traceback" not in problems
+    assert (
+        "StorageFailed" in problems and "dev.db is gone" in problems and "Traceback" not in problems
+    )
 
 
 async def test_a_node_that_serves_nothing_is_a_client_of_the_one_that_does(tmp_path: Path) -> None:
@@ -141,7 +161,11 @@ async def test_a_node_that_serves_nothing_is_a_client_of_the_one_that_does(tmp_p
         async with Node.join(at) as client, Node.join(at) as other:
             assert isinstance(client.engine, SocketEngine) and client.engine.owner == os.getpid()
             assert [member.name for member in client.members() if member.kinds] == ["owner"]
-            asked = (node.agent(Adder, "a").ask(Adder.add) for node in (owner, client, other) for _ in range(100))
+            asked = (
+                node.agent(Adder, "a").ask(Adder.add)
+                for node in (owner, client, other)
+                for _ in range(100)
+            )
             assert sorted(await asyncio.gather(*asked)) == list(range(1, 301))
             with pytest.raises(HandlerFailed, match="as told"):
                 await client.agent(Adder, "a").ask(Adder.fail)
@@ -172,7 +196,9 @@ def crowd(log: Path) -> list[socket.socket]:
             return waiting
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for"
+)
 @pytest.mark.timeout(900)
 async def test_a_process_that_takes_nobody_in_blocks_no_visitor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +211,9 @@ async def test_a_process_that_takes_nobody_in_blocks_no_visitor(
         for crowded in (False, True):  # it waits to be taken in, and for a place to wait at
             waiting = crowd(log) if crowded else []
             assert socket_engine.answers(log)
-            with pytest.raises(NoQuorum, match=r"process 4711 has .*log\.db open and does not answer"):
+            with pytest.raises(
+                NoQuorum, match=r"process 4711 has .*log\.db open and does not answer"
+            ):
                 await SocketEngine(log).open()
             for one in waiting:
                 one.close()
@@ -197,9 +225,13 @@ async def test_a_process_that_takes_nobody_in_blocks_no_visitor(
     assert not socket_engine.answers(log)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the system refuses whom it has no room for"
+)
 @pytest.mark.timeout(900)
-def test_commands_beside_a_stopped_program_end_and_say_why(tmp_path: Path, running: subprocess.Popen[str]) -> None:
+def test_commands_beside_a_stopped_program_end_and_say_why(
+    tmp_path: Path, running: subprocess.Popen[str]
+) -> None:
     running.send_signal(signal.SIGSTOP)
     waiting = crowd(tmp_path / "dev.db")
     for command in (("status",), ("call", "Adder/a", "add")):
@@ -241,16 +273,38 @@ async def test_nonsense_from_a_visitor_harms_nobody(tmp_path: Path) -> None:
     await owner.ensure_cells(["c"], 1)
     chance = random.Random(3)
     frames = [
-        b"", b"\x00", b"\xff" * 64, struct.pack("<I", 2**32 - 1), struct.pack("<I", 4) + b"\xc1\xc1\xc1\xc1",
-        *(wire.frame(one) for one in (
-            None, 7, [], [1], [1, 2, 3], [1, "x", 5], [1, "hello", [2]], [1, "hello", []], [-1, "cells", [[]]],
-            [1, "append", ["c", [["c.a", b"", ["c.a"]]]]], [1, "append", ["c", []]], [1, "next", [9]],
-            [1, "tail", [1, "c", ["*bad*"], 1]], [1, "blob_get", ["../x"]], [1, "read", ["no", "no"]],
-            [0, "publish", ["bad subject", b"", ""]], [0, "publish", [1, 2, 3]], [1, "__class__", []],
-            [2**63, "cells", []], [1, "subscribe", [1, "a b", ""]],
-        )),
+        b"",
+        b"\x00",
+        b"\xff" * 64,
+        struct.pack("<I", 2**32 - 1),
+        struct.pack("<I", 4) + b"\xc1\xc1\xc1\xc1",
+        *(
+            wire.frame(one)
+            for one in (
+                None,
+                7,
+                [],
+                [1],
+                [1, 2, 3],
+                [1, "x", 5],
+                [1, "hello", [2]],
+                [1, "hello", []],
+                [-1, "cells", [[]]],
+                [1, "append", ["c", [["c.a", b"", ["c.a"]]]]],
+                [1, "append", ["c", []]],
+                [1, "next", [9]],
+                [1, "tail", [1, "c", ["*bad*"], 1]],
+                [1, "blob_get", ["../x"]],
+                [1, "read", ["no", "no"]],
+                [0, "publish", ["bad subject", b"", ""]],
+                [0, "publish", [1, 2, 3]],
+                [1, "__class__", []],
+                [2**63, "cells", []],
+                [1, "subscribe", [1, "a b", ""]],
+            )
+        ),
         *(chance.randbytes(chance.randrange(200)) for _ in range(50)),
-    ]  # fmt: skip
+    ]
     for frame in frames:
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "log.db.sock"))
         writer.write(frame)
@@ -277,7 +331,11 @@ async def test_what_is_in_the_sockets_place_is_left_alone_but_for_a_socket(tmp_p
     victim = tmp_path / "victim"
     victim.write_text("precious")
     place = tmp_path / "log.db.sock"
-    for make in (lambda: place.symlink_to(victim), lambda: place.write_text("mine"), lambda: place.mkdir()):
+    for make in (
+        lambda: place.symlink_to(victim),
+        lambda: place.write_text("mine"),
+        lambda: place.mkdir(),
+    ):
         make()
         engine = LocalEngine(tmp_path / "log.db")
         await engine.open()

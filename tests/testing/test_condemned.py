@@ -1,4 +1,5 @@
-"""Condemning a node while replicas lag: two do it at once, a sentence is not answered, or the node lives after all."""
+"""Condemning a node while replicas lag: two do it at once, a sentence is not answered, or the node
+lives after all."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ CELLS = ["c0", "c1", "c2"]
 
 
 class Trial:
-    """Three hosts with a cell each to lead, on each host a process; "h1" has proved its life, and fell silent."""
+    """Three hosts with a cell each to lead, on each host a process; "h1" has proved its life, and
+    fell silent."""
 
     def __init__(self, seed: int, lag_seconds: float) -> None:
         self.world = World(seed)
@@ -64,7 +66,9 @@ def test_who_is_second_sees_that_the_node_is_condemned_although_replicas_lag(tri
     trial.condemn("h3")
     assert trial.world.run(10.0, lambda: len(trial.verdicts) == 2)
     assert trial.verdicts == {"h2": True, "h3": True}
-    assert max(trial.seconds.values()) < 3.5, "the waiting for its proofs to be over, and no second time"
+    assert max(trial.seconds.values()) < 3.5, (
+        "the waiting for its proofs to be over, and no second time"
+    )
 
 
 def test_a_sentence_that_was_not_answered_was_passed_all_the_same(trial: Trial) -> None:
@@ -86,4 +90,8 @@ def test_who_proves_its_life_meanwhile_is_not_condemned_although_replicas_lag(tr
     trial.world.run(1.0)
     trial.spawn("h1", trial.lives["h1"].start())
     assert trial.world.run(20.0, lambda: "h2" in trial.verdicts)
-    assert not trial.verdicts["h2"] and trial.lives["h1"].live() and trial.lives["h1"].incarnation == "h1"
+    assert (
+        not trial.verdicts["h2"]
+        and trial.lives["h1"].live()
+        and trial.lives["h1"].incarnation == "h1"
+    )

@@ -1,4 +1,5 @@
-"""Who is isolated says so to callers, and has nothing in its memory by then that it would answer from."""
+"""Who is isolated says so to callers, and has nothing in its memory by then that it would answer
+from."""
 
 from __future__ import annotations
 

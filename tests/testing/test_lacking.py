@@ -1,4 +1,5 @@
-"""A replica that lost an agent's newest record, whose older one it still shows in a pack, is not taken for whole."""
+"""A replica that lost an agent's newest record, whose older one it still shows in a pack, is not
+taken for whole."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ AGENT = "c0.7.st.Account/a"
 
 
 class Trial:
-    """A cell in which an agent is in a pack, and moved on since; a process that is to take over its shard."""
+    """A cell in which an agent is in a pack, and moved on since; a process that is to take over its
+    shard."""
 
     def __init__(self) -> None:
         self.world = World(5)
@@ -56,7 +58,9 @@ class Trial:
 
         async def run() -> None:
             try:
-                found, _, _ = await self.recovery.read("c0", {7: self.epoch}, [CHAIN], anywhere=False)
+                found, _, _ = await self.recovery.read(
+                    "c0", {7: self.epoch}, [CHAIN], anywhere=False
+                )
             except HoldfastError as error:
                 self.outcome.append(error)
             else:
@@ -102,7 +106,9 @@ def test_what_is_followed_is_warm(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("subject", [AGENT, f"c0.pk.{CHAIN}.0"])
-def test_what_is_followed_on_a_replica_that_lost_a_record_is_not_warm(trial: Trial, subject: str) -> None:
+def test_what_is_followed_on_a_replica_that_lost_a_record_is_not_warm(
+    trial: Trial, subject: str
+) -> None:
     trial.lose(subject)
     assert not trial.is_warm()
 
@@ -113,7 +119,8 @@ def test_what_is_read_after_an_interruption_is_not_taken_for_whole() -> None:
         trial = Trial()
         assert trial.is_warm()
         others = [host for host in HOSTS if host != trial.cell.leader]
-        trial.cell.servers.down.add(others[away - 1])  # in one of the two runs it is the one that is read
+        # in one of the two runs it is the one that is read
+        trial.cell.servers.down.add(others[away - 1])
         trial.world.run(0.5)
         trial.cell.propose([Record(AGENT, b"three")], lambda _: None)
         trial.world.run(0.5)

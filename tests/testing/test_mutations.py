@@ -1,7 +1,9 @@
-"""The simulation is only worth what it finds: each protection is taken out, and the right checker has to miss it.
+"""The simulation is only worth what it finds: each protection is taken out, and the right checker
+has to miss it.
 
-Which scenario aims at it, which checkers may name what is broken, and how many seeds it may take stand with each. The
-table in ``docs/simulation.md`` is held to this file. Run with ``-s`` to see how many seeds each took.
+Which scenario aims at it, which checkers may name what is broken, and how many seeds it may take
+stand with each. The table in ``docs/simulation.md`` is held to this file. Run with ``-s`` to see
+how many seeds each took.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def mutation(scenario: str, *missed_by: str) -> Callable[[Change], Change]:
 
 
 def nothing_is_fast(patch: pytest.MonkeyPatch) -> None:
-    """What is taken out is of the general way: `tests/agents/test_fast_path.py` holds the other to it."""
+    """What is taken out is of the general way: `tests/agents/test_fast_path.py` holds the other to
+    it."""
     patch.setattr(fast_path, "take", lambda *_: False)
 
 
@@ -91,7 +94,11 @@ def a_claim_forgets_whose_packs_it_needs(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
 def a_shard_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PackTable, "settled", lambda self: [one for one in self._leaving if one.active and one.unsettled])
+    patch.setattr(
+        PackTable,
+        "settled",
+        lambda self: [one for one in self._leaving if one.active and one.unsettled],
+    )
 
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
@@ -125,7 +132,9 @@ def no_link_between_batches(patch: pytest.MonkeyPatch) -> None:
 def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
     load = Activation.load
 
-    def forget(self: Activation, found: agent_record.AgentRecord | None, state: bytes, sequence: int) -> None:
+    def forget(
+        self: Activation, found: agent_record.AgentRecord | None, state: bytes, sequence: int
+    ) -> None:
         if found is not None:
             found.consumed, found.senders = 0, {}
         load(self, found, state, sequence)
@@ -135,13 +144,17 @@ def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("stale", "one_line", "inbox_complete", "acknowledged_is_there")
 def recovery_ends_where_a_replica_ends(patch: pytest.MonkeyPatch) -> None:
-    async def read(self: Recovery, cell: str, claims: Any, *_: Any) -> tuple[list[Stored], set[int], set[int]]:
+    async def read(
+        self: Recovery, cell: str, claims: Any, *_: Any
+    ) -> tuple[list[Stored], set[int], set[int]]:
         records: list[Stored] = []
         filters = [*(f"{cell}.{number}.>" for number in claims), packs.filter_of(cell)]
         tail: Any = self._engine.log.tail(cell, filters)
         async for chunk in tail:
             some = packs.unfold(chunk.records)
-            records += [stored for stored in some if not stored.subject.endswith((".epoch", ".settled"))]
+            records += [
+                stored for stored in some if not stored.subject.endswith((".epoch", ".settled"))
+            ]
             if chunk.caught_up:
                 break
         await tail.aclose()
@@ -214,7 +227,9 @@ def callers_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("life", "one_actor", "no_ghost_read")
 def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Liveness, "live_until", property(lambda _: math.inf, lambda *_: None), raising=False)
+    patch.setattr(
+        Liveness, "live_until", property(lambda _: math.inf, lambda *_: None), raising=False
+    )
     patch.setattr(Liveness, "look", lambda _: None)
 
 
@@ -222,7 +237,10 @@ def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
 def a_sentence_without_waiting(patch: pytest.MonkeyPatch) -> None:
     async def condemn(self: Liveness, incarnation: str) -> bool:
         found = [await self._life_of(cell, incarnation) for cell in self._cells]
-        return sum([await self._condemn(seen, incarnation) for seen in found if seen is not None]) >= self._majority
+        return (
+            sum([await self._condemn(seen, incarnation) for seen in found if seen is not None])
+            >= self._majority
+        )
 
     patch.setattr(Liveness, "condemn", condemn)
 
@@ -246,7 +264,9 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     """What a turn saw may be uncommitted: it answers although it changed nothing itself."""
     finished = turn.finished
 
-    def at_once(activation: Activation, message: Any, method: Any, context: Any, value: Any, state: Any) -> None:
+    def at_once(
+        activation: Activation, message: Any, method: Any, context: Any, value: Any, state: Any
+    ) -> None:
         if message.call is not None and message.handler == "peek":
             message.reply = method.encode_reply(value)
             message.respond()
@@ -259,7 +279,9 @@ def an_unchanged_turn_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("unchanged", "no_ghost_read")
 def a_reader_sees_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reading, "committed_view", lambda activation: activation.kind.view(activation.state_bytes))
+    patch.setattr(
+        reading, "committed_view", lambda activation: activation.kind.view(activation.state_bytes)
+    )
 
 
 @mutation("rogues", "no_contagion")
@@ -297,15 +319,26 @@ def test_what_is_taken_out_is_missed(name: str, monkeypatch: pytest.MonkeyPatch)
         outcome = runs.run(runs.load(scenario), seed)
         found = {violation.partition(":")[0] for violation in outcome.violations} & missed_by
         if found:
-            print(f"\n{name}: missed by {', '.join(sorted(found))} with seed {seed}, the {seed + 1}th of {scenario}")
+            print(
+                f"\n{name}: missed by {', '.join(sorted(found))} with seed {seed}, the "
+                f"{seed + 1}th of {scenario}"
+            )
             return
-    pytest.fail(f"{name}: none of {', '.join(sorted(missed_by))} missed it in {SEEDS_MAX} seeds of {scenario}")
+    pytest.fail(
+        f"{name}: none of {', '.join(sorted(missed_by))} missed it in {SEEDS_MAX} seeds of "
+        f"{scenario}"
+    )
 
 
 def test_the_table_in_the_docs_is_this_one() -> None:
-    rows = [line.split("|")[1:4] for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line.split("|")[1:4] for line in DOCS.read_text().splitlines() if line.startswith("| `")
+    ]
     table = {
-        cells[0].strip(" `"): (cells[1].strip(" `"), set(cells[2].replace("`", "").replace(",", " ").split()))
+        cells[0].strip(" `"): (
+            cells[1].strip(" `"),
+            set(cells[2].replace("`", "").replace(",", " ").split()),
+        )
         for cells in rows
     }
     wanted = {name: (one.scenario, one.missed_by) for name, one in MUTATIONS.items()}

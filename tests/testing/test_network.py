@@ -13,7 +13,12 @@ from holdfast import ConfigError
 from holdfast.testing.chaos.network import Network, ProxyNetwork, choose
 
 ROOT_ON_LINUX = sys.platform.startswith("linux") and os.geteuid() == 0
-KINDS = ["proxy", pytest.param("namespaces", marks=pytest.mark.skipif(not ROOT_ON_LINUX, reason="needs root on Linux"))]
+KINDS = [
+    "proxy",
+    pytest.param(
+        "namespaces", marks=pytest.mark.skipif(not ROOT_ON_LINUX, reason="needs root on Linux")
+    ),
+]
 ECHO = """
 import asyncio, sys
 async def echo(reader, writer):
@@ -50,7 +55,9 @@ class Talk:
         return (await self.process.stdout.readline()).decode().strip()
 
 
-async def start(network: Network, host: int, code: str, where: tuple[str, str]) -> asyncio.subprocess.Process:
+async def start(
+    network: Network, host: int, code: str, where: tuple[str, str]
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(*network.places[host].command, sys.executable, "-c", code, *where),
         stdin=asyncio.subprocess.PIPE,

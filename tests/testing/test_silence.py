@@ -1,4 +1,5 @@
-"""What nodes write about hosts that they do not hear: one event for each silence, and none by whoever stood still itself."""
+"""What nodes write about hosts that they do not hear: one event for each silence, and none by
+whoever stood still itself."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from holdfast.testing.workloads import Actor
 
 
 class Cluster(SimCluster):
-    """Its hosts number their beats, as real ones do; their processes outlive a loss of power, as if only the network did."""
+    """Its hosts number their beats, as real ones do; their processes outlive a loss of power, as if
+    only the network did."""
 
     async def _beat(self, host: str, engine: SimEngine) -> None:
         number = 0
@@ -24,7 +26,13 @@ class Cluster(SimCluster):
                 living = [self.incarnations[host]] if host in self.nodes else []
                 votes = self.servers.up(host)
                 beat = HostBeat(
-                    host, living, self.ended[host], f"life-of-{host}", votes, len(self.hosts), number=number
+                    host,
+                    living,
+                    self.ended[host],
+                    f"life-of-{host}",
+                    votes,
+                    len(self.hosts),
+                    number=number,
                 )
                 engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
             await asyncio.sleep(limits.BEAT_SECONDS)
@@ -43,7 +51,10 @@ class Story:
 
     def _served(self) -> bool:
         nodes = [process.node for process in self.cluster.nodes.values()]
-        return all(nodes) and sum(len(node._ownership.owned) for node in nodes if node is not None) == 6
+        return (
+            all(nodes)
+            and sum(len(node._ownership.owned) for node in nodes if node is not None) == 6
+        )
 
     def events(self, *kinds: str) -> list[tuple[str, str]]:
         found: list[Event] = []
@@ -79,7 +90,8 @@ def test_whoever_wakes_calls_nobody_dead_before_it_could_read_what_came() -> Non
             membership, dead = story.client.node._membership, list[str]()
             membership.on_death = dead.append
             story.client.loop.freeze()
-            story.cluster.partition("h1", 6.0)  # what was said meanwhile comes a moment after it wakes
+            # what was said meanwhile comes a moment after it wakes
+            story.cluster.partition("h1", 6.0)
             story.world.later(6.1, story.client.loop.thaw)
             story.world.run(6.1 + limits.BEAT_SECONDS / 2)
             others = [story.cluster.incarnations[host] for host in ("h2", "h3")]

@@ -1,4 +1,5 @@
-"""Whole clusters, a few hundred seeds of every scenario: no checker finds anything. The long form runs ten thousand."""
+"""Whole clusters, a few hundred seeds of every scenario: no checker finds anything. The long form
+runs ten thousand."""
 
 from __future__ import annotations
 
@@ -23,14 +24,25 @@ from holdfast.testing.simulation import runs
 from holdfast.testing.simulation.campaign import run_all
 
 JOBS = min(os.cpu_count() or 1, 8)
-SEEDS = {"storm": 40, "unchanged": 80, "damage": 60, "late": 60, "inbox": 40, "order": 40, "relay": 40, "newborn": 40}
+SEEDS = {
+    "storm": 40,
+    "unchanged": 80,
+    "damage": 60,
+    "late": 60,
+    "inbox": 40,
+    "order": 40,
+    "relay": 40,
+    "newborn": 40,
+}
 """Of each scenario; those that are not named, which cost more: 20."""
 CHUNK = 20
 SOAK_SEEDS = 10_000
 
 
 def chunks() -> list[tuple[str, int]]:
-    return [(name, start) for name in runs.names() for start in range(0, SEEDS.get(name, 20), CHUNK)]
+    return [
+        (name, start) for name in runs.names() for start in range(0, SEEDS.get(name, 20), CHUNK)
+    ]
 
 
 def judge(name: str, seeds: range) -> None:
@@ -92,7 +104,9 @@ def test_another_seed_is_another_run() -> None:
     assert runs.run(scenario, 1).digest != runs.run(scenario, 2).digest
 
 
-def test_a_violation_is_told_with_its_story_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_violation_is_told_with_its_story_and_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     build = Committer._build
 
     async def unfenced(self: Committer) -> Any:

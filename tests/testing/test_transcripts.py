@@ -1,4 +1,5 @@
-"""Each story is run, and has to be what its file says. HOLDFAST_REWRITE=1 writes the files anew: read the difference."""
+"""Each story is run, and has to be what its file says. HOLDFAST_REWRITE=1 writes the files anew:
+read the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Servers that get a batch twice, and answer with the refusal of the second copy: seen for seconds around elections."""
+"""Servers that get a batch twice, and answer with the refusal of the second copy: seen for seconds
+around elections."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def run(world: World) -> None:
                 record = unpack(stored.payload, stored.subject)
                 version, sequence = newest.get(stored.subject, (0, 0))
                 if (record.version, record.previous) != (version + 1, sequence):
-                    wrong.append(f"{stored.subject} v{record.version} on {record.previous}, after v{version}")
+                    wrong.append(
+                        f"{stored.subject} v{record.version} on {record.previous}, after v{version}"
+                    )
                 newest[stored.subject] = record.version, stored.sequence
 
     for cell in node.manifest.cells:
@@ -56,7 +59,9 @@ def run(world: World) -> None:
 
     async def look() -> None:
         for name in RECEIVERS:
-            while sum(map(len, (found := await node.agent(Post, name).ask(Post.got)).values())) < 30 * len(SENDERS):
+            while sum(
+                map(len, (found := await node.agent(Post, name).ask(Post.got)).values())
+            ) < 30 * len(SENDERS):
                 await asyncio.sleep(0.1)
             got[name] = found
 

@@ -91,5 +91,7 @@ async def use(node: Node) -> None:
 
 
 async def open_and_close() -> None:
-    node: Node = await Node.open(["nats://h1:4222", "nats://h2:4222"], serve=[Reviewer], timeout_seconds=5.0, wait=True)
+    node: Node = await Node.open(
+        ["nats://h1:4222", "nats://h2:4222"], serve=[Reviewer], timeout_seconds=5.0, wait=True
+    )
     await node.close()

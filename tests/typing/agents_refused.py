@@ -1,4 +1,5 @@
-"""What a type checker must refuse: each ignored line is an error, and an ignore that hides none is one itself."""
+"""What a type checker must refuse: each ignored line is an error, and an ignore that hides none is
+one itself."""
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations

@@ -1,14 +1,26 @@
-"""Read by mypy and pyright, never run: the three families of errors, and what the engine's types promise."""
+"""Read by mypy and pyright, never run: the three families of errors, and what the engine's types
+promise."""
 
 from __future__ import annotations
 
 from typing import assert_type
 
 from holdfast.engines.base import Engine, Expect, Record, Stored
-from holdfast.errors import ConfigError, Conflict, Fenced, InvalidName, Never, NotDone, OutcomeUnknown, Unknown
+from holdfast.errors import (
+    ConfigError,
+    Conflict,
+    Fenced,
+    InvalidName,
+    Never,
+    NotDone,
+    OutcomeUnknown,
+    Unknown,
+)
 
 
-def families(conflict: Conflict, fenced: Fenced, unknown: OutcomeUnknown, name: InvalidName) -> None:
+def families(
+    conflict: Conflict, fenced: Fenced, unknown: OutcomeUnknown, name: InvalidName
+) -> None:
     not_done: NotDone = conflict
     also_conflict: Conflict = fenced
     outcome: Unknown = unknown

@@ -1,7 +1,8 @@
-"""`holdfast found`: a cluster on servers that no `holdfast up` runs, and more copies of one that keeps too few.
+"""`holdfast found`: a cluster on servers that no `holdfast up` runs, and more copies of one that
+keeps too few.
 
-The hosts of a cohort found their cluster themselves. On servers of somebody's own nobody may, until an operator says how
-many copies there are to be: see `holdfast.cluster.facts.founding`.
+The hosts of a cohort found their cluster themselves. On servers of somebody's own nobody may, until
+an operator says how many copies there are to be: see `holdfast.cluster.facts.founding`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _LOOK_SECONDS: Final = 0.5
 
 
 class Founded(msgspec.Struct):
-    """What is there now. ``new``: it was founded by this command. ``raised``: streams that got more copies."""
+    """What is there now. ``new``: it was founded by this command. ``raised``: streams that got more
+    copies."""
 
     cluster: str
     copies: int
@@ -36,18 +38,28 @@ class Founded(msgspec.Struct):
 async def found(engine: NatsEngine, replicas: int) -> Founded:
     """Found a cluster that keeps so many copies; one that is there and keeps fewer gets them.
 
-    Raises `ConfigError` for a number that cannot be, where the servers are fewer, and where the cohort of `holdfast up`
-    is larger; `NoQuorum`, `Unknown`. After each of them the same can be tried again.
+    Raises `ConfigError` for a number that cannot be, where the servers are fewer, and where the
+    cohort of `holdfast up` is larger; `NoQuorum`, `Unknown`. After each of them the same can be
+    tried again.
     """
     founding.check_mandate(engine, True, replicas)
     facts = await ask_hosts(engine.bus, "facts", HostFacts, wait_seconds=_WAIT_SECONDS)
     cohort = max(
-        (len(one.cohort) or 1 for one in facts.values() if isinstance(one, HostFacts) and one.server), default=0
+        (
+            len(one.cohort) or 1
+            for one in facts.values()
+            if isinstance(one, HostFacts) and one.server
+        ),
+        default=0,
     )
     if replicas < cohort:
-        raise ConfigError(f"{cohort} hosts vote here, so their cluster keeps {cohort} copies and not {replicas}")
+        raise ConfigError(
+            f"{cohort} hosts vote here, so their cluster keeps {cohort} copies and not {replicas}"
+        )
     if replicas > engine.servers():
-        raise ConfigError(f"{replicas} copies need as many servers; known here are {engine.servers()}")
+        raise ConfigError(
+            f"{replicas} copies need as many servers; known here are {engine.servers()}"
+        )
     before = await founding.look(engine)
     manifest = await founding.find_or_found(engine, replicas, SHARDS, SYSTEM_CLOCK.now())
     raised = [] if before is None else await _raise_copies(engine, replicas)
@@ -56,8 +68,8 @@ async def found(engine: NatsEngine, replicas: int) -> Founded:
 
 
 async def _raise_copies(engine: NatsEngine, replicas: int) -> list[str]:
-    """Give every stream that has fewer so many copies, and wait until those of all are complete: a command before this one
-    may have given up waiting."""
+    """Give every stream that has fewer so many copies, and wait until those of all are complete: a
+    command before this one may have given up waiting."""
     raised, names = [], await streams.names(engine.connection)
     for name in names:
         if (await streams.info(engine.connection, name)).copies < replicas:

@@ -1,8 +1,10 @@
-"""Who is up, who is gone and since when, and whether that is a majority: it is known in any state of the cluster.
+"""Who is up, who is gone and since when, and whether that is a majority: it is known in any state
+of the cluster.
 
-The log needs a majority to answer, so a command that asks the log first says nothing at all when it matters most. What
-hosts know of each other is in their memory: each remembers when it heard every other host, and the newest record of who
-votes. All of them are asked at once over the bus, which needs one server. What is missing in all answers is gone.
+The log needs a majority to answer, so a command that asks the log first says nothing at all when it
+matters most. What hosts know of each other is in their memory: each remembers when it heard every
+other host, and the newest record of who votes. All of them are asked at once over the bus, which
+needs one server. What is missing in all answers is gone.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from holdfast.host.rpc.facts import HostSight
 from holdfast.host.rpc.service import hear_hosts
 
 LOOK_SECONDS: Final = 2.5 * limits.BEAT_SECONDS
-"""A look takes so long at most: every node that is there beats twice meanwhile, and hosts answer at once."""
+"""A look takes so long at most: every node that is there beats twice meanwhile, and hosts answer at
+once."""
 
 NODES_MAX: Final = 10_000
 """Nodes that one look shows."""
 
 
 class HostPresence(msgspec.Struct):
-    """A host that is expected. ``since``: when it was heard last, in seconds since 1970; None where it is up, or where
-    nobody that is there ever heard it."""
+    """A host that is expected. ``since``: when it was heard last, in seconds since 1970; None where
+    it is up, or where nobody that is there ever heard it."""
 
     name: str
     up: bool
@@ -54,7 +57,8 @@ class MissingNode(msgspec.Struct):
 
 
 class Presence(msgspec.Struct):
-    """One look. ``hosts``: all that are expected. ``nodes``: the newest beat of every node that beats."""
+    """One look. ``hosts``: all that are expected. ``nodes``: the newest beat of every node that
+    beats."""
 
     hosts: list[HostPresence] = []
     nodes: list[Beat] = []
@@ -77,7 +81,8 @@ class Presence(msgspec.Struct):
 
     @property
     def lost(self) -> bool:
-        """Whether too few of the hosts that vote are there for a majority, for sure: by each record that a host knows."""
+        """Whether too few of the hosts that vote are there for a majority, for sure: by each record
+        that a host knows."""
         if self.record is None or not self.answered:
             return False
         up = {host.name for host in self.hosts if host.up}
@@ -115,7 +120,8 @@ def time_of_day(at: float) -> str:
 
 
 async def look(bus: Bus, beats: bool = False, seconds: float = LOOK_SECONDS) -> Presence:
-    """Ask all hosts, and with ``beats`` listen to all nodes as well. It needs no majority, and raises `Closed` alone.
+    """Ask all hosts, and with ``beats`` listen to all nodes as well. It needs no majority, and
+    raises `Closed` alone.
 
     Without ``beats`` it returns as soon as all hosts answered that vote.
     """
@@ -123,7 +129,9 @@ async def look(bus: Bus, beats: bool = False, seconds: float = LOOK_SECONDS) -> 
     door = beat_door()
 
     def take(message: Message) -> None:
-        if (beat := door.read(message)) is not None and (beat.incarnation in found or len(found) < NODES_MAX):
+        if (beat := door.read(message)) is not None and (
+            beat.incarnation in found or len(found) < NODES_MAX
+        ):
             found[beat.incarnation] = beat
 
     if not beats:
@@ -133,7 +141,10 @@ async def look(bus: Bus, beats: bool = False, seconds: float = LOOK_SECONDS) -> 
         seen, _ = await asyncio.gather(_ask(bus, seconds), asyncio.sleep(seconds))
     finally:
         await subscription.close()
-    seen.nodes = sorted((one for one in found.values() if not one.leaving), key=lambda one: (one.started_at, one.name))
+    seen.nodes = sorted(
+        (one for one in found.values() if not one.leaving),
+        key=lambda one: (one.started_at, one.name),
+    )
     return seen
 
 
@@ -142,8 +153,12 @@ async def _ask(bus: Bus, seconds: float) -> Presence:
     sights: list[HostSight] = []
 
     def enough(host: str, value: HostSight | HoldfastError) -> bool:
-        sights.append(value if isinstance(value, HostSight) else HostSight(host, started, 0.0, False))
-        return _record(sights)[0] is not None and _expected(sights) <= {sight.host for sight in sights}
+        sights.append(
+            value if isinstance(value, HostSight) else HostSight(host, started, 0.0, False)
+        )
+        return _record(sights)[0] is not None and _expected(sights) <= {
+            sight.host for sight in sights
+        }
 
     await hear_hosts(bus, "sight", HostSight, wait_seconds=seconds, enough=enough)
     record, sequence = _record(sights)
@@ -168,8 +183,11 @@ async def _ask(bus: Bus, seconds: float) -> Presence:
 
 
 def _record(sights: Sequence[HostSight]) -> tuple[Cohort | None, int]:
-    """The newest record of the cohort that any of them knows, if it is not one host alone that knows of its hosts."""
-    known = [(one.sequence, n, one.record) for n, one in enumerate(sights) if one.record is not None]
+    """The newest record of the cohort that any of them knows, if it is not one host alone that
+    knows of its hosts."""
+    known = [
+        (one.sequence, n, one.record) for n, one in enumerate(sights) if one.record is not None
+    ]
     known.sort(key=lambda one: one[0], reverse=True)
     for sequence, number, record in known:
         if len(known) == 1 or not _strangers(record, [*sights[:number], *sights[number + 1 :]]):
@@ -179,23 +197,36 @@ def _record(sights: Sequence[HostSight]) -> tuple[Cohort | None, int]:
 
 def _strangers(record: Cohort, others: Sequence[HostSight]) -> set[str]:
     """Hosts of a record that none of the others is, heard, or has a record of."""
-    known = {name for one in others for name in (one.host, *one.heard, *(one.record.hosts if one.record else ()))}
+    known = {
+        name
+        for one in others
+        for name in (one.host, *one.heard, *(one.record.hosts if one.record else ()))
+    }
     return {*record.hosts, *record.members, *record.target} - known
 
 
 def _expected(sights: Sequence[HostSight]) -> set[str]:
-    """Hosts that are to be there: those that answer, and those of the newest record, or else those heard not long ago."""
+    """Hosts that are to be there: those that answer, and those of the newest record, or else those
+    heard not long ago."""
     record, _ = _record(sights)
     found = {sight.host for sight in sights}
     if record is not None:
         return found | {*record.hosts}
-    heard = (host for sight in sights for host, ago in sight.heard.items() if ago < limits.HOST_REMEMBERED_SECONDS)
+    heard = (
+        host
+        for sight in sights
+        for host, ago in sight.heard.items()
+        if ago < limits.HOST_REMEMBERED_SECONDS
+    )
     return found.union(heard)
 
 
 def no_majority(seen: Presence) -> NoQuorum:
     """What is said where a majority is missing."""
-    return NoQuorum(f"no majority of the hosts that vote is there, so nothing can be read or written: {seen.text()}")
+    return NoQuorum(
+        "no majority of the hosts that vote is there, so nothing can be read or written: "
+        f"{seen.text()}"
+    )
 
 
 async def require_majority(engine: Engine) -> None:
@@ -209,7 +240,8 @@ async def require_majority(engine: Engine) -> None:
 
 @asynccontextmanager
 async def guarded(engine: Engine) -> AsyncIterator[None]:
-    """End what runs inside with `NoQuorum`, which says who is gone, as soon as a majority is known to be missing.
+    """End what runs inside with `NoQuorum`, which says who is gone, as soon as a majority is known
+    to be missing.
 
     For what changes nothing: what it began is cancelled.
     """

@@ -1,7 +1,9 @@
-"""The state of a cluster in one look: who is expected, up and gone, what is served, and what is wrong with that.
+"""The state of a cluster in one look: who is expected, up and gone, what is served, and what is
+wrong with that.
 
-Two questions are asked side by side, and neither waits for the other. Hosts and nodes are heard over the bus, which needs
-one server. The log is joined as a client does; where it does not answer, the rest is said without it.
+Two questions are asked side by side, and neither waits for the other. Hosts and nodes are heard
+over the bus, which needs one server. The log is joined as a client does; where it does not answer,
+the rest is said without it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Status(msgspec.Struct, kw_only=True):
     """What was seen. Numbers that only the log knows are None where it did not answer."""
 
     state: str = DOWN
-    """``well``; ``degraded``: it works, and something is missing; ``down``: nothing is served, or the log does not answer."""
+    """``well``; ``degraded``: it works, and something is missing; ``down``: nothing is served, or
+    the log does not answer."""
     problems: list[str] = []
     """What is wrong, the worst first."""
     cluster: str = ""
@@ -52,14 +55,16 @@ class Status(msgspec.Struct, kw_only=True):
     """All that are expected."""
     nodes: list[MemberInfo] = []
     missing: list[MissingNode] = []
-    """Nodes that hosts are to run, and that do not serve. Without a majority there are none: nobody can start then."""
+    """Nodes that hosts are to run, and that do not serve. Without a majority there are none: nobody
+    can start then."""
     cordoned: list[str] = []
     process: int = 0
     """The one that has an embedded log open; 0 for none."""
 
 
 async def of_cluster(engine: Engine, wait_seconds: float | None = None) -> Status:
-    """Look at a cluster. ``wait_seconds``: how long the log is waited for, and with it a cluster that is not founded yet.
+    """Look at a cluster. ``wait_seconds``: how long the log is waited for, and with it a cluster
+    that is not founded yet.
 
     Raises `NotFound` where there is none.
     """
@@ -122,30 +127,38 @@ def judged(status: Status, seen: Presence) -> Status:
     degraded += map(presence.missing_text, status.missing)
     if seen.lost:
         down.append(
-            "no majority of the hosts that vote is up: nothing can be read or written until one more is started"
+            "no majority of the hosts that vote is up: nothing can be read or written until one "
+            "more is started"
         )
     elif founding:
         names = ", ".join(seen.answered)
         down.append(
-            f"{len(seen.answered)} of the {seen.founders} hosts that found the cluster are up ({names}): "
-            "it is founded when all of them are"
+            f"{len(seen.answered)} of the {seen.founders} hosts that found the cluster are up "
+            f"({names}): it is founded when all of them are"
         )
     elif status.shards is None:
         down.append(
-            f"the log did not answer within {VIEW_SECONDS:g} s: after the loss of a host its leaders are elected anew, "
-            "which takes up to 9 s; see `holdfast doctor` where it stays so"
+            f"the log did not answer within {VIEW_SECONDS:g} s: after the loss of a host its "
+            "leaders are elected anew, which takes up to 9 s; see `holdfast doctor` where it "
+            "stays so"
         )
     elif seen.record is None and seen.answered:
-        degraded.append("which hosts vote is not known yet: those that answered have not read it so far")
+        degraded.append(
+            "which hosts vote is not known yet: those that answered have not read it so far"
+        )
     if not status.served and not seen.lost:
         down.append(
-            "nothing is served: " + ("no node runs" if not status.nodes else "no node that runs serves a shard yet")
+            "nothing is served: "
+            + ("no node runs" if not status.nodes else "no node that runs serves a shard yet")
         )
     elif status.shards is not None and status.served < status.shards:
         degraded.append(f"{status.shards - status.served} shards are served by nobody")
     if status.copies is not None and status.copies < status.voters:
         copies = f"{status.copies} cop{'y' if status.copies == 1 else 'ies'}"
-        few = f"critical: {copies} of everything, though {status.voters} hosts vote: see `holdfast doctor`"
+        few = (
+            f"critical: {copies} of everything, though {status.voters} hosts vote: see `holdfast "
+            "doctor`"
+        )
         degraded.insert(0, few)
     status.problems = [*down, *degraded]
     status.state = DOWN if down else DEGRADED if degraded else WELL

@@ -1,1 +1,2 @@
-"""What authors and callers write against: agents, their handlers and contexts, and their addresses."""
+"""What authors and callers write against: agents, their handlers and contexts, and their
+addresses."""

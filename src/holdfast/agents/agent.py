@@ -1,7 +1,7 @@
 """Agents as their authors see them: a class, its typed state, and what a turn may do.
 
-The author's class is read once, when it is defined: what cannot work (a state that needs arguments, a handler that is
-not a coroutine, an unknown option) is refused there, not at the first message.
+The author's class is read once, when it is defined: what cannot work (a state that needs arguments,
+a handler that is not a coroutine, an unknown option) is refused there, not at the first message.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class State(msgspec.Struct, kw_only=True):
 class Agent(Generic[S]):
     """A durable agent: subclass it as ``class Reviewer(Agent[Reviews])`` and decorate its methods.
 
-    Options of the class, as keywords: ``kind`` (default: the class's name), ``capabilities``, ``state_version`` (raise it
-    when the state's type changes, and define `upgrade_state`), ``idle_seconds`` (an idle agent leaves memory after
-    this), ``mailbox_max`` (messages that may wait), ``dedup_seconds`` (how long a message id is remembered), ``pool`` (the
-    `Pool` in which its agents live, or the name of one that another class declares; default: the main pool).
+    Options of the class, as keywords: ``kind`` (default: the class's name), ``capabilities``,
+    ``state_version`` (raise it when the state's type changes, and define `upgrade_state`),
+    ``idle_seconds`` (an idle agent leaves memory after this), ``mailbox_max`` (messages that may
+    wait), ``dedup_seconds`` (how long a message id is remembered), ``pool`` (the `Pool` in which
+    its agents live, or the name of one that another class declares; default: the main pool).
 
-    One turn at a time handles a message. ``__init__``, if there is one, takes no arguments; attributes other than
-    ``state`` live only as long as this activation.
+    One turn at a time handles a message. ``__init__``, if there is one, takes no arguments;
+    attributes other than ``state`` live only as long as this activation.
     """
 
     __slots__ = ("__dict__", "_holdfast_context", "_holdfast_host", "_holdfast_state")
@@ -70,14 +71,20 @@ class Agent(Generic[S]):
     ) -> None:
         super().__init_subclass__()
         if isinstance(capabilities, str):
-            raise TypeError(f"capabilities of {cls.__name__} is a set of names, not one str: {{{capabilities!r}}}")
+            raise TypeError(
+                f"capabilities of {cls.__name__} is a set of names, not one str: "
+                f"{{{capabilities!r}}}"
+            )
         if state_version < 1 or idle_seconds <= 0 or mailbox_max < 1 or dedup_seconds <= 0:
             raise TypeError(f"the options of {cls.__name__} must be positive")
         if not isinstance(pool, (Pool, str)) or not pool:
-            raise TypeError(f"the pool of {cls.__name__} is a Pool or the name of one, not {pool!r}")
+            raise TypeError(
+                f"the pool of {cls.__name__} is a Pool or the name of one, not {pool!r}"
+            )
         for taken in vars(cls).keys() & _TAKEN:
             raise TypeError(
-                f"{cls.__name__}.{taken} would hide what every agent has under that name: name it otherwise"
+                f"{cls.__name__}.{taken} would hide what every agent has under that name: name it "
+                "otherwise"
             )
         state = _state_type(cls)
         if state is None:
@@ -87,7 +94,10 @@ class Agent(Generic[S]):
             if isinstance(method, Method):
                 method.resolve(names)
                 if method.runs_in == "process" and "<locals>" in cls.__qualname__:
-                    raise TypeError(f"{method!r} runs in a worker process, which cannot import {cls.__qualname__}")
+                    raise TypeError(
+                        f"{method!r} runs in a worker process, which cannot import "
+                        f"{cls.__qualname__}"
+                    )
         found = frozenset(ids.check_capability(capability) for capability in capabilities)
         options = KindOptions(found, state_version, idle_seconds, mailbox_max, dedup_seconds, pool)
         cls.__kind__ = found_kind = Kind(cls, kind or cls.__name__, state, options)
@@ -100,7 +110,10 @@ class Agent(Generic[S]):
         try:
             return over.context_for(self)
         except AttributeError:
-            text = f"{type(self).__name__} has no context before its first message, so neither in __init__"
+            text = (
+                f"{type(self).__name__} has no context before its first message, so neither in "
+                "__init__"
+            )
             raise AttributeError(text) from None
 
     @property
@@ -110,12 +123,14 @@ class Agent(Generic[S]):
 
     @reader
     async def outcome(self, message_id: str) -> Outcome:
-        """What became of a message that was given this id: every agent can be asked. See `AgentRef.outcome`."""
+        """What became of a message that was given this id: every agent can be asked. See
+        `AgentRef.outcome`."""
         return self.context.outcome(message_id)
 
     @classmethod
     def upgrade_state(cls, version: int, state: Any) -> Any:
-        """Turn a state of an older schema version, as dicts and lists, into one of the present version.
+        """Turn a state of an older schema version, as dicts and lists, into one of the present
+        version.
 
         Called when an older record is loaded; the result is committed with the agent's next turn.
         """
@@ -126,15 +141,25 @@ class Agent(Generic[S]):
         return self.context.agent(kind, name)
 
     def set_timer(
-        self, name: str, seconds: float, method: Handler[Any, P, Any], *args: P.args, **kwargs: P.kwargs
+        self,
+        name: str,
+        seconds: float,
+        method: Handler[Any, P, Any],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> None:
-        """Have a handler of this agent run in so many seconds. It survives any failure, and replaces a timer so named.
+        """Have a handler of this agent run in so many seconds. It survives any failure, and
+        replaces a timer so named.
 
-        It is set when the turn commits. Raises `BadMessage`, `Overloaded` over `limits.TIMERS_MAX` timers.
+        It is set when the turn commits. Raises `BadMessage`, `Overloaded` over `limits.TIMERS_MAX`
+        timers.
         """
         check_reference(method, "set as a timer")
         if method.name not in type(self).__kind__.methods:
-            raise BadMessage(f"{method!r} is not a handler of {type(self).__name__}: a timer is for its own agent")
+            raise BadMessage(
+                f"{method!r} is not a handler of {type(self).__name__}: a timer is for its own "
+                "agent"
+            )
         self.context.set_timer(name, seconds, method, args, kwargs)
 
     def cancel_timer(self, name: str) -> bool:
@@ -142,7 +167,8 @@ class Agent(Generic[S]):
         return self.context.cancel_timer(name)
 
 
-Agent.state = Agent.__dict__["_holdfast_state"]  # type: ignore[misc]  # classes with handlers that wait have another: see `over`
+# classes with handlers that wait have another: see `over`
+Agent.state = Agent.__dict__["_holdfast_state"]  # type: ignore[misc]
 
 _TAKEN: Final = {name for name in vars(Agent) if not name.startswith("_")} - {"upgrade_state"}
 """What a class may not define anew."""

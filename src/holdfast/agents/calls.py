@@ -26,10 +26,12 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a message that was given an id. ``error`` is the name of the failure's class, ``text`` what it says.
+    """What became of a message that was given an id. ``error`` is the name of the failure's class,
+    ``text`` what it says.
 
-    ``done``: its turn is committed. ``failed``: it was handled, failed, and changed nothing. ``waiting``: it is in the
-    agent's hands or its inbox. ``not seen``: it has not come to the agent, or longer ago than ids are remembered.
+    ``done``: its turn is committed. ``failed``: it was handled, failed, and changed nothing.
+    ``waiting``: it is in the agent's hands or its inbox. ``not seen``: it has not come to the
+    agent, or longer ago than ids are remembered.
     """
 
     status: Literal["done", "failed", "waiting", "not seen"]
@@ -72,13 +74,16 @@ class Turn(Protocol):
 
 
 class Calls(Protocol):
-    """Carries the messages of one process. `holdfast.calling.router.Router` does, and says what each raises."""
+    """Carries the messages of one process. `holdfast.calling.router.Router` does, and says what
+    each raises."""
 
     @property
     def space(self) -> Space: ...
     async def locate(self, token: str) -> int: ...
     async def place(self, token: str, pool: Pool | str | None) -> None: ...
-    async def ask(self, token: str, handler: str, arguments: bytes, options: Options, reads_only: bool) -> bytes: ...
+    async def ask(
+        self, token: str, handler: str, arguments: bytes, options: Options, reads_only: bool
+    ) -> bytes: ...
     def begin(
         self, shard: int, token: str, handler: str, arguments: bytes,
         options: Options, reads_only: bool, context: Turn | None = None,

@@ -1,7 +1,9 @@
-"""A turn as the handler sees it: who sent the message, and what the turn will leave behind when it commits.
+"""A turn as the handler sees it: who sent the message, and what the turn will leave behind when it
+commits.
 
-Nothing that a turn does through its context happens before the commit, except asking and telling other agents. Calls made inside
-a turn get ids that are a function of the turn's own message, so that a turn that runs again makes the same calls.
+Nothing that a turn does through its context happens before the commit, except asking and telling
+other agents. Calls made inside a turn get ids that are a function of the turn's own message, so
+that a turn that runs again makes the same calls.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Context(msgspec.Struct, eq=False):
     _calls: int = 0
     _sent_bytes: int = 0
     _waits: bool = False
-    """Its turn waits, so that others' code runs beside it; ``_state`` is its state then. See `over`."""
+    """Its turn waits, so that others' code runs beside it; ``_state`` is its state then. See
+    `over`."""
     _over: bool = False
     """Its turn has ended, and writes nothing more."""
     _state: Any = None
@@ -75,17 +78,20 @@ class Context(msgspec.Struct, eq=False):
 
     @property
     def fence(self) -> int:
-        """The epoch of this activation. It only grows: an outside system that remembers the highest can refuse older ones."""
+        """The epoch of this activation. It only grows: an outside system that remembers the highest
+        can refuse older ones."""
         return self._host.epoch
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every run of this message: give it to outside systems, whose effects are at-least-once."""
+        """The same for every run of this message: give it to outside systems, whose effects are
+        at-least-once."""
         return self._derived("effect")
 
     @property
     def is_live(self) -> bool:
-        """Whether the agent is still this activation's. Where it is not, the turn is cancelled, and runs again elsewhere."""
+        """Whether the agent is still this activation's. Where it is not, the turn is cancelled, and
+        runs again elsewhere."""
         return self._host.is_live()
 
     @property
@@ -94,7 +100,9 @@ class Context(msgspec.Struct, eq=False):
         return self.message_key
 
     def _derived(self, what: str) -> str:
-        return blake2b(f"{self._host.token}\n{self.message_key}\n{what}".encode(), digest_size=16).hexdigest()
+        return blake2b(
+            f"{self._host.token}\n{self.message_key}\n{what}".encode(), digest_size=16
+        ).hexdigest()
 
     def next_call_id(self) -> str:
         """The id of the next call of this turn."""
@@ -155,10 +163,13 @@ class Context(msgspec.Struct, eq=False):
         names = {name, *known, *(new for new, timer in self.timers.items() if timer is not None)}
         if len(names) > limits.TIMERS_MAX:
             raise Overloaded(f"an agent may have {limits.TIMERS_MAX} timers")
-        size = len(arguments) + sum(len(timer.arguments) for timer in (*known.values(), *self.timers.values()) if timer)
+        size = len(arguments) + sum(
+            len(timer.arguments) for timer in (*known.values(), *self.timers.values()) if timer
+        )
         if size > limits.TIMERS_BYTES_MAX:
             raise TooLarge(
-                f"the arguments of an agent's timers may have {limits.TIMERS_BYTES_MAX} bytes: use its state"
+                f"the arguments of an agent's timers may have {limits.TIMERS_BYTES_MAX} bytes: use "
+                "its state"
             )
         due = self._host.now() + seconds
         self.timers[name] = Timer(name, self._host.next_generation(), due, method.name, arguments)
@@ -180,11 +191,13 @@ class Context(msgspec.Struct, eq=False):
 def over_text(undone: str) -> str:
     """For code that outlived its turn."""
     return (
-        f"this turn is over, and {undone}: a handler has to await what it starts before it returns. Code that is to go on "
-        "after it sends its agent a message, through an address from node.agent(...)"
+        f"this turn is over, and {undone}: a handler has to await what it starts before it "
+        "returns. Code that is to go on after it sends its agent a message, through an address "
+        "from node.agent(...)"
     )
 
 
 def context_after(host: TurnHost) -> Context:
-    """The context of code that goes on after its turn: it has a key of its own, so that its calls are nobody else's."""
+    """The context of code that goes on after its turn: it has a key of its own, so that its calls
+    are nobody else's."""
     return Context(host, ids.new_id("after"), 0.0, 0.0, (host.token,))

@@ -1,12 +1,15 @@
-"""The one door into code of users: handlers, readers, and what makes, loads, encodes and decodes their states and messages.
+"""The one door into code of users: handlers, readers, and what makes, loads, encodes and decodes
+their states and messages.
 
-Such code may raise anything. A `CancelledError` or a `SystemExit` that passes an ``except Exception`` ends what called it: an
-inbox's follower, the timers of all agents, the whole program. An error whose ``__str__`` raises ends whoever tells of it. So
-every entry goes through here. What the code raises comes out as one of our own errors, with a safe text that names the class,
-the file and the line. One thing passes: an interruption of the whole process, which a signal raised in the midst of the code.
+Such code may raise anything. A `CancelledError` or a `SystemExit` that passes an ``except
+Exception`` ends what called it: an inbox's follower, the timers of all agents, the whole program.
+An error whose ``__str__`` raises ends whoever tells of it. So every entry goes through here. What
+the code raises comes out as one of our own errors, with a safe text that names the class, the file
+and the line. One thing passes: an interruption of the whole process, which a signal raised in the
+midst of the code.
 
-Each entry runs in a context of its own (`contextvars`), an empty one. What a turn sets there, `decimal` and the like
-included, reaches no other turn, and not the program that happened to run it.
+Each entry runs in a context of its own (`contextvars`), an empty one. What a turn sets there,
+`decimal` and the like included, reaches no other turn, and not the program that happened to run it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class Raised(NamedTuple):
 
 
 def interrupts(error: BaseException) -> bool:
-    """Whether a signal raised the error in the midst of the code, as Ctrl-C does: then the whole process is meant."""
+    """Whether a signal raised the error in the midst of the code, as Ctrl-C does: then the whole
+    process is meant."""
     if not isinstance(error, INTERRUPTIONS):
         return False
     handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
@@ -65,7 +69,8 @@ def _raises(place: types.TracebackType) -> bool:
 
 
 def call(failure: type[HoldfastError], what: str, function: Callable[..., T], *args: Any) -> T:
-    """Call what may lead into user code. What it raises is one of our errors, else a ``failure`` that begins with ``what``."""
+    """Call what may lead into user code. What it raises is one of our errors, else a ``failure``
+    that begins with ``what``."""
     try:
         return fresh().run(function, *args)
     except HoldfastError:
@@ -110,10 +115,11 @@ def at_once(make: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
 
 @types.coroutine
 def until_done(work: Coroutine[Any, Any, Any], life: Liveness) -> Generator[Any, Any, Any]:
-    """Await a coroutine; return its value, or `Raised`. What is thrown at the awaiting task is thrown into it.
+    """Await a coroutine; return its value, or `Raised`. What is thrown at the awaiting task is
+    thrown into it.
 
-    It is cancelled where it would go on after a wait in which this node ceased to be live: a node that was frozen finds
-    timers and messages that are due before it finds out that it was replaced.
+    It is cancelled where it would go on after a wait in which this node ceased to be live: a node
+    that was frozen finds timers and messages that are due before it finds out that it was replaced.
     """
     error: BaseException | None = None
     while True:
@@ -136,7 +142,8 @@ def until_done(work: Coroutine[Any, Any, Any], life: Liveness) -> Generator[Any,
 
 
 def exited(error: GeneratorExit) -> Raised:
-    """A `GeneratorExit` that came out of `until_done`: of what the code awaited; else the loop is gone, and it goes on."""
+    """A `GeneratorExit` that came out of `until_done`: of what the code awaited; else the loop is
+    gone, and it goes on."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -144,11 +151,12 @@ def exited(error: GeneratorExit) -> Raised:
     return Raised(error)
 
 
-# What it raised, for people ------------------------------------------------------------------------------------------
+# What it raised, for people -----------------------------------------------------------------------
 
 
 def named(failure: type[HoldfastError], what: str, error: BaseException) -> HoldfastError:
-    """An error of ours for what user code raised: with its class, text, file and line, and its traceback as a note."""
+    """An error of ours for what user code raised: with its class, text, file and line, and its
+    traceback as a note."""
     place = places.of(error)
     title = errors.class_of(error)
     text = errors.plain(errors.text_of(error), limits.ERROR_TEXT_MAX // 2)  # the rest is for where
@@ -163,7 +171,8 @@ def named(failure: type[HoldfastError], what: str, error: BaseException) -> Hold
 
 
 def shown(what: str, error: BaseException) -> HoldfastError:
-    """An error from inside a handler, as its caller sees it: one of ours as it is, a user's as `HandlerFailed`."""
+    """An error from inside a handler, as its caller sees it: one of ours as it is, a user's as
+    `HandlerFailed`."""
     if isinstance(error, HoldfastError) and not isinstance(error, NotDone):
         return error
     return named(HandlerFailed, what, error)

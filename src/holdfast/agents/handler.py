@@ -1,10 +1,12 @@
 """Handlers: the methods of an agent that messages are for, and what their messages look like.
 
-A decorated method, looked up on the class, is a typed *method reference*: `ref.ask(Reviewer.review, diff)` is checked
-by mypy and pyright against the method's own signature. Looked up on an instance it is the plain method.
+A decorated method, looked up on the class, is a typed *method reference*: `ref.ask(Reviewer.review,
+diff)` is checked by mypy and pyright against the method's own signature. Looked up on an instance
+it is the plain method.
 
-Arguments travel as a msgpack array in the order of the signature, or as a map of names (what a shell sends). Both are
-decoded into the annotated types; what does not fit is refused with the name of the field.
+Arguments travel as a msgpack array in the order of the signature, or as a map of names (what a
+shell sends). Both are decoded into the annotated types; what does not fit is refused with the name
+of the field.
 """
 
 from __future__ import annotations
@@ -78,21 +80,31 @@ class Method(Generic[A_contra, P, R_co]):
 
     reads_only = False
 
-    def __init__(self, function: Callable[..., Coroutine[Any, Any, Any]], runs_in: Place = "loop") -> None:
+    def __init__(
+        self, function: Callable[..., Coroutine[Any, Any, Any]], runs_in: Place = "loop"
+    ) -> None:
         if runs_in not in get_args(Place):
-            raise TypeError(f"{function.__qualname__} runs in 'loop', 'thread' or 'process', not in {runs_in!r}")
+            raise TypeError(
+                f"{function.__qualname__} runs in 'loop', 'thread' or 'process', not in {runs_in!r}"
+            )
         if not inspect.iscoroutinefunction(function):
-            raise TypeError(f"{function.__qualname__} must be an `async def` to be a handler or a reader")
+            raise TypeError(
+                f"{function.__qualname__} must be an `async def` to be a handler or a reader"
+            )
         parameters = list(inspect.signature(function).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise TypeError(f"{function.__qualname__}: a message has no *{parameter.name}; name each argument")
+                raise TypeError(
+                    f"{function.__qualname__}: a message has no *{parameter.name}; name each "
+                    "argument"
+                )
         self.function = function
         self.name = function.__name__
         self.parameters = parameters
         self._keyword_only = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
         self.runs_in = runs_in
-        # A plain function that is marked as a coroutine function gives what somebody else wrote, which may wait.
+        # A plain function that is marked as a coroutine function gives what somebody else wrote,
+        # which may wait.
         self.waits = not _is_async_def(function) or any(
             step.opname in _WAITS for step in dis.get_instructions(function)
         )
@@ -102,7 +114,8 @@ class Method(Generic[A_contra, P, R_co]):
         self._title = self._reply_title = ""
         self._shapes: _Shapes | None = None
         self.at_once = False
-        """Whether the fast path may run it: on the loop, to its end without a wait, its arguments by their places."""
+        """Whether the fast path may run it: on the loop, to its end without a wait, its arguments
+        by their places."""
         self.reads_at_once = False
         """… as a reader."""
         self.decode_ordered: Callable[[bytes], Any] = msgspec.msgpack.decode
@@ -112,7 +125,8 @@ class Method(Generic[A_contra, P, R_co]):
         self.plain = False
         """Whether they decode without code of users'."""
         self.plain_reply: Any = ()
-        """The type of which each value, once it is encoded, is a reply that decodes, where there is one."""
+        """The type of which each value, once it is encoded, is a reply that decodes, where there is
+        one."""
         self._locals: Mapping[str, Any] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -131,7 +145,8 @@ class Method(Generic[A_contra, P, R_co]):
         return f"<{'reader' if self.reads_only else 'handler'} {self.__qualname__}>"
 
     def resolve(self, names: Mapping[str, Any]) -> None:
-        """Look up the annotations now, also among the names of the function that defines the class."""
+        """Look up the annotations now, also among the names of the function that defines the
+        class."""
         try:
             self._build(names)
         except NameError:
@@ -145,11 +160,15 @@ class Method(Generic[A_contra, P, R_co]):
             if parameter.default is parameter.empty:
                 fields.append((parameter.name, kind))
             elif parameter.default.__class__ in (list, dict, set, bytearray):
-                fields.append((parameter.name, kind, msgspec.field(default_factory=parameter.default.copy)))
+                fields.append(
+                    (parameter.name, kind, msgspec.field(default_factory=parameter.default.copy))
+                )
             else:
                 fields.append((parameter.name, kind, parameter.default))
         try:
-            ordered = msgspec.defstruct(self._title, fields, array_like=True, forbid_unknown_fields=True)
+            ordered = msgspec.defstruct(
+                self._title, fields, array_like=True, forbid_unknown_fields=True
+            )
             named = msgspec.defstruct(self._title, fields, forbid_unknown_fields=True)
             returns = hints.get("return", Any)
             self.decode_ordered = guarded(ordered, codec.decoder(ordered).decode)
@@ -166,15 +185,24 @@ class Method(Generic[A_contra, P, R_co]):
         self.reads_at_once = at_once and self.reads_only and self.plain
         one_form = len(fields) < 16 and all(has_one_form(kind) for _, kind, *_ in fields)
         self._shapes = shapes = _Shapes(
-            ordered, decode_named, encode, encode_reply, decode_reply, one_form, types.of(ordered).anything
+            ordered,
+            decode_named,
+            encode,
+            encode_reply,
+            decode_reply,
+            one_form,
+            types.of(ordered).anything,
         )
         return shapes
 
     def _shape(self) -> _Shapes:
         return self._shapes or self._build(self._locals)
 
-    def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool = False) -> bytes:
-        """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`, naming the field."""
+    def encode_arguments(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool = False
+    ) -> bytes:
+        """The arguments as bytes. ``check``: also prove that they decode. Raises `BadMessage`,
+        naming the field."""
         if not args and not kwargs and not self.parameters:
             return b"\x90"
         shapes = self._shapes or self._shape()
@@ -205,7 +233,8 @@ class Method(Generic[A_contra, P, R_co]):
         return guard.fresh().run(self.decode_ordered, data)
 
     def canonical(self, data: bytes) -> bytes:
-        """What arguments mean, as bytes: the same for all that mean the same. Those that do not fit mean themselves."""
+        """What arguments mean, as bytes: the same for all that mean the same. Those that do not fit
+        mean themselves."""
         shapes = self._shapes or self._shape()
         if shapes.one_form and data[:1] == bytes([0x90 + len(self.parameters)]):
             return data
@@ -239,10 +268,13 @@ class Method(Generic[A_contra, P, R_co]):
         if not self._keyword_only:
             return self.function(agent, *args)
         by_place = len(args) - len(self._keyword_only)
-        return self.function(agent, *args[:by_place], **dict(zip(self._keyword_only, args[by_place:], strict=True)))
+        return self.function(
+            agent, *args[:by_place], **dict(zip(self._keyword_only, args[by_place:], strict=True))
+        )
 
     def encode_reply(self, value: Any) -> bytes:
-        """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit, and `TooLarge`."""
+        """The reply as bytes. Raises `BadMessage` for a value that cannot be sent or does not fit,
+        and `TooLarge`."""
         try:
             data = (self._shapes or self._shape()).encode_reply(value)
         except codec.UNSENDABLE as error:
@@ -264,12 +296,17 @@ class Method(Generic[A_contra, P, R_co]):
 
 
 def check_reference(method: object, one_way: str = "") -> None:
-    """Raise `BadMessage` for what names no handler or reader, or a reader where the verb ``one_way`` takes none."""
+    """Raise `BadMessage` for what names no handler or reader, or a reader where the verb
+    ``one_way`` takes none."""
     if not isinstance(method, Method):
         if inspect.ismethod(method):
             cls = type(method.__self__).__name__
-            raise BadMessage(f"{method.__name__} was taken from an agent itself: write {cls}.{method.__name__}")
-        raise BadMessage(f"{method!r:.100} names no handler: write the class and its method, such as Counter.add")
+            raise BadMessage(
+                f"{method.__name__} was taken from an agent itself: write {cls}.{method.__name__}"
+            )
+        raise BadMessage(
+            f"{method!r:.100} names no handler: write the class and its method, such as Counter.add"
+        )
     if one_way and method.reads_only:
         raise BadMessage(f"{method!r} is a reader: it can be asked, not {one_way}")
 
@@ -287,14 +324,18 @@ class Reader(Method[A_contra, P, R_co]):
 @overload
 def handler(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Handler[A, P, R]: ...
 @overload
-def handler(*, runs_in: Place) -> Callable[[Callable[Concatenate[A, P], Coroutine[Any, Any, R]]], Handler[A, P, R]]: ...
+def handler(
+    *, runs_in: Place
+) -> Callable[[Callable[Concatenate[A, P], Coroutine[Any, Any, R]]], Handler[A, P, R]]: ...
 def handler(function: Any = None, *, runs_in: Place = "loop") -> Any:
-    """Make an ``async def`` of an `Agent` a handler: its changes of ``self.state`` are committed when it returns.
+    """Make an ``async def`` of an `Agent` a handler: its changes of ``self.state`` are committed
+    when it returns.
 
-    ``runs_in``: ``"loop"``, where it shares one thread with all agents of its node and has to ``await`` what takes long;
-    ``"thread"`` for one that blocks, and ``"process"`` for one that computes. There it may send and set timers, but it
-    cannot wait for anything: ask no other agent. In a process it meets a new instance, so that ``__init__`` runs for each
-    message, and its class has to be one that can be imported.
+    ``runs_in``: ``"loop"``, where it shares one thread with all agents of its node and has to
+    ``await`` what takes long; ``"thread"`` for one that blocks, and ``"process"`` for one that
+    computes. There it may send and set timers, but it cannot wait for anything: ask no other agent.
+    In a process it meets a new instance, so that ``__init__`` runs for each message, and its class
+    has to be one that can be imported.
     """
     return Handler(function) if function is not None else lambda wrapped: Handler(wrapped, runs_in)
 
@@ -302,9 +343,12 @@ def handler(function: Any = None, *, runs_in: Place = "loop") -> Any:
 @overload
 def reader(function: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Reader[A, P, R]: ...
 @overload
-def reader(*, runs_in: Place) -> Callable[[Callable[Concatenate[A, P], Coroutine[Any, Any, R]]], Reader[A, P, R]]: ...
+def reader(
+    *, runs_in: Place
+) -> Callable[[Callable[Concatenate[A, P], Coroutine[Any, Any, R]]], Reader[A, P, R]]: ...
 def reader(function: Any = None, *, runs_in: Place = "loop") -> Any:
-    """Make an ``async def`` of an `Agent` a reader: it sees committed state, which is frozen, and writes nothing.
+    """Make an ``async def`` of an `Agent` a reader: it sees committed state, which is frozen, and
+    writes nothing.
 
     ``runs_in``: as for a `handler`.
     """

@@ -49,7 +49,9 @@ class Kind:
         try:
             first = self._construct()
         except TypeError as error:
-            raise TypeError(f"the state of {name} must be constructible without arguments: {error}") from None
+            raise TypeError(
+                f"the state of {name} must be constructible without arguments: {error}"
+            ) from None
         try:
             self.decode_state = codec.decoder(state).decode
             self.encode_bytes = codec.encoder(state)
@@ -58,7 +60,8 @@ class Kind:
         except codec.ERRORS as error:
             raise TypeError(f"the state of {name} cannot be stored: {error}") from None
         self.exact = self.losses.exact if not self.losses.always else None
-        """The type of a state that loses nothing once it decodes, None where each has to be looked at: see `keep`."""
+        """The type of a state that loses nothing once it decodes, None where each has to be looked
+        at: see `keep`."""
         self.plain = () if types.runs_code(state) else self.losses.exact
         """… and of one that is encoded and decoded without code of users'."""
         own: tuple[Any, ...] = (cls.__setattr__, cls.__getattribute__)
@@ -68,31 +71,40 @@ class Kind:
         self.view_type = _frozen(state) if self.frozen else state
         self._decode_view = codec.decoder(self.view_type, borrowed=self.frozen).decode
         self.shares_view = self.frozen and codec.is_immutable(self.view_type)
-        """Whether readers may share one view; else each gets its own, so that what one does to it stays with it."""
+        """Whether readers may share one view; else each gets its own, so that what one does to it
+        stays with it."""
         self._said: set[str] = set()
 
     def lacks(self, handler: str) -> UnknownKind:
         """The error for a message to a handler that there is none of."""
         names = ", ".join(sorted(self.methods))
-        return UnknownKind(f"{self.name} has no handler or reader {handler[:100]!r}: it has {names}"[:1000])
+        return UnknownKind(
+            f"{self.name} has no handler or reader {handler[:100]!r}: it has {names}"[:1000]
+        )
 
     def _construct(self) -> Any:
         origin = get_origin(self.state_type) or self.state_type
         return None if origin in (None, type(None)) else origin()
 
     def new_state(self) -> tuple[bytes, Any]:
-        """The state of an agent that never had a message, as `keep` gives it: it shares nothing with another's.
+        """The state of an agent that never had a message, as `keep` gives it: it shares nothing
+        with another's.
 
         Raises `BadState`.
         """
-        return guard.call(BadState, f"a new state of {self.name} cannot be made", lambda: self.keep(self._construct()))
+        return guard.call(
+            BadState,
+            f"a new state of {self.name} cannot be made",
+            lambda: self.keep(self._construct()),
+        )
 
     def new_agent(self) -> Any:
         """An instance for one activation. Raises `BadState` where its ``__init__`` raises."""
         return guard.call(BadState, f"{self.name}.__init__ failed", self.cls)
 
     def keep(self, state: Any) -> tuple[bytes, Any]:
-        """The state as bytes, and as these give it back: with that the agent goes on, so that a reload changes nothing.
+        """The state as bytes, and as these give it back: with that the agent goes on, so that a
+        reload changes nothing.
 
         Raises `BadState`, naming the field that does not fit, or that would be lost.
         """
@@ -100,14 +112,21 @@ class Kind:
             data = self.encode_bytes(state)
         except Exception as error:  # also a state's own code
             where = unsendable(state)
-            raise BadState(f"the state of {self.name} cannot be stored: {where}: {_said(error)}") from None
+            raise BadState(
+                f"the state of {self.name} cannot be stored: {where}: {_said(error)}"
+            ) from None
         if len(data) > limits.STATE_BYTES_MAX:
-            raise BadState(f"the state of {self.name} has {len(data)} bytes; {limits.STATE_BYTES_MAX} are allowed")
+            raise BadState(
+                f"the state of {self.name} has {len(data)} bytes; {limits.STATE_BYTES_MAX} are "
+                "allowed"
+            )
         try:
             kept = self.decode_state(data)
             lost = "" if type(state) is self.exact else self.losses.find(state, data, kept)
         except Exception as error:  # also a state's own code
-            raise BadState(f"the state of {self.name} does not fit its type: {_said(error)}") from None
+            raise BadState(
+                f"the state of {self.name} does not fit its type: {_said(error)}"
+            ) from None
         if lost:
             raise BadState(f"the state of {self.name} would lose {lost}")
         return data, kept
@@ -120,9 +139,11 @@ class Kind:
             raise BadState(f"the state of {self.name} cannot be shown: {_said(error)}") from error
 
     def note_unknown(self, token: str, data: bytes, state: Any) -> None:
-        """Say once, when an agent was loaded, which stored values this code's state type has no field for.
+        """Say once, when an agent was loaded, which stored values this code's state type has no
+        field for.
 
-        A type without fields below its own is not encoded for that: its bytes may differ for ever, as those of sets do.
+        A type without fields below its own is not encoded for that: its bytes may differ for ever,
+        as those of sets do.
         """
         most = limits.UNKNOWN_FIELDS_MAX - len(self._said)
         if most <= 0:
@@ -136,16 +157,26 @@ class Kind:
                 found = unknown_fields(self.state_type, data)
         except Exception:  # a state's own code: its next turn says more
             return
-        fields = [field for field in found if field not in self._said][: min(most, limits.UNKNOWN_FIELDS_OF_LOAD)]
+        fields = [field for field in found if field not in self._said][
+            : min(most, limits.UNKNOWN_FIELDS_OF_LOAD)
+        ]
         self._said.update(fields)
         if len(self._said) >= limits.UNKNOWN_FIELDS_MAX:
-            _logger.warning("the log names no more than %d such fields of %s", limits.UNKNOWN_FIELDS_MAX, self.name)
+            _logger.warning(
+                "the log names no more than %d such fields of %s",
+                limits.UNKNOWN_FIELDS_MAX,
+                self.name,
+            )
         for field in fields:
             _logger.warning(
-                "%s holds a value of %s, which the state of %s does not have: it stays in the log until the agent's next "
-                "turn that writes, and is gone then. Renamed? Give the field its old name with msgspec.field(name=...), "
-                "or raise state_version and define upgrade_state", token, field, self.name,
-            )  # fmt: skip
+                "%s holds a value of %s, which the state of %s does not have: it stays in the log "
+                "until the agent's next turn that writes, and is gone then. Renamed? Give the "
+                "field its old name with msgspec.field(name=...), or raise state_version and "
+                "define upgrade_state",
+                token,
+                field,
+                self.name,
+            )
 
     def load_state(self, data: bytes, version: int) -> Any:
         """The state from a record, upgraded where its schema is older. Raises `BadState`."""
@@ -155,8 +186,8 @@ class Kind:
                 return self.decode_state(data)
             except codec.ERRORS as error:
                 raise BadState(
-                    f"the stored state of {self.name} does not fit its type: {error}. If the type changed, raise "
-                    "state_version and define upgrade_state"
+                    f"the stored state of {self.name} does not fit its type: {error}. If the type "
+                    "changed, raise state_version and define upgrade_state"
                 ) from None
         what = f"{self.name}.upgrade_state from version {version} to {self.state_version} failed"
         return guard.call(BadState, what, self._upgrade, data, version)
@@ -169,8 +200,8 @@ class Kind:
         """Raise `BadState` for a state of a schema that this code does not know yet."""
         if version > self.state_version:
             raise BadState(
-                f"the state of {self.name} has schema version {version}, this code knows {self.state_version}: "
-                "upgrade this node's code"
+                f"the state of {self.name} has schema version {version}, this code knows "
+                f"{self.state_version}: upgrade this node's code"
             )
 
 
@@ -188,7 +219,8 @@ def _frozen(state: Any) -> Any:
     if hasattr(state, "__post_init__"):
 
         def derive(self: Any) -> None:
-            """Let the author's ``__post_init__`` assign, which it cannot here, to an instance that is not frozen."""
+            """Let the author's ``__post_init__`` assign, which it cannot here, to an instance that
+            is not frozen."""
             open_one = state(**{name: getattr(self, name) for name in state.__struct_fields__})
             for name in state.__struct_fields__:
                 msgspec.structs.force_setattr(self, name, getattr(open_one, name))

@@ -1,14 +1,17 @@
 """Which turn code belongs to, so that code that outlives its turn cannot write with another one.
 
-A handler may leave a task, a callback or a thread behind. That code still holds ``self``, and there is one instance for all
-turns of an activation, whose ``state`` and ``context`` would be those of whatever turn runs by then. So:
+A handler may leave a task, a callback or a thread behind. That code still holds ``self``, and there
+is one instance for all turns of an activation, whose ``state`` and ``context`` would be those of
+whatever turn runs by then. So:
 
-* the state object of a turn is that turn's alone: the next one begins with what its bytes give back;
+* the state object of a turn is that turn's alone: the next one begins with what its bytes give
+  back;
 * between turns ``self.state`` is `PAST`, which refuses everything with `TurnOver`;
-* a turn that waits shares its time with others' code. It is named by a context variable, which its own tasks inherit, and
-  classes that have such handlers, or begin tasks or threads, look there for ``self.state``. Others pay nothing for it:
-  nothing runs beside their turns.
-* the context of a turn that is over still tells the agent's name and addresses other agents, and writes nothing more.
+* a turn that waits shares its time with others' code. It is named by a context variable, which its
+  own tasks inherit, and classes that have such handlers, or begin tasks or threads, look there for
+  ``self.state``. Others pay nothing for it: nothing runs beside their turns.
+* the context of a turn that is over still tells the agent's name and addresses other agents, and
+  writes nothing more.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class _Past:
 
     __getattr__ = __setattr__ = __delattr__ = _refuse
     __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = __bool__ = _refuse
-    __add__ = __iadd__ = __or__ = __ior__ = __and__ = __iand__ = __sub__ = __isub__ = __xor__ = __ixor__ = _refuse
+    __add__ = __iadd__ = __or__ = __ior__ = __and__ = __iand__ = __sub__ = __isub__ = __xor__ = (
+        __ixor__
+    ) = _refuse
 
     def __repr__(self) -> str:
         return "<the state of a turn that is over>"
@@ -47,7 +52,8 @@ PAST: Final[Any] = _Past()
 
 
 def hold(agent: Any, state: Any, context: Any) -> None:
-    """Have an instance hold what belongs to a turn, without code of its author's that sets attributes."""
+    """Have an instance hold what belongs to a turn, without code of its author's that sets
+    attributes."""
     object.__setattr__(agent, "_holdfast_state", state)
     object.__setattr__(agent, "_holdfast_context", context)
 
@@ -106,7 +112,11 @@ def _beside_the_loop(agent: Any) -> Context | None:
 
 def _turn_of(agent: Any) -> Context | None:
     context = current.get()
-    return context if context is not None and context._host is getattr(agent, "_holdfast_host", None) else None
+    return (
+        context
+        if context is not None and context._host is getattr(agent, "_holdfast_host", None)
+        else None
+    )
 
 
 def _get_state(agent: Any) -> Any:
@@ -149,16 +159,32 @@ def may_leave_code(cls: type) -> bool:
 
 
 _BEGIN: Final = frozenset(
-    {"create_task", "ensure_future", "gather", "TaskGroup", "call_soon", "call_soon_threadsafe", "call_later", "call_at",
-     "run_in_executor", "to_thread", "Thread", "Timer", "submit", "add_done_callback", "run_coroutine_threadsafe"}
-)  # fmt: skip
+    {
+        "create_task",
+        "ensure_future",
+        "gather",
+        "TaskGroup",
+        "call_soon",
+        "call_soon_threadsafe",
+        "call_later",
+        "call_at",
+        "run_in_executor",
+        "to_thread",
+        "Thread",
+        "Timer",
+        "submit",
+        "add_done_callback",
+        "run_coroutine_threadsafe",
+    }
+)
 
 state_of_turn: Final = property(_get_state, _set_state)
 """``self.state`` of classes with handlers that wait, or with code that may outlive its turn."""
 
 
 def context_for(agent: Any) -> Context:
-    """``self.context`` for the code that asks. Raises `AttributeError` before the agent's first message."""
+    """``self.context`` for the code that asks. Raises `AttributeError` before the agent's first
+    message."""
     context = _turn_of(agent)
     if context is not None:
         return context

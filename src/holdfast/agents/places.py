@@ -1,7 +1,9 @@
-"""Where an error came from, for people: file, line and function of users' code, and a traceback of bounded length.
+"""Where an error came from, for people: file, line and function of users' code, and a traceback of
+bounded length.
 
-Python's own traceback shows absolute paths, copies texts of any size, and runs code of users' again (``__str__``,
-``__dir__``). This one shows a path from where Python imports, is cut, and asks nothing of the error but its text, with care.
+Python's own traceback shows absolute paths, copies texts of any size, and runs code of users' again
+(``__str__``, ``__dir__``). This one shows a path from where Python imports, is cut, and asks
+nothing of the error but its text, with care.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from holdfast import errors, limits
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _LIBRARIES: Final = tuple(
-    path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))
+    path
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    if (path := sysconfig.get_path(name))
 )
 _DOOR: Final = str(Path(__file__).with_name("guard.py"))
 """Through which all that code is entered: of no interest to anybody."""
@@ -32,12 +36,20 @@ _LINE_MAX: Final = 160
 
 @lru_cache(maxsize=1024)
 def short(path: str) -> str:
-    """A file's path from where Python imports it, so that it is the same wherever the program lies."""
+    """A file's path from where Python imports it, so that it is the same wherever the program
+    lies."""
     try:
-        roots = {str(_PACKAGE.parent), *_LIBRARIES, *(root or str(Path.cwd()) for root in sys.path), str(Path.cwd())}
+        roots = {
+            str(_PACKAGE.parent),
+            *_LIBRARIES,
+            *(root or str(Path.cwd()) for root in sys.path),
+            str(Path.cwd()),
+        }
     except OSError:  # there is no working directory any more
         roots = {str(_PACKAGE.parent), *_LIBRARIES, *(root for root in sys.path if root)}
-    root = max((root for root in roots if path.startswith(root.rstrip("/") + "/")), key=len, default="")
+    root = max(
+        (root for root in roots if path.startswith(root.rstrip("/") + "/")), key=len, default=""
+    )
     if root:
         return path[len(root.rstrip("/")) + 1 :]
     return path if path.startswith("<") else Path(path).name
@@ -45,21 +57,24 @@ def short(path: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_ours(path: str) -> bool:
-    """Whether a file is of Holdfast itself. What it tests and measures with stands for users' code."""
+    """Whether a file is of Holdfast itself. What it tests and measures with stands for users'
+    code."""
     inner = path.removeprefix(f"{_PACKAGE}/")
     return inner != path and not inner.startswith(("testing/", "bench/"))
 
 
 @lru_cache(maxsize=1024)
 def is_users(path: str) -> bool:
-    """Whether a file is of a user's: not of Holdfast, nor of a library, nor made at run time as a dataclass makes methods."""
+    """Whether a file is of a user's: not of Holdfast, nor of a library, nor made at run time as a
+    dataclass makes methods."""
     if path.startswith("<"):
         return path.startswith(("<stdin>", "<ipython-input", "<doctest"))
     return not is_ours(path) and not path.startswith(_LIBRARIES)
 
 
 def _steps(error: BaseException) -> list[tuple[str, int, str]]:
-    """File, line and function from the outermost frame that is not ours to the innermost, the middle of many left out."""
+    """File, line and function from the outermost frame that is not ours to the innermost, the
+    middle of many left out."""
     found: list[tuple[str, int, str]] = []
     place: TracebackType | None = error.__traceback__
     while place is not None:
@@ -73,16 +88,24 @@ def _steps(error: BaseException) -> list[tuple[str, int, str]]:
 
 
 def of(error: BaseException) -> str:
-    """``file:line`` of the innermost line of a user's, else of any; empty where nothing is known."""
+    """``file:line`` of the innermost line of a user's, else of any; empty where nothing is
+    known."""
     steps = _steps(error)
-    inner = next((step for step in reversed(steps) if is_users(step[0])), steps[-1] if steps else None)
+    inner = next(
+        (step for step in reversed(steps) if is_users(step[0])), steps[-1] if steps else None
+    )
     if inner is None:  # Python made it of another, as it does of a `StopIteration`
-        return "" if error.__cause__ is None or error.__cause__.__cause__ is not None else of(error.__cause__)
+        return (
+            ""
+            if error.__cause__ is None or error.__cause__.__cause__ is not None
+            else of(error.__cause__)
+        )
     return f"{short(inner[0])}:{inner[1]}"
 
 
 def traceback_of(error: BaseException) -> str:
-    """The error's traceback, with those that it came from, the last `limits.ERROR_DETAILS_MAX` characters of it."""
+    """The error's traceback, with those that it came from, the last `limits.ERROR_DETAILS_MAX`
+    characters of it."""
     parts: list[str] = []
     for some, how in _chain(error):
         lines = [f"{how}Traceback (most recent call last):" if how or some.__traceback__ else ""]
@@ -113,5 +136,11 @@ def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    notes = getattr(error, "__notes__", None) if not isinstance(error, errors.HoldfastError) else None
-    return [note for note in notes[:_CHAIN_MAX] if isinstance(note, str)] if isinstance(notes, list) else []
+    notes = (
+        getattr(error, "__notes__", None) if not isinstance(error, errors.HoldfastError) else None
+    )
+    return (
+        [note for note in notes[:_CHAIN_MAX] if isinstance(note, str)]
+        if isinstance(notes, list)
+        else []
+    )

@@ -1,7 +1,8 @@
-"""An agent's address: what its callers hold. Making one does no I/O, and the agent need not exist before.
+"""An agent's address: what its callers hold. Making one does no I/O, and the agent need not exist
+before.
 
-`ask` waits for the reply; `send` returns when the message is durable; `tell` may lose it. Which one a method allows is in
-its type: a reader can be asked, and nothing else.
+`ask` waits for the reply; `send` returns when the message is durable; `tell` may lose it. Which one
+a method allows is in its type: a reader can be asked, and nothing else.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ _AT_ONCE_MAX: Final = 8
 
 def not_a_class(kind: object) -> str:
     """What to say where the class of an agent is wanted."""
-    return f"{kind!r:.100} is not the class of an agent: give the class itself, such as Counter of Agent[Count]"
+    return (
+        f"{kind!r:.100} is not the class of an agent: give the class itself, such as Counter of "
+        "Agent[Count]"
+    )
 
 
 class AgentRef(Generic[AgentT_co]):
-    """The address of one agent. It stays valid wherever the agent lives, and whatever happens to that place."""
+    """The address of one agent. It stays valid wherever the agent lives, and whatever happens to
+    that place."""
 
-    __holdfast_hint__ = "pass its agent_id or its name, and make the address where it is used, with self.agent(...)"
+    __holdfast_hint__ = (
+        "pass its agent_id or its name, and make the address where it is used, with self.agent(...)"
+    )
     __slots__ = ("_context", "_kind", "_options", "_router", "_token")
 
     def __init__(
@@ -47,7 +54,8 @@ class AgentRef(Generic[AgentT_co]):
         options: Options = _DEFAULT,
         kind_name: str = "",
     ) -> None:
-        """``kind`` is None for an agent whose class this process does not have; ``kind_name`` names it then."""
+        """``kind`` is None for an agent whose class this process does not have; ``kind_name`` names
+        it then."""
         self._router = router
         self._kind = kind
         try:
@@ -77,13 +85,18 @@ class AgentRef(Generic[AgentT_co]):
         return hash(self._token)
 
     def options(
-        self, *, timeout_seconds: float | None = None, message_id: str | None = None, fresh: bool | None = None
+        self,
+        *,
+        timeout_seconds: float | None = None,
+        message_id: str | None = None,
+        fresh: bool | None = None,
     ) -> AgentRef[AgentT_co]:
         """The same address with other options for its messages.
 
-        ``timeout_seconds``: when an ask or a send gives up. ``message_id``: the same id again, within the agent's
-        ``dedup_seconds``, has no second effect and gets the first answer; use such an address for one message.
-        ``fresh``: a reader sees everything that was acknowledged anywhere before it, at the price of a commit.
+        ``timeout_seconds``: when an ask or a send gives up. ``message_id``: the same id again,
+        within the agent's ``dedup_seconds``, has no second effect and gets the first answer; use
+        such an address for one message. ``fresh``: a reader sees everything that was acknowledged
+        anywhere before it, at the price of a commit.
         """
         old = self._options
         if timeout_seconds is not None:
@@ -93,7 +106,10 @@ class AgentRef(Generic[AgentT_co]):
                 raise ValueError(f"timeout_seconds must be more than 0, not {timeout_seconds}")
         if message_id is not None and not isinstance(message_id, str):
             raise TypeError(f"a message_id is a str, not {message_id!r}: write {str(message_id)!r}")
-        if message_id is not None and not 0 < len(message_id.encode()) <= limits.MESSAGE_ID_BYTES_MAX:
+        if (
+            message_id is not None
+            and not 0 < len(message_id.encode()) <= limits.MESSAGE_ID_BYTES_MAX
+        ):
             raise ValueError(f"a message_id has 1 to {limits.MESSAGE_ID_BYTES_MAX} bytes in UTF-8")
         new = Options(
             old.timeout_seconds if timeout_seconds is None else timeout_seconds,
@@ -119,14 +135,19 @@ class AgentRef(Generic[AgentT_co]):
             raise BadMessage(f"{method!r} is not a method of {self._kind.__name__}")
         data = method.encode_arguments(args, kwargs, check)
         if len(data) > limits.MESSAGE_BYTES_MAX:
-            text = f"the arguments of {method.name} have {len(data)} bytes; {limits.MESSAGE_BYTES_MAX} are allowed"
+            text = (
+                f"the arguments of {method.name} have {len(data)} bytes; "
+                f"{limits.MESSAGE_BYTES_MAX} are allowed"
+            )
             raise TooLarge(text)
         return data
 
     async def outcome(self, message_id: str) -> Outcome:
-        """What became of a message that was sent or asked with ``options(message_id=...)``, within ``dedup_seconds``.
+        """What became of a message that was sent or asked with ``options(message_id=...)``, within
+        ``dedup_seconds``.
 
-        It is answered behind everything that the agent had in its hands. Raises what `ask` of a reader raises.
+        It is answered behind everything that the agent had in its hands. Raises what `ask` of a
+        reader raises.
         """
         payload = codec.encode_raw([message_id])
         options = Options(self._options.timeout_seconds, fresh=True)
@@ -135,11 +156,16 @@ class AgentRef(Generic[AgentT_co]):
         return outcome
 
     @overload
-    async def ask(self, method: Handler[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def ask(
+        self, method: Handler[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
     @overload
-    async def ask(self, method: Reader[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def ask(
+        self, method: Reader[AgentT_co, P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
     async def ask(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        """Have the agent handle a message, and return its reply: then what the handler changed is durable.
+        """Have the agent handle a message, and return its reply: then what the handler changed is
+        durable.
 
         Raises:
             HandlerFailed: the handler raised; the state is as it was.
@@ -157,7 +183,9 @@ class AgentRef(Generic[AgentT_co]):
         data = self._encode(method, args, kwargs)
         if (shard := router.space.find(token)) < 0:
             shard = await router.locate(token)
-        opened = router.begin(shard, token, method.name, data, self._options, method.reads_only, context)
+        opened = router.begin(
+            shard, token, method.name, data, self._options, method.reads_only, context
+        )
         future = opened.future
         try:
             if future.done() and opened.number % _AT_ONCE_MAX == 0:
@@ -172,14 +200,19 @@ class AgentRef(Generic[AgentT_co]):
             except HoldfastError:
                 raise
             except Exception as error:  # code of the reply's type
-                raise guard.named(BadMessage, f"the reply of {method.__qualname__}", error) from error
+                raise guard.named(
+                    BadMessage, f"the reply of {method.__qualname__}", error
+                ) from error
         raise router.error(opened, payload)
 
-    async def send(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Put a message into the agent's durable inbox; it is handled once, in order, whenever the agent can.
+    async def send(
+        self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Put a message into the agent's durable inbox; it is handled once, in order, whenever the
+        agent can.
 
-        Inside a turn the message is part of the turn: it is sent when the turn commits. Outside, when this returns, a
-        quorum has it. What keeps failing goes to the dead letters.
+        Inside a turn the message is part of the turn: it is sent when the turn commits. Outside,
+        when this returns, a quorum has it. What keeps failing goes to the dead letters.
 
         Raises:
             BadMessage: the arguments do not fit the types.
@@ -191,13 +224,18 @@ class AgentRef(Generic[AgentT_co]):
         """
         data = self._encode(method, args, dict(kwargs), True, "sent")
         options = self._options
-        await self._router.place(self._token, None if self._kind is None else self._kind.__kind__.pool)
+        await self._router.place(
+            self._token, None if self._kind is None else self._kind.__kind__.pool
+        )
         if self._context is not None:
             self._context.send(self._token, method.name, data, options.message_id)
         else:
-            await self._router.send(self._token, method.name, data, options.timeout_seconds, options.message_id)
+            await self._router.send(
+                self._token, method.name, data, options.timeout_seconds, options.message_id
+            )
 
     def tell(self, method: Handler[AgentT_co, P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send without any promise: the message may be lost, and costs least. Raises `BadMessage`, `TooLarge`."""
+        """Send without any promise: the message may be lost, and costs least. Raises `BadMessage`,
+        `TooLarge`."""
         data = self._encode(method, args, dict(kwargs), one_way="told")
         self._router.tell(self._token, method.name, data)

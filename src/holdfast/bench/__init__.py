@@ -1,1 +1,2 @@
-"""`holdfast bench`: what a cluster does in a second, and what that costs beside its engine alone."""
+"""`holdfast bench`: what a cluster does in a second, and what that costs beside its engine
+alone."""

@@ -1,4 +1,5 @@
-"""What the engine does without Holdfast, for batches of the same shape, in the same process and the same minute."""
+"""What the engine does without Holdfast, for batches of the same shape, in the same process and the
+same minute."""
 
 from __future__ import annotations
 
@@ -9,9 +10,16 @@ from holdfast.engines.base import Engine, Expect, Record
 
 
 async def batches(
-    engine: Engine, cells: list[str], writers: int, records: int, payload: int, seconds: float, packed: bool = False
+    engine: Engine,
+    cells: list[str],
+    writers: int,
+    records: int,
+    payload: int,
+    seconds: float,
+    packed: bool = False,
 ) -> float:
-    """Records a second that the engine alone takes: so many writers per cell, each with fenced batches of one shape.
+    """Records a second that the engine alone takes: so many writers per cell, each with fenced
+    batches of one shape.
 
     ``packed``: all of a batch in one record.
     """
@@ -30,7 +38,11 @@ async def batches(
                 [Record(f"{cell}.raw-{writer}.pk.{number % 256}", value * records, fence)]
                 if packed
                 else [
-                    Record(f"{cell}.raw-{writer}.st.Counter/x{(number + k) % 10_000}", value, fence if k == 0 else None)
+                    Record(
+                        f"{cell}.raw-{writer}.st.Counter/x{(number + k) % 10_000}",
+                        value,
+                        fence if k == 0 else None,
+                    )
                     for k in range(records)
                 ]
             )
@@ -46,7 +58,9 @@ async def batches(
 async def requests(engine: Engine, in_flight: int, seconds: float) -> float:
     """Requests a second over the bus alone, through a server, answered by this very process."""
     subject = "bench.echo"
-    echo = await engine.bus.subscribe(subject, lambda message: engine.bus.publish(message.reply, message.payload))
+    echo = await engine.bus.subscribe(
+        subject, lambda message: engine.bus.publish(message.reply, message.payload)
+    )
     done = 0
     end = time.perf_counter() + seconds
 

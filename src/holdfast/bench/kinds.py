@@ -1,7 +1,7 @@
 """The agents that the benchmark's own nodes serve. Their pool keeps them off all other nodes.
 
-Two variables of the environment are for those who measure how cost grows: how many shards the pool has, and after how
-many seconds an idle agent leaves memory.
+Two variables of the environment are for those who measure how cost grows: how many shards the pool
+has, and after how many seconds an idle agent leaves memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Number(State):
     n: int = 0
 
 
-class BenchCounter(Agent[Number], pool=POOL, capabilities={"holdfast-bench"}, idle_seconds=IDLE_SECONDS):
+class BenchCounter(
+    Agent[Number], pool=POOL, capabilities={"holdfast-bench"}, idle_seconds=IDLE_SECONDS
+):
     """The smallest agent that changes its state."""
 
     @handler

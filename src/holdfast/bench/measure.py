@@ -1,4 +1,5 @@
-"""How the benchmark measures: a load that is kept up for a while, its latencies, and what it cost."""
+"""How the benchmark measures: a load that is kept up for a while, its latencies, and what it
+cost."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from holdfast.errors import HoldfastError
 
 
 class Figure(msgspec.Struct):
-    """One line of the report. Latencies are in ms, ``engine`` in operations a second of the engine alone."""
+    """One line of the report. Latencies are in ms, ``engine`` in operations a second of the engine
+    alone."""
 
     name: str
     operations: int
@@ -64,10 +66,14 @@ class Load:
         self.took.append((ended - started) * 1e3)
 
     async def keep(
-        self, work: Callable[[int], Awaitable[object]], in_flight: int, seconds: float, count: int = 0
+        self,
+        work: Callable[[int], Awaitable[object]],
+        in_flight: int,
+        seconds: float,
+        count: int = 0,
     ) -> None:
-        """Keep so many operations in flight until so long after the begin, or until ``count`` were begun; ``work`` gets
-        their numbers."""
+        """Keep so many operations in flight until so long after the begin, or until ``count`` were
+        begun; ``work`` gets their numbers."""
         end, number = self.began + seconds, 0
 
         async def one() -> None:

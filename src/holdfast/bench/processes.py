@@ -1,4 +1,5 @@
-"""What the benchmark's processes cost: processor time and memory of the client, the nodes, the servers and the hosts."""
+"""What the benchmark's processes cost: processor time and memory of the client, the nodes, the
+servers and the hosts."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ def _role(process: psutil.Process, own: int) -> str:
 
 
 class Usage:
-    """From here to `read`: cores that were busy, and megabytes of resident memory at the end, by role.
+    """From here to `read`: cores that were busy, and megabytes of resident memory at the end, by
+    role.
 
-    Of processes that this one started, and their children: those of a cluster elsewhere are not seen.
+    Of processes that this one started, and their children: those of a cluster elsewhere are not
+    seen.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,14 @@ def _processes() -> list[tuple[psutil.Process, str, float, int]]:
     for process in (me, *me.children(recursive=True)):
         try:
             times = process.cpu_times()
-            found.append((process, _role(process, me.pid), times.user + times.system, process.memory_info().rss))
+            found.append(
+                (
+                    process,
+                    _role(process, me.pid),
+                    times.user + times.system,
+                    process.memory_info().rss,
+                )
+            )
         except psutil.Error:
             continue  # it just ended
     return found

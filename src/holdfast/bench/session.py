@@ -1,4 +1,5 @@
-"""One run of the benchmark: a cluster, nodes of its own on this machine, the workloads one after the other."""
+"""One run of the benchmark: a cluster, nodes of its own on this machine, the workloads one after
+the other."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ _START_SECONDS: Final = 60.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What to measure. ``at``: servers to join; empty for a fresh cluster here, "local" for the embedded engine."""
+    """What to measure. ``at``: servers to join; empty for a fresh cluster here, "local" for the
+    embedded engine."""
 
     at: tuple[str, ...] = ()
     workloads: tuple[str, ...] = NAMES
@@ -58,7 +60,9 @@ class Settings(msgspec.Struct, frozen=True):
             if name not in NAMES:
                 raise ConfigError(f"there is no workload {name!r}; there are {', '.join(NAMES)}")
         if self.at == ("local",) and self.workloads == ("failover",):
-            raise ConfigError("the embedded engine has one process, so there is no failover to measure")
+            raise ConfigError(
+                "the embedded engine has one process, so there is no failover to measure"
+            )
         if self.at == ("local",) and self.nodes is not None:
             raise ConfigError("the embedded engine has one process: --nodes is for a cluster")
 
@@ -72,14 +76,17 @@ class Outcome(msgspec.Struct):
 
 
 async def measure(settings: Settings, report: Callable[[Figure], None]) -> Outcome:
-    """Run all workloads; ``report`` hears of each figure at once. Raises `ConfigError`, and what joining raises."""
+    """Run all workloads; ``report`` hears of each figure at once. Raises `ConfigError`, and what
+    joining raises."""
     settings.check()
     outcome = Outcome("", [], Moments([], []))
     async with set_up(settings) as (outcome.where, setting):
         for name in settings.workloads:
             if name == "failover" and setting.node.engine.name == "local":
                 continue
-            figures = failover(setting, outcome.failover) if name == "failover" else ALL[name](setting)
+            figures = (
+                failover(setting, outcome.failover) if name == "failover" else ALL[name](setting)
+            )
             async for figure in figures:
                 outcome.figures.append(figure)
                 report(figure)
@@ -94,16 +101,23 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
         if settings.at == ("local",):
             where = "the embedded engine, in this process"
             node = await stack.enter_async_context(
-                Node.join(f"local:{Path(directory) / 'bench.db'}", serve=kinds.KINDS, labels=_LABELS)
+                Node.join(
+                    f"local:{Path(directory) / 'bench.db'}", serve=kinds.KINDS, labels=_LABELS
+                )
             )
             cells = ["raw0"]
             await node.engine.ensure_cells(cells, 1)
-            yield where, Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, dict)
+            yield (
+                where,
+                Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, dict),
+            )
             return
         urls, count = settings.at, settings.nodes or _NODES
         where = f"{len(urls)} servers that were there, {count} nodes and a client here"
         if not urls:
-            cluster = await stack.enter_async_context(LocalCluster(directory, hosts=_COPIES, nodes=0))
+            cluster = await stack.enter_async_context(
+                LocalCluster(directory, hosts=_COPIES, nodes=0)
+            )
             urls, where = tuple(cluster.urls), f"3 servers, {count} nodes and a client, all here"
         host = HostSettings(
             new_id("bench"), None, list(urls), count, ["holdfast.bench.kinds"],
@@ -115,7 +129,8 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
         node = await stack.enter_async_context(Node.join(urls, **asdict(settings.security)))
         engine = node.engine
         assert isinstance(engine, NatsEngine)
-        mark = new_id("bench")  # no stream of anybody else has this name: these are removed at the end
+        # no stream of anybody else has this name: these are removed at the end
+        mark = new_id("bench")
         cells = [f"{mark}-{n}" for n in range(len(node.manifest.cells))]
         found = await streams.info(engine.connection, node.manifest.cells[0])
         await engine.ensure_cells(cells, int(found.config["num_replicas"]))
@@ -126,7 +141,14 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
             await _led_alike(engine, cells, node.manifest.cells)
             yield (
                 where,
-                Setting(node, settings.agents, settings.in_flight, settings.seconds, cells, lambda: nodes.nodes),
+                Setting(
+                    node,
+                    settings.agents,
+                    settings.in_flight,
+                    settings.seconds,
+                    cells,
+                    lambda: nodes.nodes,
+                ),
             )
         finally:
             await engine.drop_cells(cells)
@@ -136,7 +158,8 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
 
 
 async def _leaders_are_spread(engine: NatsEngine, cells: Sequence[str]) -> None:
-    """Wait until a new cluster has spread the leaders of its cells, which holds the writes to one for a moment."""
+    """Wait until a new cluster has spread the leaders of its cells, which holds the writes to one
+    for a moment."""
 
     async def spread() -> bool:
         found = [await streams.info(engine.connection, cell) for cell in cells]
@@ -144,12 +167,15 @@ async def _leaders_are_spread(engine: NatsEngine, cells: Sequence[str]) -> None:
         return one_move(leaders, found[0].servers("")) is None
 
     await _until(
-        spread, (UNEVEN_SECONDS + 2.0) * len(cells), "the leaders of the cells are not spread over the servers"
+        spread,
+        (UNEVEN_SECONDS + 2.0) * len(cells),
+        "the leaders of the cells are not spread over the servers",
     )
 
 
 async def _led_alike(engine: NatsEngine, cells: Sequence[str], others: Sequence[str]) -> None:
-    """Have each of these cells led by the server that leads its like: where the leaders are decides a fifth of the rate."""
+    """Have each of these cells led by the server that leads its like: where the leaders are decides
+    a fifth of the rate."""
     for cell, other in zip(cells, others, strict=True):
 
         async def alike(cell: str = cell, other: str = other) -> bool:
@@ -159,7 +185,9 @@ async def _led_alike(engine: NatsEngine, cells: Sequence[str], others: Sequence[
             await streams.move_leader(engine.connection, cell, leader)
             return False
 
-        await _until(alike, UNEVEN_SECONDS + 2.0, f"{cell} is not led by the server that leads {other}")
+        await _until(
+            alike, UNEVEN_SECONDS + 2.0, f"{cell} is not led by the server that leads {other}"
+        )
 
 
 async def _until(look: Callable[[], Awaitable[bool]], seconds: float, otherwise: str) -> None:
@@ -167,7 +195,8 @@ async def _until(look: Callable[[], Awaitable[bool]], seconds: float, otherwise:
     try:
         async with asyncio.timeout(seconds):
             while True:
-                with suppress(NoQuorum, Unknown):  # there is no leader for a moment while it changes
+                # there is no leader for a moment while it changes
+                with suppress(NoQuorum, Unknown):
                     if await look():
                         return
                 await asyncio.sleep(0.1)
@@ -178,7 +207,8 @@ async def _until(look: Callable[[], Awaitable[bool]], seconds: float, otherwise:
 async def _sweep(node: Node) -> None:
     """Remove what the agents left in a cluster that goes on. No node serves them any more.
 
-    Their pool stays, without a kind that lives in it; names that were freed leave a small record each.
+    Their pool stays, without a kind that lives in it; names that were freed leave a small record
+    each.
     """
     for cell in node.manifest.cells:
         await _purge_packs(node, cell)
@@ -187,18 +217,23 @@ async def _sweep(node: Node) -> None:
         cell = node._runtime.cell_of(number)
         for part in _PARTS:
             await _purge(node, cell, f"{cell}.{number}.{part}.>")
-    await node.placement.change(lambda table: forget(table, [cls.__kind__.name for cls in kinds.KINDS]))
+    await node.placement.change(
+        lambda table: forget(table, [cls.__kind__.name for cls in kinds.KINDS])
+    )
 
 
 async def _purge_packs(node: Node, cell: str) -> None:
-    """Remove the packs of its nodes, which served no other kinds; what was purged else would seem to be there again."""
+    """Remove the packs of its nodes, which served no other kinds; what was purged else would seem
+    to be there again."""
     mine = {cls.__kind__.name for cls in kinds.KINDS}
     served: dict[str, set[str]] = {}
     tail = node.engine.log.tail(cell, [packs.filter_of(cell)])
     async for chunk in tail:
         for stored in chunk.records:
             tokens = (token for _, token, _ in packs.entries(stored))
-            served.setdefault(packs.chain_of(stored.subject), set()).update(token.partition("/")[0] for token in tokens)
+            served.setdefault(packs.chain_of(stored.subject), set()).update(
+                token.partition("/")[0] for token in tokens
+            )
         if chunk.caught_up:
             break
     await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators

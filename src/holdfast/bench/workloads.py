@@ -28,7 +28,8 @@ _FAILOVER_SECONDS: Final = 12.0
 
 
 class Setting(msgspec.Struct):
-    """What is measured with. ``seconds``: of each load. ``pids``: of the benchmark's own nodes, by name."""
+    """What is measured with. ``seconds``: of each load. ``pids``: of the benchmark's own nodes, by
+    name."""
 
     node: Node
     agents: int
@@ -45,7 +46,8 @@ class Setting(msgspec.Struct):
 
 
 class Moments(msgspec.Struct):
-    """The failover's latencies over time: (s since its begin, ms), and when a process was killed."""
+    """The failover's latencies over time: (s since its begin, ms), and when a process was
+    killed."""
 
     moments: list[tuple[float, float]]
     killed_at: list[float]
@@ -74,11 +76,18 @@ async def create(setting: Setting) -> AsyncIterator[Figure]:
     load = Load()
     for n in range(1_000):
         started = time.perf_counter()
-        node.find(capability="holdfast-bench", kind=BenchCounter, limit=10, where=[("n", "ge", n % 50)])
+        node.find(
+            capability="holdfast-bench", kind=BenchCounter, limit=10, where=[("n", "ge", n % 50)]
+        )
         load.note(started, time.perf_counter())
     yield load.figure("find by capability")
     load = Load()
-    await load.keep(lambda n: node.unregister(BenchCounter, f"c{mark}-{n}"), setting.in_flight, 0.0, setting.agents)
+    await load.keep(
+        lambda n: node.unregister(BenchCounter, f"c{mark}-{n}"),
+        setting.in_flight,
+        0.0,
+        setting.agents,
+    )
     yield load.figure("unregister")
 
 
@@ -86,16 +95,21 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
     """Durable asks of many agents, and of a few hot ones."""
     node = setting.node
     agents = [node.agent(BenchCounter, f"a{n}") for n in range(setting.agents)]
-    await Load().keep(lambda n: agents[n].ask(BenchCounter.add, 1), setting.in_flight, 0.0, len(agents))
+    await Load().keep(
+        lambda n: agents[n].ask(BenchCounter.add, 1), setting.in_flight, 0.0, len(agents)
+    )
     load = Load()
     await load.keep(lambda _: agents[0].ask(BenchCounter.add, 1), 1, setting.seconds)
     figure = load.figure("ask, one at a time")
-    figure.engine = await engine_alone.batches(node.engine, setting.cells[:1], 1, 1, 120, setting.engine_seconds)
+    figure.engine = await engine_alone.batches(
+        node.engine, setting.cells[:1], 1, 1, 120, setting.engine_seconds
+    )
     figure.engine_of = "one append at a time"
     yield figure
     each = max(len(setting.pids()) // len(setting.cells), 1)
     writers = each * len(setting.cells)
-    size = max(setting.in_flight * 4 // 5 // writers, 1)  # a fifth is on its way to or from its caller
+    # a fifth is on its way to or from its caller
+    size = max(setting.in_flight * 4 // 5 // writers, 1)
     shapes = [(each, size, False), (1, _BEST, False)]
     if node.engine.name != "local":
         shapes.append((each, size, True))
@@ -115,19 +129,24 @@ async def asks(setting: Setting) -> AsyncIterator[Figure]:
     figure.note += "".join(f"; {rate:,.0f}/s in one record per batch" for rate in packed)
     yield figure
     load = Load()
-    await load.keep(lambda n: agents[n % 10].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds)
+    await load.keep(
+        lambda n: agents[n % 10].ask(BenchCounter.add, 1), setting.in_flight, setting.seconds
+    )
     yield load.figure("ask, 10 hot agents")
 
 
 async def _alone(setting: Setting, shapes: Iterable[tuple[int, int, bool]]) -> list[float]:
-    """What the engine alone does with each shape of batches: writers per cell, records, and whether they are packed.
+    """What the engine alone does with each shape of batches: writers per cell, records, and whether
+    they are packed.
 
-    For a part of the time that it is measured for: it takes turns with what it is compared with, as a machine that others
-    share is faster in one second than in the next.
+    For a part of the time that it is measured for: it takes turns with what it is compared with, as
+    a machine that others share is faster in one second than in the next.
     """
     seconds = setting.engine_seconds / _TURNS
     return [
-        await engine_alone.batches(setting.node.engine, setting.cells, writers, records, 120, seconds, packed)
+        await engine_alone.batches(
+            setting.node.engine, setting.cells, writers, records, 120, seconds, packed
+        )
         for writers, records, packed in shapes
     ]
 
@@ -135,12 +154,20 @@ async def _alone(setting: Setting, shapes: Iterable[tuple[int, int, bool]]) -> l
 async def readers(setting: Setting) -> AsyncIterator[Figure]:
     """Asks of readers, which write nothing."""
     agents = [setting.node.agent(BenchCounter, f"a{n}") for n in range(setting.agents)]
-    await Load().keep(lambda n: agents[n].ask(BenchCounter.value), setting.in_flight, 0.0, len(agents))
+    await Load().keep(
+        lambda n: agents[n].ask(BenchCounter.value), setting.in_flight, 0.0, len(agents)
+    )
     load = Load()
-    await load.keep(lambda n: agents[n % len(agents)].ask(BenchCounter.value), setting.in_flight, setting.seconds)
+    await load.keep(
+        lambda n: agents[n % len(agents)].ask(BenchCounter.value),
+        setting.in_flight,
+        setting.seconds,
+    )
     figure = load.figure("ask a reader")
     if setting.node.engine.name != "local":
-        figure.engine = await engine_alone.requests(setting.node.engine, setting.in_flight, setting.engine_seconds)
+        figure.engine = await engine_alone.requests(
+            setting.node.engine, setting.in_flight, setting.engine_seconds
+        )
         figure.engine_of = f"bus requests, {setting.in_flight} in flight"
     yield figure
 
@@ -155,13 +182,19 @@ async def sends(setting: Setting) -> AsyncIterator[Figure]:
 
     before = await handled()
     load = Load()
-    await load.keep(lambda n: agents[n % len(agents)].send(BenchCounter.add, 1), setting.in_flight, setting.seconds)
+    await load.keep(
+        lambda n: agents[n % len(agents)].send(BenchCounter.add, 1),
+        setting.in_flight,
+        setting.seconds,
+    )
     accepted = load.figure("send, accepted")
     while await handled() < before + accepted.operations:
         await asyncio.sleep(0.05)
     seconds = time.perf_counter() - load.began
     size = max(setting.in_flight // len(setting.cells), 1)
-    accepted.engine = await engine_alone.batches(node.engine, setting.cells, 1, size, 80, setting.engine_seconds)
+    accepted.engine = await engine_alone.batches(
+        node.engine, setting.cells, 1, size, 80, setting.engine_seconds
+    )
     accepted.engine_of = f"{len(setting.cells)} writers, batches of {size}"
     yield accepted
     carried = msgspec.structs.replace(
@@ -182,7 +215,8 @@ async def chains(setting: Setting) -> AsyncIterator[Figure]:
     names = [f"a{n}" for n in range(setting.agents)]
 
     async def one(_number: int) -> None:
-        first, *others = sorted(random.sample(names, _CHAIN))  # in one order, so that no two wait for each other
+        # in one order, so that no two wait for each other
+        first, *others = sorted(random.sample(names, _CHAIN))
         await node.agent(BenchCounter, first).ask(BenchCounter.through, others)
 
     load = Load()
@@ -198,7 +232,9 @@ async def mixed(setting: Setting) -> AsyncIterator[Figure]:
         agent = agents[number * 7919 % len(agents)]
         if number % 10 < 7:
             return agent.ask(BenchCounter.value)
-        return agent.ask(BenchCounter.add, 1) if number % 10 < 9 else agent.send(BenchCounter.add, 1)
+        return (
+            agent.ask(BenchCounter.add, 1) if number % 10 < 9 else agent.send(BenchCounter.add, 1)
+        )
 
     load = Load()
     await load.keep(one, setting.in_flight, setting.seconds)
@@ -226,12 +262,18 @@ async def states(setting: Setting) -> AsyncIterator[Figure]:
 
 async def timers(setting: Setting) -> AsyncIterator[Figure]:
     """Timers that are due at one time, and how late they fire."""
-    agents = [setting.node.agent(BenchTimer, f"t{n}") for n in range(min(setting.agents // 10, 500))]
+    agents = [
+        setting.node.agent(BenchTimer, f"t{n}") for n in range(min(setting.agents // 10, 500))
+    ]
     total = len(agents) * _TIMERS_EACH
     await asyncio.gather(*(agent.ask(BenchTimer.begin, _TIMERS_EACH, 1.0) for agent in agents))
     load = Load()
     while True:
-        found = [ms for late in await asyncio.gather(*(agent.ask(BenchTimer.late) for agent in agents)) for ms in late]
+        found = [
+            ms
+            for late in await asyncio.gather(*(agent.ask(BenchTimer.late) for agent in agents))
+            for ms in late
+        ]
         if len(found) >= total:
             break
         await asyncio.sleep(0.1)
@@ -247,11 +289,15 @@ async def timers(setting: Setting) -> AsyncIterator[Figure]:
 def busiest(setting: Setting) -> str:
     """The name of the benchmark's node that has most shards."""
     members = setting.node.members()
-    return max(setting.pids(), key=lambda name: sum(member.shards for member in members if member.name == name))
+    return max(
+        setting.pids(),
+        key=lambda name: sum(member.shards for member in members if member.name == name),
+    )
 
 
 async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
-    """A steady load, in the midst of which one of the benchmark's nodes is killed with ``kill -9``."""
+    """A steady load, in the midst of which one of the benchmark's nodes is killed with ``kill
+    -9``."""
     agents = [setting.node.agent(BenchCounter, f"a{n}") for n in range(min(setting.agents, 1_000))]
     load = Load()
 
@@ -276,7 +322,13 @@ async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
 
 
 ALL: Final[dict[str, Callable[[Setting], AsyncIterator[Figure]]]] = {
-    "create": create, "asks": asks, "readers": readers, "sends": sends, "chains": chains, "mixed": mixed,
-    "states": states, "timers": timers,
-}  # fmt: skip
+    "create": create,
+    "asks": asks,
+    "readers": readers,
+    "sends": sends,
+    "chains": chains,
+    "mixed": mixed,
+    "states": states,
+    "timers": timers,
+}
 NAMES: Final = (*ALL, "failover")

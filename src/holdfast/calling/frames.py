@@ -1,4 +1,5 @@
-"""Calls on their way out: all that one tick has for one node goes as one frame, as a frame costs more than a call in it.
+"""Calls on their way out: all that one tick has for one node goes as one frame, as a frame costs
+more than a call in it.
 
 Replies go the same way back.
 """
@@ -44,7 +45,8 @@ _arguments_of, _payload_of = attrgetter("arguments"), attrgetter("payload")
 
 
 class Frames:
-    """See the module. ``reply``: the subject that answers come to, with the frame's number behind it."""
+    """See the module. ``reply``: the subject that answers come to, with the frame's number behind
+    it."""
 
     def __init__(self, bus: Bus, reply: str) -> None:
         self.reply = reply
@@ -56,7 +58,8 @@ class Frames:
         self._references: dict[int, list[int]] = {}
 
     def add(self, to: str | int, call: Call) -> None:
-        """Send a call with this tick's frame. ``to``: an incarnation, or a shard whose owner is not known."""
+        """Send a call with this tick's frame. ``to``: an incarnation, or a shard whose owner is not
+        known."""
         frame = self._outgoing.get(to) or self._begin(to)
         frame.calls.append(call)
 
@@ -71,7 +74,8 @@ class Frames:
         frame.probes.append(probe)
 
     def unheard(self, subject: str) -> Sequence[int]:
-        """The references of a frame's calls, when nobody was there to hear it; ``subject``: its reply's."""
+        """The references of a frame's calls, when nobody was there to hear it; ``subject``: its
+        reply's."""
         return self._references.pop(int(subject.rpartition(".")[2]), ())
 
     def _begin(self, to: str | int) -> Frame:
@@ -125,4 +129,8 @@ def reply_bytes(replies: list[Reply]) -> int:
 
 
 def _call_bytes(calls: list[Call]) -> int:
-    return sum(map(len, map(_arguments_of, calls))) + sum(map(len, map(_token_of, calls))) + 96 * len(calls)
+    return (
+        sum(map(len, map(_arguments_of, calls)))
+        + sum(map(len, map(_token_of, calls)))
+        + 96 * len(calls)
+    )

@@ -1,4 +1,5 @@
-"""What the caller's side needs of the agents that its own process serves: calls to them take no way through the bus."""
+"""What the caller's side needs of the agents that its own process serves: calls to them take no way
+through the bus."""
 
 from __future__ import annotations
 

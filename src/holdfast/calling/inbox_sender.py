@@ -1,10 +1,10 @@
 """Durable sends from outside a turn: each is appended to its receiver's inbox, once and in order.
 
-Per receiver one append is under way; what is sent to it meanwhile goes with the next one, as a whole, and is given up
-with the first of its deadlines. An append whose
-outcome is unknown is made again under the very same subjects, each of which expects to be the first there: if it is
-refused, the first one happened. Only if that first one was consumed and purged meanwhile a second copy gets in, and the
-receiver's record, which holds the sender's last number, drops it.
+Per receiver one append is under way; what is sent to it meanwhile goes with the next one, as a
+whole, and is given up with the first of its deadlines. An append whose outcome is unknown is made
+again under the very same subjects, each of which expects to be the first there: if it is refused,
+the first one happened. Only if that first one was consumed and purged meanwhile a second copy gets
+in, and the receiver's record, which holds the sender's last number, drops it.
 
 A caller that is cancelled takes its message back only while it waits for its turn.
 """
@@ -21,7 +21,16 @@ from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.pools import Space
 from holdfast.engines.base import Expect, Record
-from holdfast.errors import Closed, Conflict, HoldfastError, NotDone, OutcomeUnknown, Overloaded, StorageFailed, Unknown
+from holdfast.errors import (
+    Closed,
+    Conflict,
+    HoldfastError,
+    NotDone,
+    OutcomeUnknown,
+    Overloaded,
+    StorageFailed,
+    Unknown,
+)
 from holdfast.records.messages import InboxMessage
 
 _AT_ONCE_MAX = 64
@@ -37,7 +46,9 @@ class Appender(Protocol):
 class _Letter:
     __slots__ = ("deadline", "future", "record", "title")
 
-    def __init__(self, record: Record, deadline: float, future: asyncio.Future[None], title: str) -> None:
+    def __init__(
+        self, record: Record, deadline: float, future: asyncio.Future[None], title: str
+    ) -> None:
         self.record = record
         self.deadline = deadline
         self.future = future
@@ -47,23 +58,30 @@ class _Letter:
 class InboxSender:
     """The sends of one process. ``appenders``: one per cell, in the order of the cells."""
 
-    def __init__(self, appenders: list[tuple[str, Appender]], clock: Clock, caller: str, space: Space) -> None:
+    def __init__(
+        self, appenders: list[tuple[str, Appender]], clock: Clock, caller: str, space: Space
+    ) -> None:
         self._appenders = appenders
         self._clock = clock
         self._caller = caller
         self._space = space
         self._number = 0
         self._lanes: dict[str, deque[_Letter]] = {}
-        """Per receiver the letters that wait; there is one as long as an append to it is under way."""
+        """Per receiver the letters that wait; there is one as long as an append to it is under
+        way."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
         self._random = chance.random()
         self.sent = 0
 
-    async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
+    async def send(
+        self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str
+    ) -> None:
         """Append, and return when it is durable. See `AgentRef.send` for what it raises."""
         if self._waiting >= limits.SUBMISSIONS_MAX:
-            raise Overloaded(f"{limits.SUBMISSIONS_MAX} sends of this process wait: send more slowly")
+            raise Overloaded(
+                f"{limits.SUBMISSIONS_MAX} sends of this process wait: send more slowly"
+            )
         shard = self._space.shard_of(token)
         cell, appender = self._appenders[shard % len(self._appenders)]
         now = self._clock.now()
@@ -94,7 +112,9 @@ class InboxSender:
             del self._lanes[token]
             _fail(lane, Closed("the node was closed"))
 
-    async def _append(self, lane: deque[_Letter], letters: list[_Letter], appender: Appender) -> None:
+    async def _append(
+        self, lane: deque[_Letter], letters: list[_Letter], appender: Appender
+    ) -> None:
         records = [letter.record for letter in letters]
         deadline = min(letter.deadline for letter in letters)
         attempt = 0
@@ -107,7 +127,10 @@ class InboxSender:
             except Conflict:
                 break  # only these very letters can be in the way: an attempt before happened
             except (Closed, StorageFailed) as found:
-                _fail(letters, OutcomeUnknown(f"not known to be written: {found}") if unknown else found)
+                _fail(
+                    letters,
+                    OutcomeUnknown(f"not known to be written: {found}") if unknown else found,
+                )
                 return
             except Unknown as found:
                 unknown = True
@@ -127,9 +150,13 @@ class InboxSender:
                     return
                 # Nothing was written: those that may wait longer go on, in their order.
                 _fail([letter for letter in letters if letter.deadline <= deadline], error)
-                lane.extendleft(reversed([letter for letter in letters if letter.deadline > deadline]))
+                lane.extendleft(
+                    reversed([letter for letter in letters if letter.deadline > deadline])
+                )
                 return
-            await asyncio.sleep(backoff.delay_seconds(attempt, self._random, limits.BACKOFF_SECONDS_MAX))
+            await asyncio.sleep(
+                backoff.delay_seconds(attempt, self._random, limits.BACKOFF_SECONDS_MAX)
+            )
         self.sent += len(letters)
         for letter in letters:
             if not letter.future.done():

@@ -1,9 +1,11 @@
-"""Calls follow the ownership records: who owns a shard by now is known in every process that reads the log.
+"""Calls follow the ownership records: who owns a shard by now is known in every process that reads
+the log.
 
-A call for a shard whose owner is not known goes to the shard's subject, and one of those that listen there gets it. A node
-that stands still listens as well: what it gets lies in its socket, and the caller's next attempt may go there again. So
-a call goes to the owner that the log names, where that one is heard; and when the log names another one, the calls that
-were not answered are sent to that one at once.
+A call for a shard whose owner is not known goes to the shard's subject, and one of those that
+listen there gets it. A node that stands still listens as well: what it gets lies in its socket, and
+the caller's next attempt may go there again. So a call goes to the owner that the log names, where
+that one is heard; and when the log names another one, the calls that were not answered are sent to
+that one at once.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Reroute:
         for opened in list(router._open.values()):
             now = owners.get(opened.shard)
             if now and opened.unanswered and opened.target != now:
-                # Where it went to nobody in particular, it may be in the hands of a process that died.
+                # Where it went to nobody in particular, it may be in the hands of a process that
+                # died.
                 opened.call.suspect = opened.call.suspect or not opened.target
                 router._send(opened)
 

@@ -1,12 +1,15 @@
-"""The caller's side of every message: where it goes, when it is tried again, and what its caller is told at the end.
+"""The caller's side of every message: where it goes, when it is tried again, and what its caller is
+told at the end.
 
-A call goes to its agent's shard. Where this node owns the shard it is handed over directly; else it joins a frame for
-the node that last answered for the shard, or, when none is known, for the shard's own subject. Nobody there, another
-owner by now, an answer that does not come: the call is sent again until its deadline. The owner joins the attempts of
-one call, and the agent's record remembers its answer, so trying again is safe. Failover looks like latency.
+A call goes to its agent's shard. Where this node owns the shard it is handed over directly; else it
+joins a frame for the node that last answered for the shard, or, when none is known, for the shard's
+own subject. Nobody there, another owner by now, an answer that does not come: the call is sent
+again until its deadline. The owner joins the attempts of one call, and the agent's record remembers
+its answer, so trying again is safe. Failover looks like latency.
 
-At the deadline it matters whether an attempt is unaccounted for: if each was turned away before it began, nothing
-happened (`DeadlineExceeded`), else nobody can know (`OutcomeUnknown`). One sweep looks after all deadlines and attempts.
+At the deadline it matters whether an attempt is unaccounted for: if each was turned away before it
+began, nothing happened (`DeadlineExceeded`), else nobody can know (`OutcomeUnknown`). One sweep
+looks after all deadlines and attempts.
 """
 
 from __future__ import annotations
@@ -41,7 +44,18 @@ from holdfast.errors import (
     WouldDeadlock,
     from_wire,
 )
-from holdfast.records.messages import ATTEMPT_BITS, BEGUN, BUSY, ERROR, NOT_OWNER, OK, UNRECORDED, WAITS, Call, Probe
+from holdfast.records.messages import (
+    ATTEMPT_BITS,
+    BEGUN,
+    BUSY,
+    ERROR,
+    NOT_OWNER,
+    OK,
+    UNRECORDED,
+    WAITS,
+    Call,
+    Probe,
+)
 
 if TYPE_CHECKING:
     from holdfast.cluster.facts.placement import Placement
@@ -49,7 +63,9 @@ if TYPE_CHECKING:
 
 _SWEEP_SECONDS = 0.25
 _ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
-_TOO_LATE = "no answer until its deadline (timeout_seconds, or that of the turn in which it was asked)"
+_TOO_LATE = (
+    "no answer until its deadline (timeout_seconds, or that of the turn in which it was asked)"
+)
 _SILENT = "was sent and got no answer, so it may have been done, or may still be"
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
@@ -89,7 +105,8 @@ class Router:
         self._sweeper = loops.start(self._sweep(), "the sweep of calls")
 
     async def close(self) -> None:
-        """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted for."""
+        """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted
+        for."""
         self.fail("the node was closed")
         if self.sender is not None:
             await self.sender.close()
@@ -103,16 +120,20 @@ class Router:
         for opened in list(self._open.values()):
             self._fail(opened, self._closed, Closed)
 
-    # Asking --------------------------------------------------------------------------------------------------------
+    # Asking ---------------------------------------------------------------------------------------
 
-    async def ask(self, token: str, handler: str, arguments: bytes, options: Options, reads_only: bool) -> bytes:
-        """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises: it does the same for what has a type."""
+    async def ask(
+        self, token: str, handler: str, arguments: bytes, options: Options, reads_only: bool
+    ) -> bytes:
+        """Ask, and await the encoded reply. See `AgentRef.ask` for what it raises: it does the same
+        for what has a type."""
         if (shard := self.space.find(token)) < 0:
             shard = await self.locate(token)
         opened = self.begin(shard, token, handler, arguments, options, reads_only)
         try:
             if opened.future.done():
-                await asyncio.sleep(0)  # who asks what is here, and nothing else, would keep the loop for itself
+                # who asks what is here, and nothing else, would keep the loop for itself
+                await asyncio.sleep(0)
             outcome, payload = await opened.future
         except asyncio.CancelledError:
             self.give_up(opened, None)
@@ -122,7 +143,8 @@ class Router:
         return payload
 
     async def locate(self, token: str) -> int:
-        """The shard of an agent of a kind that is not known here yet. Raises `Closed`, `NoQuorum`, `Overloaded`."""
+        """The shard of an agent of a kind that is not known here yet. Raises `Closed`, `NoQuorum`,
+        `Overloaded`."""
         self._check(token)
         await self.placement.knows(token[: token.find("/")])
         return self.space.shard_of(token)
@@ -139,15 +161,19 @@ class Router:
             why, kind = self.life.refusal()
             raise kind(f"{what}: {why}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
-            raise Overloaded(f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly")
+            raise Overloaded(
+                f"this process waits for {limits.OPEN_CALLS_MAX} answers: ask more slowly"
+            )
 
     def begin(
         self, shard: int, token: str, handler: str, arguments: bytes,
         options: Options, reads_only: bool, context: Turn | None = None,
     ) -> Open:  # fmt: skip
-        """Send a call on its way. Whoever awaits its future finds the `error` there, or may `give_up`.
+        """Send a call on its way. Whoever awaits its future finds the `error` there, or may
+        `give_up`.
 
-        As a coroutine of its own, within that of whoever asks, it would cost each ask a twentieth more.
+        As a coroutine of its own, within that of whoever asks, it would cost each ask a twentieth
+        more.
         """
         self._check(token)
         timeout_seconds, fresh = options.timeout_seconds, options.fresh
@@ -163,7 +189,9 @@ class Router:
                 chain = turn.chain
                 if not reads_only and token in chain:
                     path = " → ".join((*chain, token))
-                    raise WouldDeadlock(f"{token} is waiting for this very call ({path}): send to it instead")
+                    raise WouldDeadlock(
+                        f"{token} is waiting for this very call ({path}): send to it instead"
+                    )
             if context is not None and not context._over:
                 if context.deadline and context.deadline < deadline:
                     deadline = context.deadline
@@ -174,9 +202,24 @@ class Router:
         numbered = low = 0
         if not reads_only and not message_id:
             numbered = number
-            low = number if self._open_to.setdefault(token, number) == number else self._beside(token, number)
+            low = (
+                number
+                if self._open_to.setdefault(token, number) == number
+                else self._beside(token, number)
+            )
         call = Call(
-            token, handler, arguments, 0, self.caller, numbered, low, deadline, message_id, keep_until, chain, fresh
+            token,
+            handler,
+            arguments,
+            0,
+            self.caller,
+            numbered,
+            low,
+            deadline,
+            message_id,
+            keep_until,
+            chain,
+            fresh,
         )
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
         self._open[number] = opened = Open(number, call, shard, deadline, future)
@@ -186,7 +229,8 @@ class Router:
         return opened
 
     async def place(self, token: str, pool: Pool | str | None) -> None:
-        """See that the log knows where an agent's inbox is. Raises `UnknownKind`, `NoQuorum`, `OutcomeUnknown`."""
+        """See that the log knows where an agent's inbox is. Raises `UnknownKind`, `NoQuorum`,
+        `OutcomeUnknown`."""
         kind = token[: token.find("/")]
         if kind in self.space.table.kinds and not self._placing:
             return
@@ -197,16 +241,22 @@ class Router:
         finally:
             self._placing -= 1
         if not known:
-            raise UnknownKind(f"no node has ever served agents of kind {kind}: serve it once before you send to it")
+            raise UnknownKind(
+                f"no node has ever served agents of kind {kind}: serve it once before you send to "
+                "it"
+            )
 
-    async def send(self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str) -> None:
+    async def send(
+        self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str
+    ) -> None:
         """Append to the agent's inbox. See `AgentRef.send` for what it raises."""
         if self.sender is None or self._closed:
             raise Closed(self._closed or "this node has no connection to the log")
         await self.sender.send(token, handler, arguments, timeout_seconds, message_id)
 
     def tell(self, token: str, handler: str, arguments: bytes) -> None:
-        """Hand over a message that may be lost. Here too its turn begins later: a chain of them must not nest their turns."""
+        """Hand over a message that may be lost. Here too its turn begins later: a chain of them
+        must not nest their turns."""
         call = Call(token, handler, arguments, 0, self.caller)
         runtime, shard = self.runtime, self.space.shard_of(token)
         if runtime is not None and shard in runtime.shards:
@@ -222,13 +272,17 @@ class Router:
             return OutcomeUnknown(f"the answer of {opened.call.token} cannot be read")
         # The code that an agent is broken for may be mended when another attempt comes to it.
         mended = (
-            isinstance(error, BadState) and wire[2] == UNRECORDED and (opened.call.number or opened.call.message_id)
+            isinstance(error, BadState)
+            and wire[2] == UNRECORDED
+            and (opened.call.number or opened.call.message_id)
         )
         if (mended or isinstance(error, NotDone)) and opened.unanswered:
             return OutcomeUnknown(f"{opened.call.token}: {error}; an earlier attempt {_SILENT}")
-        return clock_skew.explained(error, opened.deadline - self._clock.now(), not opened.call.message_id)
+        return clock_skew.explained(
+            error, opened.deadline - self._clock.now(), not opened.call.message_id
+        )
 
-    # Sending -------------------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------------
 
     def _send(self, opened: Open) -> None:
         opened.attempts = attempts = opened.attempts + 1
@@ -251,7 +305,7 @@ class Router:
         others[number] = None
         return next(iter(others))
 
-    # Answers -------------------------------------------------------------------------------------------------------
+    # Answers --------------------------------------------------------------------------------------
 
     def _on_message(self, message: Message) -> None:
         if message.no_responders:
@@ -296,9 +350,12 @@ class Router:
         elif outcome == NOT_OWNER:
             self._turned_away(opened, reference, "its owner is changing", payload)
         elif outcome == BEGUN:
-            self._turned_away(opened, 0, "its owner is changing", payload)  # that attempt may still be committed
+            # that attempt may still be committed
+            self._turned_away(opened, 0, "its owner is changing", payload)
         elif outcome == BUSY:
-            self._turned_away(opened, reference, "its owner has all that it can take", keep_owner=True)
+            self._turned_away(
+                opened, reference, "its owner has all that it can take", keep_owner=True
+            )
         elif outcome == WAITS:
             opened.hint = f" ({payload.decode(errors='replace')})"
 
@@ -315,7 +372,12 @@ class Router:
                     del self._open_to[call.token]
 
     def _turned_away(
-        self, opened: Open, reference: int, why: str, next_owner: bytes = b"", keep_owner: bool = False
+        self,
+        opened: Open,
+        reference: int,
+        why: str,
+        next_owner: bytes = b"",
+        keep_owner: bool = False,
     ) -> None:
         # An attempt is known by its number: the bus may deliver what it was told twice.
         opened.unanswered &= ~(1 << (reference & _ATTEMPT_MASK))
@@ -325,7 +387,11 @@ class Router:
         elif not keep_owner:
             self._owners.pop(opened.shard, None)
         opened.refusals += 1
-        seconds = 0.0 if opened.refusals == 1 else backoff.delay_seconds(opened.refusals, self.random, 0.25)
+        seconds = (
+            0.0
+            if opened.refusals == 1
+            else backoff.delay_seconds(opened.refusals, self.random, 0.25)
+        )
         if not opened.unanswered and self._clock.now() + seconds > opened.deadline:
             self._fail(opened, _TOO_LATE, DeadlineExceeded)
             return
@@ -352,8 +418,8 @@ class Router:
         self._frames.probe(opened.target or self._owners.get(opened.shard) or opened.shard, probe)
 
     def give_up(self, opened: Open, context: Turn | None) -> None:
-        """Nobody waits for the answer any more. Its agent hears of it, unless it was asked in a turn that was stopped here,
-        and makes the call again, under the same id, on another node."""
+        """Nobody waits for the answer any more. Its agent hears of it, unless it was asked in a
+        turn that was stopped here, and makes the call again, under the same id, on another node."""
         if opened.number not in self._open:
             return
         self._close(opened)
@@ -364,7 +430,7 @@ class Router:
         elif opened.target:
             self._frames.cancel(opened.target, opened.call)
 
-    # Time and failures -----------------------------------------------------------------------------------------------
+    # Time and failures ----------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
         swept_at = self._loop.time()
@@ -374,16 +440,20 @@ class Router:
             late, swept_at = max(monotonic - swept_at - 2 * _SWEEP_SECONDS, 0.0), monotonic
             if (life := self.life) is not None:
                 waits = monotonic - 2 * _SWEEP_SECONDS
-                life.want(any(one.attempts > 1 or one.sent_at < waits for one in self._open.values()))
+                life.want(
+                    any(one.attempts > 1 or one.sent_at < waits for one in self._open.values())
+                )
                 if life.isolated():
                     for opened in list(self._open.values()):
                         self._fail(opened, *life.refusal())
             for opened in list(self._open.values()):
-                opened.sent_at = min(opened.sent_at + late, monotonic)  # what came while this process stood still
+                # what came while this process stood still
+                opened.sent_at = min(opened.sent_at + late, monotonic)
                 if opened.deadline <= now:
                     self._fail(opened, _TOO_LATE, DeadlineExceeded)
                 elif opened.unanswered and opened.sent_at < monotonic - limits.ATTEMPT_SECONDS:
-                    # Its owner may be gone with the message in its hands, or only slow; then it joins the attempts.
+                    # Its owner may be gone with the message in its hands, or only slow; then it
+                    # joins the attempts.
                     opened.call.suspect = True
                     self._owners.pop(opened.shard, None)
                     self.retries += 1
@@ -391,4 +461,8 @@ class Router:
 
     def statistics(self) -> Mapping[str, int]:
         """Counts since the start."""
-        return {"open_calls": len(self._open), "retries": self.retries, "frames": self._frames.count}
+        return {
+            "open_calls": len(self._open),
+            "retries": self.retries,
+            "frames": self._frames.count,
+        }

@@ -40,7 +40,10 @@ def _print(node: Node, entries: list[Entry], total: int, as_json: bool) -> None:
     for row in rows:
         owner = str(row["owner"])
         made.add_row(
-            str(row["agent"]), " ".join(row["capabilities"]), shown(row["metadata"]), names.get(owner, owner or "-")
+            str(row["agent"]),
+            " ".join(row["capabilities"]),
+            shown(row["metadata"]),
+            names.get(owner, owner or "-"),
         )
     out.print(made)
     more = f" of {total}; --limit shows more" if total > len(rows) else ""
@@ -69,7 +72,11 @@ def find_agents(
     capability: Annotated[list[str], typer.Argument(metavar="CAPABILITY...", help="All of these.")],
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="CONDITION", help='On metadata: "region eq eu", "gpus.0.memory ge 40".'),
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help='On metadata: "region eq eu", "gpus.0.memory ge 40".',
+        ),
     ] = None,
     at: At = "",
     limit: Limit = 100,
@@ -89,7 +96,9 @@ def find_agents(
 def _condition(text: str) -> tuple[str, str, Any]:
     parts = text.split(None, 2)
     if len(parts) != 3:
-        raise BadMessage(f'{text!r} is no condition: write "PATH OPERATOR VALUE", for example "region eq eu"')
+        raise BadMessage(
+            f'{text!r} is no condition: write "PATH OPERATOR VALUE", for example "region eq eu"'
+        )
     return parts[0], parts[1], value_of(parts[2])
 
 
@@ -113,7 +122,9 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
                 stored = await node.inspect(agent)
             except NotFound:
                 if not info.registered:
-                    raise NotFound(f"{agent} is not registered, and never finished a message") from None
+                    raise NotFound(
+                        f"{agent} is not registered, and never finished a message"
+                    ) from None
                 stored = None
             if as_json:
                 out.json({"agent": info, "stored": stored})
@@ -123,24 +134,35 @@ def show_agent(agent: AgentId, at: At = "", as_json: Json = False) -> None:
             made.show_header = False
             made.add_row("agent", agent)
             made.add_row(
-                "node", f"{names.get(info.owner, info.owner or 'nobody now')} {info.host and f'on {info.host}'}"
+                "node",
+                f"{names.get(info.owner, info.owner or 'nobody now')} "
+                f"{info.host and f'on {info.host}'}",
             )
             if info.standbys:
-                made.add_row("standbys", ", ".join(names.get(standby, standby) for standby in info.standbys))
+                made.add_row(
+                    "standbys", ", ".join(names.get(standby, standby) for standby in info.standbys)
+                )
             made.add_row("shard", f"{info.shard} in {info.cell}, epoch {info.epoch}")
-            made.add_row("registered", "yes" if info.registered else "no: an address needs no registration")
+            made.add_row(
+                "registered", "yes" if info.registered else "no: an address needs no registration"
+            )
             if info.registered:
                 made.add_row("capabilities", " ".join(info.capabilities) or "-")
                 made.add_row("metadata", out.cut_value(shown(info.metadata)))
             if stored is None:
                 made.add_row("state", "none yet: it never finished a message")
             else:
-                made.add_row("version", f"{stored.version}, schema {stored.state_version}, {stored.state_bytes} bytes")
+                made.add_row(
+                    "version",
+                    f"{stored.version}, schema {stored.state_version}, {stored.state_bytes} bytes",
+                )
                 if stored.written_at:
                     made.add_row("written", f"{ago(time.time() - stored.written_at)} ago")
                 made.add_row("state", out.cut_value(shown(stored.state)))
                 for timer in stored.timers:
-                    made.add_row("timer", f"{timer.name}: {timer.handler} in {timer.due - time.time():.1f} s")
+                    made.add_row(
+                        "timer", f"{timer.name}: {timer.handler} in {timer.due - time.time():.1f} s"
+                    )
             out.print(made)
 
     execute(work(), as_json)

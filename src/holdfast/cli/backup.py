@@ -1,4 +1,5 @@
-"""`holdfast backup` and `holdfast restore`: a cluster, or an embedded log, as one file, and back."""
+"""`holdfast backup` and `holdfast restore`: a cluster, or an embedded log, as one file, and
+back."""
 
 from __future__ import annotations
 
@@ -21,19 +22,25 @@ from holdfast.cli.printing import bold, moment, out
 from holdfast.engines.base import Engine
 from holdfast.node import settings
 
-app = Commands(no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back.")
+app = Commands(
+    no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back."
+)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")]
 
 
 @app.command("create")
 def create_backup(
     target: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_DIR", help="A file that is not there yet, or where to put it.")
+        Path,
+        typer.Argument(
+            metavar="FILE_OR_DIR", help="A file that is not there yet, or where to put it."
+        ),
     ],
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Write a consistent backup of a running cluster, or of an embedded log that nobody has open."""
+    """Write a consistent backup of a running cluster, or of an embedded log that nobody has
+    open."""
 
     async def work() -> None:
         async with joined(at) as node:
@@ -57,21 +64,28 @@ def restore_backup(
     file: File,
     at: At = "",
     generation: Annotated[
-        int | None, typer.Option("--into-generation", min=2, help="Of the restored cluster. Default: the next one.")
+        int | None,
+        typer.Option(
+            "--into-generation", min=2, help="Of the restored cluster. Default: the next one."
+        ),
     ] = None,
     copies: Annotated[
-        int | None, typer.Option("--copies", help="1, 3 or 5. Default: as many as there are servers.")
+        int | None,
+        typer.Option("--copies", help="1, 3 or 5. Default: as many as there are servers."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Restore a backup into servers without data and without nodes, or into an embedded log that is not there yet."""
+    """Restore a backup into servers without data and without nodes, or into an embedded log that is
+    not there yet."""
 
     async def work() -> None:
         place = settings.parse(where(at))
         async with _opened(place) if isinstance(place, settings.Local) else connected(at) as engine:
             await require_majority(engine)
             bounds.begun = True
-            facts = await restore(engine, file, generation=generation, replicas=copies, report=_reporter(as_json))
+            facts = await restore(
+                engine, file, generation=generation, replicas=copies, report=_reporter(as_json)
+            )
         _show(facts, as_json)
 
     execute(work(), as_json)
@@ -109,8 +123,10 @@ def _show(facts: BackupFacts, as_json: bool) -> None:
     when = moment(facts.created_at)
     size = f"{facts.size / 1e6:,.1f} MB"
     out.print(bold(str(facts.path)), f"  {size}, of {when}, by Holdfast {facts.version}")
-    out.print(f"cluster {facts.cluster}, generation {facts.generation}, cells {' '.join(facts.cuts)}")
     out.print(
-        f"{facts.agents} agents, {facts.messages} messages that wait, {facts.dead_letters} dead letters, "
-        f"{facts.registered} registered agents, {facts.blobs} large states",
+        f"cluster {facts.cluster}, generation {facts.generation}, cells {' '.join(facts.cuts)}"
+    )
+    out.print(
+        f"{facts.agents} agents, {facts.messages} messages that wait, {facts.dead_letters} dead "
+        f"letters, {facts.registered} registered agents, {facts.blobs} large states",
     )

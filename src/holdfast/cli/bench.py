@@ -21,32 +21,47 @@ _BUCKET_SECONDS: Final = 0.1
 
 def bench(
     workloads: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(NAMES)}. Default: all.")
+        list[str] | None,
+        typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(NAMES)}. Default: all."),
     ] = None,
     at: Annotated[
         str,
         typer.Option(
             "--at",
             metavar="URL",
-            help="Servers of a cluster (nats://HOST:PORT), or `local` for the embedded engine. Default: a fresh one here.",
+            help="Servers of a cluster (nats://HOST:PORT), or `local` for the embedded engine. "
+            "Default: a fresh one here.",
         ),
     ] = "",
     nodes: Annotated[
-        int | None, typer.Option("--nodes", min=1, help="The benchmark's own nodes, on this machine. Default: 3.")
+        int | None,
+        typer.Option(
+            "--nodes", min=1, help="The benchmark's own nodes, on this machine. Default: 3."
+        ),
     ] = None,
-    agents: Annotated[int, typer.Option("--agents", min=100, help="Among which messages are spread.")] = 10_000,
-    in_flight: Annotated[int, typer.Option("--in-flight", min=1, max=10_000, help="Operations at a time.")] = 256,
+    agents: Annotated[
+        int, typer.Option("--agents", min=100, help="Among which messages are spread.")
+    ] = 10_000,
+    in_flight: Annotated[
+        int, typer.Option("--in-flight", min=1, max=10_000, help="Operations at a time.")
+    ] = 256,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of each load.")] = 3.0,
     as_json: Json = False,
 ) -> None:
     """Measure what a cluster does in a second, and what is left of its engine's own rate.
 
-    Nodes of its own serve the agents, in a pool of their own; what they wrote is removed at the end.
+    Nodes of its own serve the agents, in a pool of their own; what they wrote is removed at the
+    end.
     """
     settings = Settings(
-        tuple(part for part in at.split(",") if part), tuple(workloads or NAMES), nodes, agents, in_flight, seconds,
+        tuple(part for part in at.split(",") if part),
+        tuple(workloads or NAMES),
+        nodes,
+        agents,
+        in_flight,
+        seconds,
         security_from_environment(),
-    )  # fmt: skip
+    )
     outcome = execute(_run(settings, as_json), as_json)
     if as_json:
         out.json(msgspec.to_builtins(outcome))
@@ -74,7 +89,10 @@ async def _run(settings: Settings, as_json: bool) -> Outcome:
 def _rates(figures: list[Figure]) -> Table:
     made = Table("WORKLOAD", "#PER S", "#P50 MS", "#P99", "#MAX", "#ENGINE", "#RATIO")
     for figure in figures:
-        shown = [_number(value) if value else "" for value in (figure.p50, figure.p99, figure.longest, figure.engine)]
+        shown = [
+            _number(value) if value else ""
+            for value in (figure.p50, figure.p99, figure.longest, figure.engine)
+        ]
         ratio = f"{figure.ratio:.0%}" if figure.engine else ""
         made.add_row(figure.name, _number(figure.per_second), *shown, ratio)
     return made
@@ -99,7 +117,8 @@ def _number(value: float) -> str:
 
 
 def _picture(seen: Moments) -> str:
-    """Latency over time: of each tenth of a second the median and the longest, and where a process was killed."""
+    """Latency over time: of each tenth of a second the median and the longest, and where a process
+    was killed."""
     import plotext  # type: ignore[import-untyped]  # of the extra `bench`
 
     buckets: dict[int, list[float]] = {}

@@ -1,8 +1,10 @@
-"""How long a command may take, and whether it waits for a cluster: the same two options on every command that has a place.
+"""How long a command may take, and whether it waits for a cluster: the same two options on every
+command that has a place.
 
-A command has one deadline, for connecting, joining, waiting and its work together: three phases with a bound each would
-add up. So the options are no matter of the single commands: they are added to all that take ``--at``, and `common` holds
-to them. A command of its own length (a backup, a restart host by host) has no deadline unless one is given.
+A command has one deadline, for connecting, joining, waiting and its work together: three phases
+with a bound each would add up. So the options are no matter of the single commands: they are added
+to all that take ``--at``, and `common` holds to them. A command of its own length (a backup, a
+restart host by host) has no deadline unless one is given.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ _OWN_LENGTH: Final = frozenset(
 
 
 class Bounds(msgspec.Struct):
-    """What this command was told. ``timeout`` is None for a command without a deadline, such as `up`."""
+    """What this command was told. ``timeout`` is None for a command without a deadline, such as
+    `up`."""
 
     timeout: float | None = None
     wait: bool = False
@@ -46,7 +49,11 @@ class Bounds(msgspec.Struct):
 
     def left(self, at_most: float | None = None) -> float | None:
         """How many seconds are left, a little more than none; None without a deadline."""
-        ends = [] if self.timeout is None else [max(self.started + self.timeout - time.monotonic(), 0.001)]
+        ends = (
+            []
+            if self.timeout is None
+            else [max(self.started + self.timeout - time.monotonic(), 0.001)]
+        )
         return min([*ends, *([] if at_most is None else [at_most])], default=None)
 
 
@@ -59,8 +66,8 @@ def _begin(timeout: float | None, wait: bool) -> None:
 
 
 class Commands(typer.Typer):
-    """A group of commands, each of which that takes ``--at`` has ``--timeout`` and ``--wait``; a ``--timeout`` of its own
-    stays, and is the deadline as well."""
+    """A group of commands, each of which that takes ``--at`` has ``--timeout`` and ``--wait``; a
+    ``--timeout`` of its own stays, and is the deadline as well."""
 
     def command(self, name: str | None = None, **more: Any) -> Callable[[F], F]:
         """As typer's."""
@@ -89,8 +96,12 @@ def _bounded(function: Callable[..., None], name: str) -> Callable[..., None]:
     serves = name == "run"
     default = None if own_length else COMMAND_SECONDS
     text = "Give up after this long" + (" (default: never)." if own_length else ".")
-    timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help=text)]
-    waiting = Annotated[bool, typer.Option("--wait", help="Wait for what is not founded, or not up, yet.")]
+    timeout = Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help=text)
+    ]
+    waiting = Annotated[
+        bool, typer.Option("--wait", help="Wait for what is not founded, or not up, yet.")
+    ]
     more = {} if has_timeout or serves else {"timeout": (timeout, default)}
     parameters = [
         inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
@@ -102,6 +113,8 @@ def _bounded(function: Callable[..., None], name: str) -> Callable[..., None]:
         for one in signature.parameters.values()
     ]
     run.__signature__ = signature.replace(parameters=[*known, *parameters])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in (*known, *parameters)} | {"return": None}
+    run.__annotations__ = {one.name: one.annotation for one in (*known, *parameters)} | {
+        "return": None
+    }
     del run.__wrapped__  # what is there to be seen is the new signature
     return run

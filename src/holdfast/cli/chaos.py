@@ -1,4 +1,5 @@
-"""`holdfast chaos`: break a real cluster on this machine while clients work with it, and judge what came of it."""
+"""`holdfast chaos`: break a real cluster on this machine while clients work with it, and judge what
+came of it."""
 
 from __future__ import annotations
 
@@ -22,29 +23,49 @@ _SHOWN_MAX = 20
 
 
 def chaos(
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="How long harm is done.")] = 60.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Decides what is done, when. Default: drawn.")] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="How long harm is done.")
+    ] = 60.0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Decides what is done, when. Default: drawn.")
+    ] = None,
     hosts: Annotated[int, typer.Option("--hosts", help="3 or 5.")] = 3,
     harm: Annotated[
-        str, typer.Option("--harm", metavar="KIND,...", help=f"Of {', '.join(KINDS)}. Default: all that work here.")
+        str,
+        typer.Option(
+            "--harm",
+            metavar="KIND,...",
+            help=f"Of {', '.join(KINDS)}. Default: all that work here.",
+        ),
     ] = "",
     work: Annotated[
         str,
         typer.Option(
-            "--work", metavar="KIND[=COUNT],...", help="What each client does, in so many tasks; see the docs."
+            "--work",
+            metavar="KIND[=COUNT],...",
+            help="What each client does, in so many tasks; see the docs.",
         ),
     ] = "",
-    together: Annotated[int, typer.Option("--together", min=1, help="Harms at once, on different hosts.")] = 1,
+    together: Annotated[
+        int, typer.Option("--together", min=1, help="Harms at once, on different hosts.")
+    ] = 1,
     network: Annotated[
         str,
-        typer.Option("--network", help="namespaces (Linux, root), proxy (anywhere), or auto: the first that works."),
+        typer.Option(
+            "--network",
+            help="namespaces (Linux, root), proxy (anywhere), or auto: the first that works.",
+        ),
     ] = "auto",
     directory: Annotated[
-        Path | None, typer.Option("--dir", help="Keep everything in this new directory. Default: a temporary one.")
+        Path | None,
+        typer.Option(
+            "--dir", help="Keep everything in this new directory. Default: a temporary one."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start a cluster here, work with it, break it, heal it, and count what was promised and not kept.
+    """Start a cluster here, work with it, break it, heal it, and count what was promised and not
+    kept.
 
     It touches nothing but what it starts itself. Exits with 1 where a promise was not kept.
     """
@@ -117,13 +138,23 @@ class _Line:
 def _show(outcome: Outcome, kept: bool) -> None:
     out.print(f"seed {outcome.seed}, {outcome.network}, {outcome.seconds:.0f} s of harm")
     out.print()
-    shown = Table("operation", "#done", "#refused", "#not done", "#unknown", "#open", "#longest stall")
+    shown = Table(
+        "operation", "#done", "#refused", "#not done", "#unknown", "#open", "#longest stall"
+    )
     for kind, fates in outcome.operations.items():
-        cells = [str(fates.get(fate, 0)) for fate in ("done", "refused", "not done", "unknown", "open")]
+        cells = [
+            str(fates.get(fate, 0)) for fate in ("done", "refused", "not done", "unknown", "open")
+        ]
         shown.add_row(kind, *cells, _seconds(outcome.stalls[kind]))
     out.print(shown)
     shown = Table(
-        "harm", "host", "#at", "#for", "#all answer after", "#refused there after", "#last answer there after"
+        "harm",
+        "host",
+        "#at",
+        "#for",
+        "#all answer after",
+        "#refused there after",
+        "#last answer there after",
     )
     for harm in outcome.harms:
         shown.add_row(
@@ -131,7 +162,10 @@ def _show(outcome: Outcome, kept: bool) -> None:
             harm.host,
             _seconds(harm.at),
             _seconds(harm.seconds),
-            *(_seconds(value) for value in (harm.answered_after, harm.refused_after, harm.last_done_after)),
+            *(
+                _seconds(value)
+                for value in (harm.answered_after, harm.refused_after, harm.last_done_after)
+            ),
         )
     out.print()
     out.print(shown)
@@ -139,9 +173,15 @@ def _show(outcome: Outcome, kept: bool) -> None:
         out.print(Styled(f"{kind} was not done", "yellow"), f": {why}")
     out.print()
     if not outcome.violations:
-        out.print(Styled("0 violations", "bold green"), f"; all lies in {outcome.directory}" if kept else "")
+        out.print(
+            Styled("0 violations", "bold green"),
+            f"; all lies in {outcome.directory}" if kept else "",
+        )
         return
-    out.print(Styled(f"{len(outcome.violations)} violations", "bold red"), f"; logs lie in {outcome.directory}")
+    out.print(
+        Styled(f"{len(outcome.violations)} violations", "bold red"),
+        f"; logs lie in {outcome.directory}",
+    )
     for violation in outcome.violations[:_SHOWN_MAX]:
         out.print(f"  {violation}")
     if len(outcome.violations) > _SHOWN_MAX:

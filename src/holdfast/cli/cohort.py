@@ -53,7 +53,9 @@ def _change(at: str, as_json: bool, work: Callable[[Node, Report], Awaitable[Coh
 
 @app.command("set")
 def set_members(
-    members: Annotated[str, typer.Argument(metavar="HOST,HOST,...", help="3 or 5 hosts, with commas.")],
+    members: Annotated[
+        str, typer.Argument(metavar="HOST,HOST,...", help="3 or 5 hosts, with commas.")
+    ],
     at: At = "",
     as_json: Json = False,
 ) -> None:
@@ -63,7 +65,11 @@ def set_members(
 
 
 @app.command("add")
-def add(hosts: Annotated[list[str], typer.Argument(metavar="HOST...")], at: At = "", as_json: Json = False) -> None:
+def add(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...")],
+    at: At = "",
+    as_json: Json = False,
+) -> None:
     """Add hosts, so that 3 or 5 vote."""
     _change(at, as_json, lambda node, report: cohort.add(node, hosts, report))
 

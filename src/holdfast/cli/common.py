@@ -52,22 +52,30 @@ At = Annotated[
         "--at",
         envvar="HOLDFAST_AT",
         metavar="URL",
-        help="local:FILE, or nats://HOST:PORT (several with commas). Default: what `holdfast up` runs here.",
+        help="local:FILE, or nats://HOST:PORT (several with commas). Default: what `holdfast up` "
+        "runs here.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-AgentId = Annotated[str, typer.Argument(metavar="KIND/NAME", help="The agent, for example Reviewer/acme.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after this long.")]
+AgentId = Annotated[
+    str, typer.Argument(metavar="KIND/NAME", help="The agent, for example Reviewer/acme.")
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after this long.")
+]
 App = Annotated[
     str,
     typer.Option(
-        "--app", metavar="APP", help="Serve these agents meanwhile: for an embedded log that no program has open."
+        "--app",
+        metavar="APP",
+        help="Serve these agents meanwhile: for an embedded log that no program has open.",
     ),
 ]
 
 
 def security_from_environment() -> Security:
-    """Certificates and password of a client: HOLDFAST_TLS_CA, _TLS_CERT, _TLS_KEY, _USER and _PASSWORD_FILE."""
+    """Certificates and password of a client: HOLDFAST_TLS_CA, _TLS_CERT, _TLS_KEY, _USER and
+    _PASSWORD_FILE."""
     get = os.environ.get
     warn_of_open_secrets(get("HOLDFAST_TLS_KEY", ""), get("HOLDFAST_PASSWORD_FILE", ""))
     return Security(
@@ -80,27 +88,34 @@ def security_from_environment() -> Security:
 
 
 def warn_of_open_secrets(*paths: str) -> None:
-    """Say which of these files, of passwords and keys, every user of this machine may read or write."""
+    """Say which of these files, of passwords and keys, every user of this machine may read or
+    write."""
     for path in filter(None, paths):
         try:
             may = files.open_to_all(Path(path))
         except OSError:
             continue  # whoever reads it says so
         if may:
-            problems.print(Styled("warning", "yellow"), f": every user may {may} {path}, a secret: `chmod go= {path}`")
+            problems.print(
+                Styled("warning", "yellow"),
+                f": every user may {may} {path}, a secret: `chmod go= {path}`",
+            )
 
 
 def read_password(path: str) -> str:
     """The first line of a file, empty for no file. Raises `ConfigError`.
 
-    A byte order mark, as some editors write it, and white space around the line do not belong to it.
+    A byte order mark, as some editors write it, and white space around the line do not belong to
+    it.
     """
     if not path:
         return ""
     try:
         password = Path(path).read_bytes().decode("utf-8-sig").partition("\n")[0].strip()
     except UnicodeDecodeError:
-        raise ConfigError(f"the password in {path} is not text in UTF-8: save the file as UTF-8") from None
+        raise ConfigError(
+            f"the password in {path} is not text in UTF-8: save the file as UTF-8"
+        ) from None
     except OSError as error:
         raise ConfigError(f"the password cannot be read from {path}: {error}") from None
     if not password:
@@ -110,9 +125,11 @@ def read_password(path: str) -> str:
 
 @asynccontextmanager
 async def joined(at: str, app: str = "", *, reads: bool = False) -> AsyncIterator[Node]:
-    """A node that serves nothing, or an application, and has heard who is there. ``reads``: it is to change nothing.
+    """A node that serves nothing, or an application, and has heard who is there. ``reads``: it is
+    to change nothing.
 
-    Raises `NoQuorum` as soon as a majority is known to be missing, with who is gone, and `NotFound` without a cluster.
+    Raises `NoQuorum` as soon as a majority is known to be missing, with who is gone, and `NotFound`
+    without a cluster.
     """
     place = parse(where(at))
     serve: list[type[Agent[Any]]] = load_agents(app) if app else []
@@ -139,7 +156,8 @@ async def joined(at: str, app: str = "", *, reads: bool = False) -> AsyncIterato
 
 @asynccontextmanager
 async def connected(at: str) -> AsyncIterator[NatsEngine]:
-    """A connection to a cluster, without joining it: it works without a majority too. Raises `ConfigError`, `NoQuorum`."""
+    """A connection to a cluster, without joining it: it works without a majority too. Raises
+    `ConfigError`, `NoQuorum`."""
     urls = cluster_urls(at)
     seconds = bounds.left(None if bounds.wait else CONNECT_SECONDS) or COMMAND_SECONDS
     secrets = asdict(security_from_environment())
@@ -154,16 +172,20 @@ def cluster_urls(at: str) -> tuple[str, ...]:
     """The servers of a cluster. Raises `ConfigError` for an embedded log."""
     found = parse(where(at))
     if isinstance(found, Local):
-        raise ConfigError(f"{found.path} is an embedded log, which has one copy: this is for clusters")
+        raise ConfigError(
+            f"{found.path} is an embedded log, which has one copy: this is for clusters"
+        )
     return found.urls
 
 
 def needs_app(at: str, app: str) -> None:
-    """Raises `ConfigError` where messages to an embedded log's agents would find nobody who serves them."""
+    """Raises `ConfigError` where messages to an embedded log's agents would find nobody who serves
+    them."""
     found = parse(where(at))
     if not app and isinstance(found, Local) and not socket_engine.answers(found.path):
         raise ConfigError(
-            "no program serves this embedded log now, so this very command does: say which agents, with --app app.py"
+            "no program serves this embedded log now, so this very command does: say which agents, "
+            "with --app app.py"
         )
 
 
@@ -191,17 +213,29 @@ async def _in_time(work: Coroutine[Any, Any, T]) -> T:
         raise not_joined(seconds)
     if bounds.reads:
         raise DeadlineExceeded(
-            f"no answer within {seconds:g} s: `holdfast status` and `holdfast doctor` say what is wrong"
+            f"no answer within {seconds:g} s: `holdfast status` and `holdfast doctor` say what is "
+            "wrong"
         )
-    raise OutcomeUnknown(f"it was not done within {seconds:g} s, and may be done later: look, before it is tried again")
+    raise OutcomeUnknown(
+        f"it was not done within {seconds:g} s, and may be done later: look, before it is tried "
+        "again"
+    )
 
 
 def fail(error: HoldfastError, as_json: bool) -> None:
-    """Say what went wrong, and exit with 1 never, 2 settings, 3 nothing was done, 4 outcome unknown."""
+    """Say what went wrong, and exit with 1 never, 2 settings, 3 nothing was done, 4 outcome
+    unknown."""
     name = type(error).__name__
-    details = error.details if isinstance(error, HandlerFailed) else "\n".join(getattr(error, "__notes__", ()))
+    details = (
+        error.details
+        if isinstance(error, HandlerFailed)
+        else "\n".join(getattr(error, "__notes__", ()))
+    )
     if as_json:
-        out.json({"error": name, "text": str(error), **({"details": details} if details else {})}, indent=None)
+        out.json(
+            {"error": name, "text": str(error), **({"details": details} if details else {})},
+            indent=None,
+        )
     else:
         problems.block(str(error), Styled(name, "bold red"), ": ")
         if details:

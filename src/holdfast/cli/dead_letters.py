@@ -19,7 +19,9 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="As `dead-letters list` sh
 @app.command("list")
 def list_letters(
     at: At = "",
-    agent: Annotated[str, typer.Option("--agent", metavar="KIND/NAME", help="Only of this agent.")] = "",
+    agent: Annotated[
+        str, typer.Option("--agent", metavar="KIND/NAME", help="Only of this agent.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """List the dead letters that wait."""
@@ -33,7 +35,9 @@ def list_letters(
         made = Table("ID", "AGENT", "HANDLER", "~ERROR", "#AGE")
         for letter in letters:
             text = f"{letter.kind_of_error}: {letter.error}"
-            made.add_row(letter.id, letter.agent_id, letter.handler, text, ago(time.time() - letter.at))
+            made.add_row(
+                letter.id, letter.agent_id, letter.handler, text, ago(time.time() - letter.at)
+            )
         out.print(made)
         out.print(f"{len(letters)} dead letters", style="dim")
 
@@ -46,9 +50,13 @@ def show_letter(letter_id: Id, at: At = "", as_json: Json = False) -> None:
 
     async def work() -> None:
         async with joined(at, reads=True) as node:
-            found = next((letter for letter in await node.dead_letters.all() if letter.id == letter_id), None)
+            found = next(
+                (letter for letter in await node.dead_letters.all() if letter.id == letter_id), None
+            )
         if found is None:
-            raise NotFound(f"there is no dead letter {letter_id}: it may have been replayed or dropped")
+            raise NotFound(
+                f"there is no dead letter {letter_id}: it may have been replayed or dropped"
+            )
         if as_json:
             out.json(found)
             return

@@ -51,7 +51,9 @@ def _plain(diagnosis: Diagnosis) -> dict[str, object]:
             "seen": one.seen,
             "meaning": KINDS[one.code].meaning,
             "do": one.do,
-            "then": [{"code": other.code, "where": other.where, "seen": other.seen} for other in one.then],
+            "then": [
+                {"code": other.code, "where": other.where, "seen": other.seen} for other in one.then
+            ],
         }
         for one in diagnosis.findings
     ]
@@ -72,8 +74,12 @@ def _show(diagnosis: Diagnosis) -> None:
             places = ", ".join(other.where for other in one.then if other.code == code)
             out.print(f"  with it: {code} {places}", style="dim")
         out.print(f"  do: {one.do}")
-    seen = f"{diagnosis.hosts} hosts, {diagnosis.nodes} nodes, {diagnosis.streams} streams looked at"
+    seen = (
+        f"{diagnosis.hosts} hosts, {diagnosis.nodes} nodes, {diagnosis.streams} streams looked at"
+    )
     if not needs_action(diagnosis.findings):
-        out.print(Styled("nothing needs to be done", "bold green"), f"; {seen}" if diagnosis.hosts else "")
+        out.print(
+            Styled("nothing needs to be done", "bold green"), f"; {seen}" if diagnosis.hosts else ""
+        )
     elif diagnosis.hosts:
         out.print(seen, style="dim")

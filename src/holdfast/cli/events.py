@@ -13,13 +13,20 @@ from holdfast.cluster.facts.events import Event
 
 
 def events(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come, until Ctrl-C.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 100,
-    after: Annotated[int, typer.Option("--after", min=0, metavar="POSITION", help="Only those behind this one.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with those to come, until Ctrl-C.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="At most so many, the newest.")
+    ] = 100,
+    after: Annotated[
+        int, typer.Option("--after", min=0, metavar="POSITION", help="Only those behind this one.")
+    ] = 0,
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Show what happened: nodes and hosts that came and went, shards that moved, cordons. One JSON object a line with --json."""
+    """Show what happened: nodes and hosts that came and went, shards that moved, cordons. One JSON
+    object a line with --json."""
 
     def show(event: Event) -> None:
         if as_json:

@@ -14,11 +14,14 @@ from holdfast.cli.printing import out
 
 
 def found(
-    replicas: Annotated[int, typer.Option("--replicas", help="How many servers keep everything: 1, 3 or 5.")],
+    replicas: Annotated[
+        int, typer.Option("--replicas", help="How many servers keep everything: 1, 3 or 5.")
+    ],
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Found a cluster on nats-servers of your own, or raise the copies of one; hosts of `holdfast up` do it by themselves."""
+    """Found a cluster on nats-servers of your own, or raise the copies of one; hosts of `holdfast
+    up` do it by themselves."""
 
     async def work() -> None:
         async with connected(at) as engine:

@@ -26,7 +26,9 @@ def hosts(at: At = "", as_json: Json = False) -> None:
     else:
         made = Table("HOST", "STATE", "SERVER", "#NODES", "#REPLICAS", "#DISK FREE", "SEEN", "~")
         for host in found:
-            made.add_row(host.name, _state(host), host.server, *_numbers(host), _seen(host), host.trouble)
+            made.add_row(
+                host.name, _state(host), host.server, *_numbers(host), _seen(host), host.trouble
+            )
         out.print(made)
     if seen.lost and not as_json:
         fail(no_majority(seen), as_json)
@@ -45,7 +47,11 @@ def _numbers(host: HostView) -> tuple[str, str, str]:
         return "", "", ""
     replicas = f"{host.replicas}, {host.behind} behind" if host.behind else str(host.replicas)
     share = 100 * host.disk_free_bytes // max(host.disk_bytes, 1)
-    return f"{host.nodes_ready} of {host.nodes}", replicas, f"{share} % of {host.disk_bytes / 1e9:.0f} GB"
+    return (
+        f"{host.nodes_ready} of {host.nodes}",
+        replicas,
+        f"{share} % of {host.disk_bytes / 1e9:.0f} GB",
+    )
 
 
 def _seen(host: HostView) -> str:
@@ -59,7 +65,8 @@ def remove(
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Forget a host that is gone for good; one that joined without a vote takes its place, where there is one."""
+    """Forget a host that is gone for good; one that joined without a vote takes its place, where
+    there is one."""
 
     async def work() -> None:
         async with joined(at) as node:
@@ -67,7 +74,10 @@ def remove(
             if as_json:
                 out.json(cohort.plain(record))
             elif len(record.members) % 2 == 0:
-                out.print(f"{len(record.members)} hosts vote: add one with `holdfast cohort add HOST`", style="yellow")
+                out.print(
+                    f"{len(record.members)} hosts vote: add one with `holdfast cohort add HOST`",
+                    style="yellow",
+                )
 
     execute(work(), as_json)
 

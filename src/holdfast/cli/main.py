@@ -31,7 +31,8 @@ app = Commands(
     add_completion=False,
     rich_markup_mode=None,  # its boxes fold lines, and take what was typed for markup
     help="Durable Python agents on a cluster of identical machines.",
-    epilog="Exit codes: 0 done, 1 no (never retry), 2 settings, 3 nothing was done (retry), 4 outcome unknown.",
+    epilog="Exit codes: 0 done, 1 no (never retry), 2 settings, 3 nothing was done (retry), 4 "
+    "outcome unknown.",
 )
 app.command("run")(run_app)
 app.command("up")(up)
@@ -62,7 +63,9 @@ app.command("bench")(bench)
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version, and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and exit.")
+    ] = False,
 ) -> None:
     if version:
         out.print(VERSION)

@@ -14,11 +14,16 @@ from holdfast.cli.common import AgentId, App, At, Json, Timeout, execute, joined
 from holdfast.cli.printing import out, shown
 from holdfast.errors import BadMessage
 
-Method = Annotated[str, typer.Argument(metavar="HANDLER", help="A handler (or, to call, a reader) of the agent.")]
-Values = Annotated[
-    list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="In order; JSON, or else plain text.")
+Method = Annotated[
+    str, typer.Argument(metavar="HANDLER", help="A handler (or, to call, a reader) of the agent.")
 ]
-Named = Annotated[str, typer.Option("--arguments", metavar="JSON", help="By name: '{\"count\": 2}'.")]
+Values = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ARGUMENT]...", help="In order; JSON, or else plain text."),
+]
+Named = Annotated[
+    str, typer.Option("--arguments", metavar="JSON", help="By name: '{\"count\": 2}'.")
+]
 
 
 def _arguments(values: list[str] | None, named: str) -> Any:

@@ -1,8 +1,10 @@
-"""Where a command connects to: what it was told, else what `holdfast up` left in the working directory.
+"""Where a command connects to: what it was told, else what `holdfast up` left in the working
+directory.
 
-Whoever can write that file decides where commands go, and with them a password. A repository that was cloned, or a
-directory that others write to, may bring one. So it counts only if it is this user's alone; and if a command has
-secrets to show, it goes only to servers that the user named, or confirmed once.
+Whoever can write that file decides where commands go, and with them a password. A repository that
+was cloned, or a directory that others write to, may bring one. So it counts only if it is this
+user's alone; and if a command has secrets to show, it goes only to servers that the user named, or
+confirmed once.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from holdfast.errors import ConfigError
 
 DIRECTORY: Final = Path(".holdfast")
 WHERE_FILE: Final = "cluster.json"
-"""In its directory `holdfast up` leaves the URLs of its servers, for the commands that are run next to it."""
+"""In its directory `holdfast up` leaves the URLs of its servers, for the commands that are run next
+to it."""
 
 _SECRETS: Final = (
     "HOLDFAST_PASSWORD_FILE",
@@ -32,11 +35,14 @@ _SECRETS: Final = (
     "HOLDFAST_TLS_CERT",
     "HOLDFAST_TLS_CA",
 )
-_HOW: Final = "Give --at local:FILE or --at nats://HOST:PORT, set HOLDFAST_AT, or start `holdfast up` here"
+_HOW: Final = (
+    "Give --at local:FILE or --at nats://HOST:PORT, set HOLDFAST_AT, or start `holdfast up` here"
+)
 
 
 def where(at: str) -> list[str]:
-    """The URLs to join. Raises `ConfigError` if nothing is said, and nothing is found that counts."""
+    """The URLs to join. Raises `ConfigError` if nothing is said, and nothing is found that
+    counts."""
     if at:
         return [at]
     path = DIRECTORY / WHERE_FILE
@@ -69,7 +75,7 @@ def doubt(path: Path) -> str:
     return ""
 
 
-# What was confirmed ------------------------------------------------------------------------------------------------
+# What was confirmed -------------------------------------------------------------------------------
 
 
 def _memory() -> Path:
@@ -80,15 +86,24 @@ def _memory() -> Path:
 def _confirmed() -> dict[str, list[str]]:
     path = _memory()
     try:
-        return {} if doubt(path) else msgspec.json.decode(files.read_own(path), type=dict[str, list[str]])
+        return (
+            {}
+            if doubt(path)
+            else msgspec.json.decode(files.read_own(path), type=dict[str, list[str]])
+        )
     except (OSError, msgspec.MsgspecError):
         return {}
 
 
 def keep_confirmed(path: Path, urls: Sequence[str]) -> None:
-    """Note that this user means these servers by this file. If that cannot be noted, the next command asks again."""
+    """Note that this user means these servers by this file. If that cannot be noted, the next
+    command asks again."""
     known = {**_confirmed(), str(path.absolute()): list(urls)}
-    there = {name: some for name, some in known.items() if Path(name).exists() or name == str(path.absolute())}
+    there = {
+        name: some
+        for name, some in known.items()
+        if Path(name).exists() or name == str(path.absolute())
+    }
     try:
         files.make_directory(_memory().parent)
         files.write_private(_memory(), msgspec.json.encode(there).decode())
@@ -102,7 +117,8 @@ def _confirm(path: Path, urls: list[str]) -> None:
     text = f"{path} names {shown(urls)}, and this command has a password or certificates to show"
     if not (sys.stdin.isatty() and problems.is_terminal):
         raise ConfigError(
-            f"{text}. Name the servers with --at URL or HOLDFAST_AT, or run the command once in a terminal to confirm them"
+            f"{text}. Name the servers with --at URL or HOLDFAST_AT, or run the command once in a "
+            "terminal to confirm them"
         )
     problems.print(f"{text}. Are these your servers? [y/N] ", end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

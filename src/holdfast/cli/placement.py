@@ -12,7 +12,10 @@ from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.printing import Table, out
 from holdfast.core import pools
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A host (all its nodes) or a node, as `status` shows it.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A host (all its nodes) or a node, as `status` shows it."),
+]
 pools_app = Commands(no_args_is_help=True, help="Pools: list, set.")
 
 
@@ -40,7 +43,9 @@ def uncordon(name: Name, at: At = "", as_json: Json = False) -> None:
 
 def drain(
     name: Name,
-    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up after this.")] = 120,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up after this.")
+    ] = 120,
     at: At = "",
     as_json: Json = False,
 ) -> None:
@@ -53,7 +58,9 @@ def drain(
 
         async with joined(at) as node:
             await nodes.drain(node, name, timeout, report)
-        _say(as_json, {"drained": name}, f"{name} is drained: stop it, or `holdfast uncordon {name}`")
+        _say(
+            as_json, {"drained": name}, f"{name} is drained: stop it, or `holdfast uncordon {name}`"
+        )
 
     execute(work(), as_json)
 
@@ -81,7 +88,9 @@ def list_pools(at: At = "", as_json: Json = False) -> None:
         made = Table("POOL", "#SHARDS", "#STANDBYS", "LABELS", "KINDS")
         for pool in found.pools:
             kinds = " ".join(sorted(found.kinds_of(pool.name))) or "-"
-            made.add_row(pool.name, str(pool.shards), str(pool.standbys), " ".join(pool.labels) or "-", kinds)
+            made.add_row(
+                pool.name, str(pool.shards), str(pool.standbys), " ".join(pool.labels) or "-", kinds
+            )
         out.print(made)
         if found.cordoned:
             out.print(f"cordoned: {', '.join(found.cordoned)}")
@@ -92,22 +101,37 @@ def list_pools(at: At = "", as_json: Json = False) -> None:
 @pools_app.command("set")
 def set_pool(
     name: Annotated[str, typer.Argument(metavar="POOL")],
-    standbys: Annotated[int | None, typer.Option("--standbys", help="Nodes that keep its agents warm: 0 to 2.")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", metavar="A,B", help="What its nodes must have.")] = None,
+    standbys: Annotated[
+        int | None, typer.Option("--standbys", help="Nodes that keep its agents warm: 0 to 2.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="A,B", help="What its nodes must have.")
+    ] = None,
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Change what a pool asks for. A node whose application declares something else changes it back when it joins."""
+    """Change what a pool asks for. A node whose application declares something else changes it back
+    when it joins."""
 
     async def work() -> None:
-        wanted = None if labels is None else [label.strip() for label in labels.split(",") if label.strip()]
+        wanted = (
+            None
+            if labels is None
+            else [label.strip() for label in labels.split(",") if label.strip()]
+        )
         async with joined(at) as node:
-            await node.placement.change(lambda now: pools.change_pool(now, name, labels=wanted, standbys=standbys))
+            await node.placement.change(
+                lambda now: pools.change_pool(now, name, labels=wanted, standbys=standbys)
+            )
             pool = node.placement.table.pool(name)
             node.events.say("pool-changed", name)
         assert pool is not None
         facts = {"pool": name, "standbys": pool.standbys, "labels": pool.labels}
-        _say(as_json, facts, f"pool {name}: {pool.standbys} standbys, labels {' '.join(pool.labels) or '-'}")
+        _say(
+            as_json,
+            facts,
+            f"pool {name}: {pool.standbys} standbys, labels {' '.join(pool.labels) or '-'}",
+        )
 
     execute(work(), as_json)
 

@@ -1,13 +1,15 @@
 """Everything that the commands print: users' text is data, whatever it holds.
 
-Names, states, errors and events are text of users, and of whoever can write to the cluster. Printed as they are, `[/x]`
-is a tag of some markup, ESC moves the cursor or sets the clipboard, a right-to-left override shows another name than the
-one that is there, and a line feed makes a line that looks like ours. So there is no markup here at all: a style is an
-object (`Styled`), and every other text is printed with each character that cannot be seen written as Python writes it
+Names, states, errors and events are text of users, and of whoever can write to the cluster. Printed
+as they are, `[/x]` is a tag of some markup, ESC moves the cursor or sets the clipboard, a
+right-to-left override shows another name than the one that is there, and a line feed makes a line
+that looks like ours. So there is no markup here at all: a style is an object (`Styled`), and every
+other text is printed with each character that cannot be seen written as Python writes it
 (``\\x1b``, ``\\u202e``). Nothing else in `cli` prints; a test holds that.
 
-Lines are never folded: an id stays in one piece, to be copied, and a program that reads a pipe gets whole lines. Only the
-cells of free text in a table are cut. What ``--json`` prints is valid JSON for every value that an agent can store.
+Lines are never folded: an id stays in one piece, to be copied, and a program that reads a pipe gets
+whole lines. Only the cells of free text in a table are cut. What ``--json`` prints is valid JSON
+for every value that an agent can store.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ import msgspec
 from holdfast.said import visible
 
 FREE_TEXT_MAX: Final = 200
-"""Characters of a cell of free text in a table; on a terminal fewer, as many as there is room for."""
+"""Characters of a cell of free text in a table; on a terminal fewer, as many as there is room
+for."""
 
 VALUE_MAX: Final = 4000
 """Characters of a value that is shown to people on a terminal."""
@@ -63,7 +66,10 @@ def width_of(text: str) -> int:
     """How many columns of a terminal the text takes."""
     if text.isascii():
         return len(text)
-    return sum(0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF") for one in text)
+    return sum(
+        0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF")
+        for one in text
+    )
 
 
 def cut(text: str, columns: int) -> str:
@@ -88,7 +94,8 @@ def moment(seconds: float) -> str:
 
 
 class Table:
-    """Rows under headings. In front of a column's name, ``#`` means numbers, ``~`` free text, which may be cut."""
+    """Rows under headings. In front of a column's name, ``#`` means numbers, ``~`` free text, which
+    may be cut."""
 
     def __init__(self, *columns: str) -> None:
         self.columns = columns
@@ -102,13 +109,21 @@ class Table:
     def lines(self, room: int | None) -> Iterable[list[Part]]:
         """The lines, as parts. ``room``: the columns of the terminal, None where there is none."""
         head = [tuple(bold(name.lstrip("#~")) for name in self.columns)] if self.show_header else []
-        rows = [[self._cell(cell, number) for number, cell in enumerate(row)] for row in [*head, *self.rows]]
-        widths = [max((width_of(row[number].text) for row in rows), default=0) for number in range(len(self.columns))]
+        rows = [
+            [self._cell(cell, number) for number, cell in enumerate(row)]
+            for row in [*head, *self.rows]
+        ]
+        widths = [
+            max((width_of(row[number].text) for row in rows), default=0)
+            for number in range(len(self.columns))
+        ]
         self._fit(widths, room)
         last = len(self.columns) - 1
         for row in rows:
             line: list[Part] = []
-            for number, (name, width, (text, style)) in enumerate(zip(self.columns, widths, row, strict=True)):
+            for number, (name, width, (text, style)) in enumerate(
+                zip(self.columns, widths, row, strict=True)
+            ):
                 text = cut(text, width) if name.startswith("~") else text
                 blank = " " * (width - width_of(text))
                 if name.startswith("#"):
@@ -121,7 +136,9 @@ class Table:
     def _cell(self, cell: Part, number: int) -> Styled:
         text, style = cell if isinstance(cell, Styled) else (cell, "")
         text = visible(text)
-        return Styled(cut(text, FREE_TEXT_MAX) if self.columns[number].startswith("~") else text, style)
+        return Styled(
+            cut(text, FREE_TEXT_MAX) if self.columns[number].startswith("~") else text, style
+        )
 
     def _fit(self, widths: list[int], room: int | None) -> None:
         """Take from the widest cells of free text what does not fit into the room."""
@@ -156,14 +173,18 @@ class Printer:
     def print(self, *parts: Part | Table, style: str = "", end: str = "\n") -> None:
         """One line of the parts, with nothing between them; or a table."""
         if len(parts) == 1 and isinstance(parts[0], Table):
-            lines = ("".join(self._painted(part, style) for part in line) for line in parts[0].lines(self.room))
+            lines = (
+                "".join(self._painted(part, style) for part in line)
+                for line in parts[0].lines(self.room)
+            )
             self._write("".join(line.rstrip(" ") + "\n" for line in lines))
             return
         texts = (self._painted(part, style) for part in parts if not isinstance(part, Table))
         self._write("".join(texts) + end)
 
     def block(self, text: str, *lead: Part, style: str = "", indent: str = "  ") -> None:
-        """A text of several lines behind ``lead``. The lines after the first are indented: none looks like one of ours."""
+        """A text of several lines behind ``lead``. The lines after the first are indented: none
+        looks like one of ours."""
         first, *others = text.expandtabs(4).replace("\r\n", "\n").split("\n")
         self.print(*lead, Styled(first, style))
         for line in others:
@@ -174,7 +195,8 @@ class Printer:
         self._write(json_text(value, indent) + "\n")
 
     def cut_value(self, text: str) -> str:
-        """A value for a person at a terminal: not without end, and it is said when there is more."""
+        """A value for a person at a terminal: not without end, and it is said when there is
+        more."""
         if not self.is_terminal or len(text) <= VALUE_MAX:
             return text
         return f"{text[:VALUE_MAX]}… ({len(text):,} characters; --json shows all)"
@@ -197,7 +219,8 @@ class Printer:
         stream.flush()
 
     def live(self, line: Callable[[], str]) -> Live:
-        """A line that is written again and again while the block runs, where a person looks at it."""
+        """A line that is written again and again while the block runs, where a person looks at
+        it."""
         return Live(self, line)
 
 
@@ -229,11 +252,14 @@ class Live:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """The value as JSON: see `plain`. A character that cannot be seen is escaped, as JSON escapes."""
+    """The value as JSON: see `plain`. A character that cannot be seen is escaped, as JSON
+    escapes."""
     text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+    return "".join(
+        one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text
+    )
 
 
 def shown(value: Any) -> str:
@@ -244,8 +270,9 @@ def shown(value: Any) -> str:
 def plain(value: Any, depth: int = 0) -> Any:
     """The value as JSON can have it.
 
-    NaN and infinities become texts, as do dates, decimals and UUIDs; bytes become base64; arrays, tuples and sets become
-    lists. A map's keys become texts; a map in which two of them become the same is a list of pairs.
+    NaN and infinities become texts, as do dates, decimals and UUIDs; bytes become base64; arrays,
+    tuples and sets become lists. A map's keys become texts; a map in which two of them become the
+    same is a list of pairs.
     """
     if depth > _DEPTH_MAX:
         return "… (nested too deeply to be shown)"

@@ -1,4 +1,5 @@
-"""`holdfast run`: an application in one process, on the embedded log or as one more node of a cluster."""
+"""`holdfast run`: an application in one process, on the embedded log or as one more node of a
+cluster."""
 
 from __future__ import annotations
 
@@ -26,12 +27,18 @@ _FOR_EVER_SECONDS: Final = 1e8
 
 def run_app(
     app: Annotated[
-        str, typer.Argument(metavar="APP", help="app.py or package.module, with :Class,Class behind it or not.")
+        str,
+        typer.Argument(
+            metavar="APP", help="app.py or package.module, with :Class,Class behind it or not."
+        ),
     ],
     at: Annotated[
         str,
         typer.Option(
-            "--at", envvar="HOLDFAST_AT", metavar="URL", help="Default: local:.holdfast/APP.db, an embedded log."
+            "--at",
+            envvar="HOLDFAST_AT",
+            metavar="URL",
+            help="Default: local:.holdfast/APP.db, an embedded log.",
         ),
     ] = "",
 ) -> None:
@@ -43,7 +50,8 @@ def run_app(
 
 
 async def _run(app: str, at: str) -> None:
-    # Before anything of the application runs: the first process of a container is deaf without handlers.
+    # Before anything of the application runs: the first process of a container is deaf without
+    # handlers.
     with Signals() as heard:
         serving = asyncio.ensure_future(_serve(app, at))
         stopping = asyncio.ensure_future(heard.stop.wait())
@@ -67,9 +75,14 @@ async def _serve(app: str, at: str) -> None:
     url = at or f"local:{DIRECTORY / (Path(app.partition(':')[0]).stem + '.db')}"
     security = Security() if url.startswith("local:") else security_from_environment()
     patience = _FOR_EVER_SECONDS if bounds.wait else None
-    async with Node.join(url, serve=agents, wait=bounds.wait, timeout_seconds=patience, **asdict(security)) as node:
+    async with Node.join(
+        url, serve=agents, wait=bounds.wait, timeout_seconds=patience, **asdict(security)
+    ) as node:
         if main is not None:
-            if not inspect.iscoroutinefunction(main) or len(inspect.signature(main).parameters) != 1:
+            if (
+                not inspect.iscoroutinefunction(main)
+                or len(inspect.signature(main).parameters) != 1
+            ):
                 raise ConfigError(f"main of {app} must be `async def main(node)` to be run")
             await node.ready()
             await main(node)

@@ -17,7 +17,9 @@ _SHOWN_MAX = 10
 
 
 def scrub(
-    repair: Annotated[bool, typer.Option("--repair", help="Copy diverged replicas anew from the others.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Copy diverged replicas anew from the others.")
+    ] = False,
     at: At = "",
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,5 @@
-"""`holdfast simulate`: whole clusters on a virtual clock, with faults, judged by checkers; each run is a seed."""
+"""`holdfast simulate`: whole clusters on a virtual clock, with faults, judged by checkers; each run
+is a seed."""
 
 from __future__ import annotations
 
@@ -17,11 +18,21 @@ from holdfast.testing.simulation.campaign import run_all
 from holdfast.testing.simulation.runs import Outcome
 
 Which = Annotated[
-    str, typer.Argument(metavar="[SCENARIO]", help="One that comes with Holdfast (see --list), or a .toml file.")
+    str,
+    typer.Argument(
+        metavar="[SCENARIO]", help="One that comes with Holdfast (see --list), or a .toml file."
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The seed, or the first of several.")]
-Seeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="How many seeds, from --seed on.")]
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=0, help="Processes; 0: as many as there are cores.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="The seed, or the first of several.")
+]
+Seeds = Annotated[
+    int, typer.Option("--seeds", metavar="N", min=1, help="How many seeds, from --seed on.")
+]
+Jobs = Annotated[
+    int,
+    typer.Option("--jobs", metavar="N", min=0, help="Processes; 0: as many as there are cores."),
+]
 
 
 def simulate(
@@ -32,7 +43,8 @@ def simulate(
     listed: Annotated[bool, typer.Option("--list", help="Show the scenarios, and exit.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a cluster in a simulation, and say whether a promise was broken; then the exit code is 1."""
+    """Run a cluster in a simulation, and say whether a promise was broken; then the exit code is
+    1."""
     try:
         if listed:
             _list(as_json)
@@ -71,7 +83,14 @@ def _show(outcomes: Iterable[Outcome], scenario: str, seeds: int, as_json: bool)
         if not as_json and seeds > 1 and number % 25 == 0 and number < seeds:
             out.print(f"{number} of {seeds} seeds, {len(bad)} with violations", style="dim")
     if as_json:
-        out.json({"scenario": scenario, "seeds": seeds, "failed": [one.seed for one in bad], "runs": kept})
+        out.json(
+            {
+                "scenario": scenario,
+                "seeds": seeds,
+                "failed": [one.seed for one in bad],
+                "runs": kept,
+            }
+        )
     else:
         text = f"{scenario}: {seeds} seeds, {operations} operations, {len(bad)} with violations"
         out.print(text, style="red" if bad else "green")

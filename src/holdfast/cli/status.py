@@ -1,4 +1,5 @@
-"""`holdfast status`: who is there, who is gone, and what is served. It answers in any state of the cluster."""
+"""`holdfast status`: who is there, who is gone, and what is served. It answers in any state of the
+cluster."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ _COLOURS = {DEGRADED: "yellow", DOWN: "bold red"}
 
 
 def status(at: At = "", as_json: Json = False) -> None:
-    """Show the cluster: the hosts that are up and gone, the nodes, and whether all is served. It needs no majority.
+    """Show the cluster: the hosts that are up and gone, the nodes, and whether all is served. It
+    needs no majority.
 
-    It ends with 0 where all is well, 1 where something is missing, 3 where nothing is served or no majority is there.
+    It ends with 0 where all is well, 1 where something is missing, 3 where nothing is served or no
+    majority is there.
     """
 
     async def work() -> Status:
@@ -65,14 +68,20 @@ def _show(found: Status) -> None:
         for member in found.nodes:
             serves = " ".join(member.kinds) or "-"
             numbers = (str(member.shards), str(member.agents), ago(time.time() - member.started_at))
-            note = ["cordoned"] * bool({member.host, member.name} & {*found.cordoned}) + ["draining"] * member.draining
+            note = ["cordoned"] * bool({member.host, member.name} & {*found.cordoned}) + [
+                "draining"
+            ] * member.draining
             note += ["degraded"] * bool(member.degraded) + member.labels
             made.add_row(member.name, member.host, serves, *numbers, member.version, " ".join(note))
         out.print(made)
 
 
 def _hosts(found: Status) -> str:
-    copies = "" if found.copies is None else f"; {found.copies} cop{'y' if found.copies == 1 else 'ies'} of everything"
+    copies = (
+        ""
+        if found.copies is None
+        else f"; {found.copies} cop{'y' if found.copies == 1 else 'ies'} of everything"
+    )
     if not found.hosts:
         return f"the servers are run by no Holdfast host{copies}"
     up = sum(host.up for host in found.hosts)

@@ -1,4 +1,5 @@
-"""`holdfast up`: this machine as a host of a cluster, or several complete hosts on it for development."""
+"""`holdfast up`: this machine as a host of a cluster, or several complete hosts on it for
+development."""
 
 from __future__ import annotations
 
@@ -37,43 +38,77 @@ T = TypeVar("T")
 
 
 def up(
-    apps: Annotated[list[str] | None, typer.Argument(metavar="[APP]...", help="What the nodes serve: app.py.")] = None,
+    apps: Annotated[
+        list[str] | None, typer.Argument(metavar="[APP]...", help="What the nodes serve: app.py.")
+    ] = None,
     hosts: Annotated[
         int | None,
         typer.Option(
             "--hosts",
-            help="Complete hosts on loopback, for development: 1, or 3 and more. Default: as many as --dir has, or 1.",
+            help="Complete hosts on loopback, for development: 1, or 3 and more. Default: as many "
+            "as --dir has, or 1.",
         ),
     ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=0, max=256, help="Node processes per host.")] = 1,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=0, max=256, help="Node processes per host.")
+    ] = 1,
     directory: Annotated[Path, typer.Option("--dir", help="Where the data lie.")] = DIRECTORY,
-    name: Annotated[str, typer.Option("--name", help="This host's name; it stays the same for its life.")] = "",
-    listen: Annotated[str, typer.Option("--listen", help="Address for clients and other hosts.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port for clients.")] = CLIENT_PORT,
+    name: Annotated[
+        str, typer.Option("--name", help="This host's name; it stays the same for its life.")
+    ] = "",
+    listen: Annotated[
+        str, typer.Option("--listen", help="Address for clients and other hosts.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port for clients.")
+    ] = CLIENT_PORT,
     cluster_port: Annotated[
         int, typer.Option("--cluster-port", min=1, max=65535, help="Port for other hosts.")
     ] = CLUSTER_PORT,
     cohort: Annotated[
         str,
         typer.Option(
-            "--cohort", metavar="HOST:PORT,...", help="All 3 or 5 founders, this one too; the same everywhere."
+            "--cohort",
+            metavar="HOST:PORT,...",
+            help="All 3 or 5 founders, this one too; the same everywhere.",
         ),
     ] = "",
     join: Annotated[
-        str, typer.Option("--join", metavar="HOST[:PORT]", help="Any host of the cluster that this one is to join.")
+        str,
+        typer.Option(
+            "--join",
+            metavar="HOST[:PORT]",
+            help="Any host of the cluster that this one is to join.",
+        ),
     ] = "",
     servers: Annotated[
-        str, typer.Option("--servers", metavar="URL,...", help="Start no server: use these, of your own.")
+        str,
+        typer.Option(
+            "--servers", metavar="URL,...", help="Start no server: use these, of your own."
+        ),
     ] = "",
     labels: Annotated[
-        list[str] | None, typer.Option("--label", help="What its nodes have, for pools that ask for it: gpu, zone=a.")
+        list[str] | None,
+        typer.Option(
+            "--label", help="What its nodes have, for pools that ask for it: gpu, zone=a."
+        ),
     ] = None,
-    capacity: Annotated[float, typer.Option("--capacity", help="How much each node can carry, 0.01 to 1000.")] = 1.0,
-    tls_ca: Annotated[str, typer.Option("--tls-ca", envvar="HOLDFAST_TLS_CA", help="PEM file.")] = "",
-    tls_cert: Annotated[str, typer.Option("--tls-cert", envvar="HOLDFAST_TLS_CERT", help="PEM file.")] = "",
-    tls_key: Annotated[str, typer.Option("--tls-key", envvar="HOLDFAST_TLS_KEY", help="PEM file.")] = "",
+    capacity: Annotated[
+        float, typer.Option("--capacity", help="How much each node can carry, 0.01 to 1000.")
+    ] = 1.0,
+    tls_ca: Annotated[
+        str, typer.Option("--tls-ca", envvar="HOLDFAST_TLS_CA", help="PEM file.")
+    ] = "",
+    tls_cert: Annotated[
+        str, typer.Option("--tls-cert", envvar="HOLDFAST_TLS_CERT", help="PEM file.")
+    ] = "",
+    tls_key: Annotated[
+        str, typer.Option("--tls-key", envvar="HOLDFAST_TLS_KEY", help="PEM file.")
+    ] = "",
     user: Annotated[str, typer.Option("--user", envvar="HOLDFAST_USER")] = "",
-    password_file: Annotated[str, typer.Option("--password-file", envvar="HOLDFAST_PASSWORD_FILE")] = "",
+    password_file: Annotated[
+        str, typer.Option("--password-file", envvar="HOLDFAST_PASSWORD_FILE")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run this machine's host until Ctrl-C: one nats-server, and nodes that serve the APPs.
@@ -85,9 +120,13 @@ def up(
 
     async def work() -> bool:
         if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:  # not a number is not between them either
-            raise ConfigError(f"--capacity {capacity}: give a number from {CAPACITY_MIN} to {CAPACITY_MAX:.0f}")
+            raise ConfigError(
+                f"--capacity {capacity}: give a number from {CAPACITY_MIN} to {CAPACITY_MAX:.0f}"
+            )
         if apps and not nodes:
-            raise ConfigError(f"--nodes 0: nobody would serve {', '.join(apps)}; leave it out, or give 1 and more")
+            raise ConfigError(
+                f"--nodes 0: nobody would serve {', '.join(apps)}; leave it out, or give 1 and more"
+            )
         for app in apps or ():
             load_agents(app)  # a mistake in it is said here, once, and not by every node
         said.log_to(say.errors)
@@ -95,14 +134,17 @@ def up(
         security = Security(tls_ca, tls_cert, tls_key, user, read_password(password_file))
         _check_ways(cohort, join, servers)
         network = bool(cohort or join or servers or security != Security() or listen != "127.0.0.1")
-        single = bool(labels or capacity != 1.0 or cluster_port != CLUSTER_PORT)  # what _up_many has no use for
+        # what _up_many has no use for
+        single = bool(labels or capacity != 1.0 or cluster_port != CLUSTER_PORT)
         if hosts is not None and hosts != 1 and (network or name or single):
             raise ConfigError(_ALONE)
         with DirectoryLock(directory) as lock:
             known = None if servers else recall(directory)
             if hosts is None and known is not None and known.below and not (network or name):
                 if single:
-                    raise ConfigError(f"{directory} has {known.text}, which is started again: {_ALONE}")
+                    raise ConfigError(
+                        f"{directory} has {known.text}, which is started again: {_ALONE}"
+                    )
                 say("again", {"directory": str(directory), "what": known.text})
                 await _up_many(known.hosts, nodes, directory, port, apps or [], say, lock)
                 return False
@@ -156,33 +198,38 @@ def up(
 
 
 _ALONE: Final = (
-    "--hosts is for development on loopback: leave --name, --cohort, --join, --servers, --listen, --label, --capacity, "
-    "--cluster-port and TLS out"
+    "--hosts is for development on loopback: leave --name, --cohort, --join, --servers, --listen, "
+    "--label, --capacity, --cluster-port and TLS out"
 )
 
 
 def _check_ways(cohort: str, join: str, servers: str) -> None:
     if sum(map(bool, (cohort, join, servers))) > 1:
         raise ConfigError(
-            "--cohort founds a cluster, --join joins one, --servers uses servers of your own: give one of them"
+            "--cohort founds a cluster, --join joins one, --servers uses servers of your own: give "
+            "one of them"
         )
     if "://" in join or "," in join:
         raise ConfigError(
-            f"--join {join}: write HOST or HOST:PORT of one host of a cluster. For servers of your own, give --servers URL"
+            f"--join {join}: write HOST or HOST:PORT of one host of a cluster. For servers of your "
+            "own, give --servers URL"
         )
     if servers and not all("://" in url for url in servers.split(",")):
         raise ConfigError(
-            f"--servers {shown(servers)}: write nats://HOST:PORT, several with commas. To join a cluster, give --join"
+            f"--servers {shown(servers)}: write nats://HOST:PORT, several with commas. To join a "
+            "cluster, give --join"
         )
 
 
 def _cohort(text: str) -> tuple[str, ...]:
     """The founders, each with its port. Raises `ConfigError`."""
-    found = [addresses.split(one, CLUSTER_PORT, "--cohort") for one in text.split(",") if one.strip()]
+    found = [
+        addresses.split(one, CLUSTER_PORT, "--cohort") for one in text.split(",") if one.strip()
+    ]
     if found and len(found) not in (3, 5):
         raise ConfigError(
-            f"--cohort: a cohort has 3 or 5 hosts, not {len(found)}; a single host needs no --cohort, and an even number "
-            "gains no safety"
+            f"--cohort: a cohort has 3 or 5 hosts, not {len(found)}; a single host needs no "
+            "--cohort, and an even number gains no safety"
         )
     if len(set(found)) != len(found):
         raise ConfigError(f"--cohort {text}: a host is named twice")
@@ -195,7 +242,8 @@ def _with_port(join: str) -> str:
 
 
 def _as_known(known: Started | None, given: Started) -> Started:
-    """What to start: what was given, and for what was not given, what the directory was started as."""
+    """What to start: what was given, and for what was not given, what the directory was started
+    as."""
     if given.name:
         check_machine(given.name, "host")
     if known is None or known.below:
@@ -207,7 +255,8 @@ def _as_known(known: Started | None, given: Started) -> Started:
 
 
 def _adds(known: Started, name: str, cohort: str, join: str) -> bool:
-    """Whether the directory knows something that the command left out, and that a new directory would not have."""
+    """Whether the directory knows something that the command left out, and that a new directory
+    would not have."""
     network = not cohort and not join and bool(known.cohort or known.join)
     return network or (not name and known.name not in ("", socket.gethostname()))
 
@@ -221,9 +270,17 @@ def _machine() -> str:
 
 
 async def _up_many(
-    hosts: int, nodes: int, directory: Path, port: int, apps: list[str], say: _Speaker, lock: DirectoryLock
+    hosts: int,
+    nodes: int,
+    directory: Path,
+    port: int,
+    apps: list[str],
+    say: _Speaker,
+    lock: DirectoryLock,
 ) -> None:
-    cluster = LocalCluster(directory, apps, hosts=hosts, nodes=nodes, ports=port, report=say, lock=lock)
+    cluster = LocalCluster(
+        directory, apps, hosts=hosts, nodes=nodes, ports=port, report=say, lock=lock
+    )
     with Signals(cluster.reload, cluster.kill_at_once) as heard:
         starting = asyncio.ensure_future(cluster.start())
         stopping = asyncio.ensure_future(heard.stop.wait())
@@ -273,7 +330,8 @@ _TEXTS: Final = {
     "server-ended": "server {server} ended with code {code}; it is started again",
     "server-failed": "server {server} does not start: {error}",
     "server-stores-nothing": "server {server} stores nothing any more: {why}; it is started again",
-    "server-frozen": "server {server} is frozen: {why}; it is killed and started again if that lasts",
+    "server-frozen": "server {server} is frozen: {why}; it is killed and started again if that "
+    "lasts",
     "server-back": "server {server} answers again",
     "copy-discarded": "the copy of {stream} is thrown away; the others send a new one",
     "copy-whole": "the copy of {stream} is whole again",
@@ -328,13 +386,18 @@ class _Speaker:
         self._as_json = as_json
         self._started = time.monotonic()
         self._out = _Out()
-        self.errors = Writer(lambda text: write_all(2, f"{text}\n".encode(errors="backslashreplace")))
+        self.errors = Writer(
+            lambda text: write_all(2, f"{text}\n".encode(errors="backslashreplace"))
+        )
 
     def __call__(self, event: str, facts: dict[str, Any]) -> None:
         if self._as_json:
             self._out.json({"event": event, "pid": os.getpid(), **facts}, indent=None)
         elif event in _TEXTS:
-            values = {key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
+            values = {
+                key: ", ".join(value) if isinstance(value, list) else value
+                for key, value in facts.items()
+            }
             values["who"] = said.who(facts)
             text = _TEXTS[event].format_map({**values, "kinds": values.get("kinds") or "nothing"})
             host = f"{facts['host']:<6}" if "host" in facts else ""
@@ -342,7 +405,8 @@ class _Speaker:
             self._out.block(text, *lead, style=_STYLES.get(event, ""), indent=" " * 10)
 
     async def before_its_error(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do some work. What was said meanwhile is written before its error, which is the last line."""
+        """Do some work. What was said meanwhile is written before its error, which is the last
+        line."""
         try:
             return await work
         finally:

@@ -10,16 +10,21 @@ from holdfast.admin.fleet import upgrade as admin
 from holdfast.cli.common import At, Json, execute, joined
 from holdfast.cli.printing import Table, out
 
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=1, help="For each host.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=1, help="For each host.")
+]
 
 
 def restart(
-    hosts: Annotated[list[str] | None, typer.Argument(metavar="[HOST]...", help="All, if none is named.")] = None,
+    hosts: Annotated[
+        list[str] | None, typer.Argument(metavar="[HOST]...", help="All, if none is named.")
+    ] = None,
     timeout: Timeout = 180,
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Restart hosts one after the other, with the code that is installed on them now; no call fails."""
+    """Restart hosts one after the other, with the code that is installed on them now; no call
+    fails."""
 
     async def work() -> None:
         async with joined(at) as node:
@@ -32,13 +37,15 @@ def restart(
 
 def upgrade(
     finalize: Annotated[
-        bool, typer.Option("--finalize", help="Write records in the new form from now on: no way back.")
+        bool,
+        typer.Option("--finalize", help="Write records in the new form from now on: no way back."),
     ] = False,
     timeout: Timeout = 180,
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Restart all hosts with the code that is installed on them now, and say who runs what; `--finalize` when all is well."""
+    """Restart all hosts with the code that is installed on them now, and say who runs what;
+    `--finalize` when all is well."""
 
     async def work() -> None:
         async with joined(at) as node:
@@ -58,7 +65,9 @@ def upgrade(
         out.print(made)
         text = f"records are written in version {found.written}"
         if found.written < found.known:
-            text += f"; this code knows {found.known}: `holdfast upgrade --finalize` when you are sure"
+            text += (
+                f"; this code knows {found.known}: `holdfast upgrade --finalize` when you are sure"
+            )
         out.print(text)
 
     execute(work(), as_json)

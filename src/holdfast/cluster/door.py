@@ -1,7 +1,8 @@
-"""What comes over the bus from others, checked where it enters: one malformed message must not end or cripple a node.
+"""What comes over the bus from others, checked where it enters: one malformed message must not end
+or cripple a node.
 
-A type says everything about a field: its range, its length, its form. What does not fit it is dropped, counted, and said
-once for each source. Nothing behind the door has to expect it.
+A type says everything about a field: its range, its length, its form. What does not fit it is
+dropped, counted, and said once for each source. Nothing behind the door has to expect it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 """Of a host or a node, for people."""
 
 Incarnation = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}(~[1-9][0-9]{0,8})?\Z")]
-"""One life of a process. It is a token of subjects, and what is behind the ``~`` is counted with."""
+"""One life of a process. It is a token of subjects, and what is behind the ``~`` is counted
+with."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Small = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -47,15 +49,16 @@ Ago = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
 
 Version = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{0,100}\Z")]
 Shards = Annotated[
-    list[Annotated[int, msgspec.Meta(ge=0, lt=limits.POOL_SHARDS_MAX * 1024)]], msgspec.Meta(max_length=1 << 18)
+    list[Annotated[int, msgspec.Meta(ge=0, lt=limits.POOL_SHARDS_MAX * 1024)]],
+    msgspec.Meta(max_length=1 << 18),
 ]
 Names = Annotated[list[Name], msgspec.Meta(max_length=4096)]
 Incarnations = Annotated[list[Incarnation], msgspec.Meta(max_length=4096)]
 
 
 class Door(Generic[T]):
-    """One kind of message. ``what``: its name, for people; ``decode`` raises for what does not fit; ``answers``: whether
-    something is sent to the message's reply subject."""
+    """One kind of message. ``what``: its name, for people; ``decode`` raises for what does not fit;
+    ``answers``: whether something is sent to the message's reply subject."""
 
     def __init__(self, what: str, decode: Callable[[bytes], T], answers: bool = True) -> None:
         self.dropped = 0
@@ -70,7 +73,13 @@ class Door(Generic[T]):
             if self._answers and message.reply:
                 checks.check_subject(message.reply)
             return self._decode(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, InvalidName) as error:
+        except (
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+            ValueError,
+            InvalidName,
+        ) as error:
             self.drop(message.payload, error)
             return None
 
@@ -80,7 +89,12 @@ class Door(Generic[T]):
         source = _source(payload)
         if source not in self._said and len(self._said) < _SOURCES_MAX:
             self._said.add(source)
-            _logger.warning("%s from %s is dropped, as are further ones: %s", self._what, source, str(error)[:200])
+            _logger.warning(
+                "%s from %s is dropped, as are further ones: %s",
+                self._what,
+                source,
+                str(error)[:200],
+            )
 
 
 def _source(payload: bytes) -> str:
@@ -93,4 +107,6 @@ def _source(payload: bytes) -> str:
 
 def _first(payload: bytes) -> str:
     fields = msgspec.msgpack.decode(payload, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
-    return msgspec.msgpack.decode(next(iter(fields.values() if isinstance(fields, dict) else fields)), type=str)
+    return msgspec.msgpack.decode(
+        next(iter(fields.values() if isinstance(fields, dict) else fields)), type=str
+    )

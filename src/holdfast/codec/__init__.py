@@ -1,8 +1,10 @@
-"""How values become bytes: msgpack through msgspec, numpy arrays as an extension type, and a checksum on every record.
+"""How values become bytes: msgpack through msgspec, numpy arrays as an extension type, and a
+checksum on every record.
 
-Never pickle: bytes from another process are decoded into declared types only. Decoded *state* owns its arrays and may
-change them; decoded *views* borrow the bytes and are read-only. What a value cannot be, it is refused for: `arrays`,
-`models` and `moments` see to that what comes back is what was given.
+Never pickle: bytes from another process are decoded into declared types only. Decoded *state* owns
+its arrays and may change them; decoded *views* borrow the bytes and are read-only. What a value
+cannot be, it is refused for: `arrays`, `models` and `moments` see to that what comes back is what
+was given.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def encode_hook(value: Any) -> Any:
 
 def _through(value: Any) -> Any:
     """Plain data as it arrives."""
-    return msgspec.msgpack.decode(encode_raw(moments.spelled_out(value, moments.ANY)), ext_hook=own_extension)
+    return msgspec.msgpack.decode(
+        encode_raw(moments.spelled_out(value, moments.ANY)), ext_hook=own_extension
+    )
 
 
 def _outline_hook(value: Any) -> Any:
@@ -75,11 +79,14 @@ def _decode_hook(wanted: Any, value: Any) -> Any:
         return models.from_plain(base, value)
     if isinstance(base, type) and isinstance(value, base):
         return value
-    raise TypeError(f"Expected `{getattr(base, '__qualname__', base)}`, got `{type(value).__qualname__}`")
+    raise TypeError(
+        f"Expected `{getattr(base, '__qualname__', base)}`, got `{type(value).__qualname__}`"
+    )
 
 
 def is_immutable(kind: Any) -> bool:
-    """Whether no value of a type, decoded with borrowed arrays, can be changed: then many may share it."""
+    """Whether no value of a type, decoded with borrowed arrays, can be changed: then many may share
+    it."""
     return _immutable(msgspec.inspect.type_info(kind), set())
 
 
@@ -88,7 +95,9 @@ def _immutable(found: Any, seen: set[type]) -> bool:
         if found.cls in seen:
             return True
         seen.add(found.cls)
-        return found.cls.__struct_config__.frozen and all(_immutable(field.type, seen) for field in found.fields)
+        return found.cls.__struct_config__.frozen and all(
+            _immutable(field.type, seen) for field in found.fields
+        )
     if isinstance(found, msgspec.inspect.UnionType):
         return all(_immutable(one, seen) for one in found.types)
     if isinstance(found, msgspec.inspect.TupleType):
@@ -121,12 +130,16 @@ _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=encode_hook)
 encode_raw: Final[Callable[[Any], bytes]] = _ENCODER.encode
 """Encode without translating errors: for our own structs, on the hot path."""
 
-encode_outline: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder(enc_hook=_outline_hook).encode
-"""Encode of arrays the dtype and the shape alone: to compare values whose arrays are known to be the same."""
+encode_outline: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder(
+    enc_hook=_outline_hook
+).encode
+"""Encode of arrays the dtype and the shape alone: to compare values whose arrays are known to be
+the same."""
 
 
 def encoder(kind: Any) -> Callable[[Any], bytes]:
-    """What encodes values of a type; it raises one of `UNSENDABLE`. Raises `TypeError` for a type that cannot be sent."""
+    """What encodes values of a type; it raises one of `UNSENDABLE`. Raises `TypeError` for a type
+    that cannot be sent."""
     if not types.of(kind).moments:
         return encode_raw
     return moments.encoder_of(msgspec.inspect.type_info(kind), encode_raw)
@@ -139,7 +152,8 @@ UNSENDABLE: Final = (TypeError, ValueError, OverflowError, RecursionError, msgsp
 
 
 def encode(value: Any, what: str) -> bytes:
-    """The value as bytes. ``what`` names it in the error. Raises `BadMessage` for a value that cannot be sent."""
+    """The value as bytes. ``what`` names it in the error. Raises `BadMessage` for a value that
+    cannot be sent."""
     try:
         return encode_any(value)
     except UNSENDABLE as error:
@@ -148,7 +162,8 @@ def encode(value: Any, what: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def decoder(kind: Any, borrowed: bool = False) -> msgspec.msgpack.Decoder[Any]:
-    """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises one of `ERRORS`."""
+    """A decoder into a type. ``borrowed``: arrays are read-only and share the bytes. It raises one
+    of `ERRORS`."""
     return msgspec.msgpack.Decoder(
         kind, dec_hook=_decode_hook, ext_hook=_borrowed_extension if borrowed else own_extension
     )
@@ -168,7 +183,8 @@ ERRORS: Final = (
 
 
 def decode(data: bytes, kind: Any, what: str) -> Any:
-    """The value from bytes. ``what`` names it in the error. Raises `BadMessage`, naming the field that does not fit."""
+    """The value from bytes. ``what`` names it in the error. Raises `BadMessage`, naming the field
+    that does not fit."""
     return decode_by(lambda some: decoder(kind).decode(some), data, what)
 
 
@@ -184,7 +200,8 @@ _decode_any: Final = flooding.guarded(Any, decoder(Any).decode)
 
 
 def to_builtins(data: bytes) -> Any:
-    """Decoded without a type, for people to read: structs become dicts, arrays lists. Raises `BadMessage`."""
+    """Decoded without a type, for people to read: structs become dicts, arrays lists. Raises
+    `BadMessage`."""
     try:
         return msgspec.to_builtins(_decode_any(data), enc_hook=_plain)
     except ERRORS as error:
@@ -194,7 +211,8 @@ def to_builtins(data: bytes) -> Any:
 def _plain(value: Any) -> Any:
     if not arrays.is_array_type(type(value)):
         return str(value)
-    return value.tolist() if value.size else []  # rows without items take no bytes, but each would be a list
+    # rows without items take no bytes, but each would be a list
+    return value.tolist() if value.size else []
 
 
 def seal(body: bytes) -> bytes:

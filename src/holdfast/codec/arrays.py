@@ -1,8 +1,9 @@
 """numpy arrays as bytes: what comes back is what was given, or the array is refused.
 
-An array travels as its dtype, its shape and its raw data in C order. What numpy would lose on the way is refused before
-it is written: the mask of a masked array, a dtype whose name says less than the dtype, objects. What arrives is not
-trusted: numpy allocates by what the bytes say, so every size is checked before numpy sees it.
+An array travels as its dtype, its shape and its raw data in C order. What numpy would lose on the
+way is refused before it is written: the mask of a masked array, a dtype whose name says less than
+the dtype, objects. What arrives is not trusted: numpy allocates by what the bytes say, so every
+size is checked before numpy sees it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import msgspec
 from holdfast import limits
 
 _DTYPE: Final = re.compile(r"[<>|][?biufcmMSUV][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?", re.ASCII)
-"""What ``dtype.str`` is for plain numbers, dates, bytes and text: numpy's parser is given nothing else."""
+"""What ``dtype.str`` is for plain numbers, dates, bytes and text: numpy's parser is given nothing
+else."""
 
 _NAMED: Final = re.compile(r"[a-z][a-z0-9_]{1,40}", re.ASCII)
 """A dtype of the package ``ml_dtypes``, such as ``bfloat16``, goes by its name."""
@@ -39,7 +41,11 @@ def numpy_or_none() -> Any:
 def is_array_type(kind: Any) -> bool:
     """Whether a class is numpy's array or one of its scalars."""
     numpy = numpy_or_none()
-    return numpy is not None and isinstance(kind, type) and issubclass(kind, (numpy.ndarray, numpy.generic))
+    return (
+        numpy is not None
+        and isinstance(kind, type)
+        and issubclass(kind, (numpy.ndarray, numpy.generic))
+    )
 
 
 def to_bytes(array: Any) -> bytes:
@@ -49,13 +55,19 @@ def to_bytes(array: Any) -> bytes:
 
 
 def head_of(array: Any) -> bytes:
-    """The dtype and the shape of an array as bytes. Raises `TypeError` where it could not be read back as it is."""
+    """The dtype and the shape of an array as bytes. Raises `TypeError` where it could not be read
+    back as it is."""
     numpy, cls, kind = numpy_or_none(), type(array), array.dtype
     if cls is not numpy.ndarray and cls is not numpy.memmap:
         lost = "without its mask" if isinstance(array, numpy.ma.MaskedArray) else "as a plain array"
-        raise TypeError(f"a {cls.__qualname__} would come back {lost}: store numpy.asarray(...) of what is to be kept")
+        raise TypeError(
+            f"a {cls.__qualname__} would come back {lost}: store numpy.asarray(...) of what is to "
+            "be kept"
+        )
     if kind.metadata:
-        raise TypeError(f"an array of dtype {kind} would come back without the metadata of its dtype")
+        raise TypeError(
+            f"an array of dtype {kind} would come back without the metadata of its dtype"
+        )
     name, shape = _name_of(kind), array.shape
     if 0 in shape:
         try:
@@ -72,9 +84,13 @@ def _name_of(kind: Any) -> str:
     if kind.type.__module__.partition(".")[0] == "ml_dtypes":
         return str(kind.name)
     if kind.names is not None or not kind.itemsize or kind.hasobject or not _DTYPE.fullmatch(name):
-        raise TypeError(f"an array of dtype {kind} cannot be stored: only plain numbers, bool, dates and text")
+        raise TypeError(
+            f"an array of dtype {kind} cannot be stored: only plain numbers, bool, dates and text"
+        )
     if (other := numpy_or_none().dtype(name)) != kind:
-        raise TypeError(f"an array of dtype {kind} would come back as one of {other}: store it as another")
+        raise TypeError(
+            f"an array of dtype {kind} would come back as one of {other}: store it as another"
+        )
     return name
 
 
@@ -83,23 +99,32 @@ def _check_shape(shape: tuple[int, ...]) -> int:
     if len(shape) > _DIMENSIONS_MAX or min(shape, default=0) < 0:
         raise ValueError(f"an array of shape {shape[:40]} is not accepted")
     if math.prod(size for size in shape if size) > limits.EMPTY_ARRAY_ROWS_MAX and 0 in shape:
-        raise ValueError(f"an array of shape {shape} has no items, but more than {limits.EMPTY_ARRAY_ROWS_MAX} rows")
+        raise ValueError(
+            f"an array of shape {shape} has no items, but more than {limits.EMPTY_ARRAY_ROWS_MAX} "
+            "rows"
+        )
     return math.prod(shape)
 
 
 def from_bytes(data: memoryview, own: bool) -> Any:
-    """The array from bytes: one of its own, or one that borrows the bytes and is read-only. Raises `ValueError`."""
+    """The array from bytes: one of its own, or one that borrows the bytes and is read-only. Raises
+    `ValueError`."""
     try:
         import numpy
     except ModuleNotFoundError:
-        raise ValueError("this value holds a numpy array: install it with `pip install holdfast[numpy]`") from None
+        raise ValueError(
+            "this value holds a numpy array: install it with `pip install holdfast[numpy]`"
+        ) from None
     (size,) = _HEAD.unpack_from(data)
     name, shape = msgspec.msgpack.decode(data[4 : 4 + size], type=tuple[str, tuple[int, ...]])
     count = _check_shape(shape)
     kind = numpy.dtype(name) if _DTYPE.fullmatch(name) else _named(name)
     body = data[4 + size :]
     if count * kind.itemsize != len(body):
-        raise ValueError(f"an array of {count} items of {kind} has {count * kind.itemsize} bytes, not {len(body)}")
+        raise ValueError(
+            f"an array of {count} items of {kind} has {count * kind.itemsize} bytes, not "
+            f"{len(body)}"
+        )
     array = numpy.frombuffer(body, dtype=kind).reshape(shape)
     if own:
         return array.copy()
@@ -115,18 +140,21 @@ def _named(name: str) -> Any:
     try:
         import ml_dtypes
     except ModuleNotFoundError:
-        raise ValueError(f"this value holds an array of dtype {name}: install `ml_dtypes`") from None
+        raise ValueError(
+            f"this value holds an array of dtype {name}: install `ml_dtypes`"
+        ) from None
     found = getattr(ml_dtypes, name, None)
     if not isinstance(found, type) or not issubclass(found, numpy.generic):
         raise ValueError(f"an array of dtype {name!r} is not accepted")
     return numpy.dtype(found)
 
 
-# Scalars -----------------------------------------------------------------------------------------------------------
+# Scalars ------------------------------------------------------------------------------------------
 
 
 def plain_scalar(value: Any) -> Any:
-    """A numpy scalar as the plain value that equals it; None where there is none, so that it goes as an array."""
+    """A numpy scalar as the plain value that equals it; None where there is none, so that it goes
+    as an array."""
     kind = value.dtype
     if kind.kind in "biu" or (kind.kind == "f" and kind.itemsize <= 8):
         return value.item()
@@ -153,13 +181,20 @@ _SCALARS: Final = {
 def scalar(kind: Any, value: Any) -> Any:
     """A scalar of a numpy type from what was decoded. Raises `TypeError`, `ValueError`."""
     numpy = numpy_or_none()
-    if isinstance(value, numpy.ndarray) and value.shape == () and issubclass(value.dtype.type, kind):
+    if (
+        isinstance(value, numpy.ndarray)
+        and value.shape == ()
+        and issubclass(value.dtype.type, kind)
+    ):
         return value[()]
     if issubclass(kind, (numpy.datetime64, numpy.timedelta64)):
         accepted: tuple[type, ...] = (str,)
     else:
-        accepted = next((types for one, types in _SCALARS.items() if issubclass(kind, _bases(one))), ())
-    if type(value) not in accepted:  # a number would be a size for some, and a text a number for others
+        accepted = next(
+            (types for one, types in _SCALARS.items() if issubclass(kind, _bases(one))), ()
+        )
+    # a number would be a size for some, and a text a number for others
+    if type(value) not in accepted:
         raise TypeError(f"Expected `{kind.__name__}`, got `{type(value).__name__}`")
     made = kind(value)
     if isinstance(value, (int, float)) and numpy.isinf(made) and not math.isinf(value):
@@ -175,11 +210,12 @@ def _bases(code: str) -> Any:
     }[code]  # fmt: skip
 
 
-# What a type says ----------------------------------------------------------------------------------------------------
+# What a type says ---------------------------------------------------------------------------------
 
 
 def typed(wanted: Any, value: Any) -> Any:
-    """An array as its type says it: of its scalar, widened where nothing is lost, and with its number of dimensions.
+    """An array as its type says it: of its scalar, widened where nothing is lost, and with its
+    number of dimensions.
 
     ``value``: an array, or a list as a shell sends it. Raises `TypeError`, `ValueError`.
     """
@@ -199,19 +235,29 @@ def typed(wanted: Any, value: Any) -> Any:
     for one in scalars:
         if numpy.can_cast(value.dtype, one, casting="safe") and _is_exact(value, numpy.dtype(one)):
             return value.astype(one)
-    raise TypeError(f"Expected an array of {' or '.join(one.__name__ for one in scalars)}, got {value.dtype}")
+    raise TypeError(
+        f"Expected an array of {' or '.join(one.__name__ for one in scalars)}, got {value.dtype}"
+    )
 
 
 def _is_exact(value: Any, kind: Any) -> bool:
     """Whether large whole numbers are still the same ones as floats."""
-    if value.dtype.kind not in "iu" or kind.kind not in "fc" or value.dtype.itemsize < 8 or not value.size:
+    if (
+        value.dtype.kind not in "iu"
+        or kind.kind not in "fc"
+        or value.dtype.itemsize < 8
+        or not value.size
+    ):
         return True
-    return bool(kind.itemsize > 16) or (value.max() <= _EXACT_FLOATS and value.min() >= -_EXACT_FLOATS)
+    return bool(kind.itemsize > 16) or (
+        value.max() <= _EXACT_FLOATS and value.min() >= -_EXACT_FLOATS
+    )
 
 
 @lru_cache(maxsize=256)
 def _declared(wanted: Any) -> tuple[tuple[Any, ...], tuple[tuple[int, ...], ...] | None]:
-    """The scalars that a type of arrays allows (none: all), and what each dimension may be (none: any number of them)."""
+    """The scalars that a type of arrays allows (none: all), and what each dimension may be (none:
+    any number of them)."""
     scalars: tuple[Any, ...] = ()
     dimensions = None
     for argument in get_args(wanted):
@@ -227,18 +273,29 @@ def _declared(wanted: Any) -> tuple[tuple[Any, ...], tuple[tuple[int, ...], ...]
 
 
 def _from_list(value: list[Any], scalars: tuple[Any, ...]) -> Any:
-    """An array from nested lists of numbers, or of text, or of bytes. numpy makes each text as long as the longest."""
+    """An array from nested lists of numbers, or of text, or of bytes. numpy makes each text as long
+    as the longest."""
     numpy = numpy_or_none()
     found, count, longest = _leaves(value)
     kinds = {"U" if one is str else "S" if one is bytes else "n" for one in found}
     if len(kinds) > 1 or found - {bool, int, float, str, bytes}:
-        raise TypeError(f"Expected an array, got a list with {' and '.join(sorted(one.__name__ for one in found))}")
+        raise TypeError(
+            "Expected an array, got a list with "
+            f"{' and '.join(sorted(one.__name__ for one in found))}"
+        )
     kind = kinds.pop() if kinds else "n"
     if kind != "n" and count * longest * 4 > limits.TEXT_ARRAY_BYTES_MAX:
-        raise ValueError(f"an array of {count} texts as long as the longest of {longest} takes too much: send an array")
-    if scalars and not any(issubclass(one, _of_kind(kind)) or one is numpy.generic for one in scalars):
+        raise ValueError(
+            f"an array of {count} texts as long as the longest of {longest} takes too much: send "
+            "an array"
+        )
+    if scalars and not any(
+        issubclass(one, _of_kind(kind)) or one is numpy.generic for one in scalars
+    ):
         names = " or ".join(one.__name__ for one in scalars)
-        raise TypeError(f"Expected an array of {names}, got a list with {next(iter(found), int).__name__}")
+        raise TypeError(
+            f"Expected an array of {names}, got a list with {next(iter(found), int).__name__}"
+        )
     array = numpy.array(value) if count else numpy.array(value, dtype=_concrete(scalars))
     if array.dtype.hasobject or (found <= {int} and count and array.dtype.kind not in "iu"):
         raise TypeError("Expected an array, got a list with whole numbers that are too large")
@@ -262,7 +319,8 @@ def _of_kind(kind: str) -> Any:
 
 
 def _leaves(value: list[Any]) -> tuple[set[type], int, int]:
-    """The types of all that nested lists hold, how many there are, and the length of the longest text."""
+    """The types of all that nested lists hold, how many there are, and the length of the longest
+    text."""
     found: set[type] = set()
     count = longest = 0
     level = [value]

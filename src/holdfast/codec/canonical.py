@@ -1,7 +1,9 @@
-"""One form for all values that mean the same: to tell whether two messages under one id are the same message.
+"""One form for all values that mean the same: to tell whether two messages under one id are the
+same message.
 
-The bytes do not tell. A set has another order in every process, a dict the order in which it was filled, and a whole
-number may stand where a float is declared. So what was decoded is encoded again, with all that has no order sorted.
+The bytes do not tell. A set has another order in every process, a dict the order in which it was
+filled, and a whole number may stand where a float is declared. So what was decoded is encoded
+again, with all that has no order sorted.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ _ONE_FORM: Final = (
 )
 """Types whose values have one encoding each."""
 
-_OF_ONE_FORM: Final = (inspect.ListType, inspect.VarTupleType, inspect.TupleType, inspect.UnionType, inspect.Metadata)
+_OF_ONE_FORM: Final = (
+    inspect.ListType,
+    inspect.VarTupleType,
+    inspect.TupleType,
+    inspect.UnionType,
+    inspect.Metadata,
+)
 """… if what they hold has."""
 
 _in_order: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder(
@@ -47,8 +55,8 @@ def _has_one_form(found: inspect.Type) -> bool:
 
 
 def canonical(value: Any, anything: bool) -> bytes:
-    """The bytes of a decoded value, which are those of every value that equals it. ``anything``: it may hold what is not
-    typed, so that a whole number may be there as a float."""
+    """The bytes of a decoded value, which are those of every value that equals it. ``anything``: it
+    may hold what is not typed, so that a whole number may be there as a float."""
     if not anything:
         try:
             return _in_order(value)
@@ -61,7 +69,10 @@ def _ordered(value: Any) -> Any:
     if type(value) is float and value.is_integer() and abs(value) < _EXACT:
         return int(value)
     if isinstance(value, Mapping):
-        return sorted([codec.encode_raw(_ordered(key)), codec.encode_raw(_ordered(one))] for key, one in value.items())
+        return sorted(
+            [codec.encode_raw(_ordered(key)), codec.encode_raw(_ordered(one))]
+            for key, one in value.items()
+        )
     if isinstance(value, (set, frozenset)):
         return sorted(codec.encode_raw(_ordered(one)) for one in value)
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,11 @@
-"""Messages whose items all have one hash: a set of 20,000 of them keeps a process busy for ten seconds.
+"""Messages whose items all have one hash: a set of 20,000 of them keeps a process busy for ten
+seconds.
 
-Python's hashes of text are secret, and its hashes of numbers collide too little to harm. But the hashes of `Decimal`,
-`UUID`, tuples and structs are public and can be aimed at, so a sender may choose items that all fall together. Before a
-large message of such a type is decoded, the hashes of its large sets and dicts are counted. That costs as much as
-decoding, so it is done for these types only, and only where the bytes hold a large collection at all.
+Python's hashes of text are secret, and its hashes of numbers collide too little to harm. But the
+hashes of `Decimal`, `UUID`, tuples and structs are public and can be aimed at, so a sender may
+choose items that all fall together. Before a large message of such a type is decoded, the hashes of
+its large sets and dicts are counted. That costs as much as decoding, so it is done for these types
+only, and only where the bytes hold a large collection at all.
 """
 
 from __future__ import annotations
@@ -24,17 +26,27 @@ from holdfast.codec import moments, types
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _LARGE: Final = ((b"\xdc", _U16, 1), (b"\xdd", _U32, 1), (b"\xde", _U16, 2), (b"\xdf", _U32, 2))
-"""What a large array, or map, begins with; the reader of its count; values for each of its items."""
+"""What a large array, or map, begins with; the reader of its count; values for each of its
+items."""
 
 _AIMED_AT: Final = (
-    inspect.DecimalType, inspect.UUIDType, inspect.TupleType, inspect.VarTupleType, inspect.FrozenSetType,
-    inspect.StructType, inspect.DataclassType, inspect.NamedTupleType, inspect.AnyType, inspect.CustomType,
-)  # fmt: skip
+    inspect.DecimalType,
+    inspect.UUIDType,
+    inspect.TupleType,
+    inspect.VarTupleType,
+    inspect.FrozenSetType,
+    inspect.StructType,
+    inspect.DataclassType,
+    inspect.NamedTupleType,
+    inspect.AnyType,
+    inspect.CustomType,
+)
 _SETS: Final = (inspect.SetType, inspect.FrozenSetType)
 
 
 def guarded(kind: Any, decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The decoder of a type, which looks at large messages first if somebody may have chosen their hashes."""
+    """The decoder of a type, which looks at large messages first if somebody may have chosen their
+    hashes."""
     found = inspect.type_info(kind)
     if not _is_open(found, set()):
         return decode
@@ -53,7 +65,9 @@ def _is_open(found: inspect.Type, seen: set[int]) -> bool:
     seen.add(id(found))
     if isinstance(found, inspect.AnyType) or getattr(found, "cls", None) is object:
         return True
-    return _is_aimed_at(_hashed(found)) or any(_is_open(part, seen) for part in types.parts_of(found))
+    return _is_aimed_at(_hashed(found)) or any(
+        _is_open(part, seen) for part in types.parts_of(found)
+    )
 
 
 def _hashed(found: inspect.Type) -> inspect.Type | None:
@@ -138,18 +152,40 @@ def _hash(found: inspect.Type, raw: Any) -> int:
         kinds = {field.encode_name: field.type for field in types.fields_of(found)}
         return hash(tuple(_hash(kinds.get(key, moments.ANY), value) for key, value in raw.items()))
     if isinstance(raw, (list, tuple)):
-        kinds_of = [field.type for field in types.fields_of(found)] or moments.item_types(found, len(raw))
+        kinds_of = [field.type for field in types.fields_of(found)] or moments.item_types(
+            found, len(raw)
+        )
         hashes = [_hash(kind, value) for kind, value in zip(kinds_of, raw, strict=False)]
-        return hash(frozenset(hashes)) if isinstance(found, inspect.FrozenSetType) else hash(tuple(hashes))
+        return (
+            hash(frozenset(hashes))
+            if isinstance(found, inspect.FrozenSetType)
+            else hash(tuple(hashes))
+        )
     return hash(raw)
 
 
-# The bytes themselves --------------------------------------------------------------------------------------------------
+# The bytes themselves -----------------------------------------------------------------------------
 
 _FIXED: Final = {
-    0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5,
-    0xD3: 9, 0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18,
-}  # fmt: skip
+    0xC0: 1,
+    0xC2: 1,
+    0xC3: 1,
+    0xCA: 5,
+    0xCB: 9,
+    0xCC: 2,
+    0xCD: 3,
+    0xCE: 5,
+    0xCF: 9,
+    0xD0: 2,
+    0xD1: 3,
+    0xD2: 5,
+    0xD3: 9,
+    0xD4: 3,
+    0xD5: 4,
+    0xD6: 6,
+    0xD7: 10,
+    0xD8: 18,
+}
 _SIZED: Final = {
     0xC4: (1, 2), 0xD9: (1, 2), 0xC5: (2, 3), 0xDA: (2, 3), 0xC6: (4, 5), 0xDB: (4, 5),
     0xC7: (1, 3), 0xC8: (2, 4), 0xC9: (4, 6),
@@ -160,7 +196,8 @@ _HOLDERS: Final = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 
 
 def _end(data: bytes, place: int) -> int:
-    """Where the value at a place ends. Raises `ValueError` for a dict with too many arrays of one hash as keys."""
+    """Where the value at a place ends. Raises `ValueError` for a dict with too many arrays of one
+    hash as keys."""
     first = data[place]
     if first <= 0x7F or first >= 0xE0:
         return place + 1

@@ -1,9 +1,10 @@
 """What a value would lose on its way through bytes.
 
-A type decodes only what it declares. An object of a derived class where its base is declared loses the fields that it
-adds; so does a dict where a struct is declared, and a set that was given as a list loses what it holds twice. Decoding
-says nothing of it. So a value that was encoded and decoded is compared with the one before: by the bytes, which is
-cheap and nearly always enough, and item by item where they differ (`lost`).
+A type decodes only what it declares. An object of a derived class where its base is declared loses
+the fields that it adds; so does a dict where a struct is declared, and a set that was given as a
+list loses what it holds twice. Decoding says nothing of it. So a value that was encoded and decoded
+is compared with the one before: by the bytes, which is cheap and nearly always enough, and item by
+item where they differ (`lost`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from holdfast.codec.lost import FEWER, lost
 
 
 class Losses:
-    """See the module. ``exact``: the type of a value of which only what is counted can be lost; ``always``: see `find`."""
+    """See the module. ``exact``: the type of a value of which only what is counted can be lost;
+    ``always``: see `find`."""
 
     def __init__(self, kind: Any) -> None:
         found = inspect.type_info(kind)
@@ -33,29 +35,41 @@ class Losses:
         self._holds_floats: list[str] = []
         self._root_counted = self._root_floats = False
         self.exact: Any = NOTHING
-        if isinstance(found, inspect.StructType) and not types.has_attributes(types.class_of(found)):
+        if isinstance(found, inspect.StructType) and not types.has_attributes(
+            types.class_of(found)
+        ):
             kinds = {field.name: field.type for field in found.fields}
             worst = {name: types.loss_of(one) for name, one in kinds.items()}
             if types.OPEN not in worst.values():
                 self.exact = types.class_of(found)
                 self._counted = [name for name, loss in worst.items() if loss == types.COUNTED]
                 self._floats = [name for name, one in kinds.items() if types.is_float(one)]
-                self._holds_floats = [name for name, one in kinds.items() if types.holds_floats(one)]
+                self._holds_floats = [
+                    name for name, one in kinds.items() if types.holds_floats(one)
+                ]
         elif types.loss_of(found) != types.OPEN:
             self.exact = _class_of(found)
             self._root_counted = types.loss_of(found) == types.COUNTED
             self._root_floats = types.holds_floats(found)
-        looked_at = self._counted or self._floats or self._holds_floats or self._root_counted or self._root_floats
+        looked_at = (
+            self._counted
+            or self._floats
+            or self._holds_floats
+            or self._root_counted
+            or self._root_floats
+        )
         self.always = self.exact is NOTHING or bool(looked_at)
         """Whether each value has to be looked at; else only one that is not of the exact type."""
 
     def find(self, live: Any, data: bytes, kept: Any) -> str:
-        """What would be lost of a value, and why; empty where nothing is. ``data``: its bytes, ``kept``: what they give."""
+        """What would be lost of a value, and why; empty where nothing is. ``data``: its bytes,
+        ``kept``: what they give."""
         if type(live) is self.exact:
             return self._find_exact(live, kept)
         if not ((self._attributes or hasattr(live, "__dict__")) and objects.any_beside(live)):
             if self._arrays and arrays.numpy_or_none() is not None:
-                same = codec.encode_outline(live) == codec.encode_outline(kept)  # arrays are exact, and may be large
+                # arrays are exact, and may be large
+                same = codec.encode_outline(live) == codec.encode_outline(kept)
             else:
                 same = self._encode(kept) == data
             if same:
@@ -70,7 +84,11 @@ class Losses:
             return f"${text}"
         for name in self._counted:
             one, other = getattr(live, name), getattr(kept, name)
-            if isinstance(other, _COUNTED) and isinstance(one, objects.COLLECTIONS) and len(one) != len(other):
+            if (
+                isinstance(other, _COUNTED)
+                and isinstance(one, objects.COLLECTIONS)
+                and len(one) != len(other)
+            ):
                 return f"$.{name}: {FEWER}"
         for name in self._floats:
             one, other = getattr(live, name), getattr(kept, name)
@@ -99,10 +117,17 @@ class NOTHING:
 def _class_of(found: inspect.Type) -> Any:
     """The class of all values of a type that is not a struct, where there is one."""
     names = {
-        inspect.DictType: dict, inspect.SetType: set, inspect.FrozenSetType: frozenset, inspect.ListType: list,
-        inspect.IntType: int, inspect.FloatType: float, inspect.StrType: str, inspect.BytesType: bytes,
-        inspect.NoneType: type(None), inspect.BoolType: bool,
-    }  # fmt: skip
+        inspect.DictType: dict,
+        inspect.SetType: set,
+        inspect.FrozenSetType: frozenset,
+        inspect.ListType: list,
+        inspect.IntType: int,
+        inspect.FloatType: float,
+        inspect.StrType: str,
+        inspect.BytesType: bytes,
+        inspect.NoneType: type(None),
+        inspect.BoolType: bool,
+    }
     return names.get(type(found), NOTHING)
 
 
@@ -132,11 +157,12 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     return [(f".{name}", one) for name, one in (objects.fields_of(value) or {}).items()]
 
 
-# Stored values that a type no longer has ------------------------------------------------------------------------------
+# Stored values that a type no longer has ----------------------------------------------------------
 
 
 def unknown_fields(kind: Any, data: bytes) -> list[str]:
-    """The fields that stored bytes hold a value of, and their type does not have: where they are, each once."""
+    """The fields that stored bytes hold a value of, and their type does not have: where they are,
+    each once."""
     raw = msgspec.msgpack.decode(data, ext_hook=codec.own_extension)
     found: dict[str, None] = {}
     _unknown(inspect.type_info(kind), raw, "$", found)
@@ -144,14 +170,19 @@ def unknown_fields(kind: Any, data: bytes) -> list[str]:
 
 
 def unknown_at_top(kind: Any, data: bytes) -> list[str]:
-    """`unknown_fields` for a type that holds no others with fields: nothing but what has no field is decoded."""
+    """`unknown_fields` for a type that holds no others with fields: nothing but what has no field
+    is decoded."""
     if not issubclass(kind, msgspec.Struct):
         return []
     if kind.__struct_config__.array_like:
         return unknown_fields(kind, data)
     known = {*kind.__struct_encode_fields__, kind.__struct_config__.tag_field}
     stored = _decode_names(data)
-    return [f"$.{name}" for name in stored if name not in known and not _empty(_decode_any(stored[name]))]
+    return [
+        f"$.{name}"
+        for name in stored
+        if name not in known and not _empty(_decode_any(stored[name]))
+    ]
 
 
 _decode_names: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
@@ -168,7 +199,9 @@ def _unknown(kind: inspect.Type, raw: Any, path: str, found: dict[str, None]) ->
         if isinstance(kind, inspect.CustomType) and models.is_model_type(kind.cls):
             if models.keeps_extra(kind.cls):
                 return
-            fields = {name: _type_of(annotation) for name, annotation in models.declared(kind.cls).items()}
+            fields = {
+                name: _type_of(annotation) for name, annotation in models.declared(kind.cls).items()
+            }
         tag = getattr(kind, "tag_field", None)
         for key, value in raw.items():
             if key in fields:
@@ -201,8 +234,15 @@ def _by_tag(kind: inspect.Type, raw: Any) -> inspect.Type | None:
     if not isinstance(kind, inspect.UnionType) or not isinstance(raw, dict):
         return None
     structs = (one for one in kind.types if isinstance(one, inspect.StructType))
-    return next((one for one in structs if one.tag is not None and raw.get(one.tag_field) == one.tag), None)
+    return next(
+        (one for one in structs if one.tag is not None and raw.get(one.tag_field) == one.tag), None
+    )
 
 
 def _empty(value: Any) -> bool:
-    return value is None or value is False or (hasattr(value, "__len__") and len(value) == 0) or value == 0
+    return (
+        value is None
+        or value is False
+        or (hasattr(value, "__len__") and len(value) == 0)
+        or value == 0
+    )

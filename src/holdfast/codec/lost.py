@@ -1,9 +1,12 @@
-"""Where a value lost something on its way through bytes: it is compared with what they gave back, item by item.
+"""Where a value lost something on its way through bytes: it is compared with what they gave back,
+item by item.
 
-What was lost is told from a mere change of form (a tuple that comes back as a list, a whole number where a float is declared).
-Two things stand between a value and its likeness. A ``__post_init__`` makes of the fields what it likes: so an object of such a
-class is decoded once more as one without it, and compared with that. A set has no order: so each of its items is decoded once
-more by itself. That two items are equal says nothing, unless they are plain: an author's ``__eq__`` may compare only ids.
+What was lost is told from a mere change of form (a tuple that comes back as a list, a whole number
+where a float is declared). Two things stand between a value and its likeness. A ``__post_init__``
+makes of the fields what it likes: so an object of such a class is decoded once more as one without
+it, and compared with that. A set has no order: so each of its items is decoded once more by itself.
+That two items are equal says nothing, unless they are plain: an author's ``__eq__`` may compare
+only ids.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ _MANY: Final = (list, tuple, set, frozenset)
 
 
 def lost(live: Any, kept: Any) -> str:
-    """Where below a value something was lost, and why, as ``.field: why``; empty where nothing was."""
+    """Where below a value something was lost, and why, as ``.field: why``; empty where nothing
+    was."""
     cls: Any = type(kept)
     if type(live) is cls and cls in objects.PLAIN:
         return ""
@@ -45,11 +49,17 @@ def lost(live: Any, kept: Any) -> str:
             return ""
         keeps = objects.fields_of(kept)
     if fields is not None and isinstance(kept, (list, tuple)):
-        return "" if models.is_model_type(type(live)) else _of_items(list(fields.values()), kept[_tags(live) :])
+        return (
+            ""
+            if models.is_model_type(type(live))
+            else _of_items(list(fields.values()), kept[_tags(live) :])
+        )
     if keeps is not None and isinstance(live, _MANY):
         return _of_row(live, kept, keeps)
     if fields is not None or (keeps is not None and isinstance(live, Mapping)):
-        return _of_fields(live, live if fields is None else fields, kept, kept if keeps is None else keeps)
+        return _of_fields(
+            live, live if fields is None else fields, kept, kept if keeps is None else keeps
+        )
     return ""
 
 
@@ -63,7 +73,8 @@ def _is_rounded(live: Any, kept: Any) -> bool:
 
 
 def _equal(live: Any, kept: Any) -> bool:
-    """Whether two collections are seen to be the same at once, as large sets are that only have another order."""
+    """Whether two collections are seen to be the same at once, as large sets are that only have
+    another order."""
     try:
         return type(live) is type(kept) and objects.is_plain(live) and bool(live == kept)
     except Exception:  # such as of a decimal that signals
@@ -112,7 +123,12 @@ def _of_row(live: Any, kept: Any, keeps: dict[str, Any]) -> str:
     if len(items) > len(names):
         return f"[{_tags(kept) + len(names)}]: {_NOT_DECLARED}"
     return next(
-        (f".{name}{text}" for name, one in zip(names, items, strict=False) if (text := lost(one, keeps[name]))), ""
+        (
+            f".{name}{text}"
+            for name, one in zip(names, items, strict=False)
+            if (text := lost(one, keeps[name]))
+        ),
+        "",
     )
 
 
@@ -122,11 +138,12 @@ def _tags(value: Any) -> int:
     return int(config is not None and config.array_like and config.tag is not None)
 
 
-# Objects that make something else of their fields ---------------------------------------------------------------------
+# Objects that make something else of their fields -------------------------------------------------
 
 
 def _as_given(live: Any, cls: type) -> tuple[bool, Any]:
-    """A value decoded as an object that leaves its fields as they are; and whether that is seen to be all there is."""
+    """A value decoded as an object that leaves its fields as they are; and whether that is seen to
+    be all there is."""
     twin = _without_code(cls)
     encode = codec.encoder(twin)
     data = encode(live)
@@ -140,16 +157,21 @@ def _without_code(cls: Any) -> Any:
     config: dict[str, Any] = {}
     if issubclass(cls, msgspec.Struct):
         own = cls.__struct_config__
-        fields = [(field.name, field.type, field.encode_name) for field in msgspec.structs.fields(cls)]
+        fields = [
+            (field.name, field.type, field.encode_name) for field in msgspec.structs.fields(cls)
+        ]
         config = {"array_like": own.array_like, "tag_field": own.tag_field, "tag": own.tag}
     else:
         hints = get_type_hints(cls, include_extras=True)
         fields = [(name, hints[name], name) for name in objects.names_of(cls) or ()]
-    made = [(name, kind, msgspec.field(name=encoded, default=msgspec.UNSET)) for name, kind, encoded in fields]
+    made = [
+        (name, kind, msgspec.field(name=encoded, default=msgspec.UNSET))
+        for name, kind, encoded in fields
+    ]
     return msgspec.defstruct(cls.__name__, made, kw_only=True, module=cls.__module__, **config)
 
 
-# Sets -----------------------------------------------------------------------------------------------------------------
+# Sets ---------------------------------------------------------------------------------------------
 
 
 def _of_set(live: Iterable[Any], kept: Any) -> str:
@@ -162,7 +184,8 @@ def _of_set(live: Iterable[Any], kept: Any) -> str:
 
 
 def _counterpart(one: Any, types: Iterable[Any], kept: Any) -> Any:
-    """What an item became: what its bytes give as one of the types that are in the set. The item itself if nothing is found."""
+    """What an item became: what its bytes give as one of the types that are in the set. The item
+    itself if nothing is found."""
     for found in types:
         try:
             other = codec.decoder(found).decode(codec.encoder(found)(one))

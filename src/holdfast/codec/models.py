@@ -1,8 +1,10 @@
-"""Pydantic models as values: a model travels as the plain data of its fields, and is validated where it arrives.
+"""Pydantic models as values: a model travels as the plain data of its fields, and is validated
+where it arrives.
 
-pydantic is not a dependency: only a process that has loaded it can have a model. What a model's dump leaves out (a
-subclass's fields under a field of its base, an excluded field, a secret) would be lost in silence, so each model is read
-back before it is sent, and one that does not come back equal is refused.
+pydantic is not a dependency: only a process that has loaded it can have a model. What a model's
+dump leaves out (a subclass's fields under a field of its base, an excluded field, a secret) would
+be lost in silence, so each model is read back before it is sent, and one that does not come back
+equal is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _WAYS: Final = (("python", True), ("python", False), ("json", True), ("json", False))
-"""How a model is dumped, and whether by its aliases; the first way that brings back an equal model is taken."""
+"""How a model is dumped, and whether by its aliases; the first way that brings back an equal model
+is taken."""
 
 
 def is_model_type(kind: Any) -> bool:
@@ -24,7 +27,8 @@ def is_model_type(kind: Any) -> bool:
 
 
 def plain(model: Any, through: Callable[[Any], Any]) -> Any:
-    """A model as plain data. ``through``: to bytes and back, without a type. Raises `TypeError` where a field would be lost."""
+    """A model as plain data. ``through``: to bytes and back, without a type. Raises `TypeError`
+    where a field would be lost."""
     why = "it cannot be read back"
     for mode, by_alias in _WAYS:
         try:
@@ -59,7 +63,8 @@ def keeps_extra(kind: Any) -> bool:
 
 
 def fields(model: Any) -> dict[str, Any]:
-    """A model's fields, and what it holds beyond them. What its cached properties computed is neither."""
+    """A model's fields, and what it holds beyond them. What its cached properties computed is
+    neither."""
     known = type(model).model_fields
     own = {name: value for name, value in model.__dict__.items() if name in known}
     return {**own, **(model.__pydantic_extra__ or {})}
@@ -78,11 +83,17 @@ def _equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if hasattr(one, "tobytes"):
-        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
+        return bool(
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            _equal(value, other[key]) for key, value in one.items()
+        )
     if is_model_type(type(one)):
         return _difference(one, other) is None
     if (offset := getattr(one, "utcoffset", None)) is not None and offset() != other.utcoffset():

@@ -1,8 +1,9 @@
 """Moments with an offset: 10:00 at +02:00 comes back as that, and not as 08:00 UTC.
 
-msgpack's own timestamp has no offset, and msgspec asks nobody before it writes one. So where a type may hold a moment,
-and the bytes show a timestamp, the value is encoded a second time with its offsets spelled out: as ISO 8601 text where
-the type says that a moment is there, as an extension value where it does not.
+msgpack's own timestamp has no offset, and msgspec asks nobody before it writes one. So where a type
+may hold a moment, and the bytes show a timestamp, the value is encoded a second time with its
+offsets spelled out: as ISO 8601 text where the type says that a moment is there, as an extension
+value where it does not.
 """
 
 from __future__ import annotations
@@ -40,31 +41,45 @@ def _spell(value: datetime.datetime) -> str:
     offset = value.utcoffset()
     assert offset is not None
     if offset % datetime.timedelta(minutes=1):
-        raise ValueError(f"the offset of {value.isoformat()} is not one of whole minutes: store it in UTC")
+        raise ValueError(
+            f"the offset of {value.isoformat()} is not one of whole minutes: store it in UTC"
+        )
     return value.isoformat()
 
 
 def spelled_out(value: Any, kind: inspect.Type) -> Any:
-    """The value, or a copy in which moments with an offset are spelled out, to be encoded. Raises `ValueError`."""
+    """The value, or a copy in which moments with an offset are spelled out, to be encoded. Raises
+    `ValueError`."""
     if type(value) is datetime.datetime:
         if value.tzinfo is None or not value.utcoffset():
             return value
         text = _spell(value)
-        return text if isinstance(kind, inspect.DateTimeType) else msgspec.msgpack.Ext(MOMENT, text.encode())
+        return (
+            text
+            if isinstance(kind, inspect.DateTimeType)
+            else msgspec.msgpack.Ext(MOMENT, text.encode())
+        )
     if isinstance(value, dict):
         fields = {field.encode_name: field.type for field in getattr(kind, "fields", ())}
         of_key, of_value = getattr(kind, "key_type", ANY), getattr(kind, "value_type", ANY)
-        keys = isinstance(within(of_key, datetime.datetime), inspect.DateTimeType)  # an extension value is no key
+        # an extension value is no key
+        keys = isinstance(within(of_key, datetime.datetime), inspect.DateTimeType)
         changed = {
-            spelled_out(key, of_key) if keys else key: spelled_out(one, within(fields.get(key, of_value), one))
+            spelled_out(key, of_key) if keys else key: spelled_out(
+                one, within(fields.get(key, of_value), one)
+            )
             for key, one in value.items()
         }
-        same = all(one is changed[key] for key, one in value.items() if key in changed) and len(changed) == len(value)
+        same = all(one is changed[key] for key, one in value.items() if key in changed) and len(
+            changed
+        ) == len(value)
         return value if same and not keys else changed
     if isinstance(value, (list, tuple, set, frozenset)):
         types = item_types(kind, len(value))
         items = [spelled_out(one, within(of, one)) for one, of in zip(value, types, strict=True)]
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        return (
+            items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        )
     return _fields(value, kind)
 
 
@@ -73,7 +88,9 @@ def _fields(value: Any, kind: inspect.Type) -> Any:
     names = objects.names_of(cls)
     if names is None:
         return value
-    change = msgspec.structs.force_setattr if isinstance(value, msgspec.Struct) else object.__setattr__
+    change = (
+        msgspec.structs.force_setattr if isinstance(value, msgspec.Struct) else object.__setattr__
+    )
     types = {field.name: field.type for field in getattr(kind, "fields", ())}
     new: Any = None
     for name in names:
@@ -90,12 +107,16 @@ _HOLDERS: Final[tuple[tuple[Any, type | tuple[type, ...]], ...]] = (
     (
         (list, tuple, set, frozenset),
         (
-            inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.VarTupleType, inspect.TupleType,
+            inspect.ListType,
+            inspect.SetType,
+            inspect.FrozenSetType,
+            inspect.VarTupleType,
+            inspect.TupleType,
             inspect.NamedTupleType,
         ),
     ),
     ((msgspec.Struct,), (inspect.StructType,)),
-)  # fmt: skip
+)
 
 
 def within(kind: inspect.Type, value: Any) -> inspect.Type:

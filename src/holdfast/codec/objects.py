@@ -1,8 +1,10 @@
-"""Objects with fields: structs, dataclasses, attrs classes, models. What their fields are, and what they hold beside them.
+"""Objects with fields: structs, dataclasses, attrs classes, models. What their fields are, and what
+they hold beside them.
 
-Only fields travel. An attribute that was set beside them is in no bytes, so comparing bytes does not show it, and to look at
-each object costs more than to encode it. So objects are looked at by classes, a level at a time, without a line of Python
-for each; and only where a type says that there may be objects which can have such attributes (`types.Traits.attributes`).
+Only fields travel. An attribute that was set beside them is in no bytes, so comparing bytes does
+not show it, and to look at each object costs more than to encode it. So objects are looked at by
+classes, a level at a time, without a line of Python for each; and only where a type says that there
+may be objects which can have such attributes (`types.Traits.attributes`).
 """
 
 from __future__ import annotations
@@ -26,10 +28,20 @@ from holdfast.codec import models, types
 
 PLAIN: Final = frozenset(
     {
-        int, float, bool, str, bytes, type(None),
-        datetime.datetime, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID,
+        int,
+        float,
+        bool,
+        str,
+        bytes,
+        type(None),
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        decimal.Decimal,
+        uuid.UUID,
     }
-)  # fmt: skip
+)
 """Classes whose values hold nothing, and are the same if they are equal."""
 COLLECTIONS: Final = (dict, list, tuple, set, frozenset)
 
@@ -60,25 +72,35 @@ def fields_of(value: Any) -> dict[str, Any] | None:
 
 def derives(cls: Any) -> bool:
     """Whether objects of a class make something of their fields when they are made."""
-    return names_of(cls) is not None and (hasattr(cls, "__post_init__") or hasattr(cls, "__attrs_post_init__"))
+    return names_of(cls) is not None and (
+        hasattr(cls, "__post_init__") or hasattr(cls, "__attrs_post_init__")
+    )
 
 
 def beside(live: Any, kept: Any) -> str:
-    """An attribute that was set on an object beside its fields, and is not on what was kept of it."""
+    """An attribute that was set on an object beside its fields, and is not on what was kept of
+    it."""
     cls: Any = type(live)
     names = names_of(cls)
     if names is None or not hasattr(live, "__dict__") or (derives(cls) and isinstance(kept, dict)):
         return ""
     there = {*names, *getattr(kept, "__dict__", ())}
-    return next((name for name in vars(live) if name not in there and not _is_derived(cls, name)), "")
+    return next(
+        (name for name in vars(live) if name not in there and not _is_derived(cls, name)), ""
+    )
 
 
 def _is_derived(cls: type, name: str) -> bool:
-    """Whether an attribute is not what an author set: one of Python's own, or what a cached property computed."""
+    """Whether an attribute is not what an author set: one of Python's own, or what a cached
+    property computed."""
     if name.startswith("__") and name.endswith("__"):
         return True
     found = getattr_static(cls, name, None)
-    return hasattr(found, "__get__") and not hasattr(found, "__set__") and not isinstance(found, python.FunctionType)
+    return (
+        hasattr(found, "__get__")
+        and not hasattr(found, "__set__")
+        and not isinstance(found, python.FunctionType)
+    )
 
 
 def any_beside(value: Any) -> bool:
@@ -95,7 +117,9 @@ def any_beside(value: Any) -> bool:
                 below.extend(chain.from_iterable(models.fields(one).values() for one in ones))
             elif names_of(cls) is not None:
                 names, inner, has_dict = _shape(cls)
-                if has_dict and any(not _is_derived(cls, name) for name in _attributes(ones) - names):
+                if has_dict and any(
+                    not _is_derived(cls, name) for name in _attributes(ones) - names
+                ):
                     return True
                 try:
                     for name in inner:
@@ -112,23 +136,31 @@ def _attributes(ones: list[Any]) -> set[str]:
 
 def _items(cls: type, ones: list[Any]) -> Iterable[Any]:
     items = chain.from_iterable(ones)
-    return chain(items, chain.from_iterable(map(dict.values, ones))) if issubclass(cls, dict) else items
+    return (
+        chain(items, chain.from_iterable(map(dict.values, ones)))
+        if issubclass(cls, dict)
+        else items
+    )
 
 
 @lru_cache(maxsize=4096)
 def _shape(cls: Any) -> tuple[frozenset[str], tuple[str, ...], bool]:
-    """The fields of a class; those that may hold objects; and whether its objects have attributes at all."""
+    """The fields of a class; those that may hold objects; and whether its objects have attributes
+    at all."""
     names = names_of(cls) or ()
     try:
         found = {field.name: field.type for field in types.fields_of(inspect.type_info(cls))}
     except Exception:  # what is stored under `Any` may be annotated with anything
         found = {}
-    inner = tuple(name for name in names if name not in found or types.loss_of(found[name]) == types.OPEN)
+    inner = tuple(
+        name for name in names if name not in found or types.loss_of(found[name]) == types.OPEN
+    )
     return frozenset(names), inner, types.has_attributes(cls)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether collections hold nothing but plain scalars, at any depth: then they are the same if they are equal."""
+    """Whether collections hold nothing but plain scalars, at any depth: then they are the same if
+    they are equal."""
     level = [value]
     while level:
         below: list[Any] = []

@@ -1,7 +1,8 @@
 """What can be said of a type before any of its values: read once, when a class is defined.
 
-Whether its values may hold arrays, or moments with an offset, or run code of users', or lose something on their way through
-bytes: where none of these can be, the hot path does none of the work that they need.
+Whether its values may hold arrays, or moments with an offset, or run code of users', or lose
+something on their way through bytes: where none of these can be, the hot path does none of the work
+that they need.
 """
 
 from __future__ import annotations
@@ -24,17 +25,37 @@ OPEN: Final = 2
 
 _MOMENTS: Final = (inspect.DateTimeType,)
 _CODELESS: Final = (
-    inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType, inspect.StrType, inspect.BytesType,
-    inspect.ByteArrayType, inspect.MemoryViewType, inspect.LiteralType, inspect.UnionType, inspect.Metadata,
-    inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.TupleType, inspect.VarTupleType, inspect.DictType,
-)  # fmt: skip
+    inspect.NoneType,
+    inspect.BoolType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.StrType,
+    inspect.BytesType,
+    inspect.ByteArrayType,
+    inspect.MemoryViewType,
+    inspect.LiteralType,
+    inspect.UnionType,
+    inspect.Metadata,
+    inspect.ListType,
+    inspect.SetType,
+    inspect.FrozenSetType,
+    inspect.TupleType,
+    inspect.VarTupleType,
+    inspect.DictType,
+)
 """What is encoded and decoded without code of users'. A date may have a time zone of theirs."""
-_FIELDS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType, inspect.NamedTupleType)
+_FIELDS: Final = (
+    inspect.StructType,
+    inspect.DataclassType,
+    inspect.TypedDictType,
+    inspect.NamedTupleType,
+)
 
 
 class Traits(msgspec.Struct, frozen=True):
-    """See the module. ``moments``, ``arrays``, ``anything``: whether a value may hold some, or what has no type at all.
-    ``attributes``: whether an object in it may have some beside its fields. ``loss``: what may be lost, at most."""
+    """See the module. ``moments``, ``arrays``, ``anything``: whether a value may hold some, or what
+    has no type at all. ``attributes``: whether an object in it may have some beside its fields.
+    ``loss``: what may be lost, at most."""
 
     moments: bool
     arrays: bool
@@ -45,11 +66,18 @@ class Traits(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=4096)
 def of(kind: Any) -> Traits:
-    """The traits of a type. Raises `TypeError` for one that cannot be stored or sent, naming what is in the way."""
+    """The traits of a type. Raises `TypeError` for one that cannot be stored or sent, naming what
+    is in the way."""
     found = inspect.type_info(kind)
     names = set[str]()
     _collect(found, names, set())
-    return Traits("moments" in names, "arrays" in names, "anything" in names, "attributes" in names, loss_of(found))
+    return Traits(
+        "moments" in names,
+        "arrays" in names,
+        "anything" in names,
+        "attributes" in names,
+        loss_of(found),
+    )
 
 
 def runs_code(kind: Any) -> bool:
@@ -59,7 +87,13 @@ def runs_code(kind: Any) -> bool:
         return not _codeless(found)
     if hasattr(found.cls, "__post_init__"):
         return True
-    makers = {field.default_factory for field in found.fields} - {msgspec.NODEFAULT, list, dict, set, bytearray}
+    makers = {field.default_factory for field in found.fields} - {
+        msgspec.NODEFAULT,
+        list,
+        dict,
+        set,
+        bytearray,
+    }
     return bool(makers) or not all(_codeless(field.type) for field in found.fields)
 
 
@@ -107,9 +141,13 @@ def _collect(found: inspect.Type, names: set[str], seen: set[int]) -> None:
     elif isinstance(found, inspect.AnyType) or getattr(found, "cls", None) is object:
         names.update(("moments", "arrays", "anything", "attributes"))
     elif isinstance(found, inspect.CustomType):
-        names.update(("arrays",) if arrays.is_array_type(found.cls) else ("moments", "arrays", "attributes"))
+        names.update(
+            ("arrays",) if arrays.is_array_type(found.cls) else ("moments", "arrays", "attributes")
+        )
         _check_custom(found.cls)
-    elif isinstance(found, (inspect.StructType, inspect.DataclassType)) and has_attributes(class_of(found)):
+    elif isinstance(found, (inspect.StructType, inspect.DataclassType)) and has_attributes(
+        class_of(found)
+    ):
         names.add("attributes")
     for field in fields_of(found):
         _check_default(found, field)
@@ -125,14 +163,18 @@ def _check_custom(cls: Any) -> None:
 
 def unsupported(cls: type) -> str:
     """Why values of a class cannot be stored or sent, and what to do."""
-    hint = getattr(cls, "__holdfast_hint__", "use a dataclass, a msgspec.Struct or a pydantic model")
+    hint = getattr(
+        cls, "__holdfast_hint__", "use a dataclass, a msgspec.Struct or a pydantic model"
+    )
     return f"values of type {cls.__qualname__} cannot be stored or sent: {hint}"
 
 
 def _check_default(found: Any, field: inspect.Field) -> None:
     where = f"{found.cls.__qualname__}.{field.name}"
     if isinstance(field.default, dataclasses.Field):
-        raise TypeError(f"{where} has a dataclasses.field as its default: write msgspec.field(...) in a struct")
+        raise TypeError(
+            f"{where} has a dataclasses.field as its default: write msgspec.field(...) in a struct"
+        )
 
 
 def loss_of(found: inspect.Type) -> int:
@@ -146,7 +188,11 @@ def loss_of(found: inspect.Type) -> int:
         return worst
     if worst != CLOSED:
         return OPEN
-    return COUNTED if isinstance(found, (inspect.DictType, inspect.SetType, inspect.FrozenSetType)) else CLOSED
+    return (
+        COUNTED
+        if isinstance(found, (inspect.DictType, inspect.SetType, inspect.FrozenSetType))
+        else CLOSED
+    )
 
 
 def is_float(found: inspect.Type) -> bool:
@@ -157,7 +203,8 @@ def is_float(found: inspect.Type) -> bool:
 
 
 def holds_floats(found: inspect.Type) -> bool:
-    """Whether a value of a type without fields may be a collection in which whole numbers become floats."""
+    """Whether a value of a type without fields may be a collection in which whole numbers become
+    floats."""
     if isinstance(found, (inspect.UnionType, inspect.Metadata)):
         return any(map(holds_floats, parts_of(found)))
     return any(is_float(part) or holds_floats(part) for part in parts_of(found))

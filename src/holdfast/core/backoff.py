@@ -1,4 +1,5 @@
-"""How long to wait before trying again: exponential, with full jitter (Brooker, "Exponential Backoff And Jitter")."""
+"""How long to wait before trying again: exponential, with full jitter (Brooker, "Exponential
+Backoff And Jitter")."""
 
 from __future__ import annotations
 

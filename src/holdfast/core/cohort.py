@@ -1,11 +1,13 @@
-"""The next step from the servers that vote to those that are to vote, one at a time, never through a state without quorum.
+"""The next step from the servers that vote to those that are to vote, one at a time, never through
+a state without quorum.
 
-A change of several voters at once could leave two majorities that do not meet. So one server comes or goes per step,
-each step is decided anew from what is there, and nothing is remembered: whoever starts again in the middle goes on.
+A change of several voters at once could leave two majorities that do not meet. So one server comes
+or goes per step, each step is decided anew from what is there, and nothing is remembered: whoever
+starts again in the middle goes on.
 
-What always holds: a step is only taken while a majority of the voters is there, and leaves a majority there; a server
-that keeps replicas leaves only when others hold them, but for one that is dead; before one leaves alive, one more than
-the copies need is there.
+What always holds: a step is only taken while a majority of the voters is there, and leaves a
+majority there; a server that keeps replicas leaves only when others hold them, but for one that is
+dead; before one leaves alive, one more than the copies need is there.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from typing import NamedTuple
 class Situation(NamedTuple):
     """What is there. Servers have other names than their hosts.
 
-    ``voters``: the servers that vote, and whether each is alive. ``keeps``: how many replicas each keeps. ``copies``:
-    how many replicas each stream is to have. ``settled``: nothing is being copied, and every copy that can be there is complete.
-    ``idle``: hosts whose server is set up to vote though it has no vote any more.
+    ``voters``: the servers that vote, and whether each is alive. ``keeps``: how many replicas each
+    keeps. ``copies``: how many replicas each stream is to have. ``settled``: nothing is being
+    copied, and every copy that can be there is complete. ``idle``: hosts whose server is set up to
+    vote though it has no vote any more.
     """
 
     target: Sequence[str]

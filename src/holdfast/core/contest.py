@@ -1,7 +1,8 @@
-"""Shards that two nodes take from each other: each waits longer before it takes one again, so that a quarrel dies down.
+"""Shards that two nodes take from each other: each waits longer before it takes one again, so that
+a quarrel dies down.
 
-Whoever takes over a shard believes that its owner is dead. If the owner lives, one of the two is mistaken, and learns of it
-within a few beats. Until then neither should fill the log with claims.
+Whoever takes over a shard believes that its owner is dead. If the owner lives, one of the two is
+mistaken, and learns of it within a few beats. Until then neither should fill the log with claims.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ class Contest:
         count, at, _ = self._losses.get(shard, (0, now, now))
         count = count + 1 if now - at < _FORGIVEN_SECONDS else 1
         most = min(limits.CONTEST_SECONDS_MIN * 2 ** min(count, 16), limits.CONTEST_SECONDS_MAX)
-        self._losses[shard] = count, now, now + self._random.uniform(limits.CONTEST_SECONDS_MIN, most)
+        self._losses[shard] = (
+            count,
+            now,
+            now + self._random.uniform(limits.CONTEST_SECONDS_MIN, most),
+        )
         return count
 
     def may_take(self, shard: int, now: float) -> bool:

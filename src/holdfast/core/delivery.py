@@ -1,14 +1,16 @@
 """Which messages an agent has seen: what makes a retried message have one effect and one answer.
 
-Naive: remember every message id for a while. A while is either too short for a message that was held in a frozen
-server, or too long for a table. Here a caller numbers its asks per receiver, and sends along the lowest number still
-open; the receiver keeps answers from there up. A caller's entry may go only when the deadlines of all its messages are
-over, on any host's clock: an older attempt that turns up later is past its deadline, and is never started.
+Naive: remember every message id for a while. A while is either too short for a message that was
+held in a frozen server, or too long for a table. Here a caller numbers its asks per receiver, and
+sends along the lowest number still open; the receiver keeps answers from there up. A caller's entry
+may go only when the deadlines of all its messages are over, on any host's clock: an older attempt
+that turns up later is past its deadline, and is never started.
 
-Ids that users give (and calls made inside a turn) have no order, so they are kept until a stated time, in a bounded
-table.
+Ids that users give (and calls made inside a turn) have no order, so they are kept until a stated
+time, in a bounded table.
 
-All is plain data in, decision out; the tables are part of the agent's record and are committed with its state.
+All is plain data in, decision out; the tables are part of the agent's record and are committed with
+its state.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def _shared(name: str) -> str:
 
 
 class Caller(msgspec.Struct, array_like=True, gc=False):
-    """What a receiver knows of one caller: its lowest open number, newest deadline, and the answers from there up."""
+    """What a receiver knows of one caller: its lowest open number, newest deadline, and the answers
+    from there up."""
 
     low: int
     deadline: float
@@ -42,9 +45,11 @@ class Caller(msgspec.Struct, array_like=True, gc=False):
 
 
 class Remembered(msgspec.Struct, array_like=True, gc=False):
-    """An id given with a message: until when it is kept (s), a digest of the message, and the answer.
+    """An id given with a message: until when it is kept (s), a digest of the message, and the
+    answer.
 
-    ``canonical``: a digest of what the message means, whatever its bytes are; 0 where only one message means it.
+    ``canonical``: a digest of what the message means, whatever its bytes are; 0 where only one
+    message means it.
     """
 
     until: float
@@ -54,7 +59,8 @@ class Remembered(msgspec.Struct, array_like=True, gc=False):
 
 
 NO_IDS: Final[dict[str, Remembered]] = {}
-"""For all agents that remember no ids, so that each need not have a table. `Seen` adds nothing to it."""
+"""For all agents that remember no ids, so that each need not have a table. `Seen` adds nothing to
+it."""
 
 
 class Verdict(Enum):
@@ -67,20 +73,23 @@ class Verdict(Enum):
 
 
 class Seen:
-    """An agent's tables of callers and of ids. ``bytes_kept``: the size of all answers in them; ``stale_at``: when the
-    first of them may be forgotten, or before (s)."""
+    """An agent's tables of callers and of ids. ``bytes_kept``: the size of all answers in them;
+    ``stale_at``: when the first of them may be forgotten, or before (s)."""
 
     __slots__ = ("bytes_kept", "callers", "ids", "stale_at")
 
     def __init__(self, callers: dict[str, Caller], ids: dict[str, Remembered]) -> None:
         self.callers = callers
         self.ids = ids
-        answers = sum(len(answer) for caller in callers.values() for answer in caller.answers.values())
+        answers = sum(
+            len(answer) for caller in callers.values() for answer in caller.answers.values()
+        )
         self.bytes_kept = answers + sum(len(entry.answer) for entry in ids.values())
         self.stale_at = self._first_stale()
 
     def check_caller(self, name: str, number: int, low: int) -> Verdict | bytes:
-        """Decide on a numbered ask: `bytes` is the first answer. The caller's ``low`` frees the answers below it."""
+        """Decide on a numbered ask: `bytes` is the first answer. The caller's ``low`` frees the
+        answers below it."""
         caller = self.callers.get(name)
         if caller is None:
             return Verdict.NEW if len(self.callers) < limits.CALLERS_MAX else Verdict.FULL
@@ -94,7 +103,8 @@ class Seen:
         """Forget the answers to asks that their caller closed."""
         caller.low = low
         answers = caller.answers
-        if len(answers) == 1:  # as it mostly is, of a caller that waits for one answer before it asks again
+        # as it mostly is, of a caller that waits for one answer before it asks again
+        if len(answers) == 1:
             known, answer = answers.popitem()
             if known < low:
                 self.bytes_kept -= len(answer)
@@ -105,8 +115,11 @@ class Seen:
             if known < low:
                 self.bytes_kept -= len(answers.pop(known))
 
-    def check_id(self, message_id: str, digest: int, canonical: Callable[[], int]) -> Verdict | bytes:
-        """Decide on a message with an id: `bytes` is the first answer. ``canonical``: asked where the digests differ."""
+    def check_id(
+        self, message_id: str, digest: int, canonical: Callable[[], int]
+    ) -> Verdict | bytes:
+        """Decide on a message with an id: `bytes` is the first answer. ``canonical``: asked where
+        the digests differ."""
         kept = self.ids.get(message_id)
         if kept is None:
             return Verdict.NEW if len(self.ids) < limits.MESSAGE_IDS_MAX else Verdict.FULL
@@ -126,7 +139,9 @@ class Seen:
         if deadline > caller.deadline:
             caller.deadline = deadline
 
-    def note_id(self, message_id: str, until: float, digest: int, answer: bytes, canonical: int = 0) -> None:
+    def note_id(
+        self, message_id: str, until: float, digest: int, answer: bytes, canonical: int = 0
+    ) -> None:
         """Remember the answer to a message with an id, as part of its turn."""
         if not self.ids:
             self.ids = {}
@@ -139,7 +154,8 @@ class Seen:
         return self.bytes_kept > limits.ANSWERS_BYTES_MAX
 
     def expire(self, now: float) -> None:
-        """Forget callers whose messages can no longer be started anywhere, and ids past their time."""
+        """Forget callers whose messages can no longer be started anywhere, and ids past their
+        time."""
         if now <= self.stale_at:
             return
         limit = now - limits.CLOCK_SKEW_SECONDS

@@ -1,9 +1,10 @@
 """A shard's digest: does a replica show every agent's newest record, and no older one?
 
-The engine does not notice a replica that lost records. So each batch carries, per shard, the digest of the index that
-its owner held before the batch: the exclusive or of a 64-bit hash of each (agent, sequence of its newest record), and
-the number of agents. A recovery rebuilds that index from what it read and compares. Adding and removing an entry is the
-same operation, so keeping the digest costs a hash or two a record. (The mixing steps are those of splitmix64.)
+The engine does not notice a replica that lost records. So each batch carries, per shard, the digest
+of the index that its owner held before the batch: the exclusive or of a 64-bit hash of each (agent,
+sequence of its newest record), and the number of agents. A recovery rebuilds that index from what
+it read and compares. Adding and removing an entry is the same operation, so keeping the digest
+costs a hash or two a record. (The mixing steps are those of splitmix64.)
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ def entry(token: str, sequence: int) -> int:
 
 
 def moved(token: str, before: int, after: int) -> int:
-    """What a digest changes by when the sequence of an agent's newest record is another; 0 for no record."""
+    """What a digest changes by when the sequence of an agent's newest record is another; 0 for no
+    record."""
     return entry(token, before) ^ entry(token, after)
 
 
 def before(digest: int, count: int, batch: Iterable[tuple[str, int, int]]) -> tuple[int, int]:
-    """The digest and the number of agents before a batch of (agent, sequence, sequence of its record before)."""
+    """The digest and the number of agents before a batch of (agent, sequence, sequence of its
+    record before)."""
     for token, sequence, previous in batch:
         digest ^= moved(token, previous, sequence)
         count -= previous == 0

@@ -1,16 +1,19 @@
-"""Which node should own which shard, and which keep it warm: rendezvous hashing with bounded load, and few cells a node.
+"""Which node should own which shard, and which keep it warm: rendezvous hashing with bounded load,
+and few cells a node.
 
-No node has more than its share of the load (by its capacity) times 1.25. A node that joins or leaves moves only the shards
-that it takes or held, and few others. Nodes that own a shard now keep it where the bound allows, so that two plans from
-two views differ little; where an owner is gone, a node that has the shard warm is preferred.
+No node has more than its share of the load (by its capacity) times 1.25. A node that joins or
+leaves moves only the shards that it takes or held, and few others. Nodes that own a shard now keep
+it where the bound allows, so that two plans from two views differ little; where an owner is gone, a
+node that has the shard warm is preferred.
 
-A node writes one batch at a time per cell, and a batch costs much more than a record in it. So a node is given the shards
-of a cell of which it has most already: with as many nodes as cells each writes to one cell, and its batches hold all that
-it has to write. The loss of a node, or of a cell's leader, is then also felt by fewer agents. What is left open is
-decided by a hash of (cell, node) and of (shard, node), as in rendezvous hashing.
+A node writes one batch at a time per cell, and a batch costs much more than a record in it. So a
+node is given the shards of a cell of which it has most already: with as many nodes as cells each
+writes to one cell, and its batches hold all that it has to write. The loss of a node, or of a
+cell's leader, is then also felt by fewer agents. What is left open is decided by a hash of (cell,
+node) and of (shard, node), as in rendezvous hashing.
 
-Sources: Thaler and Ravishankar, "Using name-based mappings to increase hit rates"; Mirrokni, Thorup and Zadimoghaddam,
-"Consistent Hashing with Bounded Loads".
+Sources: Thaler and Ravishankar, "Using name-based mappings to increase hit rates"; Mirrokni, Thorup
+and Zadimoghaddam, "Consistent Hashing with Bounded Loads".
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ _NOBODY: frozenset[str] = frozenset()
 
 
 class Place(NamedTuple):
-    """A node, as the plan sees it. ``kinds``: what it serves, with the state version that it writes."""
+    """A node, as the plan sees it. ``kinds``: what it serves, with the state version that it
+    writes."""
 
     name: str
     host: str = ""
@@ -39,7 +43,8 @@ class Place(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Per shard its wanted owner, and the nodes that should keep it warm. ``unfit``: pools whose labels no node has."""
+    """Per shard its wanted owner, and the nodes that should keep it warm. ``unfit``: pools whose
+    labels no node has."""
 
     owners: dict[int, str]
     standbys: dict[int, list[str]]
@@ -53,7 +58,8 @@ def make(
     warm: Mapping[int, Collection[str]],
     cells: int = 1,
 ) -> Plan:
-    """The plan for all pools, from who is there, who owns what (also nodes that are gone), and who has what warm.
+    """The plan for all pools, from who is there, who owns what (also nodes that are gone), and who
+    has what warm.
 
     ``cells``: how many there are; shard ``s`` is in cell ``s % cells``.
     """
@@ -73,13 +79,16 @@ def make(
 def eligible(table: Table, pool: PoolRecord, places: Sequence[Place]) -> tuple[list[Place], bool]:
     """The nodes that may own a pool's shards, and whether they have its labels.
 
-    They serve every kind of the pool that anybody serves, or most of them. A label gives way where nobody has it who is
-    not cordoned, and a cordon where nobody else is left; what a node serves never does.
+    They serve every kind of the pool that anybody serves, or most of them. A label gives way where
+    nobody has it who is not cordoned, and a cordon where nobody else is left; what a node serves
+    never does.
     """
     kinds = _kinds(table, pool, places)
     able = [len(kinds & place.kinds.keys()) for place in places]
     most = max(able, default=0)
-    serving = [place for place, count in zip(places, able, strict=True) if count == most and most > 0]
+    serving = [
+        place for place, count in zip(places, able, strict=True) if count == most and most > 0
+    ]
     labelled = [place for place in serving if set(pool.labels) <= set(place.labels)]
     for some in (labelled, serving):
         free = [place for place in some if not place.cordoned]
@@ -99,7 +108,11 @@ def older(table: Table, pool: PoolRecord, nodes: Sequence[Place]) -> set[str]:
     """
     kinds = _kinds(table, pool, nodes)
     newest = {kind: max(node.kinds.get(kind, 0) for node in nodes) for kind in kinds}
-    behind = {node.name for node in nodes if any(node.kinds.get(kind, newest[kind]) < newest[kind] for kind in kinds)}
+    behind = {
+        node.name
+        for node in nodes
+        if any(node.kinds.get(kind, newest[kind]) < newest[kind] for kind in kinds)
+    }
     return behind if len(behind) < len(nodes) else set()
 
 
@@ -113,7 +126,8 @@ def targets(
 ) -> dict[int, str]:
     """The node wanted for each shard. ``nodes``: with their capacities. No nodes: no targets.
 
-    ``keepers``: nodes that are given no shard that they do not own. ``cells``: shard ``s`` is in cell ``s % cells``.
+    ``keepers``: nodes that are given no shard that they do not own. ``cells``: shard ``s`` is in
+    cell ``s % cells``.
     """
     capacity = dict(nodes) if isinstance(nodes, Mapping) else dict.fromkeys(nodes, 1.0)
     if not capacity:
@@ -127,7 +141,8 @@ def targets(
 
 
 class _Allotment:
-    """Who gets which shard, while it is worked out. ``here``: how many shards of a cell a node has."""
+    """Who gets which shard, while it is worked out. ``here``: how many shards of a cell a node
+    has."""
 
     def __init__(
         self,
@@ -143,7 +158,10 @@ class _Allotment:
         self.takers = [node for node in members if node not in keepers] or members
         total = sum(capacity.values())
         share = {node: len(shards) * capacity[node] / total for node in members}
-        room = {node: max(math.floor(share[node] * LOAD_MAX), math.ceil(share[node])) for node in members}
+        room = {
+            node: max(math.floor(share[node] * LOAD_MAX), math.ceil(share[node]))
+            for node in members
+        }
         # What keepers hold is not there for the others, who have to take all the rest.
         kept = dict.fromkeys(members, 0)
         for shard in shards:
@@ -151,11 +169,16 @@ class _Allotment:
                 kept[owner] = min(kept[owner] + 1, room[owner])
         rest = (len(shards) - sum(kept.values())) / sum(capacity[node] for node in self.takers)
         for node in self.takers:
-            room[node] = max(room[node], math.floor(rest * capacity[node] * LOAD_MAX), math.ceil(rest * capacity[node]))
+            room[node] = max(
+                room[node],
+                math.floor(rest * capacity[node] * LOAD_MAX),
+                math.ceil(rest * capacity[node]),
+            )
         self.share = share
         self.room = room
         self.least = {node: math.floor(share[node] / LOAD_MAX) for node in members}
-        """The fewest that a node must have; what owners hold above it may be moved to those below it."""
+        """The fewest that a node must have; what owners hold above it may be moved to those below
+        it."""
         self.owner: dict[int, str] = {}
         self.load = dict.fromkeys(members, 0)
         self.here: Counter[tuple[str, int]] = Counter()
@@ -194,14 +217,23 @@ class _Allotment:
             ready = [node for node in open_to if node in warm.get(shard, _NOBODY)]
             if not ready:
                 lightest = min(map(self._fullness, open_to))
-                ready = [n for n in open_to if self.load[n] < self.least[n] or self._fullness(n) <= lightest]
+                ready = [
+                    n
+                    for n in open_to
+                    if self.load[n] < self.least[n] or self._fullness(n) <= lightest
+                ]
             self._put(shard, max(ready, key=lambda node: self._suits(shard, node)))
 
     def _suits(self, shard: int, node: str) -> tuple[int, float, tuple[int, int]]:
-        return self.here[node, shard % self.cells], -self._fullness(node), _rank(shard, node, self.cells)
+        return (
+            self.here[node, shard % self.cells],
+            -self._fullness(node),
+            _rank(shard, node, self.cells),
+        )
 
     def level(self) -> None:
-        """Give nodes below their least what the fullest ones have, of the cell that suits both best."""
+        """Give nodes below their least what the fullest ones have, of the cell that suits both
+        best."""
         held = self._held()
         for node in self.takers:
             while self.load[node] < self.least[node]:
@@ -224,8 +256,11 @@ class _Allotment:
         return self.here[taker, cell], -self.here[giver, cell], _rank(shard, taker, self.cells)
 
     def gather(self) -> None:
-        """Move the little that a node has of a cell to the node that has most of it, where the bounds allow."""
-        while any(self._move_few(giver, cell) for giver, cell in sorted(self.here, key=self._fewest_first)):
+        """Move the little that a node has of a cell to the node that has most of it, where the
+        bounds allow."""
+        while any(
+            self._move_few(giver, cell) for giver, cell in sorted(self.here, key=self._fewest_first)
+        ):
             pass  # what was moved made room for more
 
     def _fewest_first(self, item: tuple[str, int]) -> tuple[int, str, int]:
@@ -235,11 +270,17 @@ class _Allotment:
         few = self.here[giver, cell]
         if not 0 < few <= self.share[giver] / 4 or self.load[giver] - few < self.least[giver]:
             return False
-        able = [n for n in self.takers if self.here[n, cell] > few and self.load[n] + few <= self.room[n]]
+        able = [
+            n
+            for n in self.takers
+            if self.here[n, cell] > few and self.load[n] + few <= self.room[n]
+        ]
         if not able:
             return False
         taker = max(able, key=lambda node: (self.here[node, cell], node))
-        for shard in [s for s, owner in self.owner.items() if owner == giver and s % self.cells == cell]:
+        for shard in [
+            s for s, owner in self.owner.items() if owner == giver and s % self.cells == cell
+        ]:
             self._put(shard, taker)
         return True
 
@@ -257,7 +298,8 @@ def standbys(
     warm: Mapping[int, Collection[str]],
     cells: int = 1,
 ) -> dict[int, list[str]]:
-    """Per shard the nodes that should keep it warm: on other hosts than its owner, and than each other, where there are.
+    """Per shard the nodes that should keep it warm: on other hosts than its owner, and than each
+    other, where there are.
 
     Who has it warm now goes on, where the bound allows.
     """

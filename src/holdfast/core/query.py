@@ -1,6 +1,8 @@
-"""Conditions on metadata: a dotted path, an operator and a value. Whatever is stored, a condition never raises.
+"""Conditions on metadata: a dotted path, an operator and a value. Whatever is stored, a condition
+never raises.
 
-A path that leads nowhere fits no operator but ``ne`` and ``not_in``; values that cannot be compared do not fit.
+A path that leads nowhere fits no operator but ``ne`` and ``not_in``; values that cannot be compared
+do not fit.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 class Where(NamedTuple):
     """A condition such as ``Where("region.name", "in", ["eu", "us"])``.
 
-    ``operator`` is one of ``eq ne gt lt ge le in not_in``. Lists are walked by their index: ``"gpus.0.memory"``.
+    ``operator`` is one of ``eq ne gt lt ge le in not_in``. Lists are walked by their index:
+    ``"gpus.0.memory"``.
     """
 
     path: str
@@ -39,12 +42,14 @@ Condition = Where | tuple[str, str, Any]
 
 
 def compile_conditions(conditions: Iterable[Condition]) -> Callable[[Mapping[str, Any]], bool]:
-    """One function that tells whether metadata fit all the conditions. Raises `BadMessage` for a bad condition."""
+    """One function that tells whether metadata fit all the conditions. Raises `BadMessage` for a
+    bad condition."""
     checks: list[tuple[list[str], str, Callable[[Any, Any], bool], Any]] = []
     for condition in conditions:
         if not isinstance(condition, tuple) or len(condition) != 3:
             raise BadMessage(
-                f'{condition!r} is no condition: write ("path", "eq", value) or Where("path", "eq", value)'
+                f'{condition!r} is no condition: write ("path", "eq", value) or Where("path", '
+                '"eq", value)'
             )
         path, name, value = condition
         if not isinstance(path, str) or not path:
@@ -56,7 +61,9 @@ def compile_conditions(conditions: Iterable[Condition]) -> Callable[[Mapping[str
         checks.append((path.split("."), name, _OPERATORS[name], value))
 
     def fits(metadata: Mapping[str, Any]) -> bool:
-        return all(_fits(_find(metadata, path), name, check, value) for path, name, check, value in checks)
+        return all(
+            _fits(_find(metadata, path), name, check, value) for path, name, check, value in checks
+        )
 
     return fits
 

@@ -1,8 +1,10 @@
-"""Which replica is right about a record: the majority, where it holds the same and the checksum agrees.
+"""Which replica is right about a record: the majority, where it holds the same and the checksum
+agrees.
 
-Every record is judged by itself, from what each replica shows of it (its content's digest and whether its checksum
-agrees) or that it shows nothing. What a majority of all copies shows is what the cluster committed; a replica that shows
-something else has diverged. Where no majority agrees, nothing is decided: no copy may then be thrown away.
+Every record is judged by itself, from what each replica shows of it (its content's digest and
+whether its checksum agrees) or that it shows nothing. What a majority of all copies shows is what
+the cluster committed; a replica that shows something else has diverged. Where no majority agrees,
+nothing is decided: no copy may then be thrown away.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class Mark(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """``outliers``: the replicas that differ from the majority, by what is wrong there. Both empty: all is well."""
+    """``outliers``: the replicas that differ from the majority, by what is wrong there. Both empty:
+    all is well."""
 
     missing: tuple[str, ...] = ()
     """They lack the record."""
@@ -33,7 +36,8 @@ class Verdict(NamedTuple):
 
 
 def judge(marks: Mapping[str, Mark | None], copies: int) -> Verdict:
-    """The verdict on one record. ``marks``: what each replica that was read shows; None: it lacks the record."""
+    """The verdict on one record. ``marks``: what each replica that was read shows; None: it lacks
+    the record."""
     (most, count) = Counter(marks.values()).most_common(1)[0]
     if count < majority(copies) or (most is not None and not most.intact):
         return Verdict(undecided=True)
@@ -50,8 +54,11 @@ def majority(copies: int) -> int:
     return copies // 2 + 1
 
 
-def may_rebuild(server: str, copies: int, diverged: Iterable[str], unread: Iterable[str], undecided: bool) -> bool:
-    """Whether a replica may be thrown away and copied anew: a majority of verified good ones is left without it."""
+def may_rebuild(
+    server: str, copies: int, diverged: Iterable[str], unread: Iterable[str], undecided: bool
+) -> bool:
+    """Whether a replica may be thrown away and copied anew: a majority of verified good ones is
+    left without it."""
     bad = {server, *diverged, *unread}
     return not undecided and copies - len(bad) >= majority(copies)
 
@@ -81,12 +88,18 @@ class Extent(NamedTuple):
 
 
 def why_keep(
-    server: str, copies: int, kept: Mapping[str, Extent | None], leader: str, before: Extent, after: Extent
+    server: str,
+    copies: int,
+    kept: Mapping[str, Extent | None],
+    leader: str,
+    before: Extent,
+    after: Extent,
 ) -> str:
     """Why a replica may not be thrown away at this moment; empty where it may be.
 
-    ``kept``: what each server of the stream has by its own word, None where it did not say. ``before``, ``after``: what the
-    leader had before and after they were asked; what came in between may be in a replica or not yet.
+    ``kept``: what each server of the stream has by its own word, None where it did not say.
+    ``before``, ``after``: what the leader had before and after they were asked; what came in
+    between may be in a replica or not yet.
     """
     others = {name: extent for name, extent in kept.items() if name != server}
     if copies < 2 or len(others) < majority(copies):
@@ -101,7 +114,8 @@ def why_keep(
     between = after.last - before.last
     if own is not None and own.messages > max(before.messages, after.messages) + between:
         return (
-            f"this copy has {own.messages} records, and the leader's {after.messages}: it may have what the others lost"
+            f"this copy has {own.messages} records, and the leader's {after.messages}: it may have "
+            "what the others lost"
         )
     least = min(before.messages, after.messages) - between
     most = max(before.messages, after.messages) + between
@@ -111,5 +125,8 @@ def why_keep(
         if extent.last < before.last:
             return f"the copy on {name} goes up to {extent.last}, and its leader's to {before.last}"
         if not least <= extent.messages <= most:
-            return f"the copy on {name} has {extent.messages} records, and its leader's {after.messages}"
+            return (
+                f"the copy on {name} has {extent.messages} records, and its leader's "
+                f"{after.messages}"
+            )
     return ""

@@ -1,4 +1,5 @@
-"""Where the leaders of the cells should be: spread over the servers, so that a loss stalls one share only."""
+"""Where the leaders of the cells should be: spread over the servers, so that a loss stalls one
+share only."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 
 def one_move(leaders: Mapping[str, str], servers: Sequence[str]) -> tuple[str, str] | None:
-    """A cell and the server that should lead it, or None where no server leads two more than another.
+    """A cell and the server that should lead it, or None where no server leads two more than
+    another.
 
-    ``leaders``: which server leads each cell, ``servers``: those that keep all of them. Applied again and again it ends.
+    ``leaders``: which server leads each cell, ``servers``: those that keep all of them. Applied
+    again and again it ends.
     """
     counts = dict.fromkeys(sorted(servers), 0)
     for server in leaders.values():

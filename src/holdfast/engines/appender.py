@@ -1,7 +1,9 @@
-"""Independent records of many tasks, joined into batches: what one batch in flight at a time is enough for.
+"""Independent records of many tasks, joined into batches: what one batch in flight at a time is
+enough for.
 
-A batch is all or nothing, but what is joined here has nothing to do with each other: where an expectation does not
-hold, the batch is appended again in halves, until the submission is found that gets the `Conflict`.
+A batch is all or nothing, but what is joined here has nothing to do with each other: where an
+expectation does not hold, the batch is appended again in halves, until the submission is found that
+gets the `Conflict`.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ class _Submission:
     def __init__(self, records: Sequence[Record], future: asyncio.Future[int]) -> None:
         self.records = records
         self.future = future
-        self.size = sum(len(record.subject) + len(record.payload) + HEADER_BYTES for record in records)
+        self.size = sum(
+            len(record.subject) + len(record.payload) + HEADER_BYTES for record in records
+        )
 
 
 class GroupAppender:
-    """Appends records to one cell. Each submission has its own outcome, and is written whole or not at all."""
+    """Appends records to one cell. Each submission has its own outcome, and is written whole or not
+    at all."""
 
     def __init__(self, log: Log | Gate, cell: str) -> None:
         self._log = log
@@ -35,9 +40,12 @@ class GroupAppender:
         self._writing: asyncio.Task[None] | None = None
 
     async def append(self, *records: Record) -> int:
-        """Append records, and return the first one's sequence. Raises what `Log.append` raises, and `Overloaded`."""
+        """Append records, and return the first one's sequence. Raises what `Log.append` raises, and
+        `Overloaded`."""
         if len(self._waiting) >= SUBMISSIONS_MAX:
-            raise Overloaded(f"{SUBMISSIONS_MAX} records wait for cell {self._cell}: send more slowly")
+            raise Overloaded(
+                f"{SUBMISSIONS_MAX} records wait for cell {self._cell}: send more slowly"
+            )
         check_batch(self._cell, records, RECORD_BYTES_MAX, BATCH_RECORDS_MAX, BATCH_BYTES_MAX)
         loop = asyncio.get_running_loop()
         submission = _Submission(records, loop.create_future())
@@ -55,7 +63,8 @@ class GroupAppender:
             self._writing = None
 
     def _next(self) -> list[_Submission]:
-        """The first that wait, as far as they fit; a second record on a subject waits for the next batch."""
+        """The first that wait, as far as they fit; a second record on a subject waits for the next
+        batch."""
         batch: list[_Submission] = []
         later: list[_Submission] = []
         subjects: set[str] = set()
@@ -80,7 +89,9 @@ class GroupAppender:
         if not batch:
             return
         try:
-            sequences = await self._log.append(self._cell, [record for one in batch for record in one.records])
+            sequences = await self._log.append(
+                self._cell, [record for one in batch for record in one.records]
+            )
         except Conflict as error:
             if len(batch) > 1:
                 half = len(batch) // 2

@@ -1,13 +1,15 @@
-"""The engine's contract: a log, a bus and blobs. Everything above this file is the same on every engine.
+"""The engine's contract: a log, a bus and blobs. Everything above this file is the same on every
+engine.
 
-Why three small contracts: all that is durable in Holdfast is one primitive, a fenced log that is addressed by subject.
-The bus carries what may be lost. Blobs carry what is too large for a record.
+Why three small contracts: all that is durable in Holdfast is one primitive, a fenced log that is
+addressed by subject. The bus carries what may be lost. Blobs carry what is too large for a record.
 
-A **subject** is a dotted path of tokens (``c0.17.st.Counter/a``). In a filter ``*`` stands for one token and a trailing
-``>`` for one or more. Tokens have no white space, no control characters, and none of ``.``, ``*``, ``>``.
+A **subject** is a dotted path of tokens (``c0.17.st.Counter/a``). In a filter ``*`` stands for one
+token and a trailing ``>`` for one or more. Tokens have no white space, no control characters, and
+none of ``.``, ``*``, ``>``.
 
-One conformance suite (``tests/engines``) holds every engine to each promise below. What an engine cannot do is a row in
-`GAPS`, and nowhere else.
+One conformance suite (``tests/engines``) holds every engine to each promise below. What an engine
+cannot do is a row in `GAPS`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from typing import Final, NamedTuple
 
 
 class Expect(NamedTuple):
-    """A record's condition: the newest record on ``subject`` has this ``sequence`` (0: there is none).
+    """A record's condition: the newest record on ``subject`` has this ``sequence`` (0: there is
+    none).
 
-    On the record's own subject it is a compare-and-set. On another subject it is a **fence**: for example, the subject is
-    a shard's epoch, and the sequence is the epoch that the writer believes it owns.
+    On the record's own subject it is a compare-and-set. On another subject it is a **fence**: for
+    example, the subject is a shard's epoch, and the sequence is the epoch that the writer believes
+    it owns.
     """
 
     subject: str
@@ -39,7 +43,8 @@ class Record(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A record that the log has. ``sequence`` is unique in its cell and only grows; it is at least 1."""
+    """A record that the log has. ``sequence`` is unique in its cell and only grows; it is at least
+    1."""
 
     subject: str
     sequence: int
@@ -47,10 +52,12 @@ class Stored(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some records of a tail, in order. ``caught_up``: when they were read, the log had no later one.
+    """Some records of a tail, in order. ``caught_up``: when they were read, the log had no later
+    one.
 
-    ``server``: whose copy they were read from; empty where there is only one. ``begun`` grows
-    when the reading was interrupted: records lay at rest meanwhile, in a copy that may have lost some of them.
+    ``server``: whose copy they were read from; empty where there is only one. ``begun`` grows when
+    the reading was interrupted: records lay at rest meanwhile, in a copy that may have lost some of
+    them.
     """
 
     records: list[Stored]
@@ -67,25 +74,29 @@ class Shown(NamedTuple):
 
 
 class Log(ABC):
-    """Replicated logs, one per cell, each addressed by subject and holding the newest record of each subject."""
+    """Replicated logs, one per cell, each addressed by subject and holding the newest record of
+    each subject."""
 
     @abstractmethod
     async def append(self, cell: str, records: Sequence[Record]) -> range:
-        """Append all the records, or none; return their sequences, which are consecutive and in the order given.
+        """Append all the records, or none; return their sequences, which are consecutive and in the
+        order given.
 
-        When it returns, the records are on a majority of the cohort's disks. The expectations are checked against
-        what the log holds *before* this batch. A subject may stand only once in a batch, and an expectation may not
-        name a subject that an earlier record of the batch writes. Of two batches under way at once with an
-        expectation on the same subject, an engine may refuse either with `NoQuorum`, so writers of one shard take turns.
+        When it returns, the records are on a majority of the cohort's disks. The expectations are
+        checked against what the log holds *before* this batch. A subject may stand only once in a
+        batch, and an expectation may not name a subject that an earlier record of the batch writes.
+        Of two batches under way at once with an expectation on the same subject, an engine may
+        refuse either with `NoQuorum`, so writers of one shard take turns.
 
         Raises:
             Conflict: an expectation on a record's own subject did not hold. Nothing was written.
-            Fenced: an expectation did not hold in a batch that has a fence. Nothing was written. Which one is not said.
-            TooLarge: over `Engine.record_bytes_max`, `batch_records_max` or `batch_bytes_max`. Nothing was written.
-            InvalidName: an unusable subject or cell, an empty batch, or a subject twice. Nothing was written.
-            NoQuorum: refused for want of a majority or a leader. Nothing was written, now or later.
-            Unknown: no answer in time. It may have been written, may be written later, or never.
-            Closed: the engine was closed before the batch was handed over. Nothing was written.
+            Fenced: an expectation did not hold in a batch that has a fence. Nothing was written.
+            Which one is not said. TooLarge: over `Engine.record_bytes_max`, `batch_records_max` or
+            `batch_bytes_max`. Nothing was written. InvalidName: an unusable subject or cell, an
+            empty batch, or a subject twice. Nothing was written. NoQuorum: refused for want of a
+            majority or a leader. Nothing was written, now or later. Unknown: no answer in time. It
+            may have been written, may be written later, or never. Closed: the engine was closed
+            before the batch was handed over. Nothing was written.
         """
 
     @abstractmethod
@@ -97,7 +108,8 @@ class Log(ABC):
 
     @abstractmethod
     async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
-        """The record with exactly this sequence, from any replica that has it, or None if no replica shows it.
+        """The record with exactly this sequence, from any replica that has it, or None if no
+        replica shows it.
 
         Raises `NoQuorum` where no replica answers.
         """
@@ -106,27 +118,32 @@ class Log(ABC):
     def tail(
         self, cell: str, subjects: Sequence[str], from_sequence: int = 1, not_on: str = ""
     ) -> AsyncIterator[Chunk]:
-        """Every record that matches one of the filters, from a sequence on, in order and without a gap, for ever.
+        """Every record that matches one of the filters, from a sequence on, in order and without a
+        gap, for ever.
 
-        Records that were replaced or purged before they were read are left out. It goes on by itself after the death
-        of any server, at the next sequence. The first chunk with ``caught_up`` comes also when there is no record.
-        With ``not_on``, it reads another copy than this server's, where one can be had.
-        Close it with ``aclose()``. Raises `Closed` when the engine is closed.
+        Records that were replaced or purged before they were read are left out. It goes on by
+        itself after the death of any server, at the next sequence. The first chunk with
+        ``caught_up`` comes also when there is no record. With ``not_on``, it reads another copy
+        than this server's, where one can be had. Close it with ``aclose()``. Raises `Closed` when
+        the engine is closed.
         """
 
     @abstractmethod
     async def subjects(self, cell: str, subject_filters: Sequence[str]) -> Shown | None:
-        """The subjects that match one of the filters and have a record; None where there is one copy of everything.
+        """The subjects that match one of the filters and have a record; None where there is one
+        copy of everything.
 
-        It is answered from the copy that decides about appends: it has all that was acknowledged before, unless that
-        very copy was damaged. What another copy lacks of it, and was not purged, that one lost.
+        It is answered from the copy that decides about appends: it has all that was acknowledged
+        before, unless that very copy was damaged. What another copy lacks of it, and was not
+        purged, that one lost.
 
         Raises `NoQuorum` or `Unknown`; both may be answered by trying again.
         """
 
     @abstractmethod
     async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
-        """Remove the records on a subject or filter whose sequence is lower. Repeating it is harmless.
+        """Remove the records on a subject or filter whose sequence is lower. Repeating it is
+        harmless.
 
         Raises `NoQuorum` or `Unknown`; both may be answered by trying again.
         """
@@ -137,7 +154,8 @@ class Log(ABC):
 
 
 class Message(NamedTuple):
-    """A message from the bus. ``no_responders``: nobody served the subject of the message that named this reply."""
+    """A message from the bus. ``no_responders``: nobody served the subject of the message that
+    named this reply."""
 
     subject: str
     reply: str
@@ -150,54 +168,66 @@ class Subscription(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """End the interest; what was sent before may still arrive until this returns. Closing twice is harmless."""
+        """End the interest; what was sent before may still arrive until this returns. Closing twice
+        is harmless."""
 
 
 class Bus(ABC):
-    """Messages between processes: best effort, at most once, in order per publisher and subject while connected."""
+    """Messages between processes: best effort, at most once, in order per publisher and subject
+    while connected."""
 
     @abstractmethod
     def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Send, without waiting. With a ``reply``, and nobody subscribed to the subject, a `Message` with
-        ``no_responders`` comes back on the reply subject at once. What cannot be sent now is dropped, never kept for later.
+        """Send, without waiting. With a ``reply``, and nobody subscribed to the subject, a
+        `Message` with ``no_responders`` comes back on the reply subject at once. What cannot be
+        sent now is dropped, never kept for later.
 
         Raises `TooLarge` over `Engine.record_bytes_max`, `InvalidName` for an unusable subject.
         """
 
     @abstractmethod
-    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
-        """Call back for each message, on the event loop. The callback does not block and does not raise.
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+    ) -> Subscription:
+        """Call back for each message, on the event loop. The callback does not block and does not
+        raise.
 
-        When this returns, the subscription is known to the server it was sent to. With a ``queue``, one member of the
-        queue gets each message. Subscriptions outlive a reconnection.
+        When this returns, the subscription is known to the server it was sent to. With a ``queue``,
+        one member of the queue gets each message. Subscriptions outlive a reconnection.
         """
 
     @abstractmethod
     async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> bytes:
-        """Publish and await the first reply. Raises `NoResponders` at once, or `Unknown` after the timeout."""
+        """Publish and await the first reply. Raises `NoResponders` at once, or `Unknown` after the
+        timeout."""
 
 
 class Blobs(ABC):
-    """Values too large for a record. A key is used once: it is never overwritten with another value."""
+    """Values too large for a record. A key is used once: it is never overwritten with another
+    value."""
 
     @abstractmethod
     async def put(self, key: str, value: bytes) -> None:
-        """Store; when it returns the value is as durable as a record. The same key with the same value is harmless.
+        """Store; when it returns the value is as durable as a record. The same key with the same
+        value is harmless.
 
         Raises `TooLarge` over `limits.BLOB_BYTES_MAX`, `NoQuorum`, `Unknown`, `InvalidName`.
         """
 
     @abstractmethod
     async def get(self, key: str) -> bytes:
-        """The whole value. Raises `NotFound`, `DataLoss` where its checksum does not agree, `NoQuorum`."""
+        """The whole value. Raises `NotFound`, `DataLoss` where its checksum does not agree,
+        `NoQuorum`."""
 
     @abstractmethod
     async def delete(self, key: str) -> None:
-        """Remove, if it is there. Raises `NoQuorum` or `Unknown`; both may be answered by trying again."""
+        """Remove, if it is there. Raises `NoQuorum` or `Unknown`; both may be answered by trying
+        again."""
 
     @abstractmethod
     async def keys(self, prefix: str) -> list[str]:
-        """All keys that start so, sorted. It may be stale. Keys are dotted paths of tokens; a prefix ends on a token."""
+        """All keys that start so, sorted. It may be stale. Keys are dotted paths of tokens; a
+        prefix ends on a token."""
 
 
 class Engine(ABC):
@@ -217,10 +247,13 @@ class Engine(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of everything. Appends under way end with their outcome, or `Unknown`. Closing twice is harmless."""
+        """Let go of everything. Appends under way end with their outcome, or `Unknown`. Closing
+        twice is harmless."""
 
     @abstractmethod
-    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
+    async def ensure_cells(
+        self, cells: Sequence[str], replicas: int, first_sequence: int = 1
+    ) -> None:
         """Make the cells that are missing, and check the settings of those that are there.
 
         ``first_sequence``: what the first record of a cell that is made here gets, or more.
@@ -230,9 +263,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def check_cells(self, cells: Sequence[str]) -> int:
-        """Check the settings of cells, and make nothing: how many copies the one with the fewest has.
+        """Check the settings of cells, and make nothing: how many copies the one with the fewest
+        has.
 
-        Raises `NotFound` where one is not there, `ConfigError` where one has other settings, `InvalidName`, `NoQuorum`.
+        Raises `NotFound` where one is not there, `ConfigError` where one has other settings,
+        `InvalidName`, `NoQuorum`.
         """
 
     @abstractmethod
@@ -253,15 +288,17 @@ class Engine(ABC):
 
     @abstractmethod
     def servers(self) -> int:
-        """How many servers of the cluster this process knows, itself not counted; 1 where there is none."""
+        """How many servers of the cluster this process knows, itself not counted; 1 where there is
+        none."""
 
-    def when_failed(self, tell: Callable[[str], None]) -> None:  # noqa: B027  (most have nothing to tell)
-        """Have ``tell`` called with the reason when this engine finds that it can write nothing more until it is opened
-        again. One whose servers may come back never does."""
+    def when_failed(self, tell: Callable[[str], None]) -> None:  # noqa: B027
+        """Have ``tell`` called with the reason when this engine finds that it can write nothing
+        more until it is opened again. One whose servers may come back never does."""
 
     @abstractmethod
     def statistics(self) -> Mapping[str, int | float | str]:
-        """Counters since `open`: appends, records, bytes, unknown outcomes, reconnections and the like."""
+        """Counters since `open`: appends, records, bytes, unknown outcomes, reconnections and the
+        like."""
 
 
 class Gap(NamedTuple):
@@ -281,7 +318,8 @@ GAPS: Final[tuple[Gap, ...]] = (
     Gap(
         "local",
         "several processes",
-        "a second process that serves agents gets `ConfigError` naming the first; one that serves none is its client",
+        "a second process that serves agents gets `ConfigError` naming the first; one that serves "
+        "none is its client",
     ),
     Gap(
         "nats",
@@ -291,11 +329,12 @@ GAPS: Final[tuple[Gap, ...]] = (
     Gap(
         "nats",
         "append: what is refused was not written",
-        "around a change of leaders a batch may arrive twice: one copy is written, and the other one's refusal is heard; "
-        "so each writer's batches expect something that they change",
+        "around a change of leaders a batch may arrive twice: one copy is written, and the other "
+        "one's refusal is heard; so each writer's batches expect something that they change",
     ),
 )
-"""The one table of what an engine cannot do. `docs/guarantees.md` prints it, and a test holds the two together."""
+"""The one table of what an engine cannot do. `docs/guarantees.md` prints it, and a test holds the
+two together."""
 
 
 def matches(subject_filter: str, subject: str) -> bool:

@@ -1,4 +1,5 @@
-"""What every engine checks before it writes: subjects, cells and batches. Nothing unusable reaches a log."""
+"""What every engine checks before it writes: subjects, cells and batches. Nothing unusable reaches
+a log."""
 
 from __future__ import annotations
 
@@ -28,19 +29,28 @@ def check_cell(cell: str) -> str:
 def check_subject(subject: str) -> str:
     """The subject, if it is a dotted path of tokens without wildcards. Raises `InvalidName`."""
     if not _SUBJECT(subject) or len(subject) > SUBJECT_BYTES_MAX:
-        raise InvalidName(f"{subject[:80]!r} is no subject: a dotted path of tokens without spaces, *, >")
+        raise InvalidName(
+            f"{subject[:80]!r} is no subject: a dotted path of tokens without spaces, *, >"
+        )
     return subject
 
 
 def check_filter(subject_filter: str) -> str:
-    """The filter, if it is a subject, perhaps with ``*`` tokens and a trailing ``>``. Raises `InvalidName`."""
+    """The filter, if it is a subject, perhaps with ``*`` tokens and a trailing ``>``. Raises
+    `InvalidName`."""
     if not _FILTER(subject_filter) or len(subject_filter) > SUBJECT_BYTES_MAX:
-        raise InvalidName(f"{subject_filter[:80]!r} is no filter: a dotted path of tokens, with * and a trailing >")
+        raise InvalidName(
+            f"{subject_filter[:80]!r} is no filter: a dotted path of tokens, with * and a trailing "
+            ">"
+        )
     return subject_filter
 
 
-def check_batch(cell: str, records: Sequence[Record], record_max: int, batch_max: int, bytes_max: int) -> int:
-    """The batch's size in bytes, if an engine with these limits may write it. Raises `InvalidName`, `TooLarge`."""
+def check_batch(
+    cell: str, records: Sequence[Record], record_max: int, batch_max: int, bytes_max: int
+) -> int:
+    """The batch's size in bytes, if an engine with these limits may write it. Raises `InvalidName`,
+    `TooLarge`."""
     if not records:
         raise InvalidName("a batch has at least one record")
     if len(records) > batch_max:
@@ -49,16 +59,30 @@ def check_batch(cell: str, records: Sequence[Record], record_max: int, batch_max
     subjects: set[str] = set()
     total = 0
     for subject, payload, expect in records:
-        if not subject.startswith(prefix) or not _SUBJECT(subject) or len(subject) > SUBJECT_BYTES_MAX:
-            raise InvalidName(f"{subject[:80]!r} is no subject in cell {cell}: write {prefix}TOKEN.TOKEN")
+        if (
+            not subject.startswith(prefix)
+            or not _SUBJECT(subject)
+            or len(subject) > SUBJECT_BYTES_MAX
+        ):
+            raise InvalidName(
+                f"{subject[:80]!r} is no subject in cell {cell}: write {prefix}TOKEN.TOKEN"
+            )
         if expect is not None:
             if expect.subject in subjects:
-                raise InvalidName(f"the expectation on {expect.subject} names what an earlier record writes")
-            if expect.subject != subject and (not expect.subject.startswith(prefix) or not _SUBJECT(expect.subject)):
-                raise InvalidName(f"{expect.subject[:80]!r} is no subject in cell {cell}, to expect something of")
+                raise InvalidName(
+                    f"the expectation on {expect.subject} names what an earlier record writes"
+                )
+            if expect.subject != subject and (
+                not expect.subject.startswith(prefix) or not _SUBJECT(expect.subject)
+            ):
+                raise InvalidName(
+                    f"{expect.subject[:80]!r} is no subject in cell {cell}, to expect something of"
+                )
         size = len(subject) + len(payload) + HEADER_BYTES
         if size > record_max:
-            raise TooLarge(f"the record of {subject[:80]} takes {size} bytes; {record_max} are allowed")
+            raise TooLarge(
+                f"the record of {subject[:80]} takes {size} bytes; {record_max} are allowed"
+            )
         total += size
         subjects.add(subject)
     if len(subjects) != len(records):

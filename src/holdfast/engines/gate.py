@@ -1,10 +1,12 @@
-"""Where a process's writes of data pass on their way to the log, so that they can be held for a moment.
+"""Where a process's writes of data pass on their way to the log, so that they can be held for a
+moment.
 
-A backup asks every process to hold its writes while it notes how far each cell goes (`holdfast.admin.backup.cut`). A host
-that gives a cell another leader asks every process to hold those to that cell (`holdfast.host.voting.leader_balance`). What
-is held waits, and is neither refused nor lost; proofs of life and claims do not pass here. A hold ends by itself after the
-time that it was asked for, whatever became of who asked. Nothing rests on it but how fast the one succeeds, and how little
-the other is noticed.
+A backup asks every process to hold its writes while it notes how far each cell goes
+(`holdfast.admin.backup.cut`). A host that gives a cell another leader asks every process to hold
+those to that cell (`holdfast.host.voting.leader_balance`). What is held waits, and is neither
+refused nor lost; proofs of life and claims do not pass here. A hold ends by itself after the time
+that it was asked for, whatever became of who asked. Nothing rests on it but how fast the one
+succeeds, and how little the other is noticed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What takes this host's server away for a while, or throws one of its copies away: checked, and one host at a time.
+"""What takes this host's server away for a while, or throws one of its copies away: checked, and
+one host at a time.
 
-The host holds the cluster-wide record (`Exclusive`) from before it checks until its server has everything again, so the
-next host's check finds all copies whole. A host that restarts as a new process goes on with the record of the old one.
+The host holds the cluster-wide record (`Exclusive`) from before it checks until its server has
+everything again, so the next host's check finds all copies whole. A host that restarts as a new
+process goes on with the record of the old one.
 """
 
 from __future__ import annotations
@@ -48,15 +50,17 @@ class Changes:
         return self._made
 
     async def close(self) -> None:
-        """Stop waiting for copies; what is under way is taken up by the next process of this host."""
+        """Stop waiting for copies; what is under way is taken up by the next process of this
+        host."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    # A restart -----------------------------------------------------------------------------------------------------
+    # A restart ------------------------------------------------------------------------------------
 
     async def restart(self) -> None:
-        """Have this host's process begin again. Raises `NoQuorum`, `Conflict` where the others cannot do without it."""
+        """Have this host's process begin again. Raises `NoQuorum`, `Conflict` where the others
+        cannot do without it."""
         if self._host.server is not None and await self.guards.may_be_away():
             await self._exclusive.take("it restarts")
             try:
@@ -67,7 +71,8 @@ class Changes:
         self._host.wants_restart.set()
 
     async def resume(self) -> None:
-        """Take up what a former process of this host began, and end it when the server has everything."""
+        """Take up what a former process of this host began, and end it when the server has
+        everything."""
         while True:
             try:
                 if not await self._exclusive.adopt():
@@ -82,13 +87,14 @@ class Changes:
             for stream in await self._own_streams():
                 await self._whole(stream)
 
-    # A new copy ----------------------------------------------------------------------------------------------------
+    # A new copy -----------------------------------------------------------------------------------
 
     async def rebuild(self, stream: str, raft_group: str) -> None:
-        """Have the copy of a stream thrown away, so that the others send a new one. It returns before that begins.
+        """Have the copy of a stream thrown away, so that the others send a new one. It returns
+        before that begins.
 
-        Raises `InvalidName` for a stream that is not Holdfast's, `NotFound` for no copy, `NoQuorum` where this copy may be
-        needed, `Conflict` where another host is at work.
+        Raises `InvalidName` for a stream that is not Holdfast's, `NotFound` for no copy, `NoQuorum`
+        where this copy may be needed, `Conflict` where another host is at work.
         """
         server = self._host.server
         assert server is not None
@@ -131,12 +137,12 @@ class Changes:
             if await self._whole(stream):
                 self._host.say("copy-whole", {"stream": stream})
 
-    # Until it is whole ---------------------------------------------------------------------------------------------
+    # Until it is whole ----------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _working(self) -> AsyncIterator[None]:
-        """The record is written again while this lasts, and taken away afterwards. Whoever is cancelled leaves it: the next
-        process of this host takes up what is under way."""
+        """The record is written again while this lasts, and taken away afterwards. Whoever is
+        cancelled leaves it: the next process of this host takes up what is under way."""
         renewing = asyncio.get_running_loop().create_task(self._renew())
         ended = True
         try:
@@ -166,7 +172,8 @@ class Changes:
         return []
 
     async def _whole(self, stream: str) -> bool:
-        """Wait until the own copy has all that the leader has; False where it gets no further for long: the host says so."""
+        """Wait until the own copy has all that the leader has; False where it gets no further for
+        long: the host says so."""
         system, loop = self._host.system, asyncio.get_running_loop()
         most, moved_at = -1, loop.time()
         while system is not None and loop.time() - moved_at < limits.REBUILD_SECONDS:

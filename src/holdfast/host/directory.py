@@ -1,12 +1,14 @@
 """A host's directory belongs to one host at a time, and remembers what it was started as.
 
-Two servers that write one store destroy it, and neither notices. So a host takes an exclusive lock in its directory before
-it touches anything there. The kernel keeps a lock of this kind (``flock``) as long as any process has it open, and the
-server inherits it: a host that was killed leaves the lock to a server that outlived it. Both a file and the directory
-itself are locked, because anybody may delete the file. A path that leads to the same directory meets the same lock.
+Two servers that write one store destroy it, and neither notices. So a host takes an exclusive lock
+in its directory before it touches anything there. The kernel keeps a lock of this kind (``flock``)
+as long as any process has it open, and the server inherits it: a host that was killed leaves the
+lock to a server that outlived it. Both a file and the directory itself are locked, because anybody
+may delete the file. A path that leads to the same directory meets the same lock.
 
-A start without ``--hosts 3`` or ``--cohort`` would begin an empty cluster next to the data, or a single server on a
-cohort's store. So the directory keeps what it was started as, and a later start is compared with that.
+A start without ``--hosts 3`` or ``--cohort`` would begin an empty cluster next to the data, or a
+single server on a cohort's store. So the directory keeps what it was started as, and a later start
+is compared with that.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class _Holder(msgspec.Struct):
 
 
 class DirectoryLock:
-    """The lock on one host's directory; see the module. It ends with `release`, and with the last process that has it."""
+    """The lock on one host's directory; see the module. It ends with `release`, and with the last
+    process that has it."""
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
@@ -63,7 +66,10 @@ class DirectoryLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 
@@ -73,7 +79,8 @@ class DirectoryLock:
         return tuple(self._descriptors)
 
     def take(self) -> None:
-        """Take the lock, or do nothing where this object has it. Raises `ConfigError` that names who has it."""
+        """Take the lock, or do nothing where this object has it. Raises `ConfigError` that names
+        who has it."""
         with self._taking:
             if self._descriptors:
                 return
@@ -92,10 +99,13 @@ class DirectoryLock:
                 os.close(descriptor)
 
     def note(self, server_pid: int) -> None:
-        """Note in the lock file who holds it, for people. It may be impossible: the lock holds all the same."""
+        """Note in the lock file who holds it, for people. It may be impossible: the lock holds all
+        the same."""
         if not self._descriptors:
             return
-        text = msgspec.json.encode(_Holder(os.getpid(), processes.command_of(os.getpid()), server_pid))
+        text = msgspec.json.encode(
+            _Holder(os.getpid(), processes.command_of(os.getpid()), server_pid)
+        )
         with suppress(OSError):
             os.ftruncate(self._descriptors[0], 0)
             os.pwrite(self._descriptors[0], text, 0)
@@ -106,7 +116,9 @@ class DirectoryLock:
         try:
             files.make_directory(self.directory)
             while True:
-                opened.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+                opened.append(
+                    os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                )
                 fcntl.flock(opened[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(opened[-1]), path.lstat()):
@@ -128,11 +140,13 @@ class DirectoryLock:
         self._descriptors = opened
         return True
 
-    # Who has it ----------------------------------------------------------------------------------------------------
+    # Who has it -----------------------------------------------------------------------------------
 
     def _noted(self) -> _Holder | None:
         try:
-            descriptor = os.open(self.directory / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(
+                self.directory / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
             with os.fdopen(descriptor, "rb") as file:
                 return msgspec.json.decode(file.read(65_536), type=_Holder)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -151,8 +165,8 @@ class DirectoryLock:
     def _refusal(self) -> str:
         holders, noted = self._holders(), self._noted()
         if not holders and noted is not None:
-            # The kernel does not show who has it: another user's process, or one of another container or machine, whose
-            # numbers mean nothing here.
+            # The kernel does not show who has it: another user's process, or one of another
+            # container or machine, whose numbers mean nothing here.
             holders = [noted.pid] if _is_there(noted.pid, noted.command) else []
         servers = [pid for pid in holders if _is_server(pid)]
         hosts = [pid for pid in holders if pid not in servers]
@@ -160,18 +174,22 @@ class DirectoryLock:
         if hosts:
             server = f", with its nats-server in process {servers[0]}" if servers else ""
             return (
-                f"{where} belongs to a host that runs: process {hosts[0]} (`{processes.command_of(hosts[0])}`){server}. "
-                f"End that one with Ctrl-C or `kill {hosts[0]}`, or give this one another --dir"
+                f"{where} belongs to a host that runs: process {hosts[0]} "
+                f"(`{processes.command_of(hosts[0])}`){server}. End that one with Ctrl-C or `kill "
+                f"{hosts[0]}`, or give this one another --dir"
             )
         if servers:
             host = f" (process {noted.pid} is gone)" if noted else ""
             return (
-                f"{where} is in use by a nats-server that outlived its host{host}: process {servers[0]} "
-                f"(`{processes.command_of(servers[0])}`). End it with `kill {servers[0]}`, then start again"
+                f"{where} is in use by a nats-server that outlived its host{host}: process "
+                f"{servers[0]} (`{processes.command_of(servers[0])}`). End it with `kill "
+                f"{servers[0]}`, then start again"
             )
         of_noted = "another process"
         if noted is not None:
-            of_noted = f"process {noted.pid} (`{noted.command}`) of another user, container or machine"
+            of_noted = (
+                f"process {noted.pid} (`{noted.command}`) of another user, container or machine"
+            )
         return f"{where} is locked by {of_noted}. End that one, or give this one another --dir"
 
 
@@ -195,8 +213,8 @@ def _is_server(pid: int) -> bool:
 def _text_of(error: OSError, directory: Path) -> str:
     if error.errno in _NO_LOCKS:
         return (
-            f"the file system of {directory} cannot lock files ({error.strerror}), so two hosts could destroy each other's "
-            "data there: give --dir on a local disk"
+            f"the file system of {directory} cannot lock files ({error.strerror}), so two hosts "
+            "could destroy each other's data there: give --dir on a local disk"
         )
     if error.errno == errno.ELOOP:
         return f"{directory / LOCK_FILE} is a symbolic link: remove it, and start again"
@@ -206,7 +224,8 @@ def _text_of(error: OSError, directory: Path) -> str:
 def explain(error: OSError, directory: Path) -> str:
     """Why a host cannot write in its directory, in one line, and what to do about it."""
     advice = {
-        errno.EROFS: "the file system is read-only: give --dir on another one, or mount it writable",
+        errno.EROFS: "the file system is read-only: give --dir on another one, or mount it "
+        "writable",
         errno.EACCES: "this user may not write there: give another --dir, or change its owner",
         errno.EPERM: "this user may not write there: give another --dir, or change its owner",
         errno.ENOSPC: "the disk is full: free some space, or give --dir on another disk",
@@ -215,17 +234,21 @@ def explain(error: OSError, directory: Path) -> str:
         errno.EEXIST: "a file has that name: give another --dir",
     }
     number = error.errno or 0
-    return f"a host cannot keep its data in {directory}: {advice.get(number, error.strerror or str(error))}"
+    return (
+        f"a host cannot keep its data in {directory}: "
+        f"{advice.get(number, error.strerror or str(error))}"
+    )
 
 
-# What it was started as ----------------------------------------------------------------------------------------------
+# What it was started as ---------------------------------------------------------------------------
 
 
 class Started(msgspec.Struct, frozen=True):
-    """What a directory was started as. ``hosts``: how many complete hosts it has. ``below``: each of them has a directory of
-    its own below this one; else this is the directory of one host.
+    """What a directory was started as. ``hosts``: how many complete hosts it has. ``below``: each
+    of them has a directory of its own below this one; else this is the directory of one host.
 
-    ``cohort``: the founders as HOST:PORT; ``join``: the host that this one joined. ``None`` where nobody knows.
+    ``cohort``: the founders as HOST:PORT; ``join``: the host that this one joined. ``None`` where
+    nobody knows.
     """
 
     hosts: int
@@ -272,7 +295,9 @@ def recall(directory: Path) -> Started | None:
     except FileNotFoundError:
         found = None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): restore it, or move {directory} away") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error}): restore it, or move {directory} away"
+        ) from None
     if single:
         found = found if found is not None and not found.below else Started(1)
         return msgspec.structs.replace(found, name=state.owner(directory) or found.name)
@@ -293,16 +318,22 @@ def remember(directory: Path, started: Started) -> None:
 
 
 def agree(directory: Path, wanted: Started) -> None:
-    """Raises `ConfigError` where a directory has the data of something else than what is to be started there."""
+    """Raises `ConfigError` where a directory has the data of something else than what is to be
+    started there."""
     found = recall(directory)
     if found is None or _agrees(found, wanted):
         return
-    advice = "A single host does not grow into a cluster. " if found.hosts == 1 and wanted.hosts > 1 else ""
+    advice = (
+        "A single host does not grow into a cluster. "
+        if found.hosts == 1 and wanted.hosts > 1
+        else ""
+    )
     if found.cohort and wanted.cohort and len(found.cohort) == len(wanted.cohort):
         advice = f"If all hosts have new addresses, remove {_STARTED_FILE} there. "
     raise ConfigError(
-        f"{directory.resolve()} holds {found.text}, not {wanted.text}. {advice}Start what is there with "
-        f"`holdfast up {found.command}`, or give another --dir for a new one (or delete this one, if nobody needs what it holds)"
+        f"{directory.resolve()} holds {found.text}, not {wanted.text}. {advice}Start what is there "
+        f"with `holdfast up {found.command}`, or give another --dir for a new one (or delete this "
+        "one, if nobody needs what it holds)"
     )
 
 

@@ -1,10 +1,12 @@
 """One at a time in the whole cluster: work that takes a server away, or throws a copy away.
 
-Two hosts that each find all other copies whole, and then both throw theirs away, have lost a majority. So whoever begins
-such work writes itself into one record in the hosts' own cell, by compare-and-set, and writes it again while it works. A
-record that was not written again for `limits.EXCLUSIVE_SECONDS` belongs to a host that died in the middle: the next one
-takes its place. Each host measures that on its own clock, from the moment at which it first saw the record, so no clocks
-have to agree. A host that comes back finds its own record, finishes what it means, and takes it away.
+Two hosts that each find all other copies whole, and then both throw theirs away, have lost a
+majority. So whoever begins such work writes itself into one record in the hosts' own cell, by
+compare-and-set, and writes it again while it works. A record that was not written again for
+`limits.EXCLUSIVE_SECONDS` belongs to a host that died in the middle: the next one takes its place.
+Each host measures that on its own clock, from the moment at which it first saw the record, so no
+clocks have to agree. A host that comes back finds its own record, finishes what it means, and takes
+it away.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _TRIES: Final = 3
 
 
 class Holder(msgspec.Struct, array_like=True, frozen=True):
-    """Who works. ``process``: one life of the host. ``since``: s since 1970 on its clock, for people. ``times``: written."""
+    """Who works. ``process``: one life of the host. ``since``: s since 1970 on its clock, for
+    people. ``times``: written."""
 
     host: str = ""
     process: str = ""
@@ -50,12 +53,15 @@ class Exclusive:
     async def take(self, what: str) -> None:
         """Begin. Raises `Conflict` naming who works, `NoQuorum`, `Unknown`."""
         if self._own is not None:
-            raise Conflict(f"host {self._host} is at work: {self._own.what}. Try again when that is done")
+            raise Conflict(
+                f"host {self._host} is at work: {self._own.what}. Try again when that is done"
+            )
         holder, sequence = await self._read()
         if holder.host and holder.host != self._host and not self._is_stale(sequence):
             raise Conflict(
-                f"host {holder.host} is at work since {_time(holder.since)}: {holder.what}. One host at a time: try again "
-                f"when that is done, or after {limits.EXCLUSIVE_SECONDS:.0f} s where that host is gone"
+                f"host {holder.host} is at work since {_time(holder.since)}: {holder.what}. One "
+                "host at a time: try again when that is done, or after "
+                f"{limits.EXCLUSIVE_SECONDS:.0f} s where that host is gone"
             )
         own = Holder(self._host, self._process, what, SYSTEM_CLOCK.now())
         await self._write(own, sequence)
@@ -65,14 +71,19 @@ class Exclusive:
         holder, sequence = await self._read()
         if holder.host != self._host:
             return False
-        await self._write(msgspec.structs.replace(holder, process=self._process, times=holder.times + 1), sequence)
+        await self._write(
+            msgspec.structs.replace(holder, process=self._process, times=holder.times + 1), sequence
+        )
         return True
 
     async def renew(self) -> None:
-        """Say that the work goes on. Raises `Conflict` where another host took its place, `NoQuorum`, `Unknown`."""
+        """Say that the work goes on. Raises `Conflict` where another host took its place,
+        `NoQuorum`, `Unknown`."""
         if self._own is None:
             raise Conflict("nothing is under way")
-        await self._write(msgspec.structs.replace(self._own, times=self._own.times + 1), self._sequence)
+        await self._write(
+            msgspec.structs.replace(self._own, times=self._own.times + 1), self._sequence
+        )
 
     async def release(self) -> None:
         """End. What cannot be written is left to become void."""
@@ -99,7 +110,9 @@ class Exclusive:
         if stored is None:
             return Holder(), 0
         try:
-            return msgspec.msgpack.decode(codec.unseal(stored.payload, _SUBJECT), type=Holder), stored.sequence
+            return msgspec.msgpack.decode(
+                codec.unseal(stored.payload, _SUBJECT), type=Holder
+            ), stored.sequence
         except (DataLoss, *codec.ERRORS):
             return Holder(), stored.sequence
 
@@ -118,7 +131,9 @@ class Exclusive:
                     return
                 if attempt == _TRIES - 1 or sequence > expected:
                     self._own = None
-                    raise Conflict(f"host {found.host or '(none)'} was faster: {found.what or 'it is done'}") from None
+                    raise Conflict(
+                        f"host {found.host or '(none)'} was faster: {found.what or 'it is done'}"
+                    ) from None
             await asyncio.sleep(0.1)
 
 

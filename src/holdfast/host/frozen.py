@@ -1,8 +1,10 @@
-"""Whether a process is frozen: a nats-server, as its host sees it, or a host, as whoever runs several of them sees it.
+"""Whether a process is frozen: a nats-server, as its host sees it, or a host, as whoever runs
+several of them sees it.
 
-A frozen process is told from a slow one by the kernel: it was stopped, or it answers nobody and used no processor time at
-all. A machine that is overloaded gives every process some. All of it is counted in looks, not in time: who was frozen
-itself, as on a machine that was suspended, learns nothing from a clock.
+A frozen process is told from a slow one by the kernel: it was stopped, or it answers nobody and
+used no processor time at all. A machine that is overloaded gives every process some. All of it is
+counted in looks, not in time: who was frozen itself, as on a machine that was suspended, learns
+nothing from a clock.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ async def watch(
 ) -> None:
     """Look for ever: say after some looks that the process is frozen, and end it after some more.
 
-    ``pid_of``: the process that is to run at this moment, 0 for none. ``say`` hears of the events ``<what>-frozen`` and
-    ``<what>-back``.
+    ``pid_of``: the process that is to run at this moment, 0 for none. ``say`` hears of the events
+    ``<what>-frozen`` and ``<what>-back``.
     """
     seen = FrozenWatch()
     while True:
@@ -63,7 +65,8 @@ class FrozenWatch:
         self._told = False
 
     def look(self, pid: int, answers: bool, found: processes.Progress | None) -> str:
-        """Empty, or ``said``: it is to be told of; ``back``: it answers again; ``end``: it is to be killed."""
+        """Empty, or ``said``: it is to be told of; ``back``: it answers again; ``end``: it is to be
+        killed."""
         stopped = found is not None and found.state == _STOPPED
         moved = found is not None and found.ticks != self._ticks and not stopped
         if pid != self._pid:

@@ -1,7 +1,9 @@
-"""Which hosts a host heard, and how long ago: it says so to whoever asks, also while no majority answers.
+"""Which hosts a host heard, and how long ago: it says so to whoever asks, also while no majority
+answers.
 
-Hosts come and go, and anybody with the client password can beat under any name. So who was not heard for long is
-forgotten, and there are never more than any cluster has: else one answer would fit no message some day.
+Hosts come and go, and anybody with the client password can beat under any name. So who was not
+heard for long is forgotten, and there are never more than any cluster has: else one answer would
+fit no message some day.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A host as a child process: started with its settings, heard until its end. Killed, it takes its server and nodes along."""
+"""A host as a child process: started with its settings, heard until its end. Killed, it takes its
+server and nodes along."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from holdfast.host.settings import HostSettings, Report
 
 
 class HostChild:
-    """See the module. ``command``: what its command line begins with. ``report``: hears of each event, with the host's name."""
+    """See the module. ``command``: what its command line begins with. ``report``: hears of each
+    event, with the host's name."""
 
     def __init__(self, settings: HostSettings, command: Sequence[str], report: Report) -> None:
         self.settings = settings
@@ -34,10 +36,13 @@ class HostChild:
     @property
     def pid(self) -> int:
         """Its process; 0 while it does not run."""
-        return 0 if self.process is None or self.process.returncode is not None else self.process.pid
+        return (
+            0 if self.process is None or self.process.returncode is not None else self.process.pid
+        )
 
     async def start(self, timeout_seconds: float) -> None:
-        """Return once its server and its nodes are ready; nothing is done where it runs. Raises `ConfigError`."""
+        """Return once its server and its nodes are ready; nothing is done where it runs. Raises
+        `ConfigError`."""
         if self.process is not None and self.process.returncode is None:
             return
         name = self.settings.name
@@ -54,11 +59,15 @@ class HostChild:
             async with asyncio.timeout(timeout_seconds):
                 while not self._ready():
                     if self._error or self.reader.done():
-                        raise ConfigError(f"host {name} did not start: {self._error or 'its process ended'}")
+                        raise ConfigError(
+                            f"host {name} did not start: {self._error or 'its process ended'}"
+                        )
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise ConfigError(f"host {name} was not ready after {timeout_seconds} s: {self._error}") from None
+            raise ConfigError(
+                f"host {name} was not ready after {timeout_seconds} s: {self._error}"
+            ) from None
 
     def _ready(self) -> bool:
         has_server = self.settings.server is None or self.server_pid != 0
@@ -82,7 +91,9 @@ class HostChild:
         self.nodes, self.server_pid = {}, 0
         self._changed.set()
         if not self._told_to_end:
-            self._report("host-ended", {"host": self.settings.name, "code": code, "error": self._error})
+            self._report(
+                "host-ended", {"host": self.settings.name, "code": code, "error": self._error}
+            )
 
     async def ended(self) -> None:
         """Return when its process has ended."""

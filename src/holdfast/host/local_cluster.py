@@ -1,7 +1,8 @@
 """Complete hosts on one machine's loopback interface: for development, tests and demonstrations.
 
-Each host is a process of its own with its own server, directory and ports, and its nodes as children; killing it takes
-all of them down at once, as a machine's loss does. What they stored is found again by the next start.
+Each host is a process of its own with its own server, directory and ports, and its nodes as
+children; killing it takes all of them down at once, as a machine's loss does. What they stored is
+found again by the next start.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from holdfast.said import SAID_EVENTS, said_line
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where one host runs, and how it reaches the others: by default all of them share the loopback interface.
+    """Where one host runs, and how it reaches the others: by default all of them share the loopback
+    interface.
 
-    ``routes``: the servers of those that found the cluster as HOST:PORT, empty for one that joins it later. ``others``:
-    URLs of the other hosts' servers.
+    ``routes``: the servers of those that found the cluster as HOST:PORT, empty for one that joins
+    it later. ``others``: URLs of the other hosts' servers.
     """
 
     port: int
@@ -54,7 +56,8 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"{'tls' if self.security.tls_cert else 'nats'}://{addresses.join(self.listen, self.port)}"
+        scheme = "tls" if self.security.tls_cert else "nats"
+        return f"{scheme}://{addresses.join(self.listen, self.port)}"
 
 
 def _on_loopback(hosts: int, founders: int, ports: int) -> list[Place]:
@@ -64,19 +67,21 @@ def _on_loopback(hosts: int, founders: int, ports: int) -> list[Place]:
     routes = tuple(f"127.0.0.1:{port}" for port in cluster[:founders]) if hosts > 1 else ()
     urls = tuple(f"nats://127.0.0.1:{port}" for port in clients)
     return [
-        Place(clients[i], cluster[i], routes if i < founders else (), urls[i + 1 :] + urls[:i]) for i in range(hosts)
+        Place(clients[i], cluster[i], routes if i < founders else (), urls[i + 1 :] + urls[:i])
+        for i in range(hosts)
     ]
 
 
 class LocalCluster:
     """Hosts ``h1``, ``h2``, … with nodes ``h1-1``, …; use it with ``async with``.
 
-    ``hosts``: 1, 3 or 5 vote; those beyond have joined without a vote.
-    ``directory``: where the hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it.
-    ``ports``: the first port to use; 0 takes free ones. ``labels``: of each
-    host's nodes. ``report``: hears of each event with the host's name, also of each line that a node or host prints.
-    ``places``: where each host runs, instead of all on loopback. ``log``: a file that gets what they print; without it
-    and without ``report``, this process's standard error does. ``lock``: on the directory, where it was taken already.
+    ``hosts``: 1, 3 or 5 vote; those beyond have joined without a vote. ``directory``: where the
+    hosts keep their logs. ``apps``: what the nodes serve, as `holdfast up` takes it. ``ports``: the
+    first port to use; 0 takes free ones. ``labels``: of each host's nodes. ``report``: hears of
+    each event with the host's name, also of each line that a node or host prints. ``places``: where
+    each host runs, instead of all on loopback. ``log``: a file that gets what they print; without
+    it and without ``report``, this process's standard error does. ``lock``: on the directory, where
+    it was taken already.
     """
 
     def __init__(
@@ -94,14 +99,17 @@ class LocalCluster:
         lock: DirectoryLock | None = None,
     ) -> None:
         if hosts < 1 or hosts == 2:
-            raise ConfigError(f"a cluster has 1 host, or 3 and more, not {hosts}: two are no safer than one")
+            raise ConfigError(
+                f"a cluster has 1 host, or 3 and more, not {hosts}: two are no safer than one"
+            )
         if nodes < 0:
             raise ConfigError(f"a host has 0 or more nodes, not {nodes}")
         directory = self._directory = Path(directory)
         founders = max(size for size in SIZES if size <= hosts)
         if ports and not 0 < ports <= 65536 - 2 * hosts:
             raise ConfigError(
-                f"{hosts} hosts need the ports {ports} to {ports + 2 * hosts - 1}: there are none above 65535"
+                f"{hosts} hosts need the ports {ports} to {ports + 2 * hosts - 1}: there are none "
+                "above 65535"
             )
         self._lock = lock or DirectoryLock(directory)
         self._started = Started(hosts, below=True)
@@ -157,7 +165,8 @@ class LocalCluster:
                 file.write(f"{line}\n".encode(errors="backslashreplace"))
 
     async def add_host(self, name: str, timeout_seconds: float = 60.0) -> None:
-        """Start one more host on loopback, which joins without a vote; return once its nodes are ready.
+        """Start one more host on loopback, which joins without a vote; return once its nodes are
+        ready.
 
         Raises `ConfigError`.
         """
@@ -184,14 +193,20 @@ class LocalCluster:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
     async def start(self, timeout_seconds: float = 60.0) -> None:
-        """Start the hosts, and return once all their nodes are ready. Raises `ConfigError` with what went wrong."""
+        """Start the hosts, and return once all their nodes are ready. Raises `ConfigError` with
+        what went wrong."""
         for joining in (False, True):
-            names = [name for name, host in self._hosts.items() if bool(host.settings.join) is joining]
+            names = [
+                name for name, host in self._hosts.items() if bool(host.settings.join) is joining
+            ]
             await loops.together(*(self.start_host(name, timeout_seconds) for name in names))
 
     async def start_host(self, name: str, timeout_seconds: float = 60.0) -> None:
@@ -206,10 +221,13 @@ class LocalCluster:
     async def keep(self) -> None:
         """Start each host again that ends by itself, with pauses that grow; until it is cancelled.
 
-        One that is stopped (``SIGSTOP``) is said, and killed when that lasts, with its server and nodes.
-        Raises `DataLoss` where so many hosts lost their directories that they would begin an empty cluster.
+        One that is stopped (``SIGSTOP``) is said, and killed when that lasts, with its server and
+        nodes. Raises `DataLoss` where so many hosts lost their directories that they would begin an
+        empty cluster.
         """
-        await loops.together(*(work(name) for name in self._hosts for work in (self._keep, self._watch_frozen)))
+        await loops.together(
+            *(work(name) for name in self._hosts for work in (self._keep, self._watch_frozen))
+        )
 
     async def _watch_frozen(self, name: str) -> None:
         host = self._find(name)
@@ -233,7 +251,10 @@ class LocalCluster:
             delay = RESTART_SECONDS_MIN if loop.time() - started > STABLE_SECONDS else longer(delay)
             await asyncio.sleep(delay)
             try:
-                self._refuse_loss(name, [other for other in self._hosts if not self._has_state(other)] + self._lost())
+                self._refuse_loss(
+                    name,
+                    [other for other in self._hosts if not self._has_state(other)] + self._lost(),
+                )
                 await self.start_host(name)
             except (ConfigError, OSError, subprocess.SubprocessError) as error:
                 self._report("host-failed", {"host": name, "error": str(error)})
@@ -249,15 +270,25 @@ class LocalCluster:
         """Raises `DataLoss` for one of half of those who vote, or more, whose data are gone."""
         voters = [other for other in self._hosts if state.counts(self._directory / other)]
         if name in gone and len(gone) * 2 >= len(voters):
-            left = [str(path) for other in sorted(gone) for path in state.stores_aside(self._directory / other)]
-            aside = f". Stores that were put aside may be all that is left: {', '.join(left)}" if left else ""
+            left = [
+                str(path)
+                for other in sorted(gone)
+                for path in state.stores_aside(self._directory / other)
+            ]
+            aside = (
+                f". Stores that were put aside may be all that is left: {', '.join(left)}"
+                if left
+                else ""
+            )
             raise DataLoss(
-                f"{', '.join(sorted(gone))} below {self._directory} lost their data: they are not started again, as they "
-                f"would begin an empty cluster. Restore a backup into a new --dir, or remove this one to begin anew{aside}"
+                f"{', '.join(sorted(gone))} below {self._directory} lost their data: they are not "
+                "started again, as they would begin an empty cluster. Restore a backup into a new "
+                f"--dir, or remove this one to begin anew{aside}"
             )
 
     def _note_one(self, settings: HostSettings) -> None:
-        """Keep what one host was started as: it is not to be started alone. Raises `ConfigError`."""
+        """Keep what one host was started as: it is not to be started alone. Raises
+        `ConfigError`."""
         if settings.server is None:
             return
         directory, name = self._directory / settings.name, settings.name
@@ -280,7 +311,9 @@ class LocalCluster:
         try:
             return self._hosts[name]
         except KeyError:
-            raise ConfigError(f"there is no host {name!r}: there are {', '.join(self._hosts)}") from None
+            raise ConfigError(
+                f"there is no host {name!r}: there are {', '.join(self._hosts)}"
+            ) from None
 
     def settings_of(self, name: str) -> HostSettings:
         """What a host was told. Raises `ConfigError`."""

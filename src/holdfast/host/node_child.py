@@ -1,8 +1,9 @@
-"""A node as its host has it: one process after the other, how they ended, and whether it serves at all.
+"""A node as its host has it: one process after the other, how they ended, and whether it serves at
+all.
 
-A node whose processes end one after the other is ready for a moment each time, and one that starts is not ready for a
-while. So a host calls a node away only where it has not served for longer than a start takes; and one that ended more than
-once serves again once it has been ready for a while.
+A node whose processes end one after the other is ready for a moment each time, and one that starts
+is not ready for a while. So a host calls a node away only where it has not served for longer than a
+start takes; and one that ended more than once serves again once it has been ready for a while.
 """
 
 from __future__ import annotations
@@ -49,7 +50,12 @@ class NodeChild:
 
     def begins(self, incarnation: str) -> None:
         """A process of it is about to be started."""
-        self.incarnation, self.ready, self.error, self.watch = incarnation, False, "", Watch(incarnation)
+        self.incarnation, self.ready, self.error, self.watch = (
+            incarnation,
+            False,
+            "",
+            Watch(incarnation),
+        )
         if not self.starts:
             self._away_at = self._now()
         self.starts += 1
@@ -76,7 +82,8 @@ class NodeChild:
         return self.ready and now - self._ready_at > STABLE_SECONDS
 
     def away(self) -> NodeAway | None:
-        """What is said of it where it does not serve, or does so for moments only; None where it serves or just starts."""
+        """What is said of it where it does not serve, or does so for moments only; None where it
+        serves or just starts."""
         now = self._now()
         seconds = now - self._away_at
         up = self.ready if self._ends_away < 2 else self._is_stable(now)

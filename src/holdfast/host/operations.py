@@ -76,11 +76,22 @@ class Operations:
             facts.directory = server.settings.directory
             facts.disk_bytes, facts.disk_free_bytes = disk.total, disk.free
             facts.config_mode = server.config_path.stat().st_mode & 0o777
-            paths = [server.settings.directory, str(server.config_path), host.settings.security.tls_key]
-            facts.modes = {path: Path(path).stat().st_mode & 0o777 for path in paths if path and Path(path).exists()}
+            paths = [
+                server.settings.directory,
+                str(server.config_path),
+                host.settings.security.tls_key,
+            ]
+            facts.modes = {
+                path: Path(path).stat().st_mode & 0o777
+                for path in paths
+                if path and Path(path).exists()
+            }
             facts.server_pid, facts.server_starts = server.pid, server.starts
-            found, trouble = await asyncio.gather(host.system.facts(), host.system.health(), return_exceptions=True)
-            for one in (trouble, found):  # what it says of itself counts for less than that it says nothing
+            found, trouble = await asyncio.gather(
+                host.system.facts(), host.system.health(), return_exceptions=True
+            )
+            # what it says of itself counts for less than that it says nothing
+            for one in (trouble, found):
                 if isinstance(one, HoldfastError):
                     facts.server_trouble = str(one)
                 elif isinstance(one, BaseException):
@@ -101,7 +112,9 @@ class Operations:
         votes, seat = host.votes, host.seat
         record, sequence = (None, 0) if seat is None else (seat.record, seat.sequence)
         up_seconds = time.time() - host.started_at
-        sight = HostSight(host.settings.name, time.time(), up_seconds, votes, heard, record, sequence)
+        sight = HostSight(
+            host.settings.name, time.time(), up_seconds, votes, heard, record, sequence
+        )
         if host.server is not None:
             sight.founders = len(host.server.settings.routes)
         sight.away = host.away()
@@ -115,27 +128,34 @@ class Operations:
             found.append(Certificate(security.tls_cert, expires))
         if security.tls_ca and Path(security.tls_ca).is_file():
             context = ssl.create_default_context(cafile=security.tls_ca)
-            ends = [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in context.get_ca_certs()]
+            ends = [
+                ssl.cert_time_to_seconds(str(one["notAfter"])) for one in context.get_ca_certs()
+            ]
             found += [Certificate(security.tls_ca, end) for end in ends[:1]]
         return found
 
     async def replicas(self, _: Nothing) -> Replicas:
-        """What its server keeps of each stream. Raises `ConfigError` where it has no server of its own."""
+        """What its server keeps of each stream. Raises `ConfigError` where it has no server of its
+        own."""
         system = self._own_server()
         return Replicas(system.server_name(), await system.replicas())
 
     async def restart(self, _: Nothing) -> Nothing:
-        """End all that it runs, in order, and begin again as a new process with the code that is installed by then.
+        """End all that it runs, in order, and begin again as a new process with the code that is
+        installed by then.
 
-        Raises `NoQuorum` where the others have no majority without this server, `Conflict` while another host is away.
+        Raises `NoQuorum` where the others have no majority without this server, `Conflict` while
+        another host is away.
         """
         await self._changes.restart()
         return Nothing()
 
     async def rebuild(self, what: Rebuild) -> None:
-        """Stop the server, throw its copy of one stream away, and start it; the others then send it a new one.
+        """Stop the server, throw its copy of one stream away, and start it; the others then send it
+        a new one.
 
-        It answers before it begins. Raises `ConfigError` without a server of its own, and what `Changes.rebuild` does.
+        It answers before it begins. Raises `ConfigError` without a server of its own, and what
+        `Changes.rebuild` does.
         """
         self._own_server()
         await self._changes.rebuild(what.stream, what.raft_group)

@@ -1,8 +1,8 @@
 """A host as a process of its own: what `holdfast up` and `LocalCluster` start.
 
-It is told its `HostSettings` as JSON on the standard input, and says what happens through the pipe that it was given, one JSON
-object a line. SIGTERM and SIGINT make it end in order, and SIGHUP has it read its settings again. Its children die with it,
-whatever way it dies.
+It is told its `HostSettings` as JSON on the standard input, and says what happens through the pipe
+that it was given, one JSON object a line. SIGTERM and SIGINT make it end in order, and SIGHUP has
+it read its settings again. Its children die with it, whatever way it dies.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ class _Told(msgspec.Struct):
 
 
 def encode(settings: HostSettings, events: int = 1) -> bytes:
-    """What to write to the standard input of a host's process started by this one. ``events``: the pipe for what it says."""
+    """What to write to the standard input of a host's process started by this one. ``events``: the
+    pipe for what it says."""
     return msgspec.json.encode(_Told(os.getpid(), settings, events)) + b"\n"
 
 
 async def serve(settings: HostSettings, report: Report, lock: DirectoryLock | None = None) -> bool:
-    """Run a host until SIGTERM or SIGINT, or until it is to begin again: whether it is. ``lock``: on its directory.
+    """Run a host until SIGTERM or SIGINT, or until it is to begin again: whether it is. ``lock``:
+    on its directory.
 
     Raises `ConfigError`, `NoQuorum` where it cannot start.
     """
@@ -67,7 +69,8 @@ async def serve(settings: HostSettings, report: Report, lock: DirectoryLock | No
 
 
 def begin_again(told: bytes = b"", events: int = 1) -> NoReturn:
-    """Become a new process with the same number and the same command; ``told``: what it is to read on its standard input.
+    """Become a new process with the same number and the same command; ``told``: what it is to read
+    on its standard input.
 
     ``events``: the pipe for what it says, which it is to inherit.
     """
@@ -85,8 +88,12 @@ def main() -> int:
     line = sys.stdin.buffer.readline()
     told = msgspec.json.decode(line, type=_Told)
     die_with_parent(told.parent)
-    writer = pipes.Writer(lambda text: pipes.write_all(2, f"{text}\n".encode(errors="backslashreplace")))
-    events = pipes.Writer(lambda text: pipes.write_all(1, f"{text}\n".encode(errors="backslashreplace")))
+    writer = pipes.Writer(
+        lambda text: pipes.write_all(2, f"{text}\n".encode(errors="backslashreplace"))
+    )
+    events = pipes.Writer(
+        lambda text: pipes.write_all(1, f"{text}\n".encode(errors="backslashreplace"))
+    )
     teller = pipes.Teller(told.events) if told.events != 1 else None
 
     dropped = 0
@@ -98,7 +105,9 @@ def main() -> int:
             if (
                 is_print
                 and dropped
-                and teller.tell(event, {**facts, "text": pipes.dropped_text(dropped)}, may_drop=True)
+                and teller.tell(
+                    event, {**facts, "text": pipes.dropped_text(dropped)}, may_drop=True
+                )
             ):
                 dropped = 0
             if not teller.tell(event, facts, may_drop=is_print) and is_print:

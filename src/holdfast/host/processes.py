@@ -1,4 +1,5 @@
-"""What the kernel shows of other processes (Linux's ``/proc``): who has a file locked or listens on a port, and how one does.
+"""What the kernel shows of other processes (Linux's ``/proc``): who has a file locked or listens on
+a port, and how one does.
 
 Elsewhere, and of other users' processes, it shows nothing: then nothing is claimed.
 """
@@ -20,7 +21,8 @@ _COMMAND_CHARACTERS_MAX: Final = 120
 
 
 class Progress(NamedTuple):
-    """How a process does. ``state``: a letter, T for stopped; ``ticks``: processor time that it used until now."""
+    """How a process does. ``state``: a letter, T for stopped; ``ticks``: processor time that it
+    used until now."""
 
     state: str
     ticks: int
@@ -38,10 +40,13 @@ def is_alive(pid: int) -> bool:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line, cut, without passwords in URLs; empty where the kernel does not show it."""
+    """A process's command line, cut, without passwords in URLs; empty where the kernel does not
+    show it."""
     try:
         with (_PROC / str(pid) / "cmdline").open("rb") as file:
-            text = file.read(_COMMAND_BYTES_MAX).replace(b"\0", b" ").decode(errors="replace").strip()
+            text = (
+                file.read(_COMMAND_BYTES_MAX).replace(b"\0", b" ").decode(errors="replace").strip()
+            )
     except OSError:
         return ""
     text = "".join(character if character.isprintable() else "?" for character in shown(text))
@@ -58,12 +63,15 @@ def progress_of(pid: int) -> Progress | None:
 
 
 def lockers(paths: list[Path]) -> list[int]:
-    """The processes that have one of these files open and locked with ``flock``, as far as the kernel shows them."""
+    """The processes that have one of these files open and locked with ``flock``, as far as the
+    kernel shows them."""
     inodes = set()
     for path in paths:
         with suppress(OSError):
             inodes.add(_inode(path))
-    return [pid for pid in _pids() if any(_has_lock(pid, file, inodes) for file in _open_files(pid))]
+    return [
+        pid for pid in _pids() if any(_has_lock(pid, file, inodes) for file in _open_files(pid))
+    ]
 
 
 def listener_on(port: int) -> str:
@@ -73,7 +81,10 @@ def listener_on(port: int) -> str:
         for file in _open_files(pid):
             with suppress(OSError):
                 if str(file.readlink()) in sockets:
-                    return f"process {pid} ({(_PROC / str(pid) / 'comm').read_text(errors='replace').strip()})"
+                    return (
+                        f"process {pid} "
+                        f"({(_PROC / str(pid) / 'comm').read_text(errors='replace').strip()})"
+                    )
     return ""
 
 
@@ -95,9 +106,9 @@ def _inode(path: Path) -> tuple[int, int]:
 
 def _has_lock(pid: int, file: Path, inodes: set[tuple[int, int]]) -> bool:
     with suppress(OSError):
-        return _inode(file) in inodes and "FLOCK" in (_PROC / str(pid) / "fdinfo" / file.name).read_text(
-            errors="replace"
-        )
+        return _inode(file) in inodes and "FLOCK" in (
+            _PROC / str(pid) / "fdinfo" / file.name
+        ).read_text(errors="replace")
     return False
 
 

@@ -15,7 +15,8 @@ Report = Callable[[str, dict[str, Any]], None]
 
 
 class HostSettings(msgspec.Struct):
-    """Everything that a host is told. ``server`` is None where the servers are somebody else's (``urls``)."""
+    """Everything that a host is told. ``server`` is None where the servers are somebody else's
+    (``urls``)."""
 
     name: str
     server: ServerSettings | None
@@ -30,7 +31,8 @@ class HostSettings(msgspec.Struct):
     """Of each of its nodes."""
     security: Security = Security()
     join: str = ""
-    """HOST:PORT of any host of a cluster that this one is to join, where its own directory does not know it yet."""
+    """HOST:PORT of any host of a cluster that this one is to join, where its own directory does not
+    know it yet."""
 
     def __post_init__(self) -> None:
         ids.check_machine(self.name, "host")

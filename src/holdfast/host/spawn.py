@@ -1,7 +1,7 @@
 """A child process of a host, or of whoever runs hosts: told by its standard input, heard by pipes.
 
-It ends when its process ends. What its code started may go on, and keep the pipes of the standard output open: that is
-still read, up to a bound, but nobody waits for it.
+It ends when its process ends. What its code started may go on, and keep the pipes of the standard
+output open: that is still read, up to a bound, but nobody waits for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _orphaned: Final[deque[lines.TextReader]] = deque()
 class Child:
     """See the module; made by `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, events: lines.LineReader, text: lines.TextReader) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, events: lines.LineReader, text: lines.TextReader
+    ) -> None:
         self.process = process
         self._events = events
         self._text = text
@@ -56,7 +58,8 @@ async def start(
     on_event: Callable[[str, dict[str, Any]], None],
     on_text: Callable[[str], None],
 ) -> Child:
-    """Start a process in a session of its own. ``told``: what to write to its standard input, given its pipe for events.
+    """Start a process in a session of its own. ``told``: what to write to its standard input, given
+    its pipe for events.
 
     ``on_text`` gets each line of its standard output and its standard error.
     """
@@ -83,7 +86,9 @@ async def start(
     finally:
         os.close(events_end)
         os.close(text_end)
-    child = Child(process, lines.EventReader(events, on_event, on_text).lines, lines.TextReader(text, on_text))
+    child = Child(
+        process, lines.EventReader(events, on_event, on_text).lines, lines.TextReader(text, on_text)
+    )
     assert process.stdin is not None
     process.stdin.write(told(events_end))
     process.stdin.close()

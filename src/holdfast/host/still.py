@@ -1,10 +1,11 @@
-"""Whether a node of this host stands still, by what it says and by its silence, and when it is to be ended for that.
+"""Whether a node of this host stands still, by what it says and by its silence, and when it is to
+be ended for that.
 
-A handler that never returns, or code in C that keeps the interpreter, takes the whole loop of its node with it, and a node
-that was stopped from outside does nothing at all. Others take its shards over, but nothing else would ever end it. A
-thread of the node says how long its loop has stood still; where that thread is silent too, the host counts the time in
-which it could have heard. A node that merely got no processor is left alone for longer, and one that a debugger holds for
-ever.
+A handler that never returns, or code in C that keeps the interpreter, takes the whole loop of its
+node with it, and a node that was stopped from outside does nothing at all. Others take its shards
+over, but nothing else would ever end it. A thread of the node says how long its loop has stood
+still; where that thread is silent too, the host counts the time in which it could have heard. A
+node that merely got no processor is left alone for longer, and one that a debugger holds for ever.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ class Child(Protocol):
 
 
 class Watchman:
-    """Looks after all nodes of a host, and ends those that stand still for too long. ``say``: tells the others at once."""
+    """Looks after all nodes of a host, and ends those that stand still for too long. ``say``: tells
+    the others at once."""
 
     def __init__(
-        self, children: Sequence[Child], report: Callable[[str, dict[str, Any]], None], say: Callable[[], None]
+        self,
+        children: Sequence[Child],
+        report: Callable[[str, dict[str, Any]], None],
+        say: Callable[[], None],
     ) -> None:
         self._children = children
         self._report = report
@@ -84,7 +89,12 @@ class Watchman:
             return
         if not watch.told:
             watch.told = True
-            facts = {"node": child.name, "text": still.text, "agent": still.token, "stack": watch.stack}
+            facts = {
+                "node": child.name,
+                "text": still.text,
+                "agent": still.token,
+                "stack": watch.stack,
+            }
             self._report("node-still", facts)
             self._say()
         if watch.is_to_end():
@@ -95,8 +105,13 @@ class Watchman:
             process.kill()
 
     def standstills(self) -> list[Standstill]:
-        """Those that are under way, and the last that were ended; not of nodes that were stopped from outside."""
-        pids = [(child.watch, child.process.pid) for child in self._children if child.process is not None]
+        """Those that are under way, and the last that were ended; not of nodes that were stopped
+        from outside."""
+        pids = [
+            (child.watch, child.process.pid)
+            for child in self._children
+            if child.process is not None
+        ]
         found = [watch.standstill(pid) for watch, pid in pids if not watch.stopped()]
         return [*self._over, *(one for one in found if one is not None)]
 
@@ -138,7 +153,9 @@ class Watch:
                 self._named, self.told, self.stack = {}, False, ""
         elif what == "standing":
             self._seconds = _number(event.get("seconds"))
-            self._named = {name: str(event.get(name, ""))[:_TEXT_MAX] for name in ("token", "key", "where")}
+            self._named = {
+                name: str(event.get(name, ""))[:_TEXT_MAX] for name in ("token", "key", "where")
+            }
             functions = event.get("functions", ())
             self._functions = _cut(functions) if isinstance(functions, list) else ()
         elif what == "ready":
@@ -154,10 +171,16 @@ class Watch:
             return
         self._quiet += passed
         self._see(pid, passed)
-        if self._quiet >= limits.QUIET_SECONDS and not self._asked and self._stacks >= 0 and STACKS_SIGNAL:
+        if (
+            self._quiet >= limits.QUIET_SECONDS
+            and not self._asked
+            and self._stacks >= 0
+            and STACKS_SIGNAL
+        ):
             self._asked, self.stack = True, ""
             with suppress(OSError):
-                self._written = self._file(pid).stat().st_size  # of an earlier silence: nothing of this one
+                # of an earlier silence: nothing of this one
+                self._written = self._file(pid).stat().st_size
                 os.kill(pid, STACKS_SIGNAL)
 
     def _see(self, pid: int, passed: float) -> None:
@@ -167,7 +190,8 @@ class Watch:
         found = processes.progress_of(pid)
         was_stopped = self.stopped()
         self._state = "?" if found is None else found.state
-        if was_stopped and not self.stopped():  # it goes on: what it does from here on is another silence
+        # it goes on: what it does from here on is another silence
+        if was_stopped and not self.stopped():
             self._quiet, self._asked, self.told, self.stack = 0.0, False, False, ""
         if found is not None:
             self._idle += passed if found.ticks == self._ticks else 0.0
@@ -178,7 +202,8 @@ class Watch:
         if self.over:
             return None
         if self._quiet >= limits.QUIET_SECONDS:
-            self.stack = self._read_stacks(pid) or self.stack  # again, because it may have been half written
+            # again, because it may have been half written
+            self.stack = self._read_stacks(pid) or self.stack
             functions, where = _running(self.stack)
             seconds = self._quiet + self._gone
             return Standstill(self.incarnation, seconds, where=where, functions=functions)
@@ -190,7 +215,9 @@ class Watch:
     def is_news(self, still: Standstill | None) -> bool:
         """Whether it stands still in something else than when this was asked last."""
         before = self._known
-        self._known = () if still is None else (still.token, still.key) if still.token else still.functions
+        self._known = (
+            () if still is None else (still.token, still.key) if still.token else still.functions
+        )
         return bool(self._known) and self._known != before
 
     def stopped(self) -> bool:
@@ -205,7 +232,10 @@ class Watch:
         if self.stopped():
             return self._state != _HELD and self._quiet >= limits.FROZEN_SECONDS
         # It may be swapped out, or wait for a disk: it could not say anything.
-        return self._quiet - self._idle >= limits.STANDSTILL_SECONDS or self._quiet >= limits.STARVED_SECONDS
+        return (
+            self._quiet - self._idle >= limits.STANDSTILL_SECONDS
+            or self._quiet >= limits.STARVED_SECONDS
+        )
 
     def _file(self, pid: int) -> Path:
         """Where the node writes its stacks, one time behind the other."""
@@ -227,7 +257,8 @@ def _number(value: object) -> float:
 
 
 def _running(stack: str) -> tuple[tuple[str, ...], str]:
-    """The functions of a user's that the current thread of these stacks is in, and in which line."""
+    """The functions of a user's that the current thread of these stacks is in, and in which
+    line."""
     current = stack.rpartition("Current thread")[2].partition("\n\n")[0]
     frames = _FRAME.findall(current)
     own = [frame for frame in frames if places.is_users(frame[0])]

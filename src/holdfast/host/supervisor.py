@@ -1,7 +1,9 @@
-"""A host: one machine's part in the cluster. It runs one nats-server and some nodes, and starts again what ends.
+"""A host: one machine's part in the cluster. It runs one nats-server and some nodes, and starts
+again what ends.
 
-Every host is the same; none is the head. A host tells the others at once when a process of its nodes ended: it was its
-parent, so it knows. That is what makes a takeover after a crash fast, without anybody guessing from silence.
+Every host is the same; none is the head. A host tells the others at once when a process of its
+nodes ended: it was its parent, so it knows. That is what makes a takeover after a crash fast,
+without anybody guessing from silence.
 """
 
 from __future__ import annotations
@@ -55,10 +57,12 @@ _logger = logging.getLogger(__name__)
 class Host:
     """See the module. ``lock``: on its directory, where it was taken already.
 
-    ``report`` hears of each event: ``server``, ``server-ended``,
-    ``server-failed``, ``server-stores-nothing``, ``node-ready``, ``node-still``, ``node-ended``, ``node-said``."""
+    ``report`` hears of each event: ``server``, ``server-ended``, ``server-failed``,
+    ``server-stores-nothing``, ``node-ready``, ``node-still``, ``node-ended``, ``node-said``."""
 
-    def __init__(self, settings: HostSettings, report: Report, lock: DirectoryLock | None = None) -> None:
+    def __init__(
+        self, settings: HostSettings, report: Report, lock: DirectoryLock | None = None
+    ) -> None:
         ids.check_machine(settings.name, "host")
         self.settings = settings
         self.started_at = time.time()
@@ -66,12 +70,18 @@ class Host:
         self.system: ServerAdmin | None = None
         self.say = self._report = Told(settings.name, report)
         """Says what happens."""
-        self.keeper = None if self.server is None else Keeper(self.server, self.say, self._write_error)
+        self.keeper = (
+            None if self.server is None else Keeper(self.server, self.say, self._write_error)
+        )
         self.seat: Voter | None = None
         if self.server is not None and self.keeper is not None:
-            self.seat = Voter(settings.name, self.server, settings.join, self.keeper.restart, self.say)
+            self.seat = Voter(
+                settings.name, self.server, settings.join, self.keeper.restart, self.say
+            )
         self.heard = Heard()
-        self.children = [NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)]
+        self.children = [
+            NodeChild(f"{settings.name}-{index + 1}") for index in range(settings.nodes)
+        ]
         self._watchman = Watchman(self.children, report, self._say_who_lives)
         self._service: HostService | None = None
         own = [] if self.server is None else [self.server.url]
@@ -102,19 +112,29 @@ class Host:
             self._tasks += self.keeper.tasks()
         # Its own server is there: where the machine has little time, it answers late.
         seconds = limits.CONNECT_SECONDS if self.server is None else limits.JOIN_SECONDS
-        self._engine = NatsEngine(self._urls, connect_seconds=seconds, **msgspec.structs.asdict(self.settings.security))
+        self._engine = NatsEngine(
+            self._urls, connect_seconds=seconds, **msgspec.structs.asdict(self.settings.security)
+        )
         await self._engine.open()
         self._tasks.append(loop.create_task(self._report.run(self._engine)))
         if self.server is not None and self.seat is not None:
-            self.system = ServerAdmin(self.server.url, self.server.system_password, self._engine.certificates)
+            self.system = ServerAdmin(
+                self.server.url, self.server.system_password, self._engine.certificates
+            )
             await self.system.open()
             may_leave = self.changes.guards.may_leave
-            self._tasks.append(loop.create_task(self.seat.run(self._engine, self.system, may_leave)))
+            self._tasks.append(
+                loop.create_task(self.seat.run(self._engine, self.system, may_leave))
+            )
             self._passing.append(loop.create_task(self.changes.resume()))
-            self._tasks.append(loop.create_task(LeaderBalance(self._engine, self.system, self.seat).run()))
+            self._tasks.append(
+                loop.create_task(LeaderBalance(self._engine, self.system, self.seat).run())
+            )
             self._tasks.append(loop.create_task(LostVotes(self.system, self.seat, may_leave).run()))
         await self._engine.bus.subscribe(HOST_SUBJECT, self._on_host)
-        self._service = HostService(self._engine.bus, self.settings.name, Operations(self, self.changes).table())
+        self._service = HostService(
+            self._engine.bus, self.settings.name, Operations(self, self.changes).table()
+        )
         await self._service.start()
         self._tasks.append(loop.create_task(self._beat()))
         self._tasks.append(loop.create_task(self._watchman.run()))
@@ -129,14 +149,19 @@ class Host:
         for task in done:
             task.result()
 
-    # Nodes ---------------------------------------------------------------------------------------------------------
+    # Nodes ----------------------------------------------------------------------------------------
 
     def _say_who_lives(self) -> None:
         if self._engine is not None and self._engine.connected():
             living = [child.incarnation for child in self.children if child.incarnation]
             voters = self.seat.voters if self.seat is not None else 0
-            beat = HostBeat(self.settings.name, living, list(self._ended), self._incarnation, self.votes, voters)
-            beat.still, beat.killed = self._watchman.standstills(), [*self._killed, *self._watchman.stopped()]
+            beat = HostBeat(
+                self.settings.name, living, list(self._ended), self._incarnation, self.votes, voters
+            )
+            beat.still, beat.killed = (
+                self._watchman.standstills(),
+                [*self._killed, *self._watchman.stopped()],
+            )
             self._beats += 1
             beat.number = self._beats
             self._engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
@@ -144,7 +169,12 @@ class Host:
     @property
     def votes(self) -> bool:
         """Whether its server runs, keeps copies, and votes."""
-        return self.seat is not None and self.seat.votes and self.server is not None and self.server.pid != 0
+        return (
+            self.seat is not None
+            and self.seat.votes
+            and self.server is not None
+            and self.server.pid != 0
+        )
 
     def _on_host(self, message: Message) -> None:
         if (beat := self._door.read(message)) is not None:
@@ -170,14 +200,16 @@ class Host:
             await asyncio.sleep(delay)
 
     def _copies(self) -> int | None:
-        """How many copies of everything there are to be: what the cohort's record says comes before the command line."""
+        """How many copies of everything there are to be: what the cohort's record says comes before
+        the command line."""
         known = 0 if self.seat is None else self.seat.copies
         return max((size for size in SIZES if size <= known), default=self.settings.replicas)
 
     async def _run_node(self, child: NodeChild) -> int:
         if self._stopping:  # meanwhile
             return os.EX_OK
-        # The name of its life is known, and said, before it begins: nobody takes a beat of it for a ghost's.
+        # The name of its life is known, and said, before it begins: nobody takes a beat of it for a
+        # ghost's.
         child.begins(ids.new_id("n"))
         self._say_who_lives()
         security = self.settings.security
@@ -188,7 +220,8 @@ class Host:
             name=child.name,
             host=self.settings.name,
             incarnation=child.incarnation,
-            found=self.settings.replicas is not None and not (self.seat is not None and self.seat.founded),
+            found=self.settings.replicas is not None
+            and not (self.seat is not None and self.seat.founded),
             replicas=self._copies(),
             labels=self.settings.labels,
             capacity=self.settings.capacity,
@@ -202,7 +235,9 @@ class Host:
         try:
             started = await spawn.start(
                 python("holdfast.node"),
-                lambda events: msgspec.json.encode(msgspec.structs.replace(settings, events=events)) + b"\n",
+                lambda events: (
+                    msgspec.json.encode(msgspec.structs.replace(settings, events=events)) + b"\n"
+                ),
                 lambda event, facts: self._heard(child, event, facts),
                 lambda text: self._said(child, text),
             )
@@ -210,7 +245,8 @@ class Host:
             if not self._stopping:  # else nobody would tell it to end
                 return await started.wait()
         except (OSError, subprocess.SubprocessError) as error:
-            # The machine has no processes, files or memory left, which a user's code may have taken: it may have some soon.
+            # The machine has no processes, files or memory left, which a user's code may have
+            # taken: it may have some soon.
             child.error = f"no process can be started: {error}"
         finally:
             if started is not None:
@@ -242,12 +278,18 @@ class Host:
             child.error = str(facts.get("error", ""))[:_ERROR_CHARACTERS_MAX]
         elif event == said.SAID:
             agent, at = str(facts.get("agent", "")), facts.get("at", 0.0)
-            text = str(facts["text"]) if "text" in facts else pipes.dropped_text(facts.get("dropped", 0))
+            text = (
+                str(facts["text"])
+                if "text" in facts
+                else pipes.dropped_text(facts.get("dropped", 0))
+            )
             self._said(child, text, agent, at)
 
     def _said(self, child: NodeChild, text: str, agent: str = "", at: float = 0.0) -> None:
         """A line that a node printed: data, whatever it looks like."""
-        self._report("node-said", {"node": child.name, "agent": agent, "at": at or time.time(), "text": text})
+        self._report(
+            "node-said", {"node": child.name, "agent": agent, "at": at or time.time(), "text": text}
+        )
 
     @property
     def engine(self) -> NatsEngine:
@@ -266,7 +308,8 @@ class Host:
         return [child.process.pid for child in self.children if child.process is not None]
 
     def reload(self) -> None:
-        """Have the server read its settings and certificates again; everything else reads them when it connects."""
+        """Have the server read its settings and certificates again; everything else reads them when
+        it connects."""
         if self.server is not None:
             try:
                 self.server.reload()
@@ -277,9 +320,14 @@ class Host:
 
     def kill(self) -> None:
         """End all its processes at once, without a word."""
-        signals.kill([*self.node_pids(), *([self.server.pid] if self.server is not None and self.server.pid else [])])
+        signals.kill(
+            [
+                *self.node_pids(),
+                *([self.server.pid] if self.server is not None and self.server.pid else []),
+            ]
+        )
 
-    # End -----------------------------------------------------------------------------------------------------------
+    # End ------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Have the nodes let go of their shards and end, then the server."""

@@ -18,7 +18,8 @@ from holdfast.host.voting.voter import Voter
 
 
 class ThisHost(Protocol):
-    """See the module; `holdfast.host.supervisor.Host` is one. What is None belongs to a server that it does not run."""
+    """See the module; `holdfast.host.supervisor.Host` is one. What is None belongs to a server that
+    it does not run."""
 
     settings: HostSettings
     started_at: float

@@ -1,7 +1,9 @@
-"""What a host writes into the cluster's own events, so that `holdfast events` tells it later and from anywhere.
+"""What a host writes into the cluster's own events, so that `holdfast events` tells it later and
+from anywhere.
 
-Nodes see that a host is silent; only the host knows that its server was frozen, or that a copy was thrown away. What it
-cannot write, because no majority takes it, waits for a while; a host that ends takes it along.
+Nodes see that a host is silent; only the host knows that its server was frozen, or that a copy was
+thrown away. What it cannot write, because no majority takes it, waits for a while; a host that ends
+takes it along.
 """
 
 from __future__ import annotations
@@ -85,5 +87,10 @@ class Told:
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in facts.items() if isinstance(value, (str, int, float, bool))}
-    return {key: value[:_TEXT_CHARACTERS_MAX] if isinstance(value, str) else value for key, value in found.items()}
+    found = {
+        key: value for key, value in facts.items() if isinstance(value, (str, int, float, bool))
+    }
+    return {
+        key: value[:_TEXT_CHARACTERS_MAX] if isinstance(value, str) else value
+        for key, value in found.items()
+    }

@@ -1,7 +1,8 @@
 """The operations by which a command changes who votes: single steps, each answered when it is done.
 
-The command decides what comes next (`holdfast.admin.fleet.cohort`); the host that carries a step out checks for itself that the
-step fits the cohort's record and costs no majority (`holdfast.host.guards`).
+The command decides what comes next (`holdfast.admin.fleet.cohort`); the host that carries a step
+out checks for itself that the step fits the cohort's record and costs no majority
+(`holdfast.host.guards`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from holdfast.errors import BadMessage
 
 
 def kind_name(kind: type[Agent[Any]] | str) -> str:
-    """The name of a kind that is given by its class, or by name. Raises `TypeError` for anything else."""
+    """The name of a kind that is given by its class, or by name. Raises `TypeError` for anything
+    else."""
     return kind if isinstance(kind, str) else kind_of(kind).name
 
 
@@ -28,12 +29,15 @@ def kind_of(kind: type[Agent[Any]]) -> Kind:
 def capabilities(kind: type[Agent[Any]], given: Iterable[str]) -> set[str]:
     """Those of a class and those that are given. Raises `BadMessage`."""
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise BadMessage(f"capabilities are a set of words, not {given!r:.100}: write {{{given!r:.100}}}")
+        raise BadMessage(
+            f"capabilities are a set of words, not {given!r:.100}: write {{{given!r:.100}}}"
+        )
     return {*kind_of(kind).capabilities, *given}
 
 
 def encode(agent_id: str, handler: str, arguments: Any) -> tuple[str, bytes]:
-    """An agent's token, and the arguments as bytes: of a list in order, of a map by name, of anything else as the only one.
+    """An agent's token, and the arguments as bytes: of a list in order, of a map by name, of
+    anything else as the only one.
 
     Raises `InvalidName`, `BadMessage`.
     """

@@ -1,7 +1,7 @@
 """What a node says of itself when an operator asks: `holdfast doctor` asks all nodes at once.
 
-Beats carry what all nodes need all the time. This is what is looked at rarely: whether the node is live, which shards it
-serves, which recoveries fail, and why.
+Beats carry what all nodes need all the time. This is what is looked at rarely: whether the node is
+live, which shards it serves, which recoveries fail, and why.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Reasons = Annotated[dict[Text, Long], msgspec.Meta(max_length=4096)]
 
 
 class NodeState(msgspec.Struct):
-    """A node as it describes itself. ``live``: whether it can show that a majority of the cells takes its writes."""
+    """A node as it describes itself. ``live``: whether it can show that a majority of the cells
+    takes its writes."""
 
     incarnation: Incarnation
     name: Name
@@ -46,7 +47,8 @@ class NodeState(msgspec.Struct):
     degraded: Long = ""
     """How its loop stood still a short while ago, and where."""
     lost_cells: Reasons = {}
-    """Cells that it serves no more, because their logs lost acknowledged writes; and how that shows."""
+    """Cells that it serves no more, because their logs lost acknowledged writes; and how that
+    shows."""
 
 
 _decode_state = msgspec.msgpack.Decoder(NodeState).decode

@@ -1,8 +1,9 @@
-"""How a node comes to its end: it is closed, once, or a part of it ended that nothing else can do without.
+"""How a node comes to its end: it is closed, once, or a part of it ended that nothing else can do
+without.
 
-A node with a part missing would limp: its calls would wait for ever, and others would take it for alive. So it ends as a
-whole, in order where it can, says so in the log, and tells its callers why. Whatever one part does when it is closed, the
-others are closed as well.
+A node with a part missing would limp: its calls would wait for ever, and others would take it for
+alive. So it ends as a whole, in order where it can, says so in the log, and tells its callers why.
+Whatever one part does when it is closed, the others are closed as well.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ class Part(Protocol):
 
 
 class Ending:
-    """See the module. ``parts`` names those of the node, in the order in which they are closed; ``cut`` closes its engine;
-    ``name`` is the node's."""
+    """See the module. ``parts`` names those of the node, in the order in which they are closed;
+    ``cut`` closes its engine; ``name`` is the node's."""
 
     def __init__(
-        self, name: str, parts: Callable[[], Sequence[Part]], cut: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        name: str,
+        parts: Callable[[], Sequence[Part]],
+        cut: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._name = name
         self._parts = parts
@@ -50,7 +54,8 @@ class Ending:
             loops.hears.reset(hears)
 
     async def close(self, cut: bool = False) -> None:
-        """Close the node; again, or once it has failed, wait until it has ended. ``cut``: and then its engine.
+        """Close the node; again, or once it has failed, wait until it has ended. ``cut``: and then
+        its engine.
 
         Who is cancelled meanwhile waits no more: turns that run are finished all the same.
         """
@@ -69,7 +74,9 @@ class Ending:
         if self._closing is not None or self._failing is not None:
             return
         over = loops.is_over()
-        self._failing = asyncio.get_running_loop().create_task(self._end_in_time(over), context=Context())
+        self._failing = asyncio.get_running_loop().create_task(
+            self._end_in_time(over), context=Context()
+        )
         if self._runtime is not None:
             self._runtime.router.fail(f"this node has failed ({what}): see its log, and join again")
         if over:
@@ -84,7 +91,8 @@ class Ending:
             raise error
 
     async def _end_in_time(self, over: bool) -> None:
-        """``over``: the program has ended, its loop may end at any moment, and nobody is told what cannot be closed."""
+        """``over``: the program has ended, its loop may end at any moment, and nobody is told what
+        cannot be closed."""
         failures: list[tuple[str, Exception]] = []
         try:
             failures = await self._end(asyncio.get_running_loop().time() + limits.DRAIN_SECONDS)
@@ -97,7 +105,8 @@ class Ending:
             loops.report(f"the node {self._name} ends, and its {what} could not be closed", error)
 
     async def _end(self, until: float | None) -> list[tuple[str, Exception]]:
-        """Close every part, and return what could not be closed. ``until``: from when on no part is waited for long."""
+        """Close every part, and return what could not be closed. ``until``: from when on no part is
+        waited for long."""
         loop, failures = asyncio.get_running_loop(), list[tuple[str, Exception]]()
         for part in self._parts():
             try:

@@ -1,4 +1,5 @@
-"""Find the agent classes of an application: ``app.py``, ``package.module``, or either with ``:ClassA,ClassB`` behind it."""
+"""Find the agent classes of an application: ``app.py``, ``package.module``, or either with
+``:ClassA,ClassB`` behind it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _CHAIN_MAX: Final = 20
 def load_module(app: str) -> ModuleType:
     """Import an application by path or by name.
 
-    Raises `ConfigError` where there is none, or its import fails; the application's own traceback is a note on it.
+    Raises `ConfigError` where there is none, or its import fails; the application's own traceback
+    is a note on it.
     """
     where, _, _ = _split(app)
     try:
@@ -41,10 +43,13 @@ def _explained(app: str, where: str, error: BaseException) -> ConfigError:
     if isinstance(error, ConfigError):
         told = ConfigError(str(error))
     elif isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
-        told = ConfigError(f"{app!r}: {error}. Name a file (app.py) or a module that can be imported")
+        told = ConfigError(
+            f"{app!r}: {error}. Name a file (app.py) or a module that can be imported"
+        )
     elif isinstance(error, SystemExit):
         told = ConfigError(
-            f"importing {app!r} ended the program (SystemExit: {error}): put that behind a `__main__` guard"
+            f"importing {app!r} ended the program (SystemExit: {error}): put that behind a "
+            "`__main__` guard"
         )
     else:
         told = ConfigError(f"importing {app!r} failed: {type(error).__name__}: {error}")
@@ -76,7 +81,8 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def load_agents(app: str) -> list[type[Agent[Any]]]:
-    """The agent classes that an application names, or all that its module defines. Raises `ConfigError`."""
+    """The agent classes that an application names, or all that its module defines. Raises
+    `ConfigError`."""
     where, colon, names = _split(app)
     module = load_module(app)
     if colon:
@@ -85,9 +91,15 @@ def load_agents(app: str) -> list[type[Agent[Any]]]:
             if not _is_agent(cls):
                 raise ConfigError(f"{where} has no agent class {name.strip()!r}")
     else:
-        found = [cls for cls in vars(module).values() if _is_agent(cls) and cls.__module__ == module.__name__]
+        found = [
+            cls
+            for cls in vars(module).values()
+            if _is_agent(cls) and cls.__module__ == module.__name__
+        ]
         if not found:
-            raise ConfigError(f"{where} defines no agent class: write class MyAgent(Agent[MyState])")
+            raise ConfigError(
+                f"{where} defines no agent class: write class MyAgent(Agent[MyState])"
+            )
     return [cls for cls in found if cls is not None]
 
 

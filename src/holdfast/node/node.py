@@ -1,6 +1,7 @@
 """A node: one process's part in the cluster, and the one object that users hold.
 
-It puts the parts together (engine, registry, membership, ownership, agents) and has no logic of its own.
+It puts the parts together (engine, registry, membership, ownership, agents) and has no logic of its
+own.
 """
 
 from __future__ import annotations
@@ -52,10 +53,17 @@ SHARDS = 128
 
 
 class Node:
-    """One process's part in the cluster. Make it with `Node.join`, or with `Node.open` and `close`."""
+    """One process's part in the cluster. Make it with `Node.join`, or with `Node.open` and
+    `close`."""
 
     def __init__(
-        self, engine: Engine, manifest: Manifest, clock: Clock, name: str, host: str, supervised: bool
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        clock: Clock,
+        name: str,
+        host: str,
+        supervised: bool,
     ) -> None:
         self.engine, self.name, self.host = engine, name, host
         self._supervised = supervised
@@ -78,8 +86,11 @@ class Node:
 
     @classmethod
     @asynccontextmanager
-    async def join(cls, url: str | Sequence[str], **options: Unpack[JoinOptions]) -> AsyncIterator[Node]:
-        """Be part of a cluster while the block runs; see `open` for the arguments and what is raised.
+    async def join(
+        cls, url: str | Sequence[str], **options: Unpack[JoinOptions]
+    ) -> AsyncIterator[Node]:
+        """Be part of a cluster while the block runs; see `open` for the arguments and what is
+        raised.
 
         On leaving, turns that run are finished and committed, and the shards are let go of.
         """
@@ -91,10 +102,11 @@ class Node:
 
     @classmethod
     async def open(cls, url: str | Sequence[str], **options: Unpack[JoinOptions]) -> Node:
-        """Join: ``"local:FILE"`` on one machine, ``"nats://HOST:PORT"`` (several with commas) on a cluster.
+        """Join: ``"local:FILE"`` on one machine, ``"nats://HOST:PORT"`` (several with commas) on a
+        cluster.
 
-        For a notebook, or where no block spans the node's life: whoever opens a node calls `close`. `JoinOptions` lists the
-        options.
+        For a notebook, or where no block spans the node's life: whoever opens a node calls `close`.
+        `JoinOptions` lists the options.
 
         Raises:
             ConfigError: something cannot work as it was given.
@@ -112,11 +124,18 @@ class Node:
             async with settings.within(settings.timeout(place, options.get("timeout_seconds"))):
                 await engine.open()
                 return await cls.on(
-                    engine, list(options.get("serve", ())), name=options.get("name", ""), host=options.get("host", ""),
-                    incarnation=options.get("incarnation", ""), found=options.get("found", False),
-                    replicas=options.get("replicas"), wait=options.get("wait", False), labels=options.get("labels", ()),
-                    capacity=options.get("capacity", 1.0), clock=options.get("clock", SYSTEM_CLOCK),
-                )  # fmt: skip
+                    engine,
+                    list(options.get("serve", ())),
+                    name=options.get("name", ""),
+                    host=options.get("host", ""),
+                    incarnation=options.get("incarnation", ""),
+                    found=options.get("found", False),
+                    replicas=options.get("replicas"),
+                    wait=options.get("wait", False),
+                    labels=options.get("labels", ()),
+                    capacity=options.get("capacity", 1.0),
+                    clock=options.get("clock", SYSTEM_CLOCK),
+                )
         except BaseException:
             await engine.close()
             raise
@@ -146,8 +165,12 @@ class Node:
         registry, cells = registry_cell(manifest.generation), list(manifest.cells)
         supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
         if not ids.is_incarnation(incarnation):
-            raise ConfigError(f"{incarnation[:40]!r} is not an incarnation's name: use letters, digits, - and _")
-        node = cls(engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised)
+            raise ConfigError(
+                f"{incarnation[:40]!r} is not an incarnation's name: use letters, digits, - and _"
+            )
+        node = cls(
+            engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised
+        )
         node._labels, node._capacity = labels, check_capacity(capacity)
         node.placement = placement = Placement(engine, registry, manifest)
         node.events = Events(engine, registry, clock, node.name)
@@ -155,14 +178,22 @@ class Node:
         node.registry = Registry(engine, registry, clock, gate := node._gate)
         node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
         appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
-        node._router.sender = InboxSender(list(appenders), clock, node._router.caller, placement.space)
-        node._runtime = runtime = Runtime(engine, clock, node._router, life, cells, placement.space, serve, gate)
+        node._router.sender = InboxSender(
+            list(appenders), clock, node._router.caller, placement.space
+        )
+        node._runtime = runtime = Runtime(
+            engine, clock, node._router, life, cells, placement.space, serve, gate
+        )
         node._membership = Membership(engine, node._beat, life.embedded)
         node._holding = WritePause(engine, gate, lambda: life.incarnation)
         host = node.host if supervised else ""
-        node._ownership = Ownership(engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve))
+        node._ownership = Ownership(
+            engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve)
+        )
         if serve:
-            node._membership.on_event = node._ownership.planner.on_event = node._ownership.on_event = node.events.say
+            node._membership.on_event = node._ownership.planner.on_event = (
+                node._ownership.on_event
+            ) = node.events.say
         try:
             await node._ending.begin(runtime, node._start())
         except BaseException:
@@ -172,7 +203,9 @@ class Node:
 
     async def _start(self) -> None:
         await self.placement.open()
-        await self.placement.declare({kind.name: kind.pool for kind in self._runtime.kinds.values()})
+        await self.placement.declare(
+            {kind.name: kind.pool for kind in self._runtime.kinds.values()}
+        )
         self._runtime.on_lost = self._ownership.lost
         self._runtime.on_reclaim = self._ownership.reclaim
         Reroute(self._router, self._membership, self._ownership)
@@ -195,7 +228,10 @@ class Node:
         await checkup.answer(self)
 
     def _is_oldest(self) -> bool:
-        return bool(self._membership.serving()) and self._membership.live()[0].incarnation == self.incarnation
+        return (
+            bool(self._membership.serving())
+            and self._membership.live()[0].incarnation == self.incarnation
+        )
 
     def _beat(self) -> Beat:
         counts = self._runtime.statistics()
@@ -211,7 +247,9 @@ class Node:
             self._supervised,
             labels=self._labels,
             capacity=self._capacity,
-            state_versions=[self._runtime.kinds[kind].state_version for kind in sorted(self._runtime.kinds)],
+            state_versions=[
+                self._runtime.kinds[kind].state_version for kind in sorted(self._runtime.kinds)
+            ],
             warm=self._ownership.recovery.warm(),
             draining=self._ownership.draining,
             record_version=RECORD_VERSION,
@@ -239,10 +277,16 @@ class Node:
         await self._ending.close()
 
     def _parts(self) -> list[Part]:
-        parts: list[Part] = [self._holding, self._ownership, self._runtime, self._router, self._membership]
+        parts: list[Part] = [
+            self._holding,
+            self._ownership,
+            self._runtime,
+            self._router,
+            self._membership,
+        ]
         return [*parts, self.life, self.registry, self.placement, self.events]
 
-    # Agents ------------------------------------------------------------------------------------------------------
+    # Agents ---------------------------------------------------------------------------------------
 
     def agent(self, kind: type[AgentT], name: str) -> AgentRef[AgentT]:
         """An agent's address. No I/O; the agent need not exist. Raises `InvalidName`."""
@@ -256,14 +300,18 @@ class Node:
         capabilities: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> AgentRef[AgentT]:
-        """Register an agent under a name that nobody else in the cluster has, so that it can be found.
+        """Register an agent under a name that nobody else in the cluster has, so that it can be
+        found.
 
-        It is found by its class's capabilities and by those given here. Raises `AlreadyExists`, `InvalidName`,
-        `BadMessage` for metadata that cannot be stored, `TooLarge`, `NoQuorum`, `OutcomeUnknown`.
+        It is found by its class's capabilities and by those given here. Raises `AlreadyExists`,
+        `InvalidName`, `BadMessage` for metadata that cannot be stored, `TooLarge`, `NoQuorum`,
+        `OutcomeUnknown`.
         """
         ref = self.agent(kind, name)
         wanted = by_name.capabilities(kind, capabilities)
-        await self.registry.create(kind.__kind__.name, name, capabilities=wanted, metadata=metadata or {})
+        await self.registry.create(
+            kind.__kind__.name, name, capabilities=wanted, metadata=metadata or {}
+        )
         return ref
 
     def lookup(self, kind: type[Agent[Any]] | str, name: str) -> Entry | None:
@@ -278,15 +326,23 @@ class Node:
         where: Iterable[Where | tuple[str, str, Any]] = (),
         limit: int | None = None,
     ) -> Found:
-        """Registered agents with all these capabilities, of this kind, whose metadata match. A memory read."""
+        """Registered agents with all these capabilities, of this kind, whose metadata match. A
+        memory read."""
         wanted = [capability] if isinstance(capability, str) else capability
         name = None if kind is None else by_name.kind_name(kind)
         entries = self.registry.find(capability=wanted, kind=name, where=where, limit=limit)
-        return Found(AgentRef(self._router, self._runtime.known(e.kind), e.name, kind_name=e.kind) for e in entries)
+        return Found(
+            AgentRef(self._router, self._runtime.known(e.kind), e.name, kind_name=e.kind)
+            for e in entries
+        )
 
-    def count(self, *, kind: type[Agent[Any]] | str | None = None, capability: str | None = None) -> int:
+    def count(
+        self, *, kind: type[Agent[Any]] | str | None = None, capability: str | None = None
+    ) -> int:
         """How many agents are registered. A memory read."""
-        return self.registry.count(kind=None if kind is None else by_name.kind_name(kind), capability=capability)
+        return self.registry.count(
+            kind=None if kind is None else by_name.kind_name(kind), capability=capability
+        )
 
     async def update(
         self,
@@ -296,17 +352,27 @@ class Node:
         capabilities: Iterable[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Replace what is registered of an agent. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
-        return await self.registry.update(by_name.kind_name(kind), name, capabilities=capabilities, metadata=metadata)
+        """Replace what is registered of an agent. Raises `NotFound`, `NoQuorum`,
+        `OutcomeUnknown`."""
+        return await self.registry.update(
+            by_name.kind_name(kind), name, capabilities=capabilities, metadata=metadata
+        )
 
     async def unregister(self, kind: type[Agent[Any]] | str, name: str) -> None:
-        """Free the name. The agent's state stays. Raises `NotFound`, `NoQuorum`, `OutcomeUnknown`."""
+        """Free the name. The agent's state stays. Raises `NotFound`, `NoQuorum`,
+        `OutcomeUnknown`."""
         await self.registry.unregister(by_name.kind_name(kind), name)
 
     async def call(
-        self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
+        self,
+        agent_id: str,
+        handler: str,
+        arguments: Any = (),
+        *,
+        timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS,
     ) -> Any:
-        """Ask by names alone, as a shell does: ``arguments`` is a list, or a map of names; the reply is plain data.
+        """Ask by names alone, as a shell does: ``arguments`` is a list, or a map of names; the
+        reply is plain data.
 
         Readers and handlers alike. Raises what `AgentRef.ask` raises.
         """
@@ -316,14 +382,19 @@ class Node:
         return codec.to_builtins(reply)
 
     async def send(
-        self, agent_id: str, handler: str, arguments: Any = (), *, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
+        self,
+        agent_id: str,
+        handler: str,
+        arguments: Any = (),
+        *,
+        timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS,
     ) -> None:
         """Send by names alone; see `call`. What does not fit the handler becomes a dead letter."""
         token, data = by_name.encode(agent_id, handler, arguments)
         await self._router.place(token, None)
         await self._router.send(token, handler, data, timeout_seconds, "")
 
-    # The cluster -------------------------------------------------------------------------------------------------
+    # The cluster ----------------------------------------------------------------------------------
 
     @property
     def manifest(self) -> Manifest:
@@ -340,18 +411,28 @@ class Node:
         return [MemberInfo.of(beat) for beat in self._membership.live()]
 
     def owners(self) -> dict[int, str]:
-        """Per shard the incarnation that owns it, empty where nobody does, as far as this node has heard."""
-        return {number: epoch.record.owner for number, epoch in self._ownership.epochs.newest.items()}
+        """Per shard the incarnation that owns it, empty where nobody does, as far as this node has
+        heard."""
+        return {
+            number: epoch.record.owner for number, epoch in self._ownership.epochs.newest.items()
+        }
 
     def describe(self, agent_id: str) -> AgentInfo:
-        """Where an agent lives, and what is registered of it. A memory read. Raises `InvalidName`."""
+        """Where an agent lives, and what is registered of it. A memory read. Raises
+        `InvalidName`."""
         shard = self._runtime.shard_of(ids.agent_token(*ids.parse_agent_id(agent_id)))
-        epoch, entry = self._ownership.epochs.newest.get(shard), self.registry.lookup(*ids.parse_agent_id(agent_id))
+        epoch, entry = (
+            self._ownership.epochs.newest.get(shard),
+            self.registry.lookup(*ids.parse_agent_id(agent_id)),
+        )
         number, owner = (epoch.sequence, epoch.record.owner) if epoch else (0, "")
-        return AgentInfo.of(agent_id, (shard, self._runtime.cell_of(shard), number, owner), entry, self._membership)
+        return AgentInfo.of(
+            agent_id, (shard, self._runtime.cell_of(shard), number, owner), entry, self._membership
+        )
 
     async def inspect(self, agent_id: str) -> StoredAgent:
-        """What the log has of an agent: its state as plain data, its timers. It may be a moment old.
+        """What the log has of an agent: its state as plain data, its timers. It may be a moment
+        old.
 
         Raises `NotFound` for an agent that never finished a message, `NoQuorum`, `InvalidName`.
         """
@@ -359,7 +440,8 @@ class Node:
         return await read_stored(self.engine, self._runtime.cell_of(shard), shard, agent_id)
 
     async def settled(self) -> None:
-        """Wait until every live node has had the time to be heard: about a second after joining. Raises `Closed`."""
+        """Wait until every live node has had the time to be heard: about a second after joining.
+        Raises `Closed`."""
         while not self._membership.settled():
             self._router.check_open()
             await asyncio.sleep(0.02)
@@ -376,14 +458,23 @@ class Node:
                     await asyncio.sleep(0.02)
                     self._router.check_open()
         except TimeoutError:
-            why = "; ".join(dict.fromkeys(self._ownership.failures.values())) or "does a node serve agents?"
-            raise NoResponders(f"after {timeout_seconds} s not every shard has an owner: {why}") from None
+            why = (
+                "; ".join(dict.fromkeys(self._ownership.failures.values()))
+                or "does a node serve agents?"
+            )
+            raise NoResponders(
+                f"after {timeout_seconds} s not every shard has an owner: {why}"
+            ) from None
 
     def _all_owned(self) -> bool:
         live = {beat.incarnation: beat for beat in self._membership.live()}
         owners, used = self.owners(), self.placement.table.used
         served = sum(beat.shards for beat in live.values())
-        return bool(used) and served >= len(used) and all(owners.get(number) in live for number in used)
+        return (
+            bool(used)
+            and served >= len(used)
+            and all(owners.get(number) in live for number in used)
+        )
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start: of this node's agents, calls and engine."""

@@ -19,7 +19,8 @@ class JoinOptions(TypedDict, total=False):
     """The node's name, for people."""
 
     host: str
-    """The host's name; `holdfast up` gives it to the nodes that it starts. By default the machine's."""
+    """The host's name; `holdfast up` gives it to the nodes that it starts. By default the
+    machine's."""
 
     incarnation: str
     """The name of this life of the node; `holdfast up` gives it to the nodes that it starts."""
@@ -28,7 +29,8 @@ class JoinOptions(TypedDict, total=False):
     """Found a cluster where there is none yet. An embedded log needs no word for it."""
 
     replicas: int | None
-    """How many copies of everything there are to be: 1, 3 or 5. A node refuses to serve where there are fewer."""
+    """How many copies of everything there are to be: 1, 3 or 5. A node refuses to serve where there
+    are fewer."""
 
     wait: bool
     """Wait for a cluster that somebody else is to found."""
@@ -65,5 +67,6 @@ def check(options: JoinOptions) -> None:
     """Raises `TypeError` for an option that there is not."""
     if unknown := sorted(options.keys() - JoinOptions.__optional_keys__):
         raise TypeError(
-            f"a node has no option {unknown[0]!r}; it has {', '.join(sorted(JoinOptions.__optional_keys__))}"
+            f"a node has no option {unknown[0]!r}; it has "
+            f"{', '.join(sorted(JoinOptions.__optional_keys__))}"
         )

@@ -1,7 +1,7 @@
 """A node as a process of its own: what `holdfast up` starts, once per core or so.
 
-It tells the host through a pipe of its own when it is ready, and what its agents print. SIGTERM and SIGINT make it let
-go of its shards and end. It dies with the host that started it.
+It tells the host through a pipe of its own when it is ready, and what its agents print. SIGTERM and
+SIGINT make it let go of its shards and end. It dies with the host that started it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from holdfast.pipes import Teller
 from holdfast.serving import running
 
 _GC_THRESHOLDS: Final = (20_000, 10, 10)
-"""Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them it stood still for
-0.5 s at a time, and a quarter of all work was that. Agents have no cycles that outlive them; what handlers leave is found later.
+"""Python's own (700, 10, 10) look through all agents in memory much too often: with 100,000 of them
+it stood still for 0.5 s at a time, and a quarter of all work was that. Agents have no cycles that
+outlive them; what handlers leave is found later.
 """
 _ERROR_PART_CHARACTERS_MAX: Final = 4_000
 """Of what a failure says, and of each note on it: its host drops an event that is too long."""
 
 
 STACKS_SIGNAL: Final = int(signal.SIGRTMIN) + 7 if hasattr(signal, "SIGRTMIN") else 0
-"""Has a node write down where its threads are, also while code in C keeps the interpreter; 0: not on this system."""
+"""Has a node write down where its threads are, also while code in C keeps the interpreter; 0: not
+on this system."""
 
 
 class NodeSettings(msgspec.Struct):
@@ -59,14 +61,19 @@ class NodeSettings(msgspec.Struct):
     user: str = ""
     password: str = ""
     events: int = 1
-    """The pipe for what the host is to know. A host of an older version reads the standard output instead."""
+    """The pipe for what the host is to know. A host of an older version reads the standard output
+    instead."""
 
     def __repr__(self) -> str:
-        return f"NodeSettings(name={self.name!r}, host={self.host!r}, incarnation={self.incarnation!r})"
+        return (
+            f"NodeSettings(name={self.name!r}, host={self.host!r}, "
+            f"incarnation={self.incarnation!r})"
+        )
 
 
 def _keep_stacks() -> int:
-    """Have a signal write the stacks of all threads into a file of this process; return its descriptor, -1 for none."""
+    """Have a signal write the stacks of all threads into a file of this process; return its
+    descriptor, -1 for none."""
     if not STACKS_SIGNAL or not hasattr(os, "memfd_create"):
         return -1
     file = os.memfd_create("holdfast-stacks")
@@ -91,7 +98,8 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    loop.add_signal_handler(signal.SIGHUP, bool)  # it reads certificates when it connects: there is nothing to do
+    # it reads certificates when it connects: there is nothing to do
+    loop.add_signal_handler(signal.SIGHUP, bool)
     failures: list[str] = []
 
     def failed(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -124,7 +132,10 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
     ) as node:
         joined.set()
         kind_names = [cls.__kind__.name for cls in kinds]
-        teller.tell("ready", {"incarnation": node.incarnation, "kinds": kind_names, "stacks": _keep_stacks()})
+        teller.tell(
+            "ready",
+            {"incarnation": node.incarnation, "kinds": kind_names, "stacks": _keep_stacks()},
+        )
         node._runtime.stalls.tell = teller.tell
         await stop.wait()
         teller.tell("ending", {})
@@ -147,6 +158,8 @@ def main() -> int:
         teller.tell("ended", {})  # it was told to end before it had joined
     except (HoldfastError, NodeFailed) as error:
         parts = [f"{type(error).__name__}: {error}", *map(str, getattr(error, "__notes__", ()))]
-        teller.tell("failed", {"error": "\n".join(part[:_ERROR_PART_CHARACTERS_MAX] for part in parts)})
+        teller.tell(
+            "failed", {"error": "\n".join(part[:_ERROR_PART_CHARACTERS_MAX] for part in parts)}
+        )
         return 2
     return 0

@@ -1,4 +1,5 @@
-"""Where a node's log is: ``local:FILE`` or ``nats://HOST:PORT``, with everything else that a connection needs."""
+"""Where a node's log is: ``local:FILE`` or ``nats://HOST:PORT``, with everything else that a
+connection needs."""
 
 from __future__ import annotations
 
@@ -40,10 +41,16 @@ class Nats(msgspec.Struct, frozen=True):
 
 def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
     """What a URL names. Raises `ConfigError` that says how to write it."""
-    urls = [part.strip() for one in ([url] if isinstance(url, str) else url) for part in str(one).split(",")]
+    urls = [
+        part.strip()
+        for one in ([url] if isinstance(url, str) else url)
+        for part in str(one).split(",")
+    ]
     urls = [part for part in urls if part]
     if not urls:
-        raise ConfigError('a node joins something: "local:FILE" on one machine, "nats://HOST:PORT" on a cluster')
+        raise ConfigError(
+            'a node joins something: "local:FILE" on one machine, "nats://HOST:PORT" on a cluster'
+        )
     if urls[0].startswith("local:"):
         path = urls[0].removeprefix("local:")
         if len(urls) > 1 or not path or path.startswith("//"):
@@ -55,7 +62,9 @@ def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
         except ValueError as error:
             raise ConfigError(f"{shown(one)!r}: {error}") from None
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
-            raise ConfigError(f'{shown(one)!r} is not a place to join: write "local:FILE" or "nats://HOST:PORT"')
+            raise ConfigError(
+                f'{shown(one)!r} is not a place to join: write "local:FILE" or "nats://HOST:PORT"'
+            )
         try:
             _ = parts.port
         except ValueError:
@@ -64,14 +73,16 @@ def parse(url: str | list[str] | tuple[str, ...]) -> Local | Nats:
 
 
 def check_names(name: str, host: str) -> None:
-    """Raises `ConfigError` for a node's or a host's name that cannot be one; an empty one is made later."""
+    """Raises `ConfigError` for a node's or a host's name that cannot be one; an empty one is made
+    later."""
     for given, what in ((name, "node"), (host, "host")):
         if given:
             ids.check_machine(given, what)
 
 
 def timeout(where: Local | Nats, seconds: float | None) -> float | None:
-    """How long joining may take: what was given, else a bound for a cluster and none for a file. Raises `ConfigError`."""
+    """How long joining may take: what was given, else a bound for a cluster and none for a file.
+    Raises `ConfigError`."""
     if seconds is None:
         return limits.JOIN_SECONDS if isinstance(where, Nats) else None
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
@@ -81,7 +92,8 @@ def timeout(where: Local | Nats, seconds: float | None) -> float | None:
 
 @asynccontextmanager
 async def within(seconds: float | None) -> AsyncIterator[None]:
-    """A bound for joining. Raises `NoQuorum` where it is over: what did not come by then was a majority's answer."""
+    """A bound for joining. Raises `NoQuorum` where it is over: what did not come by then was a
+    majority's answer."""
     try:
         async with asyncio.timeout(seconds) as bound:
             yield
@@ -94,8 +106,9 @@ async def within(seconds: float | None) -> AsyncIterator[None]:
 def not_joined(seconds: float) -> NoQuorum:
     """What is said where joining did not come to its end in time."""
     return NoQuorum(
-        f"no cluster could be joined within {seconds:g} s: no majority of its servers answers, or it is not founded yet "
-        "(`holdfast doctor` says which); a large one may need more timeout_seconds"
+        f"no cluster could be joined within {seconds:g} s: no majority of its servers answers, or "
+        "it is not founded yet (`holdfast doctor` says which); a large one may need more "
+        "timeout_seconds"
     )
 
 
@@ -107,6 +120,12 @@ def engine(where: Local | Nats, secrets: Mapping[str, Any], visits: bool = False
     if isinstance(where, Local):
         given = [name for name, value in secrets.items() if value]
         if given:
-            raise ConfigError(f"{', '.join(given)}: the embedded engine has no server to show them to")
-        return SocketEngine(where.path) if visits and socket_engine.answers(where.path) else LocalEngine(where.path)
+            raise ConfigError(
+                f"{', '.join(given)}: the embedded engine has no server to show them to"
+            )
+        return (
+            SocketEngine(where.path)
+            if visits and socket_engine.answers(where.path)
+            else LocalEngine(where.path)
+        )
     return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})

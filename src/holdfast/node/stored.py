@@ -1,4 +1,5 @@
-"""What the log has of an agent, for people to look at: no agent is woken for it, and no class is needed."""
+"""What the log has of an agent, for people to look at: no agent is woken for it, and no class is
+needed."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ class StoredTimer(msgspec.Struct, frozen=True):
 
 
 class StoredAgent(msgspec.Struct, frozen=True):
-    """An agent's newest record. ``state`` is plain data; ``version`` counts its records; sizes are in bytes, ``written_at``
-    is in s since 1970 (0: not known)."""
+    """An agent's newest record. ``state`` is plain data; ``version`` counts its records; sizes are
+    in bytes, ``written_at`` is in s since 1970 (0: not known)."""
 
     agent_id: str
     version: int
@@ -35,7 +36,8 @@ class StoredAgent(msgspec.Struct, frozen=True):
 
 
 async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> StoredAgent:
-    """The newest record that a replica shows. Raises `NotFound`, `NoQuorum`, `DataLoss`, `InvalidName`."""
+    """The newest record that a replica shows. Raises `NotFound`, `NoQuorum`, `DataLoss`,
+    `InvalidName`."""
     token = ids.agent_token(*ids.parse_agent_id(agent_id))
     subject = f"{cell}.{shard}.st.{token}"
     stored = await _newest(engine, cell, subject)
@@ -48,11 +50,14 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
     except BadMessage as error:
         state = f"<{error}>"
     timers = [StoredTimer(timer.name, timer.handler, timer.due) for timer in record.timers]
-    return StoredAgent(agent_id, record.version, record.state_version, state, len(data), timers, record.at)
+    return StoredAgent(
+        agent_id, record.version, record.state_version, state, len(data), timers, record.at
+    )
 
 
 async def _newest(engine: Engine, cell: str, subject: str) -> Stored | None:
-    """Packs first: what leaves one meanwhile is under its own subject then. A damaged pack is passed over."""
+    """Packs first: what leaves one meanwhile is under its own subject then. A damaged pack is
+    passed over."""
     found: list[Stored] = []
     tail = engine.log.tail(cell, [packs.filter_of(cell)])
     try:
@@ -64,4 +69,6 @@ async def _newest(engine: Engine, cell: str, subject: str) -> Stored | None:
     finally:
         await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
     alone = await engine.log.read(cell, subject)
-    return max([*found[-1:], *([alone] if alone else [])], key=lambda stored: stored.sequence, default=None)
+    return max(
+        [*found[-1:], *([alone] if alone else [])], key=lambda stored: stored.sequence, default=None
+    )

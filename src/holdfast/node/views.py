@@ -1,4 +1,5 @@
-"""What a node shows of the cluster: its members, where an agent lives, and agents that were found."""
+"""What a node shows of the cluster: its members, where an agent lives, and agents that were
+found."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class MemberInfo(msgspec.Struct, frozen=True):
 
 
 class AgentInfo(msgspec.Struct, frozen=True):
-    """Where an agent lives. ``owner`` is the incarnation of a node, empty while nobody owns its shard."""
+    """Where an agent lives. ``owner`` is the incarnation of a node, empty while nobody owns its
+    shard."""
 
     agent_id: str
     shard: int
@@ -69,9 +71,17 @@ class AgentInfo(msgspec.Struct, frozen=True):
     """Nodes that keep the records of its shard in memory."""
 
     @classmethod
-    def of(cls, agent_id: str, place: tuple[int, str, int, str], entry: Entry | None, members: Membership) -> AgentInfo:
+    def of(
+        cls,
+        agent_id: str,
+        place: tuple[int, str, int, str],
+        entry: Entry | None,
+        members: Membership,
+    ) -> AgentInfo:
         """``place``: shard, cell, epoch, owner. ``entry``: what is registered of it."""
-        host = next((beat.host for beat in members.live() if place[3] and beat.incarnation == place[3]), "")
+        host = next(
+            (beat.host for beat in members.live() if place[3] and beat.incarnation == place[3]), ""
+        )
         capabilities = sorted(entry.capabilities) if entry else []
         metadata = dict(entry.metadata) if entry else {}
         standbys = members.warm().get(place[0], [])

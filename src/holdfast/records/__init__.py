@@ -1,1 +1,2 @@
-"""What lies in the log and travels between processes: messages, agents' records, and packs of them."""
+"""What lies in the log and travels between processes: messages, agents' records, and packs of
+them."""

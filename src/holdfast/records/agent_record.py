@@ -1,6 +1,8 @@
-"""An agent's record in the log: all of its durable self in one piece, so that a commit is one record per agent.
+"""An agent's record in the log: all of its durable self in one piece, so that a commit is one
+record per agent.
 
-The checksum behind it tells a damaged record; ``previous``, ``commit`` and the digest tell a replica that lost some.
+The checksum behind it tells a damaged record; ``previous``, ``commit`` and the digest tell a
+replica that lost some.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from holdfast.errors import DataLoss
 from holdfast.records.messages import Timer
 
 FORMS = (1, 2, 3)
-"""The forms that this code reads. Which one it writes is said by the manifest: see `holdfast.cluster.facts.manifest`."""
+"""The forms that this code reads. Which one it writes is said by the manifest: see
+`holdfast.cluster.facts.manifest`."""
 
 
 class AgentRecord(msgspec.Struct, array_like=True, gc=False):
@@ -45,7 +48,8 @@ class AgentRecord(msgspec.Struct, array_like=True, gc=False):
     generation: int
     """The newest generation that a timer of this agent got."""
     attempts: dict[str, int] = {}
-    """Messages in the hands of processes that died (``*``: any), about to run, and how many processes each ended."""
+    """Messages in the hands of processes that died (``*``: any), about to run, and how many
+    processes each ended."""
     at: float = 0.0
     """When it was written, in s since 1970 on its owner's clock. From form 2 on."""
 
@@ -66,21 +70,28 @@ def unpack(payload: bytes, what: str) -> AgentRecord:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataLoss(f"{what}: not a record of an agent: {error}") from None
     if record.form not in FORMS:
-        raise DataLoss(f"{what}: a record of form {record.form}; this code reads {FORMS[0]} to {FORMS[-1]}: upgrade it")
+        raise DataLoss(
+            f"{what}: a record of form {record.form}; this code reads {FORMS[0]} to {FORMS[-1]}: "
+            "upgrade it"
+        )
     return record
 
 
-def check_digest(shard: str, digest: int, agents: int, newest: list[tuple[int, str, AgentRecord]]) -> int:
-    """Compare what a replica shows of a shard with what the shard's newest batch says; return that batch's number.
+def check_digest(
+    shard: str, digest: int, agents: int, newest: list[tuple[int, str, AgentRecord]]
+) -> int:
+    """Compare what a replica shows of a shard with what the shard's newest batch says; return that
+    batch's number.
 
-    ``digest`` and ``agents``: of the index that was read. ``newest``: the sequences, tokens and records of that batch.
-    Raises `DataLoss` where they do not agree.
+    ``digest`` and ``agents``: of the index that was read. ``newest``: the sequences, tokens and
+    records of that batch. Raises `DataLoss` where they do not agree.
     """
     batch = ((token, sequence, record.previous) for sequence, token, record in newest)
     first = max(newest, key=lambda one: one[2].count)[2]
     if before(digest, agents, batch) != (first.digest, first.count):
         raise DataLoss(
-            f"shard {shard}: the {agents} agents that this replica shows are not those of batch {first.commit}, "
-            f"which counted {first.count} before it: the replica has diverged, read another"
+            f"shard {shard}: the {agents} agents that this replica shows are not those of batch "
+            f"{first.commit}, which counted {first.count} before it: the replica has diverged, "
+            "read another"
         )
     return first.commit

@@ -1,7 +1,8 @@
-"""What travels between processes and what lies in an inbox: plain structs, one array each on the wire.
+"""What travels between processes and what lies in an inbox: plain structs, one array each on the
+wire.
 
-A frame joins all that one process has for another at the end of a tick. Fields are only ever added at the end, with a
-default, so that a process of the version before can read them.
+A frame joins all that one process has for another at the end of a tick. Fields are only ever added
+at the end, with a default, so that a process of the version before can read them.
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ import msgspec
 
 from holdfast import ids
 
-# What comes from other processes is checked as it is decoded: nothing behind has to expect a NaN for a deadline.
+# What comes from other processes is checked as it is decoded: nothing behind has to expect a NaN
+# for a deadline.
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Short = Annotated[str, msgspec.Meta(max_length=2048)]
 
 ATTEMPT_BITS = 16
-"""A reference is the number of an ask, unique in its process, and in its lowest bits the number of the attempt."""
+"""A reference is the number of an ask, unique in its process, and in its lowest bits the number of
+the attempt."""
 
 ERROR_PREFIX = b"\xc1"
 """In front of an answer that is an error: a byte that no msgpack value starts with."""
 
 UNRECORDED = "unrecorded"
-"""In an error's place for a class of users': the call left nothing in the record, so another attempt may be done."""
+"""In an error's place for a class of users': the call left nothing in the record, so another
+attempt may be done."""
 
 
 class Call(msgspec.Struct, array_like=True, gc=False):
-    """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a message without them."""
+    """An ask or a tell. ``number`` and ``low`` count the caller's messages to this agent; 0 is a
+    message without them."""
 
     token: Short
     handler: Short
@@ -47,9 +52,11 @@ class Call(msgspec.Struct, array_like=True, gc=False):
 
 
 class Probe(msgspec.Struct, array_like=True, gc=False):
-    """Finds turns that wait for one another; see `circles`. It names a call by its receiver and its key.
+    """Finds turns that wait for one another; see `circles`. It names a call by its receiver and its
+    key.
 
-    ``origin`` and ``origin_key``: of the call that it set out from; ``path``: the agents that it came through.
+    ``origin`` and ``origin_key``: of the call that it set out from; ``path``: the agents that it
+    came through.
     """
 
     token: str
@@ -60,7 +67,8 @@ class Probe(msgspec.Struct, array_like=True, gc=False):
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):
-    """Calls for one node. Replies go to the ``reply`` subject; no reply is wanted for a call whose reference is 0."""
+    """Calls for one node. Replies go to the ``reply`` subject; no reply is wanted for a call whose
+    reference is 0."""
 
     reply: str
     calls: list[Call]
@@ -79,7 +87,8 @@ WAITS = 5
 
 
 class Reply(msgspec.Struct, array_like=True, gc=False):
-    """The answer to a call: `OK` with the reply, `ERROR` with an error, or a reason to try again."""
+    """The answer to a call: `OK` with the reply, `ERROR` with an error, or a reason to try
+    again."""
 
     reference: int
     outcome: int
@@ -98,7 +107,8 @@ class Replies(msgspec.Struct, array_like=True, gc=False):
 
 
 class InboxMessage(msgspec.Struct, array_like=True):
-    """A durable message in an agent's inbox. A sender outside a turn numbers its messages per receiver."""
+    """A durable message in an agent's inbox. A sender outside a turn numbers its messages per
+    receiver."""
 
     handler: str
     arguments: bytes
@@ -108,11 +118,13 @@ class InboxMessage(msgspec.Struct, array_like=True):
     sent_at: float = 0.0
     attempts: int = 0
     key: str = ""
-    """Its key, where that is not made from its place in the inbox: it had another place before a restore."""
+    """Its key, where that is not made from its place in the inbox: it had another place before a
+    restore."""
 
 
 def inbox_key(sequence: int, message: InboxMessage) -> str:
-    """What makes an inbox message the same message again, also when its turn runs again elsewhere."""
+    """What makes an inbox message the same message again, also when its turn runs again
+    elsewhere."""
     return message.message_id or message.key or f"in:{sequence}"
 
 

@@ -1,8 +1,9 @@
 """Packs: the records of many agents in one record of the log.
 
-What a record costs the servers does not depend on its size, as long as it is small. So a node that has many small records
-to write puts them into one, ``<cell>.pk.<chain>.<slot>``. Each of them counts as if it stood alone, under its agent's own
-subject and with the pack's sequence: `unfold` is all that a reader needs.
+What a record costs the servers does not depend on its size, as long as it is small. So a node that
+has many small records to write puts them into one, ``<cell>.pk.<chain>.<slot>``. Each of them
+counts as if it stood alone, under its agent's own subject and with the pack's sequence: `unfold` is
+all that a reader needs.
 
 A slot is written again only when each agent of its pack has a newer record elsewhere.
 """
@@ -25,7 +26,8 @@ _decode: Final = msgspec.msgpack.Decoder(list[tuple[int, str, bytes]]).decode
 
 
 class Packed(Stored):
-    """An agent's record that lies in a pack: the subject is the agent's, the sequence is the pack's."""
+    """An agent's record that lies in a pack: the subject is the agent's, the sequence is the
+    pack's."""
 
     __slots__ = ()
 
@@ -56,17 +58,21 @@ def entries(stored: Stored) -> list[tuple[int, str, bytes]]:
 
 
 def decode(payload: bytes, what: str) -> list[tuple[int, str, bytes]]:
-    """What is in a pack's payload. ``what`` names it in the error. Raises `DataLoss` where it is damaged."""
+    """What is in a pack's payload. ``what`` names it in the error. Raises `DataLoss` where it is
+    damaged."""
     try:
         return _decode(codec.unseal(payload, what))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataLoss(f"{what}: not a pack of records: {error}") from None
 
 
-def unfold(records: Iterable[Stored], on_damage: Callable[[Stored, DataLoss], None] | None = None) -> Iterator[Stored]:
+def unfold(
+    records: Iterable[Stored], on_damage: Callable[[Stored, DataLoss], None] | None = None
+) -> Iterator[Stored]:
     """The records, and in place of each pack the agents' records in it.
 
-    A damaged pack is passed over, and told to ``on_damage``; where that is not given, it raises `DataLoss`.
+    A damaged pack is passed over, and told to ``on_damage``; where that is not given, it raises
+    `DataLoss`.
     """
     for stored in records:
         if is_pack(stored.subject):

@@ -1,8 +1,10 @@
-"""What failed in users' code, for the log of the node where it failed: the caller of an ask sees it, nobody else does.
+"""What failed in users' code, for the log of the node where it failed: the caller of an ask sees
+it, nobody else does.
 
-A message that was sent has nobody who waits for it, and a timer has no sender: without these lines the first that one hears
-of a mistake is that something did not happen. A handler that always fails must not fill the log, so what is the same (kind,
-handler, class and line) is said once a second, with the number of the others.
+A message that was sent has nobody who waits for it, and a timer has no sender: without these lines
+the first that one hears of a mistake is that something did not happen. A handler that always fails
+must not fill the log, so what is the same (kind, handler, class and line) is said once a second,
+with the number of the others.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ class Complaints:
         self._again_at: dict[tuple[str, str, str], float] = {}
         self._untold: dict[tuple[str, str, str], int] = {}
 
-    def failed(self, token: str, message: Delivery, error: HoldfastError, buried: bool = False) -> None:
+    def failed(
+        self, token: str, message: Delivery, error: HoldfastError, buried: bool = False
+    ) -> None:
         """Say that a message failed; ``buried``: for good, as a dead letter.
 
-        Handlers of the log are the program's: where one raises, that is printed, and the node goes on.
+        Handlers of the log are the program's: where one raises, that is printed, and the node goes
+        on.
         """
         try:
             self._say(token, message, error, buried)
@@ -54,7 +59,13 @@ class Complaints:
             self._untold.clear()
         self._again_at[key] = now + limits.COMPLAINT_SECONDS
         others = self._untold.pop(key, 0)
-        way = "asked" if message.call is not None else "sent" if message.timer is None else "set as a timer"
+        way = (
+            "asked"
+            if message.call is not None
+            else "sent"
+            if message.timer is None
+            else "set as a timer"
+        )
         if buried:
             what = f"is a dead letter now, after {max(message.attempts, 1)} attempts"
         elif message.call is not None:
@@ -63,6 +74,12 @@ class Complaints:
             what = f"failed, attempt {message.attempts} of {limits.ATTEMPTS_MAX}"
         _logger.warning(
             "%s/%s: %s, %s, %s: %s%s%s",
-            kind, name, message.handler[:200], way, what, text,
-            f" (and {others} like it since the last line)" if others else "", f"\n{where}" if where else "",
-        )  # fmt: skip
+            kind,
+            name,
+            message.handler[:200],
+            way,
+            what,
+            text,
+            f" (and {others} like it since the last line)" if others else "",
+            f"\n{where}" if where else "",
+        )

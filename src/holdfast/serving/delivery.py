@@ -29,7 +29,8 @@ from holdfast.records.messages import (
 
 
 class Delivery(msgspec.Struct, eq=False):
-    """One message, whatever way it came: a call, an inbox message (with its sequence), a timer, or a bare mark."""
+    """One message, whatever way it came: a call, an inbox message (with its sequence), a timer, or
+    a bare mark."""
 
     handler: str
     arguments: bytes
@@ -41,7 +42,8 @@ class Delivery(msgspec.Struct, eq=False):
     timer: Timer | None = None
     attempts: int = 0
     begun: bool = False
-    """Whether its turn ran, or began to, in an activation that came to an end before its commit was known."""
+    """Whether its turn ran, or began to, in an activation that came to an end before its commit was
+    known."""
     suspect: bool = False
     shared: bool = False
     """Several callers asked it, under one message id: not all of them gave up if one did."""
@@ -54,7 +56,8 @@ class Delivery(msgspec.Struct, eq=False):
     done: Future[None] | None = None
     """Of a mark: done when the record is committed."""
     fast: bool = False
-    """It took the fast path: what is left to do is to give its caller the reply, and nobody else joined it."""
+    """It took the fast path: what is left to do is to give its caller the reply, and nobody else
+    joined it."""
 
     @property
     def key(self) -> str:
@@ -74,9 +77,11 @@ class Delivery(msgspec.Struct, eq=False):
                 self.sink(self.call.reference, OK, self.reply)
 
     def turn_away(self, outcome: int, next_owner: bytes = b"") -> None:
-        """Tell the caller to try again, and whether its turn had begun; who waits for a mark is cancelled.
+        """Tell the caller to try again, and whether its turn had begun; who waits for a mark is
+        cancelled.
 
-        ``next_owner``: the node to try, where it is known. An inbox message or a timer is in the log.
+        ``next_owner``: the node to try, where it is known. An inbox message or a timer is in the
+        log.
         """
         if self.done is not None:
             self.done.cancel()
@@ -91,7 +96,9 @@ def call_key(call: Call) -> str:
     if call.number:
         return f"{call.caller}:{call.number}"
     # What is read is known by its ask, so that its attempts are one. A tell has nothing of its own.
-    return f"{call.caller}?{call.reference >> ATTEMPT_BITS}" if call.reference else ids.new_id("tell")
+    return (
+        f"{call.caller}?{call.reference >> ATTEMPT_BITS}" if call.reference else ids.new_id("tell")
+    )
 
 
 def is_same_ask(one: Call | None, other: Call) -> bool:
@@ -111,7 +118,9 @@ def from_call(call: Call, sink: Sink | None) -> Delivery:
 def from_inbox(sequence: int, message: InboxMessage, suspect: bool) -> Delivery:
     """A delivery of an inbox message."""
     key = inbox_key(sequence, message)
-    return Delivery(message.handler, message.arguments, key, message=message, sequence=sequence, suspect=suspect)
+    return Delivery(
+        message.handler, message.arguments, key, message=message, sequence=sequence, suspect=suspect
+    )
 
 
 def mark(done: Future[None]) -> Delivery:
@@ -120,8 +129,15 @@ def mark(done: Future[None]) -> Delivery:
 
 
 def from_timer(timer: Timer, suspect: bool) -> Delivery:
-    """A delivery of a timer that is due. ``suspect``: it may have been in the hands of a process that died."""
-    return Delivery(timer.handler, timer.arguments, f"tm:{timer.name}:{timer.generation}", timer=timer, suspect=suspect)
+    """A delivery of a timer that is due. ``suspect``: it may have been in the hands of a process
+    that died."""
+    return Delivery(
+        timer.handler,
+        timer.arguments,
+        f"tm:{timer.name}:{timer.generation}",
+        timer=timer,
+        suspect=suspect,
+    )
 
 
 def error_bytes(error: BaseException) -> bytes:
@@ -132,13 +148,20 @@ def error_bytes(error: BaseException) -> bytes:
 def refusal_bytes(error: BaseException) -> bytes:
     """An error as `error_bytes` gives it, of a call that left nothing in the agent's record."""
     name, text, kind, details = errors.to_wire(error)
-    return codec.encode_raw((name, text, kind if isinstance(error, HandlerFailed) else UNRECORDED, details))
+    return codec.encode_raw(
+        (name, text, kind if isinstance(error, HandlerFailed) else UNRECORDED, details)
+    )
 
 
 def too_late(call: Call, now: float) -> DeadlineExceeded:
     """Why a call is not started any more."""
-    late = f"its deadline was over for {now - call.deadline:.1f} s when its turn came, so it was not started"
-    return DeadlineExceeded(f"{call.token} {call.handler}: {late}: the agent was busy, or two hosts' clocks differ")
+    late = (
+        f"its deadline was over for {now - call.deadline:.1f} s when its turn came, so it was not "
+        "started"
+    )
+    return DeadlineExceeded(
+        f"{call.token} {call.handler}: {late}: the agent was busy, or two hosts' clocks differ"
+    )
 
 
 def digest(handler: str, arguments: bytes) -> int:
@@ -149,7 +172,8 @@ def digest(handler: str, arguments: bytes) -> int:
 def meaning(method: Method[Any, Any, Any] | None, arguments: bytes) -> bytes:
     """What a message means: the same for a set in any order, and for a whole number as a float.
 
-    ``method``: its handler's. A message without one means its bytes, and so does one that code of users cannot read.
+    ``method``: its handler's. A message without one means its bytes, and so does one that code of
+    users cannot read.
     """
     if method is None:
         return arguments
@@ -165,11 +189,13 @@ def canonical_digest(method: Method[Any, Any, Any] | None, handler: str, argumen
 
 
 def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = False) -> Context:
-    """The context of a turn that handles a message. None stands for code that goes on after its turn ended."""
+    """The context of a turn that handles a message. None stands for code that goes on after its
+    turn ended."""
     if message is None:
         return context_after(host)
     call = message.call
     if call is None:
         return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
-    chain = call.chain if reads_only else (*call.chain, host.token)  # a reader keeps its agent from nothing
+    # a reader keeps its agent from nothing
+    chain = call.chain if reads_only else (*call.chain, host.token)
     return Context(host, message.key, call.deadline, call.keep_until, chain, reads_only)

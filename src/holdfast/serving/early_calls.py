@@ -1,8 +1,8 @@
 """Calls that come early: for shards that this node is about to own.
 
-While a shard changes hands there is a moment when nobody serves it. Turned away, a caller would try again now and then, and
-find the new owner late. So the old owner names it, the new one keeps the calls until it serves the shard, and the
-moment is as short as the change itself.
+While a shard changes hands there is a moment when nobody serves it. Turned away, a caller would try
+again now and then, and find the new owner late. So the old owner names it, the new one keeps the
+calls until it serves the shard, and the moment is as short as the change itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ HandOn = Callable[[int, Call, "Sink | None"], None]
 
 
 class EarlyCalls:
-    """See the module. ``hand_on`` takes (shard, call, sink) of a call that was kept, when its shard is served, or is not."""
+    """See the module. ``hand_on`` takes (shard, call, sink) of a call that was kept, when its shard
+    is served, or is not."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, hand_on: HandOn) -> None:
         self._loop = loop

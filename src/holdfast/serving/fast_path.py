@@ -1,12 +1,15 @@
-"""The fast path: an ask that finds its agent at rest, from its frame to the next batch in one function, and likewise readers.
+"""The fast path: an ask that finds its agent at rest, from its frame to the next batch in one
+function, and likewise readers.
 
-Nearly all asks are of this sort: a numbered one that is new, for a handler that waits for nothing, of an agent in memory
-that does nothing else. What `Activation.deliver`, `repeats.already_seen`, `turn.start` and `turn.finished` do for one is
-done here, without what only others need: a place in the mailbox, a place in hand (`repeats.in_hand` finds it when another
-attempt comes before its batch is written), a context that nobody asks for. Whatever is out of the ordinary is left to them,
-before the handler ran or after it. What is written out here of `Seen` and of the codecs is for speed alone: as calls it
-cost a node 7 % more instructions an ask. `_read` does the same for a reader that was asked for the first time and finds the
-state decoded: what `reading.take` and what follows it do.
+Nearly all asks are of this sort: a numbered one that is new, for a handler that waits for nothing,
+of an agent in memory that does nothing else. What `Activation.deliver`, `repeats.already_seen`,
+`turn.start` and `turn.finished` do for one is done here, without what only others need: a place in
+the mailbox, a place in hand (`repeats.in_hand` finds it when another attempt comes before its batch
+is written), a context that nobody asks for. Whatever is out of the ordinary is left to them, before
+the handler ran or after it. What is written out here of `Seen` and of the codecs is for speed
+alone: as calls it cost a node 7 % more instructions an ask. `_read` does the same for a reader that
+was asked for the first time and finds the state decoded: what `reading.take` and what follows it
+do.
 """
 
 from __future__ import annotations
@@ -29,12 +32,16 @@ from holdfast.serving.turns import reading, turn
 from holdfast.serving.turns.activation import Activation
 
 SMALL_BYTES: Final = limits.BLOB_THRESHOLD_BYTES // 4
-"""A larger state or reply is left to others, and so are more answers that are kept: together they may need a blob."""
-assert min(limits.STATE_BYTES_MAX, limits.REPLY_BYTES_MAX, limits.ANSWERS_BYTES_MAX) > SMALL_BYTES, "or it is refused"
+"""A larger state or reply is left to others, and so are more answers that are kept: together they
+may need a blob."""
+assert (
+    min(limits.STATE_BYTES_MAX, limits.REPLY_BYTES_MAX, limits.ANSWERS_BYTES_MAX) > SMALL_BYTES
+), "or it is refused"
 
 
 def take(activation: Activation, call: Call, sink: Sink) -> bool:
-    """Do all of a call's turn; False where it is to go the general way, and nothing was done yet."""
+    """Do all of a call's turn; False where it is to go the general way, and nothing was done
+    yet."""
     method = activation.kind.methods.get(call.handler)
     shard = activation.shard
     committer = shard.committer
@@ -106,14 +113,17 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
     if fits:
         try:
             kind = activation.kind
-            if type(value) is method.plain_reply and type(live) is kind.plain:  # no code of users' runs
+            # no code of users' runs
+            if type(value) is method.plain_reply and type(live) is kind.plain:
                 reply = encode_raw(value)
                 state_bytes = kind.encode_bytes(live)
                 state = kind.decode_state(state_bytes)  # what a reload would give: `Kind.keep`
                 if kind.exact is None:
                     fits = not kind.losses.find(live, state_bytes, state)
             else:
-                reply, state_bytes, state = fresh().run(turn.left, activation, method, None, value, live)
+                reply, state_bytes, state = fresh().run(
+                    turn.left, activation, method, None, value, live
+                )
             fits = fits and len(reply) <= SMALL_BYTES and len(state_bytes) <= SMALL_BYTES
         except BaseException as error:
             turn.pass_on(activation, error)
@@ -146,7 +156,8 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
 
 
 def _read(activation: Activation, method: Method[Any, Any, Any], call: Call, sink: Sink) -> bool:
-    """Do all that a reader asks for; False where it is to go the general way, and nothing was done yet."""
+    """Do all that a reader asks for; False where it is to go the general way, and nothing was done
+    yet."""
     shard = activation.shard
     view = activation.view
     runtime = shard.runtime
@@ -187,7 +198,11 @@ def _read(activation: Activation, method: Method[Any, Any, Any], call: Call, sin
     except BaseException as error:
         value = Raised(error)
     whole._holdfast_state, whole._holdfast_context = before
-    if type(value) is method.plain_reply and shard.active and runtime.clock.monotonic() < runtime.life.live_until:
+    if (
+        type(value) is method.plain_reply
+        and shard.active
+        and runtime.clock.monotonic() < runtime.life.live_until
+    ):
         try:
             reply = encode_raw(value)
         except Exception:

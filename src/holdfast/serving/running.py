@@ -1,8 +1,10 @@
-"""Which agent's code runs in this thread at this moment: found when somebody wants to know, at no cost to a turn.
+"""Which agent's code runs in this thread at this moment: found when somebody wants to know, at no
+cost to a turn.
 
-Every entry into an agent's code is one of a few functions of ours, which has the activation or the job at hand. To label a
-line that is printed, `agent_id` looks for such a function among those that are being run. Tasks and threads that a turn began
-(`asyncio.gather`, `asyncio.to_thread`) are known by the turn's context variable instead.
+Every entry into an agent's code is one of a few functions of ours, which has the activation or the
+job at hand. To label a line that is printed, `agent_id` looks for such a function among those that
+are being run. Tasks and threads that a turn began (`asyncio.gather`, `asyncio.to_thread`) are known
+by the turn's context variable instead.
 """
 
 from __future__ import annotations

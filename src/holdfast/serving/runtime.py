@@ -1,7 +1,8 @@
-"""What all shards of one node share: the engine, the committers, the timers, and which kinds of agents it serves.
+"""What all shards of one node share: the engine, the committers, the timers, and which kinds of
+agents it serves.
 
-It is also where messages come in. A caller joins its calls for one node into a frame; here a frame is taken apart, each
-call goes to its agent, and the replies of one tick go back as one frame.
+It is also where messages come in. A caller joins its calls for one node into a frame; here a frame
+is taken apart, each call goes to its agent, and the replies of one tick go back as one frame.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _LINGER_SECONDS: Final = 1.0
 
 
 class Runtime:
-    """The agents' side of a node. ``reclaim`` and ``lost`` are told which shards must be claimed anew, or are gone."""
+    """The agents' side of a node. ``reclaim`` and ``lost`` are told which shards must be claimed
+    anew, or are gone."""
 
     def __init__(
         self,
@@ -71,7 +73,10 @@ class Runtime:
             if not isinstance(kind, Kind):
                 raise ConfigError(f"{cls!r} is no agent class: write class MyAgent(Agent[MyState])")
             if self.kinds.setdefault(kind.name, kind) is not kind:
-                raise ConfigError(f"two classes are served under the kind {kind.name!r}: give one kind=... of its own")
+                raise ConfigError(
+                    f"two classes are served under the kind {kind.name!r}: give one kind=... of "
+                    "its own"
+                )
         self.door = frames.calls_door()
         self.shards: dict[int, Shard] = {}
         self.resident: dict[str, Activation] = {}
@@ -83,7 +88,8 @@ class Runtime:
         self.stalls, self.standstills = Stalls(), Standstills()
         self.complaints = Complaints(self.loop.time)
         self.warm_bytes = 0
-        self.marks: set[tuple[str, str]] = set()  # agents and messages that were suspect, and that it has outlived
+        # agents and messages that were suspect, and that it has outlived
+        self.marks: set[tuple[str, str]] = set()
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore
         self._cells = cells
@@ -97,7 +103,8 @@ class Runtime:
         self.failures: list[BaseException] = []
         self.on_failed: Callable[[str, BaseException | None], None] = loops.report
         self.closing = False
-        self._parts: set[asyncio.Task[Any]] = set()  # those of the tasks that last as long as the node
+        # those of the tasks that last as long as the node
+        self._parts: set[asyncio.Task[Any]] = set()
         router.runtime = self
 
     @property
@@ -123,11 +130,17 @@ class Runtime:
         await self._subscribe(f"hf.n.{self.incarnation}")
 
     async def _subscribe(self, subject: str) -> None:
-        # In a queue, so that one attempt reaches one node, also while a shard moves and two of them listen.
-        self._subscriptions[subject] = await self.engine.bus.subscribe(subject, self._on_frame, "owner")
+        # In a queue, so that one attempt reaches one node, also while a shard moves and two of them
+        # listen.
+        self._subscriptions[subject] = await self.engine.bus.subscribe(
+            subject, self._on_frame, "owner"
+        )
 
-    def spawn(self, work: Coroutine[Any, Any, Any], may_be_cancelled: bool = False) -> asyncio.Task[Any]:
-        """Run beside everything else, in a context of its own. Who cancels it fails the node, but for a turn's or reader's."""
+    def spawn(
+        self, work: Coroutine[Any, Any, Any], may_be_cancelled: bool = False
+    ) -> asyncio.Task[Any]:
+        """Run beside everything else, in a context of its own. Who cancels it fails the node, but
+        for a turn's or reader's."""
         task = self.loop.create_task(work, context=guard.fresh())
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, may_be_cancelled))
@@ -135,13 +148,17 @@ class Runtime:
 
     def _ended(self, may_be_cancelled: bool, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        why = None if may_be_cancelled and task.cancelled() else loops.end_of(task, task not in self._parts)
+        why = (
+            None
+            if may_be_cancelled and task.cancelled()
+            else loops.end_of(task, task not in self._parts)
+        )
         if why is not None and not self.closing:
             self.failures.append(why[1] or RuntimeError(why[0]))
             name = getattr(task.get_coro(), "__qualname__", "a task")
             self.on_failed(f"{name} {why[0]}", why[1])
 
-    # Shards ------------------------------------------------------------------------------------------------------
+    # Shards ---------------------------------------------------------------------------------------
 
     def shard_of(self, token: str) -> int:
         """The shard of an agent."""
@@ -151,10 +168,13 @@ class Runtime:
         """The cell of a shard."""
         return self._cells[shard % len(self._cells)]
 
-    async def add_shards(self, cell: str, claims: Mapping[int, Claim], records: list[Stored]) -> None:
+    async def add_shards(
+        self, cell: str, claims: Mapping[int, Claim], records: list[Stored]
+    ) -> None:
         """Serve shards just claimed, from all their records before the claim.
 
-        Raises `DataLoss`; then none of them is served. Nor is one where this node was not live for a moment meanwhile.
+        Raises `DataLoss`; then none of them is served. Nor is one where this node was not live for
+        a moment meanwhile.
         """
         lapses = self.life.lapses
         shards = {number: Shard(self, number, cell, claim) for number, claim in claims.items()}
@@ -185,13 +205,20 @@ class Runtime:
             shard.start(*found[number])
             self.committers[cell].began(shard)
             self._parking.hand_on(number)
-        self.spawn(large_states.sweep(self, [shard for number, shard in shards.items() if not claims[number].clean]))
-        await self.listen(shards)  # a recovery that took long may have outlived what was left of an older subscription
+        self.spawn(
+            large_states.sweep(
+                self, [shard for number, shard in shards.items() if not claims[number].clean]
+            )
+        )
+        # a recovery that took long may have outlived what was left of an older subscription
+        await self.listen(shards)
 
     def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
-        """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it was begun for.
+        """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it
+        was begun for.
 
-        A shard that was claimed anew has a tail of its own: what an older one brings may have a gap before it.
+        A shard that was claimed anew has a tail of its own: what an older one brings may have a gap
+        before it.
         """
         skip = len(cell) + 1
         for stored in records:
@@ -206,7 +233,9 @@ class Runtime:
 
     async def listen(self, numbers: Iterable[int]) -> None:
         """Take the calls for shards that were claimed, before they are recovered."""
-        missing = [f"hf.s.{number}" for number in numbers if f"hf.s.{number}" not in self._subscriptions]
+        missing = [
+            f"hf.s.{number}" for number in numbers if f"hf.s.{number}" not in self._subscriptions
+        ]
         self.expect(numbers)
         await asyncio.gather(*(self._subscribe(subject) for subject in missing))
 
@@ -221,31 +250,43 @@ class Runtime:
             if shard is not None:
                 shard.stop()
                 self._next_owners[number] = shard.next_owner
-            # What is on its way to this node is still to be turned away, so it listens a little longer.
+            # What is on its way to this node is still to be turned away, so it listens a little
+            # longer.
             self.loop.call_later(_LINGER_SECONDS, self._stop_listening, number)
 
     def _stop_listening(self, number: int) -> None:
         self._next_owners.pop(number, None)
-        if number not in self.shards and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None:
+        if (
+            number not in self.shards
+            and (subscription := self._subscriptions.pop(f"hf.s.{number}", None)) is not None
+        ):
             self.spawn(subscription.close())
 
     async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> set[int]:
-        """Start no more turns in these shards, and wait until those that run are committed, or the time is over.
+        """Start no more turns in these shards, and wait until those that run are committed, or the
+        time is over.
 
-        ``targets``: per shard who is to own it next, and gets its calls from now on. Returns the shards that stay: what is
-        packed of them, or under way, could not be written in time.
+        ``targets``: per shard who is to own it next, and gets its calls from now on. Returns the
+        shards that stay: what is packed of them, or under way, could not be written in time.
         """
         shards = [self.shards[number] for number in targets if number in self.shards]
         end = self.loop.time() + timeout_seconds / 2
         for shard in shards:
             self.committers[shard.cell].settle(shard)
-        while any(shard.active and shard.packed for shard in shards) and self.loop.time() < end and self.life.live():
+        while (
+            any(shard.active and shard.packed for shard in shards)
+            and self.loop.time() < end
+            and self.life.live()
+        ):
             await asyncio.sleep(0.002)
         for shard in shards:
             shard.draining = True
             shard.next_owner = targets[shard.number].encode()
         end += timeout_seconds / 2
-        while any(shard.active and (shard.busy() or shard.packed) for shard in shards) and self.loop.time() < end:
+        while (
+            any(shard.active and (shard.busy() or shard.packed) for shard in shards)
+            and self.loop.time() < end
+        ):
             await asyncio.sleep(0.002)
         stay = [shard for shard in shards if shard.active and (shard.packed or shard.under_way())]
         self.drop_shards([shard.number for shard in shards if shard not in stay])
@@ -254,11 +295,13 @@ class Runtime:
         return {shard.number for shard in stay}
 
     async def write(self, cell: str, records: list[Record]) -> range:
-        """Append between two batches of the cell. Raises what `Log.append` does; its shards are reclaimed where due."""
+        """Append between two batches of the cell. Raises what `Log.append` does; its shards are
+        reclaimed where due."""
         return await self.committers[cell].write(records)
 
     def reclaim(self, cell: str) -> None:
-        """A batch's outcome is unknown: stop all shards of the cell, and have them claimed anew from this node."""
+        """A batch's outcome is unknown: stop all shards of the cell, and have them claimed anew
+        from this node."""
         numbers = [number for number, shard in self.shards.items() if shard.cell == cell]
         self.drop_shards(numbers)
         self.committers[cell].ended()
@@ -271,7 +314,8 @@ class Runtime:
         self.on_lost(cell, numbers)
 
     def suspend(self) -> None:
-        """This node is not live, or was not for a moment: stop all shards, and have them claimed anew when it is."""
+        """This node is not live, or was not for a moment: stop all shards, and have them claimed
+        anew when it is."""
         for cell in self._cells:
             self.reclaim(cell)
 
@@ -279,7 +323,7 @@ class Runtime:
         """This node was condemned, and goes on as another incarnation, without shards."""
         await self._subscribe(f"hf.n.{self.incarnation}")
 
-    # Calls -------------------------------------------------------------------------------------------------------
+    # Calls ----------------------------------------------------------------------------------------
 
     def _on_frame(self, message: Message) -> None:
         frame = self.door.read(message)
@@ -316,7 +360,8 @@ class Runtime:
             activation.cancel(call)
 
     def take(self, call: Call, sink: Sink | None) -> None:
-        """Give a call to its agent; where the shard is not served here the caller is told at once."""
+        """Give a call to its agent; where the shard is not served here the caller is told at
+        once."""
         found = self.resident.get(call.token)
         if found is None or sink is None or not fast_path.take(found, call, sink):
             self._take(call, sink)
@@ -325,9 +370,13 @@ class Runtime:
         """Do so the general way."""
         shard = self.shards.get(number := self._space.shard_of(call.token))
         if shard is None or not shard.active or shard.draining:
-            if (shard is not None or not self._parking.keep(number, call, sink)) and sink is not None:
+            if (
+                shard is not None or not self._parking.keep(number, call, sink)
+            ) and sink is not None:
                 sink(
-                    call.reference, NOT_OWNER, self._next_owners.get(number, b"") if shard is None else shard.next_owner
+                    call.reference,
+                    NOT_OWNER,
+                    self._next_owners.get(number, b"") if shard is None else shard.next_owner,
                 )
             return
         try:
@@ -351,10 +400,12 @@ class Runtime:
                 self.engine.bus.publish(subject, codec.encode_raw(Replies(self.incarnation, some)))
             replies.clear()
 
-    # Housekeeping ------------------------------------------------------------------------------------------------
+    # Housekeeping ---------------------------------------------------------------------------------
 
     async def _passivate(self) -> None:
-        shortest = min((kind.idle_seconds for kind in self.kinds.values()), default=limits.IDLE_SECONDS)
+        shortest = min(
+            (kind.idle_seconds for kind in self.kinds.values()), default=limits.IDLE_SECONDS
+        )
         while True:
             await asyncio.sleep(min(max(shortest / 4, 0.05), 15.0))
             now = self.loop.time()
@@ -363,7 +414,8 @@ class Runtime:
                 await asyncio.sleep(0)
 
     async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
-        """Have the log forget what is done with. What fails is tried again a few times; the next purge covers it."""
+        """Have the log forget what is done with. What fails is tried again a few times; the next
+        purge covers it."""
         for attempt in range(1, 6):
             try:
                 await self.engine.log.purge(cell, subject, before_sequence)
@@ -396,9 +448,13 @@ class Runtime:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        _, left = await asyncio.wait(tasks, timeout=limits.CANCELLED_SECONDS) if tasks else (set(), set())
+        _, left = (
+            await asyncio.wait(tasks, timeout=limits.CANCELLED_SECONDS) if tasks else (set(), set())
+        )
         for task in left:
-            _logger.warning("%s goes on though it was cancelled, and is left to itself", task.get_name())
+            _logger.warning(
+                "%s goes on though it was cancelled, and is left to itself", task.get_name()
+            )
         await self.workers.close()
 
 

@@ -1,11 +1,14 @@
-"""Notices when a node's loop stands still, says in which line and which message, while it does and afterwards.
+"""Notices when a node's loop stands still, says in which line and which message, while it does and
+afterwards.
 
-All agents of a node share one loop: a handler that computes or blocks on it holds up every other, and after some seconds
-the node is taken for dead. The loop sets a mark every quarter of a second, and a thread looks whether it did. What runs is
-found in the frames of the loop's thread, so a turn need not note it anywhere. Code in C that does not give up the
-interpreter stops the looking thread as well: the node's host notices its silence, and afterwards the processor time that it
-took tells. A time in which the looking thread did not run, and none was taken, is no stall: the machine was slow, or the
-process was frozen. Nor is the time for which the loop waited for a processor, which Linux tells.
+All agents of a node share one loop: a handler that computes or blocks on it holds up every other,
+and after some seconds the node is taken for dead. The loop sets a mark every quarter of a second,
+and a thread looks whether it did. What runs is found in the frames of the loop's thread, so a turn
+need not note it anywhere. Code in C that does not give up the interpreter stops the looking thread
+as well: the node's host notices its silence, and afterwards the processor time that it took tells.
+A time in which the looking thread did not run, and none was taken, is no stall: the machine was
+slow, or the process was frozen. Nor is the time for which the loop waited for a processor, which
+Linux tells.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from holdfast.serving.delivery import Delivery
 _logger = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.25
 _TELL_SECONDS: Final = 1.0
-"""A standstill is told when it lasts for so long, and again each time that it has lasted twice as long."""
+"""A standstill is told when it lasts for so long, and again each time that it has lasted twice as
+long."""
 _PULSE_LOOKS: Final = 2
 _FRAMES_MAX: Final = 500
 _HERE: Final = str(Path(__file__).parents[1])
@@ -39,7 +43,8 @@ _ADVICE: Final = 'a handler that computes says runs_in="process", one that block
 
 
 class Stall(msgspec.Struct, frozen=True):
-    """A time in which a loop stood still. ``ended_at``: on the monotonic clock; ``where``: empty if it is not known."""
+    """A time in which a loop stood still. ``ended_at``: on the monotonic clock; ``where``: empty if
+    it is not known."""
 
     ended_at: float
     seconds: float
@@ -47,7 +52,8 @@ class Stall(msgspec.Struct, frozen=True):
 
 
 class InHand(msgspec.Struct, frozen=True):
-    """What a thread is doing: in which line, and for which message of which agent, as far as its frames tell.
+    """What a thread is doing: in which line, and for which message of which agent, as far as its
+    frames tell.
 
     ``key``: of the message, see `Delivery.key`; empty where the agent is being loaded.
     """
@@ -63,14 +69,20 @@ class InHand(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """For people."""
-        agent = f" ({self.token} {self.handler})" if self.handler else f" ({self.token})" if self.token else ""
+        agent = (
+            f" ({self.token} {self.handler})"
+            if self.handler
+            else f" ({self.token})"
+            if self.token
+            else ""
+        )
         return f"{self.where}{agent}"
 
 
 class Stalls:
-    """See the module. ``tell``: hears from the looking thread that it looks (``pulse``), and what stands still
-    (``standing``, with the seconds and what is in hand). A pulse says for how long the loop has stood still,
-    with (``gone``) and without the time in which it got no processor."""
+    """See the module. ``tell``: hears from the looking thread that it looks (``pulse``), and what
+    stands still (``standing``, with the seconds and what is in hand). A pulse says for how long the
+    loop has stood still, with (``gone``) and without the time in which it got no processor."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -94,7 +106,9 @@ class Stalls:
         self._waited = self._waited_for_processor()
         self._handle = loop.call_later(_LOOK_SECONDS, self._mark, loop)
         arguments = (threading.get_ident(),)
-        threading.Thread(target=self._watch, args=arguments, name="holdfast-stalls", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=arguments, name="holdfast-stalls", daemon=True
+        ).start()
 
     def close(self) -> None:
         """Watch no longer."""
@@ -110,20 +124,23 @@ class Stalls:
             self.count += 1
             self._recent.append(Stall(now, late, self._where))
             where = f" in {self._where}" if self._where else ", in C code"
-            _logger.warning("the loop of node %s stood still for %.1f s%s: %s", self._node, late, where, _ADVICE)
+            _logger.warning(
+                "the loop of node %s stood still for %.1f s%s: %s", self._node, late, where, _ADVICE
+            )
         self._due, self._cpu, self._waited = now + _LOOK_SECONDS, cpu, waited
         self._where, self._not_looked = "", 0.0
         self._tell_at = self._named_at = _TELL_SECONDS
         self._handle = loop.call_later(_LOOK_SECONDS, self._mark, loop)
 
     def _waited_for_processor(self) -> float:
-        """Seconds for which the loop's thread could have run and did not get to; 0 where the system does not say."""
+        """Seconds for which the loop's thread could have run and did not get to; 0 where the system
+        does not say."""
         try:
             return int(self._scheduler.read_bytes().split()[1]) / 1e9
         except (OSError, IndexError, ValueError):
             return 0.0
 
-    # In a thread of its own ----------------------------------------------------------------------------------------
+    # In a thread of its own -----------------------------------------------------------------------
 
     def _watch(self, thread: int) -> None:
         looked_at, cpu, looks = time.monotonic(), time.process_time(), 0
@@ -142,7 +159,11 @@ class Stalls:
             if gone <= limits.STALL_SECONDS:
                 continue
             frame = sys._current_frames().get(thread)
-            if not self._where and late < _LOOK_SECONDS / 2 and gone - self._not_looked > limits.STALL_SECONDS:
+            if (
+                not self._where
+                and late < _LOOK_SECONDS / 2
+                and gone - self._not_looked > limits.STALL_SECONDS
+            ):
                 self._where = "" if frame is None else _line(frame)
             if frame is not None and gone - self._not_looked >= self._named_at:
                 self._named_at *= 2
@@ -151,9 +172,15 @@ class Stalls:
                 self._standing(seconds, in_hand(frame))
 
     def _name(self, seconds: float, what: InHand) -> None:
-        """Tell what is in hand: also of a loop that gets no processor, as it may be taken over for that."""
+        """Tell what is in hand: also of a loop that gets no processor, as it may be taken over for
+        that."""
         if self.tell is not None:
-            facts = {"token": what.token, "key": what.key, "where": what.where, "functions": what.functions}
+            facts = {
+                "token": what.token,
+                "key": what.key,
+                "where": what.where,
+                "functions": what.functions,
+            }
             self.tell("standing", {"seconds": max(seconds, 0.0), **facts})
 
     def _standing(self, seconds: float, what: InHand) -> None:
@@ -174,12 +201,14 @@ class Stalls:
         longest = max(self._recent, key=lambda stall: stall.seconds)
         where = f", in {longest.where}" if longest.where else ""
         return (
-            f"its loop stood still {len(self._recent)} times within a minute, for up to {longest.seconds:.1f} s{where}"
+            f"its loop stood still {len(self._recent)} times within a minute, for up to "
+            f"{longest.seconds:.1f} s{where}"
         )
 
 
 def in_hand(frame: FrameType) -> InHand:
-    """What a thread does whose innermost frame this is, by the frame next to a user's code that handles a message."""
+    """What a thread does whose innermost frame this is, by the frame next to a user's code that
+    handles a message."""
     stack = "".join(traceback.format_stack(frame, limit=40))
     inner: FrameType | None = frame
     for _ in range(_FRAMES_MAX):
@@ -193,11 +222,15 @@ def in_hand(frame: FrameType) -> InHand:
             token = getattr(activation, "token", None)
             if isinstance(token, str):
                 if isinstance(message, Delivery):
-                    return InHand(_line(frame), token, message.key, message.handler, (message.handler,), stack)
+                    return InHand(
+                        _line(frame), token, message.key, message.handler, (message.handler,), stack
+                    )
                 if inner.f_code.co_name == "load":
                     return InHand(_line(frame), token, stack=stack)
         inner = inner.f_back
-    return InHand(_line(frame), functions=tuple(one.f_code.co_name for one in _own(frame)), stack=stack)
+    return InHand(
+        _line(frame), functions=tuple(one.f_code.co_name for one in _own(frame)), stack=stack
+    )
 
 
 def _own(frame: FrameType | None) -> Iterator[FrameType]:

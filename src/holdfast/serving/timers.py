@@ -1,7 +1,8 @@
 """When which timer is due: one heap per node, and one wake-up at a time.
 
-A heap entry is only a hint. Whether the timer is still set, and with this generation, is decided by the agent's own
-record when the entry fires; so nothing is ever removed from the heap, and a timer cancelled at its last moment is safe.
+A heap entry is only a hint. Whether the timer is still set, and with this generation, is decided by
+the agent's own record when the entry fires; so nothing is ever removed from the heap, and a timer
+cancelled at its last moment is safe.
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""Finding out whether a cluster keeps its promises: simulations, chaos, and the checkers of both."""
+"""Finding out whether a cluster keeps its promises: simulations, chaos, and the checkers of
+both."""

@@ -1,7 +1,7 @@
 """Each promise as a function from a history to what is wrong with it: nothing, in the best case.
 
-They know nothing of how Holdfast works, but for the form of an agent's record and of a relay's cursor. The numbers are
-those of the invariants in `docs/simulation.md`.
+They know nothing of how Holdfast works, but for the form of an agent's record and of a relay's
+cursor. The numbers are those of the invariants in `docs/simulation.md`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _NOT_DONE = {DeadlineExceeded.__name__, NoQuorum.__name__}
 def one_line(history: History) -> Iterator[str]:
     """Per agent, commits form one line: each version is the one before plus one, and names it.
 
-    Where some commits may be missing, each version is later than the one before, and names it if it is the next.
+    Where some commits may be missing, each version is later than the one before, and names it if it
+    is the next.
     """
     newest: dict[str, tuple[int, int]] = {}
     for commit in history.commits:
@@ -33,8 +34,9 @@ def one_line(history: History) -> Iterator[str]:
                 skipped = not history.commits_are_all and record.version > version + 1
                 if (record.version, record.previous) != (version + 1, sequence) and not skipped:
                     yield (
-                        f"{commit.at:.3f} {stored.subject} {stored.sequence}: version {record.version} built on "
-                        f"{record.previous}, after version {version} at {sequence}"
+                        f"{commit.at:.3f} {stored.subject} {stored.sequence}: version "
+                        f"{record.version} built on {record.previous}, after version {version} at "
+                        f"{sequence}"
                     )
                 newest[stored.subject] = record.version, stored.sequence
 
@@ -43,17 +45,35 @@ def acknowledged_is_there(history: History) -> Iterator[str]:
     """What was acknowledged is in the state at the end."""
     for op in history.operations:
         if op.kind in _TURNS and op.fate == "done" and not _found(history, op.agent, op.label):
-            yield f"{op.kind} {op.label} of {op.agent} was acknowledged at {op.ended:.3f}, and is lost"
+            yield (
+                f"{op.kind} {op.label} of {op.agent} was acknowledged at {op.ended:.3f}, and is "
+                "lost"
+            )
 
 
 def not_done_is_not_there(history: History) -> Iterator[str]:
     """What was reported as not done has not been done, and was not done later."""
     for op in history.operations:
         tried_again = op.kind == "retry"
-        if op.kind in _TURNS and op.fate == "not done" and not tried_again and _found(history, op.agent, op.label):
-            yield f"{op.kind} {op.label} of {op.agent} was reported as not done at {op.ended:.3f}, and was done"
-        if op.kind == "send" and op.fate == "not done" and op.label in history.tapes.get(op.agent, ()):
-            yield f"send {op.label} to {op.agent} was reported as not done at {op.ended:.3f}, and was done"
+        if (
+            op.kind in _TURNS
+            and op.fate == "not done"
+            and not tried_again
+            and _found(history, op.agent, op.label)
+        ):
+            yield (
+                f"{op.kind} {op.label} of {op.agent} was reported as not done at {op.ended:.3f}, "
+                "and was done"
+            )
+        if (
+            op.kind == "send"
+            and op.fate == "not done"
+            and op.label in history.tapes.get(op.agent, ())
+        ):
+            yield (
+                f"send {op.label} to {op.agent} was reported as not done at {op.ended:.3f}, and "
+                "was done"
+            )
 
 
 def once_each(history: History) -> Iterator[str]:
@@ -62,7 +82,9 @@ def once_each(history: History) -> Iterator[str]:
         counts: dict[str, int] = defaultdict(int)
         for entry in tape:
             counts[entry] += 1
-        yield from (f"{agent} did {entry} {count} times" for entry, count in counts.items() if count > 1)
+        yield from (
+            f"{agent} did {entry} {count} times" for entry, count in counts.items() if count > 1
+        )
 
 
 def inbox_complete(history: History) -> Iterator[str]:
@@ -76,7 +98,10 @@ def inbox_complete(history: History) -> Iterator[str]:
                 _, number, receivers, _ = entry.split(" ")
                 for receiver in receivers.split(","):
                     if not _applied(history, receiver, f"take {sender} {number}"):
-                        yield f"{sender} sent {number} to {receiver} in a committed turn, and it did not arrive"
+                        yield (
+                            f"{sender} sent {number} to {receiver} in a committed turn, and it did "
+                            "not arrive"
+                        )
 
 
 def relay_prefix(history: History) -> Iterator[str]:
@@ -91,9 +116,15 @@ def relay_prefix(history: History) -> Iterator[str]:
             parts = stored.subject.split(".")
             if len(parts) > 3 and parts[2] == "out":
                 sent[f"{commit.cell}-{parts[1]}", parts[3]].append(parts[-1])
-        cursor = next((stored.subject.split(".") for stored in commit.batch if ".rl." in stored.subject), None)
+        cursor = next(
+            (stored.subject.split(".") for stored in commit.batch if ".rl." in stored.subject), None
+        )
         if cursor is not None:
-            names = [stored.subject.rpartition(".")[2] for stored in commit.batch if ".in." in stored.subject]
+            names = [
+                stored.subject.rpartition(".")[2]
+                for stored in commit.batch
+                if ".in." in stored.subject
+            ]
             arrived[cursor[2], commit.cell] += names
     for way, names in arrived.items():
         if not history.commits_are_all:
@@ -102,7 +133,8 @@ def relay_prefix(history: History) -> Iterator[str]:
             came = set(names)
             sent[way] = [name for name in sent[way] if name in came]
         if names != sent[way][: len(names)]:
-            yield f"the relay from {way[0]} to {way[1]} carried {names[:20]}…, of {sent[way][:20]}…"
+            carried = f"carried {names[:20]}…, of {sent[way][:20]}…"
+            yield f"the relay from {way[0]} to {way[1]} {carried}"
 
 
 def fifo(history: History) -> Iterator[str]:
@@ -113,7 +145,10 @@ def fifo(history: History) -> Iterator[str]:
             if entry.startswith("take "):
                 _, sender, number = entry.split(" ")
                 if int(number) < newest.get(sender, -1):
-                    yield f"{agent} got the {number}th message of {sender} after the {newest[sender]}th"
+                    yield (
+                        f"{agent} got the {number}th message of {sender} after the "
+                        f"{newest[sender]}th"
+                    )
                 newest[sender] = int(number)
 
 
@@ -123,7 +158,8 @@ def memory_is_the_log(history: History) -> Iterator[str]:
 
 
 def no_ghost_read(history: History) -> Iterator[str]:
-    """Who reads sees what was acknowledged, and what was read, before; and never what is then undone."""
+    """Who reads sees what was acknowledged, and what was read, before; and never what is then
+    undone."""
     ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for op in history.operations:
         if op.fate == "done" and isinstance(op.result, int) and op.kind in _TURNS | _READS:
@@ -133,8 +169,8 @@ def no_ghost_read(history: History) -> Iterator[str]:
             known = max((length for at, length in ends[op.agent] if at < op.began), default=0)
             if op.result < known:
                 yield (
-                    f"{op.label} read {op.result} things of {op.agent} between {op.began:.3f} and {op.ended:.3f}, "
-                    f"when {known} were known"
+                    f"{op.label} read {op.result} things of {op.agent} between {op.began:.3f} and "
+                    f"{op.ended:.3f}, when {known} were known"
                 )
 
 
@@ -177,10 +213,21 @@ def no_contagion(history: History) -> Iterator[str]:
             yield f"{op.label} was to fail, and did not"
         if op.kind == "bad" and _found(history, op.agent, op.label):
             yield f"{op.label} failed, and its change is there"
-        if op.kind in _TURNS and op.fate == "refused" and op.kind != "retry" and _found(history, op.agent, op.label):
+        if (
+            op.kind in _TURNS
+            and op.fate == "refused"
+            and op.kind != "retry"
+            and _found(history, op.agent, op.label)
+        ):
             yield f"{op.kind} {op.label} of {op.agent} was refused, and its change is there"
-        given_up = (history.harmed or history.deaths or not _all_told(history)) and _given_up(op.result)
-        if op.kind not in {"bad", "deadly", "still"} and op.fate == "refused" and not (given_up or _not_asked(op)):
+        given_up = (history.harmed or history.deaths or not _all_told(history)) and _given_up(
+            op.result
+        )
+        if (
+            op.kind not in {"bad", "deadly", "still"}
+            and op.fate == "refused"
+            and not (given_up or _not_asked(op))
+        ):
             yield f"{op.kind} {op.label} of {op.agent} was refused: {op.result}"
     for label, count in history.deaths.items():
         if count > 3:
@@ -188,7 +235,8 @@ def no_contagion(history: History) -> Iterator[str]:
 
 
 def stands_still_alone(history: History) -> Iterator[str]:
-    """What stands still does so on two nodes at most, on three where a host could not say so, and costs others a wait."""
+    """What stands still does so on two nodes at most, on three where a host could not say so, and
+    costs others a wait."""
     for label, told in history.standstills.items():
         if len(told) > (2 if all(told) else 3):
             yield f"{label} stood still on {len(told)} nodes"
@@ -197,11 +245,15 @@ def stands_still_alone(history: History) -> Iterator[str]:
         if op.kind == "still" and op.fate == "done":
             yield f"{op.label} of {op.agent} stands still, and was done"
         if calm and op.kind in {"add", "read"} and op.fate != "done":
-            yield f"{op.kind} {op.label} of {op.agent} was not done while others' nodes stood still: {op.result}"
+            yield (
+                f"{op.kind} {op.label} of {op.agent} was not done while others' nodes stood "
+                f"still: {op.result}"
+            )
 
 
 def settles(history: History) -> Iterator[str]:
-    """When the faults are over, every shard has one owner, every client is answered, and nothing moves any more."""
+    """When the faults are over, every shard has one owner, every client is answered, and nothing
+    moves any more."""
     for shard, owners in history.owners.items():
         if len(owners) != 1:
             yield f"shard {shard} is served by {owners or 'nobody'}"
@@ -215,7 +267,8 @@ def settles(history: History) -> Iterator[str]:
 
 
 def founded_as_told(history: History) -> Iterator[str]:
-    """Only processes that were told to make cells, with the copies that were said, however few servers they see."""
+    """Only processes that were told to make cells, with the copies that were said, however few
+    servers they see."""
     for process, told, copies, wanted in history.founders:
         if not told or copies != wanted:
             yield f"{process} made cells with {copies} copies: there were to be {wanted}" + (
@@ -224,7 +277,9 @@ def founded_as_told(history: History) -> Iterator[str]:
 
 
 def _found(history: History, agent: str, label: str) -> bool:
-    return any(entry == label or entry.endswith(f" {label}") for entry in history.tapes.get(agent, ()))
+    return any(
+        entry == label or entry.endswith(f" {label}") for entry in history.tapes.get(agent, ())
+    )
 
 
 def _applied(history: History, agent: str, label: str) -> bool:
@@ -242,8 +297,13 @@ def _all_told(history: History) -> bool:
 
 
 def _not_asked(op: Operation) -> bool:
-    """Whether the call that this turn made was not done in its time, so that the turn failed with it."""
-    return op.kind == "nested" and isinstance(op.result, HandlerFailed) and op.result.kind_of_error in _NOT_DONE
+    """Whether the call that this turn made was not done in its time, so that the turn failed with
+    it."""
+    return (
+        op.kind == "nested"
+        and isinstance(op.result, HandlerFailed)
+        and op.result.kind_of_error in _NOT_DONE
+    )
 
 
 ALL: tuple[Checker, ...] = (

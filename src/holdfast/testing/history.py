@@ -1,4 +1,5 @@
-"""What happened in a run, as its checkers see it: operations of clients, code that ran in handlers, commits, deaths."""
+"""What happened in a run, as its checkers see it: operations of clients, code that ran in handlers,
+commits, deaths."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from holdfast.engines.base import Stored
 from holdfast.node.dead_letters import DeadLetter
 
 Fate = Literal["open", "done", "not done", "unknown", "refused"]
-"""What an operation's caller was told: acknowledged, `NotDone`, `Unknown`, or one of the `Never` errors."""
+"""What an operation's caller was told: acknowledged, `NotDone`, `Unknown`, or one of the `Never`
+errors."""
 
 
 @dataclass(slots=True)
@@ -54,11 +56,13 @@ class History:
     marks: list[Mark] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     commits_are_all: bool = True
-    """False where they were watched from outside: then some may be missing, and which batch a record was in is a guess."""
+    """False where they were watched from outside: then some may be missing, and which batch a
+    record was in is a guess."""
     deaths: dict[str, int] = field(default_factory=dict)
     """Per label of a deadly message, how many processes it ended."""
     standstills: dict[str, list[bool]] = field(default_factory=dict)
-    """Per label of a message in which nodes stand still, whether the node's host could say so, for each of them."""
+    """Per label of a message in which nodes stand still, whether the node's host could say so, for
+    each of them."""
     harmed: bool = True
     """Whether anything was done to nodes that is no stop in order."""
     tapes: dict[str, list[str]] = field(default_factory=dict)
@@ -69,20 +73,28 @@ class History:
     owners: dict[str, list[str]] = field(default_factory=dict)
     """Per shard the nodes that serve it at the end."""
     founders: list[tuple[str, bool, int, int]] = field(default_factory=list)
-    """Who made cells: the process, whether it had a mandate, with how many copies, and how many there were to be."""
+    """Who made cells: the process, whether it had a mandate, with how many copies, and how many
+    there were to be."""
     differences: list[str] = field(default_factory=list)
     """What nodes have in memory at the end that the log has not, or has otherwise."""
 
     def digest(self) -> str:
-        """A digest of all that happened, in its order: two runs with the same one were the same run."""
+        """A digest of all that happened, in its order: two runs with the same one were the same
+        run."""
         made = blake2b(digest_size=16)
         for op in self.operations:
-            made.update(repr((op.kind, op.agent, op.label, op.began, op.ended, op.fate, str(op.result))).encode())
+            made.update(
+                repr(
+                    (op.kind, op.agent, op.label, op.began, op.ended, op.fate, str(op.result))
+                ).encode()
+            )
         for mark in self.marks:
             made.update(repr((mark.at, mark.agent, mark.epoch, mark.process)).encode())
         for commit in self.commits:
             made.update(repr((commit.at, commit.cell, commit.batch)).encode())
-        made.update(repr((self.tapes, self.deaths, sorted(self.dead_letters), self.epochs_at_rest)).encode())
+        made.update(
+            repr((self.tapes, self.deaths, sorted(self.dead_letters), self.epochs_at_rest)).encode()
+        )
         return made.hexdigest()
 
     def begin(self, kind: str, agent: str, label: str, now: float) -> Operation:
@@ -92,7 +104,8 @@ class History:
         return operation
 
     def bury(self, letter: DeadLetter) -> None:
-        """Note that a message was given up. One is the same to its sender whether it is handled slowly or at once."""
+        """Note that a message was given up. One is the same to its sender whether it is handled
+        slowly or at once."""
         handler = letter.handler.removesuffix("_slowly").removesuffix("_badly")
         self.dead_letters.add(" ".join([handler, *map(str, letter.arguments)]))
 

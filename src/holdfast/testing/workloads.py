@@ -1,7 +1,9 @@
-"""What agents and clients do in a run. Everything has a label, and an agent's state is a tape of what it did.
+"""What agents and clients do in a run. Everything has a label, and an agent's state is a tape of
+what it did.
 
-One kind of agent is enough: its tape holds every effect in the agent's own order, so a checker that reads the tapes and
-what the clients were told knows what was lost, done twice, or done out of order.
+One kind of agent is enough: its tape holds every effect in the agent's own order, so a checker that
+reads the tapes and what the clients were told knows what was lost, done twice, or done out of
+order.
 """
 
 from __future__ import annotations
@@ -180,12 +182,19 @@ class Actor(Agent[Tape], capabilities={"simulated"}, idle_seconds=1.0):
 
 
 class Clerk:
-    """One client's tasks. ``agents`` and ``pause`` are the scenario's. ``era``: what the names of its agents end in."""
+    """One client's tasks. ``agents`` and ``pause`` are the scenario's. ``era``: what the names of
+    its agents end in."""
 
     era = ""
 
     def __init__(
-        self, recorder: Recorder, node: Node, name: str, agents: int, pause: tuple[float, float], random: Random
+        self,
+        recorder: Recorder,
+        node: Node,
+        name: str,
+        agents: int,
+        pause: tuple[float, float],
+        random: Random,
     ) -> None:
         self.running = 0
         self._recorder = recorder
@@ -215,7 +224,9 @@ class Clerk:
         self._number += 1
         return f"{self._name}-{self._number}"
 
-    async def _do(self, kind: str, agent: str, label: str, work: Callable[[], Awaitable[Any]]) -> Fate:
+    async def _do(
+        self, kind: str, agent: str, label: str, work: Callable[[], Awaitable[Any]]
+    ) -> Fate:
         recorder = self._recorder
         operation = recorder.history.begin(kind, agent, label, recorder.now)
         fate: Fate
@@ -265,10 +276,14 @@ class Clerk:
         if self._random.random() < 0.3:
             await self._ask("forget", agent, Actor.forget, name)
         else:
-            await self._ask("remind", agent, Actor.remind, name, self._random.choice([0.01, 0.3, 2.0]))
+            await self._ask(
+                "remind", agent, Actor.remind, name, self._random.choice([0.01, 0.3, 2.0])
+            )
 
     async def _bads(self) -> None:
-        await self._ask("bad", self._agent(), Actor.bad, self._random.choice(["raise", "reply", "sends"]))
+        await self._ask(
+            "bad", self._agent(), Actor.bad, self._random.choice(["raise", "reply", "sends"])
+        )
 
     async def _deadlies(self) -> None:
         await self._ask("deadly", f"d{self._number}", Actor.deadly)
@@ -280,7 +295,9 @@ class Clerk:
         if way == "send":
             await self._send(self._agent(), Actor.take_badly)
         elif way == "set":
-            await self._ask("remind", self._agent("t"), Actor.remind_badly, f"t{self._random.randrange(2)}", 0.3)
+            await self._ask(
+                "remind", self._agent("t"), Actor.remind_badly, f"t{self._random.randrange(2)}", 0.3
+            )
         else:
             handler = Actor.rogue if way == "ask" else Actor.rogue_later
             await self._ask("bad", self._agent(), handler, self._random.choice(rogues.HOWS))
@@ -304,7 +321,9 @@ class Clerk:
         sender = f"{self._name}.{agent}"
         number = self._sent[sender] = self._sent.get(sender, -1) + 1
         ref = self._node.agent(Actor, agent).options(timeout_seconds=100)
-        await self._do("send", agent, f"take {sender} {number}", lambda: ref.send(handler, sender, number))
+        await self._do(
+            "send", agent, f"take {sender} {number}", lambda: ref.send(handler, sender, number)
+        )
 
     async def _sends(self) -> None:
         await self._send(self._agent(), Actor.take)
@@ -336,12 +355,29 @@ class Clerk:
 
     async def _reads(self) -> None:
         agent = self._agent()
-        ref = self._node.agent(Actor, agent).options(timeout_seconds=30, fresh=self._random.random() < 0.1)
+        ref = self._node.agent(Actor, agent).options(
+            timeout_seconds=30, fresh=self._random.random() < 0.1
+        )
         await self._do("read", agent, self._label(), lambda: ref.ask(Actor.length))
 
 
 KINDS = (
-    "adds", "retries", "slows", "spreads", "nests", "timers", "edges", "bads", "deadlies", "stills", "longs", "swells", "sends",
-    "bursts", "peeks", "reads", "rogues",
-)  # fmt: skip
+    "adds",
+    "retries",
+    "slows",
+    "spreads",
+    "nests",
+    "timers",
+    "edges",
+    "bads",
+    "deadlies",
+    "stills",
+    "longs",
+    "swells",
+    "sends",
+    "bursts",
+    "peeks",
+    "reads",
+    "rogues",
+)
 """What a scenario may ask for."""

@@ -1,9 +1,10 @@
 """The file of a backup: frames with checksums, and one checksum over everything at its end.
 
-A frame is its length (4 bytes), a msgpack value, and the value's CRC-32 (`codec.seal`). The first frame tells what the
-file is, then come the records of each cell in the order of their sequences, then the blobs in parts, then what there
-should have been, with the SHA-256 of all before. So a byte that is not what was written is found wherever it is, with
-its place, and so is a file that ends early. Nothing needs more memory than one frame.
+A frame is its length (4 bytes), a msgpack value, and the value's CRC-32 (`codec.seal`). The first
+frame tells what the file is, then come the records of each cell in the order of their sequences,
+then the blobs in parts, then what there should have been, with the SHA-256 of all before. So a byte
+that is not what was written is found wherever it is, with its place, and so is a file that ends
+early. Nothing needs more memory than one frame.
 
 A file appears under its name when it is whole and on the disk: it is written under another name.
 """
@@ -35,7 +36,8 @@ PART_BYTES: Final = 512 * 1024
 
 
 class Head(msgspec.Struct, array_like=True, tag=0):
-    """What a backup is of. ``cuts``: per cell the sequence up to which it has everything, the registry's cell last."""
+    """What a backup is of. ``cuts``: per cell the sequence up to which it has everything, the
+    registry's cell last."""
 
     format: int
     version: str
@@ -82,7 +84,8 @@ _decode = msgspec.msgpack.Decoder(Frame).decode
 
 
 class Writer:
-    """Writes a backup; ``path`` appears with `finish`. Raises `AlreadyExists`, `ConfigError` where it cannot."""
+    """Writes a backup; ``path`` appears with `finish`. Raises `AlreadyExists`, `ConfigError` where
+    it cannot."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,7 +105,10 @@ class Writer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
         self._partial.unlink(missing_ok=True)
@@ -133,25 +139,30 @@ class Writer:
             self._file.flush()
             os.fsync(self._file.fileno())
             size = self._file.tell()
-            os.link(self._partial, self.path, follow_symlinks=False)  # unlike a rename it replaces nothing
+            # unlike a rename it replaces nothing
+            os.link(self._partial, self.path, follow_symlinks=False)
             if not os.path.samestat(self.path.lstat(), os.fstat(self._file.fileno())):
                 self.path.unlink()
-                raise ConfigError(f"{self.path} cannot be written: somebody replaced {self._partial} meanwhile")
+                raise ConfigError(
+                    f"{self.path} cannot be written: somebody replaced {self._partial} meanwhile"
+                )
             directory = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
         except FileExistsError:
-            raise AlreadyExists(f"{self.path} is there already: a backup replaces no file") from None
+            raise AlreadyExists(
+                f"{self.path} is there already: a backup replaces no file"
+            ) from None
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written: {error}") from None
         return size
 
 
 def _begin(partial: Path) -> int:
-    """Make the file that becomes the backup. One that an interrupted backup left is removed; one that another process
-    writes is not. Raises `ConfigError`, `OSError`."""
+    """Make the file that becomes the backup. One that an interrupted backup left is removed; one
+    that another process writes is not. Raises `ConfigError`, `OSError`."""
     while True:
         fresh = True
         try:
@@ -173,9 +184,11 @@ def _begin(partial: Path) -> int:
 
 
 def read(path: Path) -> Iterator[Frame]:
-    """Every frame, each checked before it is given: first the `Head`, then all else, the `End` last.
+    """Every frame, each checked before it is given: first the `Head`, then all else, the `End`
+    last.
 
-    Raises `ConfigError` for what is no backup that this code reads, `DataLoss` naming the byte where it is damaged.
+    Raises `ConfigError` for what is no backup that this code reads, `DataLoss` naming the byte
+    where it is damaged.
     """
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
@@ -188,7 +201,10 @@ def read(path: Path) -> Iterator[Frame]:
         total = sha256()
         magic = file.read(len(_MAGIC))
         if magic != _MAGIC:
-            if len(magic) < len(_MAGIC) or sum(a != b for a, b in zip(magic, _MAGIC, strict=True)) < 4:
+            if (
+                len(magic) < len(_MAGIC)
+                or sum(a != b for a, b in zip(magic, _MAGIC, strict=True)) < 4
+            ):
                 raise DataLoss(f"{path}: damaged at byte 0: a backup begins with other bytes")
             raise ConfigError(f"{path} is no backup")
         total.update(magic)
@@ -198,26 +214,35 @@ def read(path: Path) -> Iterator[Frame]:
             head = file.read(_LENGTH.size)
             size = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
             if not head or len(head) < _LENGTH.size:
-                raise DataLoss(f"{path}: it ends at byte {at + len(head)}, before its end: it was cut off")
+                raise DataLoss(
+                    f"{path}: it ends at byte {at + len(head)}, before its end: it was cut off"
+                )
             if not 4 < size <= _FRAME_BYTES_MAX:
                 raise DataLoss(f"{path}: damaged at byte {at}: a frame of {size} bytes")
             body = file.read(size)
             if len(body) < size:
                 raise DataLoss(
-                    f"{path}: it ends at byte {at + 4 + len(body)}, in a frame: it was cut off, or is damaged"
+                    f"{path}: it ends at byte {at + 4 + len(body)}, in a frame: it was cut off, or "
+                    "is damaged"
                 )
             frame = _frame(path, at, body)
             if isinstance(frame, Head) != (at == len(_MAGIC)):
                 raise DataLoss(f"{path}: damaged at byte {at}: it has its frames in another order")
             if isinstance(frame, Head) and frame.format != FORMAT:
                 raise ConfigError(
-                    f"{path} has format {frame.format}, this code reads {FORMAT}: use the Holdfast of then"
+                    f"{path} has format {frame.format}, this code reads {FORMAT}: use the Holdfast "
+                    "of then"
                 )
             if isinstance(frame, End):
                 if (frame.records, frame.blobs, frame.checksum) != (records, blobs, total.digest()):
-                    raise DataLoss(f"{path}: its checksum is not that of what is in it: something is missing or added")
+                    raise DataLoss(
+                        f"{path}: its checksum is not that of what is in it: something is missing "
+                        "or added"
+                    )
                 if file.read(1):
-                    raise DataLoss(f"{path}: damaged at byte {at + 4 + size}: it goes on behind its end")
+                    raise DataLoss(
+                        f"{path}: damaged at byte {at + 4 + size}: it goes on behind its end"
+                    )
                 yield frame
                 return
             total.update(head)
@@ -234,5 +259,7 @@ def _frame(path: Path, at: int, body: bytes) -> Frame:
     except codec.ERRORS as error:
         raise DataLoss(f"{path}: damaged at byte {at}: {error}") from None
     except DataLoss:
-        raise DataLoss(f"{path}: damaged at byte {at}: the checksum of this frame does not agree") from None
+        raise DataLoss(
+            f"{path}: damaged at byte {at}: the checksum of this frame does not agree"
+        ) from None
     return frame

@@ -1,11 +1,12 @@
 """A backup of a running cluster, or of an embedded log: one file that shows one moment.
 
-What the moment is, and why the copy shows it, is in `holdfast.admin.backup.cut`. Here the newest records up to the cut are
-written to the file, without what was handled by then: messages that their agents consumed, messages in an outbox that were
-carried over, dead letters that are done. The tails read them before the log forgot them.
+What the moment is, and why the copy shows it, is in `holdfast.admin.backup.cut`. Here the newest
+records up to the cut are written to the file, without what was handled by then: messages that their
+agents consumed, messages in an outbox that were carried over, dead letters that are done. The tails
+read them before the log forgot them.
 
-Blobs are copied after the cut, from the log itself. Their owners keep the replaced ones as long as a backup asks for it;
-where one is gone all the same, everything is begun anew.
+Blobs are copied after the cut, from the log itself. Their owners keep the replaced ones as long as
+a backup asks for it; where one is gone all the same, everything is begun anew.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ _decode_cursor = msgspec.msgpack.Decoder(int).decode
 
 
 async def create(node: Node, target: Path, report: Report | None = None) -> BackupFacts:
-    """Write a backup of the cluster or embedded log that a node has joined, to a file or into a directory.
+    """Write a backup of the cluster or embedded log that a node has joined, to a file or into a
+    directory.
 
-    ``report`` hears how far it is. Nobody need stop for it; writes wait for some hundredths of a second.
+    ``report`` hears how far it is. Nobody need stop for it; writes wait for some hundredths of a
+    second.
 
-    Raises `AlreadyExists` where the file is there, `ConfigError` where it cannot be written, `Overloaded` where the
-    cluster was never still, `NoQuorum`, `DataLoss` where what the log has does not fit together.
+    Raises `AlreadyExists` where the file is there, `ConfigError` where it cannot be written,
+    `Overloaded` where the cluster was never still, `NoQuorum`, `DataLoss` where what the log has
+    does not fit together.
     """
     say = report or _silent
     path = target
@@ -59,9 +63,12 @@ async def create(node: Node, target: Path, report: Report | None = None) -> Back
             try:
                 return await _create(node, path, say)
             except (DataLoss, NotFound) as error:
-                # A replica that lacks something, or a blob that was deleted before its owner heard of the backup.
+                # A replica that lacks something, or a blob that was deleted before its owner heard
+                # of the backup.
                 if attempt == _TRIES:
-                    raise DataLoss(f"the backup does not come out whole, in {_TRIES} attempts: {error}") from None
+                    raise DataLoss(
+                        f"the backup does not come out whole, in {_TRIES} attempts: {error}"
+                    ) from None
                 say("again", {"why": str(error)})
     finally:
         await loops.stop(keeping)
@@ -80,10 +87,15 @@ async def _create(node: Node, path: Path, say: Report) -> BackupFacts:
     cells = [*manifest.cells, registry]
     began_at = time.monotonic()
     with Writer(path) as writer, Spool(path.with_name(path.name + ".spool")) as spool:
-        cuts = await cut.take(node.engine, cells, lambda: [one.incarnation for one in node.members()], spool, say)
+        cuts = await cut.take(
+            node.engine, cells, lambda: [one.incarnation for one in node.members()], spool, say
+        )
         created_at = time.time()
         if time.monotonic() - began_at > limits.DONE_LETTER_SECONDS:
-            raise Overloaded("reading took longer than a day: dead letters that were done meanwhile may be forgotten")
+            raise Overloaded(
+                "reading took longer than a day: dead letters that were done meanwhile may be "
+                "forgotten"
+            )
         head = Head(
             FORMAT,
             VERSION,
@@ -116,14 +128,19 @@ async def _create(node: Node, path: Path, say: Report) -> BackupFacts:
 def _items(spool: Spool, cuts: list[int]) -> Iterator[Item]:
     """What belongs into the file: of each cell all but its outboxes, and those at the end.
 
-    A restore makes inbox messages of what is in an outbox, and these come behind those that were there before.
+    A restore makes inbox messages of what is in an outbox, and these come behind those that were
+    there before.
     """
     handled = _Handled(spool)
     for outboxes in (False, True):
         for place, cut_at in enumerate(cuts):
             for stored in spool.in_order(place):
                 kind = kind_of(stored.subject)
-                if (kind == "out") != outboxes or stored.sequence > cut_at or is_passing(stored.subject):
+                if (
+                    (kind == "out") != outboxes
+                    or stored.sequence > cut_at
+                    or is_passing(stored.subject)
+                ):
                     continue
                 if not handled(kind, stored) and stored.subject.split(".", 2)[1] != "rl":
                     yield Item(place, stored.sequence, stored.subject, stored.payload)
@@ -161,7 +178,9 @@ class _Handled:
         """How far a relay has come."""
         if subject not in self._cursors:
             payload = self._spool.get(subject)
-            self._cursors[subject] = 0 if payload is None else _decode_cursor(unseal(payload, subject))
+            self._cursors[subject] = (
+                0 if payload is None else _decode_cursor(unseal(payload, subject))
+            )
         return self._cursors[subject]
 
 

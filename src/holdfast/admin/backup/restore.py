@@ -1,12 +1,13 @@
 """A backup into a fresh cluster, or a fresh embedded log.
 
-What is restored is a new **generation** of the cluster. It has cells of its own (``g2reg``, ``g2c0``, …), so nothing of the
-time before can write to it: those cells are gone, or were never there. Its sequences begin above those of all generations
-before (`holdfast.admin.backup.rewrite`).
+What is restored is a new **generation** of the cluster. It has cells of its own (``g2reg``,
+``g2c0``, …), so nothing of the time before can write to it: those cells are gone, or were never
+there. Its sequences begin above those of all generations before (`holdfast.admin.backup.rewrite`).
 
-An interrupted restore is no half cluster. The first thing that is written is a manifest that says that a restore runs; no
-node serves with that one, and none can write another. The last thing is the manifest without it. A second try takes
-another generation and removes what the first left behind, so a first one that is not dead after all finds no cells.
+An interrupted restore is no half cluster. The first thing that is written is a manifest that says
+that a restore runs; no node serves with that one, and none can write another. The last thing is the
+manifest without it. A second try takes another generation and removes what the first left behind,
+so a first one that is not dead after all finds no cells.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ async def restore(
 ) -> BackupFacts:
     """Restore a backup, and return what it holds, with the new generation and cells.
 
-    ``engine``: open; no node may serve there. ``generation``: of the restored cluster, higher than those before; by
-    default the next one. ``replicas``: by default as many as there are servers. ``cells``: by default as many.
+    ``engine``: open; no node may serve there. ``generation``: of the restored cluster, higher than
+    those before; by default the next one. ``replicas``: by default as many as there are servers.
+    ``cells``: by default as many.
 
-    Raises `DataLoss` where the backup is damaged, `ConfigError` where the target is not empty or is served, `NoQuorum`,
-    `Unknown`. After each of them the same can be tried again.
+    Raises `DataLoss` where the backup is damaged, `ConfigError` where the target is not empty or is
+    served, `NoQuorum`, `Unknown`. After each of them the same can be tried again.
     """
     say = report or _silent
     facts = await asyncio.to_thread(verify, path)
@@ -69,14 +71,23 @@ async def restore(
     newest = max([facts.generation, *known, *map(rewrite.generation_of, facts.cuts.values())])
     generation = newest + 1 if generation is None else generation
     if not newest < generation <= limits.GENERATION_MAX:
-        raise ConfigError(f"the generation {generation} is none of a restored cluster: it is {newest + 1} or higher")
+        raise ConfigError(
+            f"the generation {generation} is none of a restored cluster: it is {newest + 1} or "
+            "higher"
+        )
     replicas = replicas or await _copies(engine)
     registry = registry_cell(generation)
     names = data_cells(generation, cells or replicas)
     first = rewrite.first_sequence(generation)
     await engine.ensure_cells([registry], replicas, first)
     manifest = Manifest(
-        facts.cluster, generation, names, facts.shards, facts.record_version, facts.created_at, path.name
+        facts.cluster,
+        generation,
+        names,
+        facts.shards,
+        facts.record_version,
+        facts.created_at,
+        path.name,
     )
     try:
         begun = await manifests.write(engine, registry, manifest, 0)
@@ -87,7 +98,10 @@ async def restore(
     await engine.ensure_cells(names, replicas, first)
     await _Copy(engine, path, names, registry, say).run()
     await _finish(engine, registry, msgspec.structs.replace(manifest, restoring=""), begun)
-    facts.generation, facts.cuts = generation, {cell: await engine.log.last_sequence(cell) for cell in names}
+    facts.generation, facts.cuts = (
+        generation,
+        {cell: await engine.log.last_sequence(cell) for cell in names},
+    )
     say("restored", {})
     return facts
 
@@ -95,11 +109,13 @@ async def restore(
 async def _copies(engine: Engine) -> int:
     """As many as there are hosts that vote; on servers that no host runs, as many as are known."""
     seen = Presence() if engine.name == "local" else await look(engine.bus)
-    count = engine.servers() if seen.record is None else len(seen.record.target or seen.record.members)
+    count = (
+        engine.servers() if seen.record is None else len(seen.record.target or seen.record.members)
+    )
     return max(size for size in SIZES if size <= max(count, 1))
 
 
-# The target ----------------------------------------------------------------------------------------------------------
+# The target ---------------------------------------------------------------------------------------
 
 
 async def _nobody_serves(engine: Engine) -> None:
@@ -119,7 +135,9 @@ async def _nobody_serves(engine: Engine) -> None:
     await subscription.close()
     if found:
         names = ", ".join(sorted(found.values()))
-        raise ConfigError(f"{names} serve here: a restore needs servers without nodes (`holdfast up --nodes 0`)")
+        raise ConfigError(
+            f"{names} serve here: a restore needs servers without nodes (`holdfast up --nodes 0`)"
+        )
 
 
 async def _read_manifest(engine: Engine, registry: str) -> Stored | None:
@@ -147,10 +165,14 @@ async def _empty(engine: Engine, there: Sequence[str]) -> list[int]:
             continue  # what an interrupted restore left behind
         for cell in there:
             ours = _OURS.fullmatch(cell)
-            if ours and int(ours[1]) == generation and (subject := await _first_of_use(engine, cell)):
+            if (
+                ours
+                and int(ours[1]) == generation
+                and (subject := await _first_of_use(engine, cell))
+            ):
                 raise ConfigError(
-                    f"the target is not empty: it has {subject}. Restore into servers with empty directories, "
-                    "or into an embedded log that is not there yet"
+                    f"the target is not empty: it has {subject}. Restore into servers with empty "
+                    "directories, or into an embedded log that is not there yet"
                 )
     return found
 
@@ -162,7 +184,10 @@ async def _first_of_use(engine: Engine, cell: str) -> str:
         async with asyncio.timeout(limits.QUORUM_WAIT_SECONDS):
             async for chunk in tail:
                 for stored in chunk.records:
-                    if not is_passing(stored.subject) and stored.subject.split(".", 2)[1] not in _FOUNDING:
+                    if (
+                        not is_passing(stored.subject)
+                        and stored.subject.split(".", 2)[1] not in _FOUNDING
+                    ):
                         return stored.subject
                 if chunk.caught_up:
                     return ""
@@ -203,13 +228,15 @@ async def _finish(engine: Engine, registry: str, manifest: Manifest, begun: int)
         await asyncio.sleep(backoff.delay_seconds(attempt, random))
 
 
-# The copy ------------------------------------------------------------------------------------------------------------
+# The copy -----------------------------------------------------------------------------------------
 
 
 class _Copy:
     """All of a backup's records and blobs into the new cells."""
 
-    def __init__(self, engine: Engine, path: Path, cells: list[str], registry: str, say: Report) -> None:
+    def __init__(
+        self, engine: Engine, path: Path, cells: list[str], registry: str, say: Report
+    ) -> None:
         self._engine = engine
         self._path = path
         self._cells = cells
@@ -279,7 +306,9 @@ class _CellWriter:
     async def _room(self, size: int) -> None:
         size += HEADER_BYTES
         count = len(self._agents) + len(self._others)
-        if count and (count >= limits.BATCH_RECORDS_MAX or self._size + size > limits.BATCH_BYTES_MAX):
+        if count and (
+            count >= limits.BATCH_RECORDS_MAX or self._size + size > limits.BATCH_BYTES_MAX
+        ):
             await self._flush()
         self._size += size
 
@@ -303,13 +332,18 @@ class _CellWriter:
                 with suppress(NoQuorum, Unknown):
                     stored = await self._engine.log.read(self._cell, records[0].subject)
                     if stored is not None and stored.payload == records[0].payload:
-                        self._batches.written(range(stored.sequence, stored.sequence + len(records)))
+                        self._batches.written(
+                            range(stored.sequence, stored.sequence + len(records))
+                        )
                         return
             except (NoQuorum, Unknown):
                 if asyncio.get_running_loop().time() > end:
                     raise
             if asyncio.get_running_loop().time() > end:
-                raise DataLoss(f"{records[0].subject} is in {self._cell}, with another content than it was given")
+                raise DataLoss(
+                    f"{records[0].subject} is in {self._cell}, with another content than it was "
+                    "given"
+                )
             await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
 
     async def finish(self) -> None:

@@ -2,16 +2,19 @@
 
 Sequences stand in records, and each of them is dealt with here:
 
-* an agent's record names the one before it, its place among the batches, and carries its shard's digest: they are written
-  anew, in batches as an owner writes them, each with the digest of the batches before (`Batch`). Versions stay;
-* it names the last inbox message that it consumed. Only later ones are in the backup, and all of them get new sequences,
-  so in the new cluster it has consumed none yet;
-* an inbox message's *key* is made of its sequence. Calls that its turn made before the cut are known by that key, so it
-  keeps the one that it had: the turn that runs again gets the first answers;
-* an outbox message that was not carried over becomes an inbox message of its receiver. Nothing else will carry it: the new
-  cluster's outboxes begin empty, and so do its cursors;
-* epochs stand in the names of blobs and messages. They stay as they are: all sequences of a new generation are higher than
-  any that the generations before had, so no name comes twice. That also keeps fences growing.
+* an agent's record names the one before it, its place among the batches, and carries its shard's
+  digest: they are written anew, in batches as an owner writes them, each with the digest of the
+  batches before (`Batch`). Versions stay;
+* it names the last inbox message that it consumed. Only later ones are in the backup, and all of
+  them get new sequences, so in the new cluster it has consumed none yet;
+* an inbox message's *key* is made of its sequence. Calls that its turn made before the cut are
+  known by that key, so it keeps the one that it had: the turn that runs again gets the first
+  answers;
+* an outbox message that was not carried over becomes an inbox message of its receiver. Nothing else
+  will carry it: the new cluster's outboxes begin empty, and so do its cursors;
+* epochs stand in the names of blobs and messages. They stay as they are: all sequences of a new
+  generation are higher than any that the generations before had, so no name comes twice. That also
+  keeps fences growing.
 
 Callers' tables, ids, senders' numbers, timers and attempts are an agent's own, and stay.
 """
@@ -76,7 +79,8 @@ class _Shard:
 
 
 class Batches:
-    """The batches of one new cell. Of two of them the first must be `written` before the second is made."""
+    """The batches of one new cell. Of two of them the first must be `written` before the second is
+    made."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -84,7 +88,8 @@ class Batches:
         self._under_way: list[tuple[_Shard, str]] = []
 
     def make(self, agents: Sequence[Item], others: Sequence[Record]) -> list[Record]:
-        """One batch of agents' records, made anew, and of others in their order behind them. Raises `DataLoss`.
+        """One batch of agents' records, made anew, and of others in their order behind them. Raises
+        `DataLoss`.
 
         Its first record expects to be the first on its subject: the batch can be written once only.
         """

@@ -1,9 +1,10 @@
 """Whether what a backup says makes sense: its head, its subjects, and the numbers in them.
 
-Checksums tell that a file is as it was written. They do not tell who wrote it, or with which error. A file with 2**60
-shards, a subject with a line feed, or a record of a cluster's manifest would be restored, and the nodes that then serve
-would loop for ever, or take one cluster's records for another's. So each frame is compared with what Holdfast writes.
-Creating, verifying and restoring a backup check the same.
+Checksums tell that a file is as it was written. They do not tell who wrote it, or with which error.
+A file with 2**60 shards, a subject with a line feed, or a record of a cluster's manifest would be
+restored, and the nodes that then serve would loop for ever, or take one cluster's records for
+another's. So each frame is compared with what Holdfast writes. Creating, verifying and restoring a
+backup check the same.
 """
 
 from __future__ import annotations
@@ -34,20 +35,31 @@ _decode_outbox = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
 def check_head(head: Head) -> None:
-    """Raises `DataLoss` that names what no backup has in its head, `ConfigError` for records of another time."""
+    """Raises `DataLoss` that names what no backup has in its head, `ConfigError` for records of
+    another time."""
     if head.record_version < 1:
         raise DataLoss(f"its records have version {head.record_version}, which there never was")
     if head.record_version < RECORD_VERSION_MIN:
         raise ConfigError(
-            f"its records have version {head.record_version}, this code reads from {RECORD_VERSION_MIN} on"
+            f"its records have version {head.record_version}, this code reads from "
+            f"{RECORD_VERSION_MIN} on"
         )
     if not _VERSION.fullmatch(head.version):
         raise DataLoss(f"it names {head.version[:40]!r} as the version of Holdfast that wrote it")
     manifests.check(
-        Manifest(head.cluster_id, head.generation, head.cells, head.shards, head.record_version, head.created_at)
+        Manifest(
+            head.cluster_id,
+            head.generation,
+            head.cells,
+            head.shards,
+            head.record_version,
+            head.created_at,
+        )
     )
     if head.registry != registry_cell(head.generation):
-        raise DataLoss(f"it names {head.registry[:40]!r} as its registry, not {registry_cell(head.generation)}")
+        raise DataLoss(
+            f"it names {head.registry[:40]!r} as its registry, not {registry_cell(head.generation)}"
+        )
     if len(head.cuts) != len(head.cells) + 1:
         raise DataLoss(f"it names {len(head.cuts)} sequences for {len(head.cells) + 1} cells")
     top = (head.generation + 1) << limits.GENERATION_BITS
@@ -64,21 +76,29 @@ class Sense:
         self._head = head
         self._cells = [*head.cells, head.registry]
         self._shards = head.shards
-        """How many there are, as far as the table of pools was read: it is in the registry, which comes last."""
+        """How many there are, as far as the table of pools was read: it is in the registry, which
+        comes last."""
         self._highest = (-1, "")
         self._seen: set[bytes] = set()
 
     def item(self, item: Item) -> None:
         """Raises `DataLoss` for a record that no backup of this cluster holds."""
-        if not 0 <= item.cell < len(self._cells) or not 1 <= item.sequence <= self._head.cuts[item.cell]:
+        if (
+            not 0 <= item.cell < len(self._cells)
+            or not 1 <= item.sequence <= self._head.cuts[item.cell]
+        ):
             raise DataLoss(f"{item.subject[:80]!r}: its record {item.sequence} lies behind the cut")
         cell = self._subject(item.subject)
         if cell != self._cells[item.cell]:
-            raise DataLoss(f"{item.subject[:80]!r} is not a subject of {self._cells[item.cell]}, where it stands")
+            raise DataLoss(
+                f"{item.subject[:80]!r} is not a subject of {self._cells[item.cell]}, where it "
+                "stands"
+            )
         if is_passing(item.subject) or item.subject.split(".", 2)[1] == "rl":
             raise DataLoss(f"{item.subject[:80]!r} is of the moment: no backup holds it")
         self._record(item.subject)
-        if (kind := kind_of(item.subject)) != "st":  # an agent that is there twice is found by its shard's digest
+        # an agent that is there twice is found by its shard's digest
+        if (kind := kind_of(item.subject)) != "st":
             digest = blake2b(item.subject.encode(), digest_size=12).digest()
             if digest in self._seen:
                 raise DataLoss(f"{item.subject[:80]!r} is there twice")
@@ -86,13 +106,22 @@ class Sense:
         if kind == "out":
             self._outgoing(item)
         if item.subject == f"{self._head.registry}.placement":
-            self._shards = max(self._shards, read_table(Stored(item.subject, item.sequence, item.payload)).shards)
+            self._shards = max(
+                self._shards, read_table(Stored(item.subject, item.sequence, item.payload)).shards
+            )
 
     def record(self, subject: str, record: AgentRecord) -> None:
         """Raises `DataLoss` for an agent's record with numbers that none has."""
         if record.blob:
             self._blob(record.blob)
-        numbers = (record.commit, record.previous, record.count, record.version, record.consumed, record.generation)
+        numbers = (
+            record.commit,
+            record.previous,
+            record.count,
+            record.version,
+            record.consumed,
+            record.generation,
+        )
         if min(numbers) < 0 or max(numbers) >= 1 << 63 or not 0 <= record.digest < 1 << 64:
             raise DataLoss(f"{subject[:80]!r}: its record has numbers that none has")
         if not isfinite(record.at) or not all(isfinite(timer.due) for timer in record.timers):
@@ -102,9 +131,14 @@ class Sense:
         """Raises `DataLoss` for a part of a blob that no backup holds."""
         self._blob(part.key)
         whole = part.offset + len(part.data) == part.size
-        if not 0 <= part.size <= limits.BLOB_BYTES_MAX or part.offset < 0 or part.offset + len(part.data) > part.size:
+        if (
+            not 0 <= part.size <= limits.BLOB_BYTES_MAX
+            or part.offset < 0
+            or part.offset + len(part.data) > part.size
+        ):
             raise DataLoss(
-                f"the blob {part.key[:80]!r}: a part of {len(part.data)} bytes at {part.offset} of {part.size}"
+                f"the blob {part.key[:80]!r}: a part of {len(part.data)} bytes at {part.offset} "
+                f"of {part.size}"
             )
         if len(part.data) != PART_BYTES and not whole:
             raise DataLoss(f"the blob {part.key[:80]!r}: a part of it has {len(part.data)} bytes")
@@ -127,7 +161,9 @@ class Sense:
         if _WORD.fullmatch(tokens[0]):
             return cell  # of the whole cell, perhaps of a later version
         if cell == self._head.registry or not _SHARD.fullmatch(tokens[0]):
-            raise DataLoss(f"{subject[:80]!r} names {tokens[0][:20]!r} as a shard, or as what a cell has")
+            raise DataLoss(
+                f"{subject[:80]!r} names {tokens[0][:20]!r} as a shard, or as what a cell has"
+            )
         shard = shard_of(subject)
         assert shard is not None
         if self._head.cells[shard % len(self._head.cells)] != cell:
@@ -172,8 +208,12 @@ class Sense:
         try:
             subject, _ = _decode_outbox(codec.unseal(item.payload, item.subject))
         except codec.ERRORS as error:
-            raise DataLoss(f"{item.subject[:80]!r}: not a message for another cell: {error}") from None
+            raise DataLoss(
+                f"{item.subject[:80]!r}: not a message for another cell: {error}"
+            ) from None
         cell = self._subject(subject)
         self._record(subject)
         if cell != item.subject.split(".")[3] or kind_of(subject) != "in":
-            raise DataLoss(f"{item.subject[:80]!r} is a message for {subject[:80]!r}, which is another cell's")
+            raise DataLoss(
+                f"{item.subject[:80]!r} is a message for {subject[:80]!r}, which is another cell's"
+            )

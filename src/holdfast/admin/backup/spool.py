@@ -1,6 +1,8 @@
-"""What the tails of a backup have read so far: the newest record of each subject, in a file that is thrown away.
+"""What the tails of a backup have read so far: the newest record of each subject, in a file that is
+thrown away.
 
-A large cluster has more than fits in memory, and a record is replaced while others are still being read.
+A large cluster has more than fits in memory, and a record is replaced while others are still being
+read.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Spool:
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.executescript(
                 "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;"
-                "CREATE TABLE records (subject TEXT PRIMARY KEY, cell INTEGER, sequence INTEGER, payload BLOB)"
+                "CREATE TABLE records (subject TEXT PRIMARY KEY, cell INTEGER, sequence INTEGER, "
+                "payload BLOB)"
             )
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot be written: {error}") from None
@@ -37,7 +40,10 @@ class Spool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._connection.close()
         self._path.unlink(missing_ok=True)
@@ -54,14 +60,17 @@ class Spool:
 
     def get(self, subject: str) -> bytes | None:
         """The newest payload on a subject."""
-        found = self._connection.execute("SELECT payload FROM records WHERE subject = ?", (subject,)).fetchone()
+        found = self._connection.execute(
+            "SELECT payload FROM records WHERE subject = ?", (subject,)
+        ).fetchone()
         return None if found is None else found[0]
 
     def in_order(self, cell: int) -> Iterator[Stored]:
         """The records of a cell, in the order of their sequences."""
         self._connection.execute("CREATE INDEX IF NOT EXISTS places ON records (cell, sequence)")
         rows = self._connection.execute(
-            "SELECT subject, sequence, payload FROM records WHERE cell = ? ORDER BY sequence", (cell,)
+            "SELECT subject, sequence, payload FROM records WHERE cell = ? ORDER BY sequence",
+            (cell,),
         )
         for row in rows:
             yield Stored(*row)

@@ -1,7 +1,8 @@
 """Which subjects a backup holds, and where they go in another cluster.
 
-What is of the moment stays behind: who owns what, proofs of life, links of batches, marks. Everything else is copied,
-also what this code does not know: a record of a shard into the cell that has the shard there.
+What is of the moment stays behind: who owns what, proofs of life, links of batches, marks.
+Everything else is copied, also what this code does not know: a record of a shard into the cell that
+has the shard there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def is_passing(subject: str) -> bool:
 
 
 def changes_nothing(subject: str) -> bool:
-    """Whether it may come between the two marks of a cut: what is of the moment, and notes of what happened."""
+    """Whether it may come between the two marks of a cut: what is of the moment, and notes of what
+    happened."""
     return is_passing(subject) or subject.split(".", 2)[1] == _EVENT
 
 
@@ -39,9 +41,12 @@ def kind_of(subject: str) -> str:
 
 
 class Places:
-    """Where the subjects of one cluster are in another, with the same shards and perhaps other cells."""
+    """Where the subjects of one cluster are in another, with the same shards and perhaps other
+    cells."""
 
-    def __init__(self, old: list[str], old_registry: str, new: list[str], new_registry: str) -> None:
+    def __init__(
+        self, old: list[str], old_registry: str, new: list[str], new_registry: str
+    ) -> None:
         self.cells = new
         self._index = {cell: place for place, cell in enumerate(old)}
         self._old_registry = old_registry
@@ -57,5 +62,9 @@ class Places:
         if cell == self._old_registry:
             return self._registry, f"{self._registry}.{rest}"
         shard = shard_of(subject)
-        found = self.cells[self._index[cell] % len(self.cells)] if shard is None else self.cell_of(shard)
+        found = (
+            self.cells[self._index[cell] % len(self.cells)]
+            if shard is None
+            else self.cell_of(shard)
+        )
         return found, f"{found}.{rest}"

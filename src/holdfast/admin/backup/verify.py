@@ -1,7 +1,9 @@
-"""Is a backup whole? Every byte of it, each agent's record, each shard's digest, and each blob that a record names.
+"""Is a backup whole? Every byte of it, each agent's record, each shard's digest, and each blob that
+a record names.
 
-The digest is the one that owners write with their batches (`holdfast.core.digest`): it shows that no agent is missing from
-a shard, and none is older than it should be, whatever replica the backup was read from.
+The digest is the one that owners write with their batches (`holdfast.core.digest`): it shows that
+no agent is missing from a shard, and none is older than it should be, whatever replica the backup
+was read from.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from holdfast.records.agent_record import AgentRecord, unpack
 
 
 class BackupFacts(msgspec.Struct):
-    """What a backup holds. ``created_at``: the moment that it shows, in seconds since 1970; ``size`` is in bytes.
+    """What a backup holds. ``created_at``: the moment that it shows, in seconds since 1970;
+    ``size`` is in bytes.
 
-    ``messages``: durable ones that were not handled yet. ``cuts``: per cell the sequence up to which it has everything.
+    ``messages``: durable ones that were not handled yet. ``cuts``: per cell the sequence up to
+    which it has everything.
     """
 
     path: str
@@ -72,7 +76,8 @@ def facts_of(path: Path, head: Head) -> BackupFacts:
 
 
 class ShardCheck:
-    """The agents of one shard, added in the order of their sequences, against the digest of its newest batch."""
+    """The agents of one shard, added in the order of their sequences, against the digest of its
+    newest batch."""
 
     __slots__ = ("_batch", "_commit", "_count", "_digest", "_said")
 
@@ -96,7 +101,10 @@ class ShardCheck:
         """What is wrong with the shard; empty where nothing is."""
         if self._count == 0 or before(self._digest, self._count, self._batch) == self._said:
             return ""
-        return f"its {self._count} agents are not those of its batch {self._commit}, which counted {self._said[1]} before it"
+        return (
+            f"its {self._count} agents are not those of its batch {self._commit}, which counted "
+            f"{self._said[1]} before it"
+        )
 
 
 class Checks:
@@ -154,7 +162,8 @@ class Checks:
 
 
 def verify(path: Path) -> BackupFacts:
-    """Read all of a backup, and check it. Raises `DataLoss` naming the place, `ConfigError` for what cannot be read."""
+    """Read all of a backup, and check it. Raises `DataLoss` naming the place, `ConfigError` for
+    what cannot be read."""
     facts: BackupFacts | None = None
     for frame in checked(path):
         if isinstance(frame, Head):
@@ -178,8 +187,8 @@ def checked(path: Path) -> Iterator[Frame]:
             if isinstance(frame, Head):
                 if frame.record_version > RECORD_VERSION:
                     raise ConfigError(
-                        f"its records have version {frame.record_version}, this code reads up to {RECORD_VERSION}: "
-                        "use a newer Holdfast"
+                        f"its records have version {frame.record_version}, this code reads up to "
+                        f"{RECORD_VERSION}: use a newer Holdfast"
                     )
                 checks = Checks(frame)
             else:

@@ -23,7 +23,8 @@ class Kind(NamedTuple):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something that the doctor found. ``where``: a host, node, stream or file. ``then``: findings that follow from it."""
+    """Something that the doctor found. ``where``: a host, node, stream or file. ``then``: findings
+    that follow from it."""
 
     code: str
     severity: str
@@ -37,11 +38,13 @@ KINDS: Final[dict[str, Kind]] = {
     "unreachable": Kind(
         "critical",
         "no server of the cluster takes a connection from here",
-        "see that `holdfast up` runs on the hosts, that --at is right, and that certificates and password are given",
+        "see that `holdfast up` runs on the hosts, that --at is right, and that certificates and "
+        "password are given",
     ),
     "no-quorum": Kind(
         "critical",
-        "fewer members of the cohort are up than a majority: nothing is written, every call gets NoQuorum",
+        "fewer members of the cohort are up than a majority: nothing is written, every call gets "
+        "NoQuorum",
         "start the hosts that are down, with their own directories; nothing is lost meanwhile",
     ),
     "host-down": Kind(
@@ -52,7 +55,8 @@ KINDS: Final[dict[str, Kind]] = {
     "host-silent": Kind(
         "warning",
         "a host sends signs of life, and does not answer",
-        "look at that machine: is it overloaded, does its disk answer? Start the host again where it stays so",
+        "look at that machine: is it overloaded, does its disk answer? Start the host again where "
+        "it stays so",
     ),
     "same-name": Kind(
         "critical",
@@ -62,11 +66,13 @@ KINDS: Final[dict[str, Kind]] = {
     "no-leader": Kind(
         "critical",
         "a stream has no leader: what is in it can be neither written nor read",
-        "wait 10 s, an election takes so long; else start the members that are down, and look at nats-server.log",
+        "wait 10 s, an election takes so long; else start the members that are down, and look at "
+        "nats-server.log",
     ),
     "too-few-copies": Kind(
         "critical",
-        "everything is kept in fewer copies than hosts vote: what was acknowledged may be lost with one disk",
+        "everything is kept in fewer copies than hosts vote: what was acknowledged may be lost "
+        "with one disk",
         "`holdfast cohort set` with the hosts that vote raises the copies, while the cluster works",
     ),
     "under-replicated": Kind(
@@ -81,7 +87,8 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "recovery-failure": Kind(
         "critical",
-        "a node cannot take over agents: the copy that it reads lacks records or shows damaged ones",
+        "a node cannot take over agents: the copy that it reads lacks records or shows damaged "
+        "ones",
         "run `holdfast scrub --repair`",
     ),
     "stream-settings": Kind(
@@ -92,7 +99,8 @@ KINDS: Final[dict[str, Kind]] = {
     "not-synced": Kind(
         "critical",
         "a server acknowledges before its disk has it: a power failure loses what was acknowledged",
-        "set `sync_interval: always` in the server's jetstream settings; `holdfast up` does it by itself",
+        "set `sync_interval: always` in the server's jetstream settings; `holdfast up` does it by "
+        "itself",
     ),
     "server-trouble": Kind(
         "warning",
@@ -126,7 +134,8 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "clock-skew": Kind(
         "warning",
-        "the clocks of two hosts differ: deadlines and the memory of message ids rely on them to within 5 s",
+        "the clocks of two hosts differ: deadlines and the memory of message ids rely on them to "
+        "within 5 s",
         "run NTP on the hosts",
     ),
     "disk-low": Kind(
@@ -142,7 +151,8 @@ KINDS: Final[dict[str, Kind]] = {
     "permissions": Kind(
         "critical",
         "others than its owner can read a file with secrets, or write into the host's directory",
-        "`chmod 600` the file, `chmod go-w` the directory, and change the password where others may have read it",
+        "`chmod 600` the file, `chmod go-w` the directory, and change the password where others "
+        "may have read it",
     ),
     "certificate-expires": Kind(
         "warning",
@@ -157,12 +167,14 @@ KINDS: Final[dict[str, Kind]] = {
     "unowned-shards": Kind(
         "critical",
         "some agents are served by no node",
-        "start nodes where none run; else look for the other findings, and wait 10 s after a failure",
+        "start nodes where none run; else look for the other findings, and wait 10 s after a "
+        "failure",
     ),
     "cell-lost": Kind(
         "critical",
         "a cell's log lost acknowledged writes; the nodes that noticed serve that cell no more",
-        "find out what became of the disks; restore a backup, or restart the nodes to go on with what is left",
+        "find out what became of the disks; restore a backup, or restart the nodes to go on with "
+        "what is left",
     ),
     "isolated-node": Kind(
         "critical",
@@ -176,14 +188,15 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "stalled-loop": Kind(
         "warning",
-        "a node's loop stood still for more than half a second: all its agents waited. After 4 s its shards are taken over, "
-        "after 5 s its host ends it",
+        "a node's loop stood still for more than half a second: all its agents waited. After 4 s "
+        "its shards are taken over, after 5 s its host ends it",
         'see which handler computes or blocks: `@handler(runs_in="process")`, or "thread"',
     ),
     "node-restarts": Kind(
         "warning",
         "a node ended three times or more within ten minutes",
-        "mend what its last error says; where a message does it, it becomes a dead letter after three ends",
+        "mend what its last error says; where a message does it, it becomes a dead letter after "
+        "three ends",
     ),
     "dead-letters": Kind(
         "notice",
@@ -192,7 +205,8 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "no-hosts": Kind(
         "notice",
-        "the servers are run by no Holdfast host: their disks, settings and certificates are not seen",
+        "the servers are run by no Holdfast host: their disks, settings and certificates are not "
+        "seen",
         "look after them with their own tools",
     ),
     "not-seen": Kind(

@@ -1,4 +1,5 @@
-"""What is wrong with an embedded log: the file, every record's and blob's checksum, every shard's digest, the disk.
+"""What is wrong with an embedded log: the file, every record's and blob's checksum, every shard's
+digest, the disk.
 
 It holds the log's own lock meanwhile, so that no process opens it, and changes nothing.
 """
@@ -53,7 +54,9 @@ def _examine(path: Path) -> Iterator[Finding]:
     except OSError as error:
         yield finding("file-unreadable", str(path), str(error))
     except sqlite3.DatabaseError as error:
-        damaged = getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+        damaged = getattr(error, "sqlite_errorname", "").startswith(
+            ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+        )
         yield finding("file-damaged" if damaged else "file-unreadable", str(path), str(error))
 
 
@@ -81,7 +84,8 @@ def _look(path: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
     shards: dict[str, ShardReading] = {}
     damaged: list[int] = []
     rows = connection.execute(
-        "SELECT records.subject, records.sequence, records.payload FROM records ORDER BY records.sequence"
+        "SELECT records.subject, records.sequence, records.payload FROM records ORDER BY "
+        "records.sequence"
     )
     for subject, sequence, payload in rows:
         try:
@@ -89,7 +93,9 @@ def _look(path: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
                 raise DataLoss(subject)
             prefix, agent, _ = subject.partition(".st.")
             if agent:
-                shards.setdefault(prefix, ShardReading(prefix)).add(Stored(subject, sequence, payload))
+                shards.setdefault(prefix, ShardReading(prefix)).add(
+                    Stored(subject, sequence, payload)
+                )
         except DataLoss:
             damaged.append(sequence)
     if damaged:
@@ -97,7 +103,9 @@ def _look(path: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
         yield finding("record-damaged", str(path), text)
     bad = [str(key) for key, checksum, value in _blobs(connection) if crc32(value) != checksum]
     if bad:
-        yield finding("record-damaged", str(path), f"{len(bad)} blobs: {', '.join(bad[:_SPANS_MAX])}")
+        yield finding(
+            "record-damaged", str(path), f"{len(bad)} blobs: {', '.join(bad[:_SPANS_MAX])}"
+        )
     for shard in shards.values():
         try:
             shard.check()

@@ -1,7 +1,8 @@
-"""Everything that a doctor can see of a cluster at this moment, gathered within bounds, with or without a majority.
+"""Everything that a doctor can see of a cluster at this moment, gathered within bounds, with or
+without a majority.
 
-Each question has its own bound and its own failure: what could not be seen is noted, never waited for. Hosts and nodes
-answer over the bus, which needs no majority; streams are asked for one by one.
+Each question has its own bound and its own failure: what could not be seen is noted, never waited
+for. Hosts and nodes answer over the bus, which needs no majority; streams are asked for one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ T = TypeVar("T")
 
 LISTEN_SECONDS: Final = 4 * limits.BEAT_SECONDS
 _SLOW_SECONDS: Final = 3.0
-"""How long a host may take that does not answer at once: its own server may not answer it, which takes it 2 s to find."""
+"""How long a host may take that does not answer at once: its own server may not answer it, which
+takes it 2 s to find."""
 
 _API_SECONDS: Final = 2.5
 _SUBJECTS_SECONDS: Final = 5.0
@@ -43,7 +45,8 @@ _SAMPLE_SECONDS: Final = 0.5
 
 
 class SeenHost(msgspec.Struct):
-    """A host that answered. Its clock was ahead of this one's by ``ahead_min`` to ``ahead_max`` seconds."""
+    """A host that answered. Its clock was ahead of this one's by ``ahead_min`` to ``ahead_max``
+    seconds."""
 
     facts: HostFacts
     ahead_min: float
@@ -85,7 +88,8 @@ class Survey(msgspec.Struct):
 
 
 async def survey(engine: NatsEngine, clock: Clock = SYSTEM_CLOCK) -> Survey:
-    """Look at everything, side by side where it can be. It takes some seconds, and raises nothing but `Closed`."""
+    """Look at everything, side by side where it can be. It takes some seconds, and raises nothing
+    but `Closed`."""
     seen = Survey(clock.now())
     beats, facts, kept, seen.nodes, seen.presence = await asyncio.gather(
         _beating(engine),
@@ -107,7 +111,9 @@ async def survey(engine: NatsEngine, clock: Clock = SYSTEM_CLOCK) -> Survey:
 
 async def _see_late(engine: NatsEngine, clock: Clock, hosts: set[str], seen: Survey) -> None:
     """Hosts that send signs of life, and did not answer with the others."""
-    for host, found in await asyncio.gather(*(_late(engine, clock, host) for host in sorted(hosts))):
+    for host, found in await asyncio.gather(
+        *(_late(engine, clock, host) for host in sorted(hosts))
+    ):
         if isinstance(found, SeenHost):
             seen.hosts.append(found)
         else:
@@ -117,11 +123,15 @@ async def _see_late(engine: NatsEngine, clock: Clock, hosts: set[str], seen: Sur
 async def _sample(engine: NatsEngine, expected: list[str], seen: Survey) -> None:
     for _ in range(_SAMPLES - 1):
         await asyncio.sleep(_SAMPLE_SECONDS)
-        again = await hear_hosts(engine.bus, "replicas", Replicas, expected=expected, wait_seconds=LISTEN_SECONDS)
+        again = await hear_hosts(
+            engine.bus, "replicas", Replicas, expected=expected, wait_seconds=LISTEN_SECONDS
+        )
         seen.replicas.append([one.value for one in again if isinstance(one.value, Replicas)])
 
 
-async def _bounded(work: Awaitable[T], timeout_seconds: float, what: str, unseen: list[str]) -> T | None:
+async def _bounded(
+    work: Awaitable[T], timeout_seconds: float, what: str, unseen: list[str]
+) -> T | None:
     try:
         async with asyncio.timeout(timeout_seconds):
             return await work
@@ -132,7 +142,7 @@ async def _bounded(work: Awaitable[T], timeout_seconds: float, what: str, unseen
     return None
 
 
-# Hosts and nodes -----------------------------------------------------------------------------------------------------
+# Hosts and nodes ----------------------------------------------------------------------------------
 
 
 async def _beating(engine: NatsEngine) -> set[str]:
@@ -159,7 +169,9 @@ async def _facts(engine: NatsEngine, clock: Clock) -> list[SeenHost]:
     ]
 
 
-async def _late(engine: NatsEngine, clock: Clock, host: str) -> tuple[str, SeenHost | HoldfastError]:
+async def _late(
+    engine: NatsEngine, clock: Clock, host: str
+) -> tuple[str, SeenHost | HoldfastError]:
     asked_at = clock.now()
     try:
         facts = await ask_host(engine.bus, host, "facts", HostFacts, timeout_seconds=_SLOW_SECONDS)
@@ -186,17 +198,21 @@ async def _nodes(engine: NatsEngine) -> list[NodeState]:
     return found
 
 
-# What is stored ------------------------------------------------------------------------------------------------------
+# What is stored -----------------------------------------------------------------------------------
 
 
 async def _see_stored(engine: NatsEngine, seen: Survey) -> None:
     """The streams, and what is in them. Without a majority nobody is asked who could not answer."""
     names = None
     if not seen.presence.lost:
-        names = await _bounded(streams.names(engine.connection), _API_SECONDS, "the list of streams", seen.unseen)
+        names = await _bounded(
+            streams.names(engine.connection), _API_SECONDS, "the list of streams", seen.unseen
+        )
     known = {replica.stream for kept in seen.replicas[0] for replica in kept.replicas}
     wanted = sorted({*(names or ()), *(name for name in known if streams.OURS.fullmatch(name))})
-    seen.streams = dict(zip(wanted, await asyncio.gather(*(_stream(engine, name) for name in wanted)), strict=True))
+    seen.streams = dict(
+        zip(wanted, await asyncio.gather(*(_stream(engine, name) for name in wanted)), strict=True)
+    )
     gone = seen.gone_servers
     troubled = [name for name, found in seen.streams.items() if _unsettled(found, gone)]
     if troubled and not seen.presence.lost:
@@ -215,7 +231,9 @@ def _unsettled(found: StreamFacts | HoldfastError, gone: set[str]) -> bool:
 
 def _led(found: StreamFacts | HoldfastError) -> bool:
     """Whether a stream has a leader; one on a single server needs none."""
-    return isinstance(found, StreamFacts) and (bool(found.cluster.leader) or not found.cluster.replicas)
+    return isinstance(found, StreamFacts) and (
+        bool(found.cluster.leader) or not found.cluster.replicas
+    )
 
 
 async def _stream(engine: NatsEngine, name: str) -> StreamFacts | HoldfastError:
@@ -235,7 +253,10 @@ async def _see_shards(engine: NatsEngine, seen: Survey) -> None:
     """Which shards there are, which of them are served, and how many dead letters wait."""
     seen.served = {shard for node in seen.nodes for shard in node.shards}
     if not seen.quorum:
-        seen.unseen.append("shards without an owner, and dead letters: they are read when every stream has a leader")
+        seen.unseen.append(
+            "shards without an owner, and dead letters: they are read when every stream has a "
+            "leader"
+        )
         return
     found = await _bounded(_manifest(engine), _API_SECONDS, "the manifest", seen.unseen)
     if found is None:

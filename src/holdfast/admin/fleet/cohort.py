@@ -1,8 +1,8 @@
 """Changing the cohort: who votes and keeps replicas, moved host by host while the cluster works.
 
-What is to be is written into the cohort's record first. Then the step that `holdfast.core.cohort` names is taken, all is
-looked at again, and so on until nothing is left to do; the record then says so. Whoever is killed in between has done whole
-steps only, and the same command goes on from there.
+What is to be is written into the cohort's record first. Then the step that `holdfast.core.cohort`
+names is taken, all is looked at again, and so on until nothing is left to do; the record then says
+so. Whoever is killed in between has done whole steps only, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import msgspec
 from holdfast.admin.fleet.hosts import View, alive_hosts, look
 from holdfast.cluster.facts import cohort
 from holdfast.cluster.facts.cohort import Cohort, HostEntry
-from holdfast.core.cohort import Copies, Done, Evacuate, Remove, Situation, StandDown, Step, Vote, Wait, next_step
+from holdfast.core.cohort import (
+    Copies,
+    Done,
+    Evacuate,
+    Remove,
+    Situation,
+    StandDown,
+    Step,
+    Vote,
+    Wait,
+    next_step,
+)
 from holdfast.errors import ConfigError, Conflict, HoldfastError, NoQuorum, NotDone, NotFound
 from holdfast.host.rpc.service import ask_host
 from holdfast.node.node import Node
@@ -30,26 +41,30 @@ Report = Callable[[str], None]
 
 
 async def show(node: Node) -> Cohort:
-    """The cohort's record. Raises `NotFound` where the servers are not Holdfast's own, `NoQuorum`."""
+    """The cohort's record. Raises `NotFound` where the servers are not Holdfast's own,
+    `NoQuorum`."""
     record, _ = await cohort.read(node.engine, cohort.CELL)
     if record is None:
-        raise NotFound("this cluster has no record of a cohort: its servers are not run by `holdfast up`")
+        raise NotFound(
+            "this cluster has no record of a cohort: its servers are not run by `holdfast up`"
+        )
     return record
 
 
 async def set_members(node: Node, members: Sequence[str], report: Report) -> Cohort:
     """Make exactly these hosts the cohort; return the record when that is done.
 
-    Raises `ConfigError` for a cohort that cannot be, `NotFound` for a host that never joined, `NotDone` for one that is not
-    there, `NoQuorum` where a majority is missing or it does not go on, `Conflict` where another command took over.
+    Raises `ConfigError` for a cohort that cannot be, `NotFound` for a host that never joined,
+    `NotDone` for one that is not there, `NoQuorum` where a majority is missing or it does not go
+    on, `Conflict` where another command took over.
     """
     target = sorted(set(members))
     if len(target) != len(members):
         raise ConfigError("a host is named twice")
     if len(target) not in (3, 5):
         raise ConfigError(
-            f"a cohort has 3 or 5 hosts, not {len(target)}: an even number gains no safety, and a cluster does not shrink "
-            "to one server, as that would not start again alone"
+            f"a cohort has 3 or 5 hosts, not {len(target)}: an even number gains no safety, and a "
+            "cluster does not shrink to one server, as that would not start again alone"
         )
     view = await look(node.engine)
     _check(view, target)
@@ -78,15 +93,21 @@ async def replace(node: Node, old: str, new: str, report: Report) -> Cohort:
     if old not in record.hosts and old not in known:
         raise NotFound(f"there is no host {old!r}: there are {', '.join(sorted(record.hosts))}")
     if old not in known and new not in known:
-        raise ConfigError(f"host {old} does not vote, so nobody can replace it: the cohort is {', '.join(known)}")
-    return await set_members(node, [*(host for host in known if host not in (old, new)), new], report)
+        raise ConfigError(
+            f"host {old} does not vote, so nobody can replace it: the cohort is {', '.join(known)}"
+        )
+    return await set_members(
+        node, [*(host for host in known if host not in (old, new)), new], report
+    )
 
 
 async def remove(node: Node, host: str, report: Report) -> Cohort:
-    """Forget a host that is gone for good. Where it voted, a host that joined without a vote takes its place; if there is
-    none, there is one copy less of everything until one is added: the record's members tell.
+    """Forget a host that is gone for good. Where it voted, a host that joined without a vote takes
+    its place; if there is none, there is one copy less of everything until one is added: the
+    record's members tell.
 
-    Raises `NotFound`, `ConfigError` while it is alive, `NoQuorum` where too few are left, `Conflict` while the cohort changes.
+    Raises `NotFound`, `ConfigError` while it is alive, `NoQuorum` where too few are left,
+    `Conflict` while the cohort changes.
     """
     view = await look(node.engine)
     record = view.record
@@ -95,22 +116,33 @@ async def remove(node: Node, host: str, report: Report) -> Cohort:
     server = record.hosts[host].server
     if host in await alive_hosts(node.engine, view) or view.alive.get(server):
         raise ConfigError(
-            f"host {host} is alive: stop it first, or replace it with `holdfast cohort replace {host} OTHER`"
+            f"host {host} is alive: stop it first, or replace it with `holdfast cohort replace "
+            f"{host} OTHER`"
         )
     if record.target and set(record.target) != set(record.members) - {host}:
         raise Conflict(
-            f"the cohort is being changed to {', '.join(record.target)}: "
-            f"finish that with `holdfast cohort set {','.join(record.target)}`"
+            f"the cohort is being changed to {', '.join(record.target)}: finish that with "
+            f"`holdfast cohort set {','.join(record.target)}`"
         )
     if host in record.members:
         _check_quorum(view)
-        spare = next((name for name in sorted(view.facts) if not record.votes(name) and name in record.hosts), "")
+        spare = next(
+            (
+                name
+                for name in sorted(view.facts)
+                if not record.votes(name) and name in record.hosts
+            ),
+            "",
+        )
         rest = [name for name in record.members if name != host]
         if spare:
             report(f"{spare} takes the place of {host}")
             await set_members(node, [*rest, spare], report)
         else:
-            report(f"nobody is there to take the place of {host}: everything has one copy less until a host is added")
+            report(
+                f"nobody is there to take the place of {host}: everything has one copy less until "
+                "a host is added"
+            )
             await _remove_server(node, view, server)
             await cohort.change(node.engine, cohort.CELL, lambda found: _with_members(found, rest))
     return await cohort.change(node.engine, cohort.CELL, lambda found: _without(found, host))
@@ -130,9 +162,13 @@ def _check(view: View, target: list[str]) -> None:
     record = view.record
     for host in target:
         if host not in record.hosts:
-            raise NotFound(f"host {host} never joined: start it with `holdfast up --join`, then try again")
+            raise NotFound(
+                f"host {host} never joined: start it with `holdfast up --join`, then try again"
+            )
     if not all(record.hosts[host].route for host in target):
-        raise ConfigError("a single host does not grow: start a cluster of three with `holdfast up --cohort`")
+        raise ConfigError(
+            "a single host does not grow: start a cluster of three with `holdfast up --cohort`"
+        )
     _check_quorum(view)
     missing = [host for host in target if host not in view.facts]
     if missing:
@@ -143,11 +179,12 @@ def _check_quorum(view: View) -> None:
     alive = sum(view.alive.values())
     if not view.leader or alive * 2 <= len(view.alive):
         raise NoQuorum(
-            f"{alive} of {len(view.alive)} servers that vote are there: no majority, so nothing can be changed"
+            f"{alive} of {len(view.alive)} servers that vote are there: no majority, so nothing "
+            "can be changed"
         )
 
 
-# Carrying it out ---------------------------------------------------------------------------------------------------
+# Carrying it out ----------------------------------------------------------------------------------
 
 
 async def _carry_out(node: Node, target: list[str], before: int, report: Report) -> Cohort:
@@ -161,7 +198,8 @@ async def _carry_out(node: Node, target: list[str], before: int, report: Report)
                 if view.sequence <= before:
                     raise NoQuorum("a replica that lags answered")
                 raise Conflict(
-                    f"another command changes the cohort to {', '.join(view.record.target)}: nothing is undone"
+                    f"another command changes the cohort to {', '.join(view.record.target)}: "
+                    "nothing is undone"
                 )
             step = next_step(_situation(view, target))
             if isinstance(step, Done):
@@ -181,7 +219,10 @@ async def _carry_out(node: Node, target: list[str], before: int, report: Report)
         except HoldfastError as error:
             trouble = str(error)  # somebody leads anew, or was faster: all is looked at again
         if loop.time() - moved_at > _STUCK_SECONDS:
-            raise NoQuorum(f"it does not go on: {trouble}. What was done stays; the same command goes on from here")
+            raise NoQuorum(
+                f"it does not go on: {trouble}. What was done stays; the same command goes on from "
+                "here"
+            )
         await asyncio.sleep(_LOOK_SECONDS)
 
     def settle(record: Cohort | None) -> Cohort:
@@ -197,8 +238,14 @@ async def _carry_out(node: Node, target: list[str], before: int, report: Report)
 
 def _situation(view: View, target: list[str]) -> Situation:
     servers = {host: entry.server for host, entry in view.record.hosts.items()}
-    servers |= {host: facts.entry.server for host, facts in view.facts.items() if facts.entry is not None}
-    idle = [host for host, facts in view.facts.items() if facts.votes and servers.get(host) not in view.alive]
+    servers |= {
+        host: facts.entry.server for host, facts in view.facts.items() if facts.entry is not None
+    }
+    idle = [
+        host
+        for host, facts in view.facts.items()
+        if facts.votes and servers.get(host) not in view.alive
+    ]
     copies = {stream: replica.copies for stream, replica in view.leading.items()}
     return Situation(target, servers, view.alive, view.keeps(), copies, view.settled(), idle)
 
@@ -221,37 +268,63 @@ async def _take(node: Node, view: View, step: Step) -> None:
     if isinstance(step, Remove):
         if await _remove_server(node, view, step.server) and view.alive[step.server]:
             await ask_host(
-                bus, view.host_of(step.server), "stand_down", HostEntry, {"sequence": view.sequence}, _STEP_SECONDS
+                bus,
+                view.host_of(step.server),
+                "stand_down",
+                HostEntry,
+                {"sequence": view.sequence},
+                _STEP_SECONDS,
             )
     elif isinstance(step, Evacuate):
         await ask_host(bus, by, "evacuate", type(None), {"server": step.server}, _STEP_SECONDS)
         await _changed(node, lambda found: found.keeps().get(step.server, 0) == 0)
     elif isinstance(step, Vote):
-        await ask_host(bus, step.host, "vote", HostEntry, {"sequence": view.sequence}, _STEP_SECONDS)
+        await ask_host(
+            bus, step.host, "vote", HostEntry, {"sequence": view.sequence}, _STEP_SECONDS
+        )
         await _changed(node, lambda found: _votes(found, step.host))
     elif isinstance(step, Copies):
         arguments = {"stream": step.stream, "copies": step.copies}
         await ask_host(bus, by, "copies", type(None), arguments, _STEP_SECONDS)
     elif isinstance(step, StandDown):
-        await ask_host(bus, step.host, "stand_down", HostEntry, {"sequence": view.sequence}, _STEP_SECONDS)
-        await _changed(node, lambda found: not found.facts[step.host].votes if step.host in found.facts else False)
+        await ask_host(
+            bus, step.host, "stand_down", HostEntry, {"sequence": view.sequence}, _STEP_SECONDS
+        )
+        await _changed(
+            node,
+            lambda found: not found.facts[step.host].votes if step.host in found.facts else False,
+        )
 
 
 def _votes(view: View, host: str) -> bool:
     facts = view.facts.get(host)
-    return facts is not None and facts.entry is not None and view.alive.get(facts.entry.server, False)
+    return (
+        facts is not None and facts.entry is not None and view.alive.get(facts.entry.server, False)
+    )
 
 
 async def _remove_server(node: Node, view: View, server: str) -> bool:
-    """Take its vote, by way of a server that is not the one to lose it. False: another one is to lead first."""
+    """Take its vote, by way of a server that is not the one to lose it. False: another one is to
+    lead first."""
     bus = node.engine.bus
     leader = view.leader
     if leader == server:
-        leader = next(name for name, alive in sorted(view.alive.items()) if alive and name != server)
-        await ask_host(bus, view.host_of(server), "lead_elsewhere", type(None), {"server": leader}, _STEP_SECONDS)
+        leader = next(
+            name for name, alive in sorted(view.alive.items()) if alive and name != server
+        )
+        await ask_host(
+            bus,
+            view.host_of(server),
+            "lead_elsewhere",
+            type(None),
+            {"server": leader},
+            _STEP_SECONDS,
+        )
         await _changed(node, lambda found: found.leader not in ("", server))
         return False
-    await ask_host(bus, view.host_of(leader), "remove", type(None), {"server": server}, _STEP_SECONDS)
+    await ask_host(
+        bus, view.host_of(leader), "remove", type(None), {"server": server}, _STEP_SECONDS
+    )
     return True
 
 
@@ -270,5 +343,7 @@ def plain(record: Cohort) -> dict[str, Any]:
     return {
         "members": record.members,
         "target": record.target,
-        "hosts": {name: msgspec.structs.asdict(entry) for name, entry in sorted(record.hosts.items())},
+        "hosts": {
+            name: msgspec.structs.asdict(entry) for name, entry in sorted(record.hosts.items())
+        },
     }

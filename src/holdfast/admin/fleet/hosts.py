@@ -1,4 +1,5 @@
-"""The hosts of a cluster as an operator sees them: what the record knows, what they say, what their servers keep."""
+"""The hosts of a cluster as an operator sees them: what the record knows, what they say, what their
+servers keep."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ GONE: Final = "gone"
 
 
 class View(msgspec.Struct):
-    """One look at all hosts. ``alive``: the servers that vote, and whether their hosts answer or the one that leads hears
-    them."""
+    """One look at all hosts. ``alive``: the servers that vote, and whether their hosts answer or
+    the one that leads hears them."""
 
     record: Cohort
     sequence: int
@@ -51,7 +52,12 @@ class View(msgspec.Struct):
     @property
     def leading(self) -> dict[str, Replica]:
         """Each stream as its leader has it."""
-        return {replica.stream: replica for one in self.kept.values() for replica in one.replicas if replica.leads}
+        return {
+            replica.stream: replica
+            for one in self.kept.values()
+            for replica in one.replicas
+            if replica.leads
+        }
 
     def streams(self) -> set[str]:
         """All that any server keeps."""
@@ -66,7 +72,8 @@ class View(msgspec.Struct):
         return counts
 
     def complete(self, replica: Replica) -> bool:
-        """Whether all followers of a leader's replica are there, and have what it had when all were asked.
+        """Whether all followers of a leader's replica are there, and have what it had when all were
+        asked.
 
         ``current`` alone shows before a new copy has everything, so the sequences are compared.
         """
@@ -80,25 +87,34 @@ class View(msgspec.Struct):
             if copy.stream == replica.stream
         }
         return all(
-            peer.current and not peer.offline and last.get(peer.name, -1) >= replica.last_sequence - _BEHIND_MAX
+            peer.current
+            and not peer.offline
+            and last.get(peer.name, -1) >= replica.last_sequence - _BEHIND_MAX
             for peer in replica.peers
         )
 
     def settled(self) -> bool:
         """Whether every stream has a leader, and every copy of it that can be there."""
         leading = self.leading
-        voting = all(self.current.get(server, False) for server, alive in self.alive.items() if alive)
-        return voting and self.streams() <= set(leading) and all(map(self.complete, leading.values()))
+        voting = all(
+            self.current.get(server, False) for server, alive in self.alive.items() if alive
+        )
+        return (
+            voting and self.streams() <= set(leading) and all(map(self.complete, leading.values()))
+        )
 
     @property
     def progress(self) -> object:
         """Something that changes while there is any."""
-        kept = {one.server: sum(copy.messages for copy in one.replicas) for one in self.kept.values()}
+        kept = {
+            one.server: sum(copy.messages for copy in one.replicas) for one in self.kept.values()
+        }
         return (self.sequence, sorted(self.alive.items()), sorted(kept.items()))
 
 
 _BEHIND_MAX: Final = 2000
-"""Records that a follower may lack at the moment of the look, under load: it was asked at another moment."""
+"""Records that a follower may lack at the moment of the look, under load: it was asked at another
+moment."""
 
 
 async def look(engine: Engine) -> View:
@@ -109,20 +125,33 @@ async def look(engine: Engine) -> View:
     view = await _gather(engine, record, sequence, sorted(record.hosts))
     voters = await _voters(engine, view)
     view.leader = voters.leader
-    answering = {one.entry.server for one in view.facts.values() if one.entry is not None and one.server is not None}
+    answering = {
+        one.entry.server
+        for one in view.facts.values()
+        if one.entry is not None and one.server is not None
+    }
     view.alive = {peer.name: peer.name in answering or peer.is_heard() for peer in voters.peers}
     view.current = {peer.name: peer.current for peer in voters.peers}
     return view
 
 
 async def _gather(engine: Engine, record: Cohort, sequence: int, expected: list[str]) -> View:
-    """What the hosts say of themselves and of what they keep; it does not wait for more than those that are expected."""
+    """What the hosts say of themselves and of what they keep; it does not wait for more than those
+    that are expected."""
     answers, kept = await asyncio.gather(
         ask_hosts(engine.bus, "facts", HostFacts, expected=expected, wait_seconds=_WAIT_SECONDS),
         ask_hosts(engine.bus, "replicas", Replicas, expected=expected, wait_seconds=_WAIT_SECONDS),
     )
     facts = {host: one for host, one in answers.items() if isinstance(one, HostFacts)}
-    return View(record, sequence, facts, {h: one for h, one in kept.items() if isinstance(one, Replicas)}, "", {}, {})
+    return View(
+        record,
+        sequence,
+        facts,
+        {h: one for h, one in kept.items() if isinstance(one, Replicas)},
+        "",
+        {},
+        {},
+    )
 
 
 async def _voters(engine: Engine, view: View) -> Voters:
@@ -161,7 +190,8 @@ async def last_seen(engine: Engine) -> dict[str, float]:
 
 
 class HostView(msgspec.Struct):
-    """One host. Sizes in bytes, times in seconds; ``seen_ago`` is None where nobody that is there ever heard it."""
+    """One host. Sizes in bytes, times in seconds; ``seen_ago`` is None where nobody that is there
+    ever heard it."""
 
     name: str
     state: str
@@ -199,9 +229,22 @@ def _host_view(view: View, host: HostPresence) -> HostView:
     facts = view.facts.get(name)
     entry = view.record.hosts.get(name) or (facts.entry if facts is not None else None)
     member = name in view.record.members
-    state = GONE if not host.up else MEMBER if member else COMING if name in view.record.target else JOINED
+    state = (
+        GONE
+        if not host.up
+        else MEMBER
+        if member
+        else COMING
+        if name in view.record.target
+        else JOINED
+    )
     server = entry.server if entry is not None else ""
-    keeping = [(leading, peer) for leading in view.leading.values() for peer in leading.peers if peer.name == server]
+    keeping = [
+        (leading, peer)
+        for leading in view.leading.values()
+        for peer in leading.peers
+        if peer.name == server
+    ]
     leads = sum(leading.leader == server for leading in view.leading.values())
     behind = sum(facts is None or not peer.current for _, peer in keeping)
     return HostView(
@@ -217,6 +260,10 @@ def _host_view(view: View, host: HostPresence) -> HostView:
         facts.disk_free_bytes if facts is not None else 0,
         0.0 if host.up else None if host.since is None else max(time.time() - host.since, 0.0),
         facts.now - time.time() if facts is not None else 0.0,
-        (facts.seat_trouble or facts.server_trouble) if facts is not None else "it does not answer" if host.up else "",
+        (facts.seat_trouble or facts.server_trouble)
+        if facts is not None
+        else "it does not answer"
+        if host.up
+        else "",
         member,
     )

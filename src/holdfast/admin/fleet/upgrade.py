@@ -1,11 +1,12 @@
 """Rolling restarts and upgrades: one host at a time, and no call fails.
 
-A host that is restarted gives its agents away first, ends its nodes and its server, and replaces its own process by a new
-one with the same command: so host, nodes and server all run the code that is installed by then. The next host's turn
-comes when this one's nodes serve again and its server has caught up, so that a majority is there all the time.
+A host that is restarted gives its agents away first, ends its nodes and its server, and replaces
+its own process by a new one with the same command: so host, nodes and server all run the code that
+is installed by then. The next host's turn comes when this one's nodes serve again and its server
+has caught up, so that a majority is there all the time.
 
-New code writes records in the old form until it is told that every node reads the new one: `finalize`. Until then the
-installation of the old code can be put back, the same way.
+New code writes records in the old form until it is told that every node reads the new one:
+`finalize`. Until then the installation of the old code can be put back, the same way.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ Report = Callable[[str, str], None]
 
 
 class Versions(NamedTuple):
-    """Which forms of records there are: what is written now, what this code could write, and what each node reads."""
+    """Which forms of records there are: what is written now, what this code could write, and what
+    each node reads."""
 
     written: int
     known: int
@@ -55,7 +57,8 @@ def versions(node: Node) -> Versions:
 
 
 async def finalize(node: Node) -> int:
-    """Have records written in the newest form that this code knows; return it. There is no way back to older code then.
+    """Have records written in the newest form that this code knows; return it. There is no way back
+    to older code then.
 
     Raises `ConfigError` while some node cannot read it, `NoQuorum`, `OutcomeUnknown`.
     """
@@ -63,29 +66,42 @@ async def finalize(node: Node) -> int:
     found = versions(node)
     behind = sorted(name for name, version in found.nodes.items() if version < found.known)
     if behind:
-        raise ConfigError(f"{', '.join(behind)} cannot read records of version {found.known}: upgrade them first")
-    now = await manifest.raise_version(node.engine, manifest.registry_cell(node.manifest.generation), found.known)
+        raise ConfigError(
+            f"{', '.join(behind)} cannot read records of version {found.known}: upgrade them first"
+        )
+    now = await manifest.raise_version(
+        node.engine, manifest.registry_cell(node.manifest.generation), found.known
+    )
     node.events.say("record-version-raised", node.name, version=now.record_version)
     return now.record_version
 
 
 async def restart_hosts(
-    node: Node, hosts: Sequence[str] = (), report: Report | None = None, timeout_seconds: float = 180.0
+    node: Node,
+    hosts: Sequence[str] = (),
+    report: Report | None = None,
+    timeout_seconds: float = 180.0,
 ) -> list[str]:
     """Restart hosts, one after the other: those named, or all. Return them.
 
-    Raises `NotDone` before anything is done where a host is not well, `DeadlineExceeded` where one does not come back.
+    Raises `NotDone` before anything is done where a host is not well, `DeadlineExceeded` where one
+    does not come back.
     """
     say = report or (lambda _host, _text: None)
     found = await ask_hosts(node.engine.bus, "facts", HostFacts, wait_seconds=2.0)
     wanted = list(hosts) or sorted(found)
     unknown = [name for name in wanted if name not in found]
     if unknown:
-        raise NoResponders(f"no host {', '.join(unknown)} answers; there are {', '.join(sorted(found)) or 'none'}")
+        raise NoResponders(
+            f"no host {', '.join(unknown)} answers; there are {', '.join(sorted(found)) or 'none'}"
+        )
     for name, facts in found.items():
         trouble = str(facts) if isinstance(facts, HoldfastError) else facts.server_trouble
         if trouble:
-            raise NotDone(f"host {name} is not well ({trouble}): with it and another away there may be no majority")
+            raise NotDone(
+                f"host {name} is not well ({trouble}): with it and another away there may be no "
+                "majority"
+            )
     for name in wanted:
         await _restart_host(node, name, say, timeout_seconds)
     return wanted
@@ -104,7 +120,9 @@ async def _restart_host(node: Node, name: str, say: Report, timeout_seconds: flo
     end = asyncio.get_running_loop().time() + timeout_seconds
     while not await _is_back(node, name, before):
         if asyncio.get_running_loop().time() > end:
-            raise DeadlineExceeded(f"host {name} was not back after {timeout_seconds:.0f} s: look at what it prints")
+            raise DeadlineExceeded(
+                f"host {name} was not back after {timeout_seconds:.0f} s: look at what it prints"
+            )
         await asyncio.sleep(limits.BEAT_SECONDS)
     if name in node.placement.table.cordoned and not was_cordoned:
         await nodes.uncordon(node, name)
@@ -113,11 +131,14 @@ async def _restart_host(node: Node, name: str, say: Report, timeout_seconds: flo
 
 
 async def _ask_to_restart(node: Node, name: str) -> None:
-    """Ask until the host finds that the others can do without it: the one before may have to catch up for a moment."""
+    """Ask until the host finds that the others can do without it: the one before may have to catch
+    up for a moment."""
     end = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
     while True:
         try:
-            await ask_host(node.engine.bus, name, "restart", Nothing, timeout_seconds=_CHECK_SECONDS)
+            await ask_host(
+                node.engine.bus, name, "restart", Nothing, timeout_seconds=_CHECK_SECONDS
+            )
             return
         except (Conflict, NoQuorum):
             if asyncio.get_running_loop().time() > end:
@@ -126,7 +147,8 @@ async def _ask_to_restart(node: Node, name: str) -> None:
 
 
 async def _is_back(node: Node, name: str, before: HostFacts) -> bool:
-    """Whether it is another process, whose nodes are ready and heard, and whose server has all that others have."""
+    """Whether it is another process, whose nodes are ready and heard, and whose server has all that
+    others have."""
     try:
         facts = await ask_host(node.engine.bus, name, "facts", HostFacts, timeout_seconds=1.5)
         if facts.started_at == before.started_at or not all(one.ready for one in facts.nodes):

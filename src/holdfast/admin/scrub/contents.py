@@ -1,10 +1,11 @@
 """The replicas of one cell, compared record by record, while the cluster goes on writing.
 
-All replicas are read side by side in the order of their sequences; what is compared is forgotten at once, so memory
-stays flat. A cell that is written to is another thing a moment later: a record that one replica shows may have been
-replaced before the next one was read. So what differs is only a *candidate*. The replicas are given the time to reach
-the same sequence, and the candidates are read again, several times. A replica that differs from the others in the same
-records in every round has diverged; what was replaced, purged or late agrees by the next round.
+All replicas are read side by side in the order of their sequences; what is compared is forgotten at
+once, so memory stays flat. A cell that is written to is another thing a moment later: a record that
+one replica shows may have been replaced before the next one was read. So what differs is only a
+*candidate*. The replicas are given the time to reach the same sequence, and the candidates are read
+again, several times. A replica that differs from the others in the same records in every round has
+diverged; what was replaced, purged or late agrees by the next round.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ _decode_whole = msgspec.msgpack.Decoder(Whole).decode
 
 
 class Difference(msgspec.Struct):
-    """A record of which the replicas show different things, or one that is damaged on all. ``marks``: by server."""
+    """A record of which the replicas show different things, or one that is damaged on all.
+    ``marks``: by server."""
 
     subject: str
     marks: dict[str, Mark | None]
 
 
 class Contents(msgspec.Struct):
-    """What a comparison found. ``blobs``: keys of blobs whose parts do not add up, the same on all replicas."""
+    """What a comparison found. ``blobs``: keys of blobs whose parts do not add up, the same on all
+    replicas."""
 
     records: int = 0
     bytes: int = 0
@@ -58,7 +61,8 @@ class Contents(msgspec.Struct):
 
 
 def is_sealed(subject: str) -> bool:
-    """Whether records of this subject end in a checksum. Proofs of life and the parts of blobs do not."""
+    """Whether records of this subject end in a checksum. Proofs of life and the parts of blobs do
+    not."""
     tokens = subject.split(".")
     if len(tokens) < 2:
         return False
@@ -78,7 +82,8 @@ def is_intact(subject: str, payload: bytes) -> bool:
 
 
 async def compare(connection: Connection, cell: str, servers: Sequence[str]) -> Contents:
-    """Compare the replicas on these servers. Raises `NoQuorum` or `Unknown` where one cannot be read to its end."""
+    """Compare the replicas on these servers. Raises `NoQuorum` or `Unknown` where one cannot be
+    read to its end."""
     until = await _reached(connection, cell, servers, _REACH_SECONDS)
     found = await _scan(connection, cell, servers, 1, until, None)
     while found.differences and found.rounds < _ROUNDS_MAX:
@@ -93,8 +98,11 @@ async def compare(connection: Connection, cell: str, servers: Sequence[str]) -> 
     return found
 
 
-async def _reached(connection: Connection, cell: str, servers: Sequence[str], timeout_seconds: float) -> int:
-    """Wait until every replica is where the furthest was; return that sequence. One that does not get there is late."""
+async def _reached(
+    connection: Connection, cell: str, servers: Sequence[str], timeout_seconds: float
+) -> int:
+    """Wait until every replica is where the furthest was; return that sequence. One that does not
+    get there is late."""
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout_seconds
     goal = 0
@@ -107,9 +115,15 @@ async def _reached(connection: Connection, cell: str, servers: Sequence[str], ti
 
 
 async def _scan(
-    connection: Connection, cell: str, servers: Sequence[str], first: int, until: int, only: set[int] | None
+    connection: Connection,
+    cell: str,
+    servers: Sequence[str],
+    first: int,
+    until: int,
+    only: set[int] | None,
 ) -> Contents:
-    """Compare the records from one sequence up to another, of all or of ``only`` these sequences."""
+    """Compare the records from one sequence up to another, of all or of ``only`` these
+    sequences."""
     found = Contents(rounds=1)
     readers = await open_replicas(connection, cell, servers, from_sequence=first)
     heads: dict[str, deque[Stored]] = {server: deque() for server in servers}
@@ -120,7 +134,10 @@ async def _scan(
             await _fill(readers, heads, more, until)
             bound = min((heads[server][-1].sequence for server in more), default=until)
             for records in _aligned(heads, bound):
-                if only is None or next(s.sequence for s in records.values() if s is not None) in only:
+                if (
+                    only is None
+                    or next(s.sequence for s in records.values() if s is not None) in only
+                ):
                     _compare(records, found, parts)
             await asyncio.sleep(0)
     finally:
@@ -129,10 +146,14 @@ async def _scan(
     return found
 
 
-async def _fill(readers: Mapping[str, Replica], heads: dict[str, deque[Stored]], more: set[str], until: int) -> None:
+async def _fill(
+    readers: Mapping[str, Replica], heads: dict[str, deque[Stored]], more: set[str], until: int
+) -> None:
     """Read on where nothing waits; who has no more up to the end leaves ``more``."""
     empty = [server for server in more if not heads[server]]
-    for server, chunk in zip(empty, await asyncio.gather(*(readers[one].next() for one in empty)), strict=True):
+    for server, chunk in zip(
+        empty, await asyncio.gather(*(readers[one].next() for one in empty)), strict=True
+    ):
         heads[server].extend(stored for stored in chunk if stored.sequence <= until)
         if not chunk or chunk[-1].sequence >= until:
             more.discard(server)
@@ -151,7 +172,9 @@ def _aligned(heads: Mapping[str, deque[Stored]], bound: int) -> Iterable[dict[st
         }
 
 
-def _compare(records: Mapping[str, Stored | None], found: Contents, parts: dict[str, tuple[int, int, int]]) -> None:
+def _compare(
+    records: Mapping[str, Stored | None], found: Contents, parts: dict[str, tuple[int, int, int]]
+) -> None:
     shown = [stored for stored in records.values() if stored is not None]
     first = shown[0]
     found.records += 1
@@ -160,7 +183,9 @@ def _compare(records: Mapping[str, Stored | None], found: Contents, parts: dict[
     if len(shown) == len(records) and intact and all(stored == first for stored in shown):
         _follow_blob(first, found, parts)
     elif len(found.differences) < CANDIDATES_MAX:
-        marks = {server: None if stored is None else _mark(stored) for server, stored in records.items()}
+        marks = {
+            server: None if stored is None else _mark(stored) for server, stored in records.items()
+        }
         found.differences[first.sequence] = Difference(first.subject, marks)
     else:
         found.more = True

@@ -1,8 +1,8 @@
 """The digests of all shards of a cell, recomputed from one replica as a recovery does it.
 
-The replicas may agree with each other and still lack something that was acknowledged. Each batch of a shard says what its
-owner's index was before it; a replica from which that index cannot be rebuilt lacks records. A shard that is written to
-meanwhile is read again: a batch may be half read.
+The replicas may agree with each other and still lack something that was acknowledged. Each batch of
+a shard says what its owner's index was before it; a replica from which that index cannot be rebuilt
+lacks records. A shard that is written to meanwhile is read again: a batch may be half read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class ShardReading:
 
 
 async def check_cell(connection: Connection, cell: str, server: str) -> dict[str, str]:
-    """The shards whose digest does not hold on this server's replica, each with why. Raises `NoQuorum`, `Unknown`."""
+    """The shards whose digest does not hold on this server's replica, each with why. Raises
+    `NoQuorum`, `Unknown`."""
     owned = await streams.subjects(connection, cell, f"{cell}.*.epoch")
     prefixes = sorted(subject.removesuffix(".epoch") for subject in owned.subjects)
     failed: dict[str, str] = {}
@@ -70,7 +71,9 @@ async def check_cell(connection: Connection, cell: str, server: str) -> dict[str
     return failed
 
 
-async def _check_some(connection: Connection, cell: str, server: str, prefixes: Sequence[str]) -> dict[str, str]:
+async def _check_some(
+    connection: Connection, cell: str, server: str, prefixes: Sequence[str]
+) -> dict[str, str]:
     shards = {prefix: ShardReading(prefix) for prefix in prefixes}
     failed: dict[str, str] = {}
     filters = [*(f"{prefix}.st.>" for prefix in prefixes), packs.filter_of(cell)]

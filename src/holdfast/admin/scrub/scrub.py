@@ -1,13 +1,15 @@
 """Finds replicas that lost or changed records, and has them copied anew from the others.
 
-The engine does not notice such a replica: it calls itself healthy and current, may become the leader, and then records
-that were acknowledged cannot be read. So the replicas of every stream are compared by content (`contents`), the
-checksum of every record is computed, and so are the digests of all shards (`digests`).
+The engine does not notice such a replica: it calls itself healthy and current, may become the
+leader, and then records that were acknowledged cannot be read. So the replicas of every stream are
+compared by content (`contents`), the checksum of every record is computed, and so are the digests
+of all shards (`digests`).
 
-A repair throws one replica of one stream away: the leader is moved to a verified good one, the host stops its server,
-removes that stream's files and those of its Raft group, and starts it again, as if that disk had been lost. The engine
-does not let an empty replica vote as if it had always been empty, and copies it from the leader. This is done only where
-a majority of verified good replicas is left, for one replica at a time, and what came of it is compared again.
+A repair throws one replica of one stream away: the leader is moved to a verified good one, the host
+stops its server, removes that stream's files and those of its Raft group, and starts it again, as
+if that disk had been lost. The engine does not let an empty replica vote as if it had always been
+empty, and copies it from the leader. This is done only where a majority of verified good replicas
+is left, for one replica at a time, and what came of it is compared again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,15 @@ from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.replica import sizes
 from holdfast.engines.nats.streams import StreamFacts
-from holdfast.errors import ConfigError, DataLoss, HoldfastError, InvalidName, NotDone, NotFound, Unknown
+from holdfast.errors import (
+    ConfigError,
+    DataLoss,
+    HoldfastError,
+    InvalidName,
+    NotDone,
+    NotFound,
+    Unknown,
+)
 from holdfast.host.operations import Rebuild as RebuildArguments
 from holdfast.host.rpc.facts import Replicas
 from holdfast.host.rpc.service import ANSWER_SECONDS, ask_host, ask_hosts
@@ -45,18 +55,20 @@ _REPAIRS_MAX: Final = 3
 """Attempts at one stream: a leader may change under a copy."""
 
 Rebuild = Callable[[str, str, str], Awaitable[None]]
-"""Has the host of a server throw away its replica: takes the server, the stream and its Raft group."""
+"""Has the host of a server throw away its replica: takes the server, the stream and its Raft
+group."""
 
 Report = Callable[[str, dict[str, Any]], None]
-"""Takes an event's name and its facts: ``comparing``, ``compared``, ``damage``, ``rebuilding``, ``rebuilt``."""
+"""Takes an event's name and its facts: ``comparing``, ``compared``, ``damage``, ``rebuilding``,
+``rebuilt``."""
 
 
 class Damage(msgspec.Struct):
     """Something that is wrong with a stream. ``code``:
 
-    ``diverged``: the replica on ``server`` differs from the majority. ``undecided``: no majority agrees on an intact
-    record. ``digest``: the replicas agree, but lack something that a shard's owner had. ``blob``: a blob's parts do not
-    add up. ``unread``: a replica could not be compared.
+    ``diverged``: the replica on ``server`` differs from the majority. ``undecided``: no majority
+    agrees on an intact record. ``digest``: the replicas agree, but lack something that a shard's
+    owner had. ``blob``: a blob's parts do not add up. ``unread``: a replica could not be compared.
     """
 
     code: str
@@ -99,7 +111,9 @@ class ScrubReport(msgspec.Struct):
         return all(damage.repaired for damage in self.damages)
 
 
-async def scrub(engine: NatsEngine, *, rebuild: Rebuild | None = None, report: Report | None = None) -> ScrubReport:
+async def scrub(
+    engine: NatsEngine, *, rebuild: Rebuild | None = None, report: Report | None = None
+) -> ScrubReport:
     """Compare the replicas of all streams; with ``rebuild``, repair what can be.
 
     Raises `NoQuorum` or `Unknown` where a stream cannot be read for some 20 s.
@@ -113,7 +127,10 @@ async def scrub(engine: NatsEngine, *, rebuild: Rebuild | None = None, report: R
             say("damage", msgspec.to_builtins(damage))
         if rebuild is not None and scrubbed.damages:
             scrubbed = await _repair(engine, scrubbed, rebuild, say)
-        say("compared", {"stream": stream, "records": scrubbed.records, "damages": len(scrubbed.damages)})
+        say(
+            "compared",
+            {"stream": stream, "records": scrubbed.records, "damages": len(scrubbed.damages)},
+        )
         found.append(scrubbed)
     return ScrubReport(found)
 
@@ -130,7 +147,7 @@ async def _again(work: Callable[[], Awaitable[Any]]) -> Any:
     raise AssertionError("not reached")
 
 
-# Comparing -----------------------------------------------------------------------------------------------------------
+# Comparing ----------------------------------------------------------------------------------------
 
 
 async def _scrub_stream(engine: NatsEngine, stream: str) -> Scrubbed:
@@ -145,14 +162,22 @@ async def _scrub_stream(engine: NatsEngine, stream: str) -> Scrubbed:
         failed = await digests.check_cell(engine.connection, stream, good[0])
         damages += [Damage("digest", stream, "", text) for text in failed.values()]
     damages += await _blobs(engine, stream, found)
-    return Scrubbed(stream, servers, facts.copies, found.records, found.bytes, found.rounds, damages)
+    return Scrubbed(
+        stream, servers, facts.copies, found.records, found.bytes, found.rounds, damages
+    )
 
 
 def _unread(stream: str, facts: StreamFacts, servers: Sequence[str]) -> list[Damage]:
     if len(servers) >= facts.copies:
         return []
-    off = ", ".join(peer.name for peer in facts.cluster.replicas if peer.offline) or "a server that is not known"
-    text = f"{len(servers)} of {facts.copies} replicas were compared: {off} does not answer; start it, and scrub again"
+    off = (
+        ", ".join(peer.name for peer in facts.cluster.replicas if peer.offline)
+        or "a server that is not known"
+    )
+    text = (
+        f"{len(servers)} of {facts.copies} replicas were compared: {off} does not answer; start "
+        "it, and scrub again"
+    )
     return [Damage("unread", stream, off, text)]
 
 
@@ -167,7 +192,11 @@ def _judged(stream: str, found: Contents, copies: int) -> list[Damage]:
         surplus = [s for s, verdict in verdicts.items() if server in verdict.surplus]
         if wrong := sorted([*missing, *altered, *surplus]):
             more = " or more" if found.more else ""
-            parts = {"lacks": len(missing), "shows otherwise": len(altered), "has too much": len(surplus)}
+            parts = {
+                "lacks": len(missing),
+                "shows otherwise": len(altered),
+                "has too much": len(surplus),
+            }
             text = ", ".join(f"{verb} {count}{more}" for verb, count in parts.items() if count)
             damages.append(
                 Damage(
@@ -183,9 +212,14 @@ def _judged(stream: str, found: Contents, copies: int) -> list[Damage]:
                 )
             )
     if open_ := sorted(sequence for sequence, verdict in verdicts.items() if verdict.undecided):
-        text = f"no majority of the {copies} replicas shows the same intact record: {_how(found, verdicts, open_[0])}"
+        text = (
+            f"no majority of the {copies} replicas shows the same intact record: "
+            f"{_how(found, verdicts, open_[0])}"
+        )
         agents = _agents(found.differences, open_)
-        damages.append(Damage("undecided", stream, "", text, sequences=spans(open_, SPANS_MAX), agents=agents))
+        damages.append(
+            Damage("undecided", stream, "", text, sequences=spans(open_, SPANS_MAX), agents=agents)
+        )
     return damages
 
 
@@ -193,7 +227,9 @@ def _how(found: Contents, verdicts: Mapping[int, Verdict], sequence: int) -> str
     assert verdicts[sequence].undecided
     each = found.differences[sequence]
     shown = {
-        server: "nothing" if mark is None else f"{mark.digest:016x}{'' if mark.intact else ' (damaged)'}"
+        server: "nothing"
+        if mark is None
+        else f"{mark.digest:016x}{'' if mark.intact else ' (damaged)'}"
         for server, mark in each.marks.items()
     }
     return f"at {sequence} " + ", ".join(f"{server} shows {what}" for server, what in shown.items())
@@ -206,7 +242,8 @@ def _agents(differences: Mapping[int, Difference], sequences: Sequence[int]) -> 
 
 
 def agent_of(subject: str) -> str:
-    """The agent that a record belongs to, as ``KIND/NAME``; the subject itself where it belongs to none."""
+    """The agent that a record belongs to, as ``KIND/NAME``; the subject itself where it belongs to
+    none."""
     for token in subject.split("."):
         if "/" in token:
             try:
@@ -217,7 +254,8 @@ def agent_of(subject: str) -> str:
 
 
 async def _blobs(engine: NatsEngine, stream: str, found: Contents) -> list[Damage]:
-    """Of the blobs whose parts did not add up as they were read: those that cannot be read now either."""
+    """Of the blobs whose parts did not add up as they were read: those that cannot be read now
+    either."""
     damages = []
     for key in sorted(found.blobs):
         if any(each.subject.endswith(f".{key}") for each in found.differences.values()):
@@ -231,14 +269,17 @@ async def _blobs(engine: NatsEngine, stream: str, found: Contents) -> list[Damag
     return damages
 
 
-# Repairing -----------------------------------------------------------------------------------------------------------
+# Repairing ----------------------------------------------------------------------------------------
 
 
 async def _repair(engine: NatsEngine, before: Scrubbed, rebuild: Rebuild, say: Report) -> Scrubbed:
-    """Have the diverged replicas of one stream copied anew, one at a time; return what was and what is still wrong."""
+    """Have the diverged replicas of one stream copied anew, one at a time; return what was and what
+    is still wrong."""
     now = before
     for _ in range(_REPAIRS_MAX * before.copies):
-        damage = next((one for one in now.damages if one.code == "diverged" and _may(now, one.server)), None)
+        damage = next(
+            (one for one in now.damages if one.code == "diverged" and _may(now, one.server)), None
+        )
         if damage is None:
             break
         try:
@@ -253,21 +294,29 @@ async def _repair(engine: NatsEngine, before: Scrubbed, rebuild: Rebuild, say: R
         damage.repaired = True
     for damage in now.damages:
         if damage.code == "diverged" and not _may(now, damage.server):
-            damage.text += "; it is not copied anew, because no majority of verified good replicas would be left"
+            damage.text += (
+                "; it is not copied anew, because no majority of verified good replicas would be "
+                "left"
+            )
     now.damages = [*repaired, *now.damages]
     return now
 
 
 def by_hosts(engine: NatsEngine) -> Rebuild:
-    """Has the hosts do it. It raises `ConfigError` for a server that no host runs, and what the host answers."""
+    """Has the hosts do it. It raises `ConfigError` for a server that no host runs, and what the
+    host answers."""
 
     async def rebuild(server: str, stream: str, raft_group: str) -> None:
         kept = await ask_hosts(engine.bus, "replicas", Replicas, wait_seconds=ANSWER_SECONDS)
-        hosts = [host for host, found in kept.items() if isinstance(found, Replicas) and found.server == server]
+        hosts = [
+            host
+            for host, found in kept.items()
+            if isinstance(found, Replicas) and found.server == server
+        ]
         if len(hosts) != 1:
             raise ConfigError(
-                f"no host answers for the server {server}: stop that server, remove its directories streams/{stream} and "
-                f"_js_/{raft_group}, start it, and scrub again"
+                f"no host answers for the server {server}: stop that server, remove its "
+                f"directories streams/{stream} and _js_/{raft_group}, start it, and scrub again"
             )
         # Where the answer is lost with the server, what follows shows whether it was done.
         with suppress(Unknown):
@@ -284,7 +333,9 @@ def _may(scrubbed: Scrubbed, server: str) -> bool:
     return may_rebuild(server, scrubbed.copies, diverged, unread, unsure)
 
 
-async def _rebuild_one(engine: NatsEngine, scrubbed: Scrubbed, server: str, rebuild: Rebuild, say: Report) -> None:
+async def _rebuild_one(
+    engine: NatsEngine, scrubbed: Scrubbed, server: str, rebuild: Rebuild, say: Report
+) -> None:
     connection, stream = engine.connection, scrubbed.stream
     bad = {damage.server for damage in scrubbed.damages if damage.code == "diverged"}
     good = next(name for name in scrubbed.servers if name not in bad)
@@ -292,7 +343,9 @@ async def _rebuild_one(engine: NatsEngine, scrubbed: Scrubbed, server: str, rebu
     if facts.cluster.leader in bad:
         # What is copied is what the leader has.
         await _again(lambda: streams.move_leader(connection, stream, good))
-        facts = await _until(lambda: _led_by_one_of(engine, stream, bad), 30.0, f"{stream} is led by a good replica")
+        facts = await _until(
+            lambda: _led_by_one_of(engine, stream, bad), 30.0, f"{stream} is led by a good replica"
+        )
     say("rebuilding", {"stream": stream, "server": server})
     await rebuild(server, stream, facts.cluster.raft_group)
     await _copied(engine, stream, server, good, say)
@@ -320,7 +373,8 @@ async def _until(ask: Callable[[], Awaitable[Any]], timeout_seconds: float, what
 
 
 async def _copied(engine: NatsEngine, stream: str, server: str, good: str, say: Report) -> None:
-    """Wait until the new replica is as far as a good one. Raises `Unknown` where it gets no further."""
+    """Wait until the new replica is as far as a good one. Raises `Unknown` where it gets no
+    further."""
     loop = asyncio.get_running_loop()
     most, moved_at = -1, loop.time()
     while True:
@@ -335,11 +389,15 @@ async def _copied(engine: NatsEngine, stream: str, server: str, good: str, say: 
                 return
             if new.messages > most:
                 most, moved_at = new.messages, loop.time()
-                say("copying", {"stream": stream, "server": server, "messages": most, "of": old.messages})
+                say(
+                    "copying",
+                    {"stream": stream, "server": server, "messages": most, "of": old.messages},
+                )
         if loop.time() - moved_at > REBUILD_SECONDS:
             raise Unknown(
-                f"the replica of {stream} on {server} was thrown away, and is not copied after {REBUILD_SECONDS:.0f} s: "
-                f"is its server up? The others have everything; scrub again"
+                f"the replica of {stream} on {server} was thrown away, and is not copied after "
+                f"{REBUILD_SECONDS:.0f} s: is its server up? The others have everything; scrub "
+                "again"
             )
         await asyncio.sleep(0.3)
 

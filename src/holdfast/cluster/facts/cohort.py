@@ -1,8 +1,10 @@
-"""The cohort: which hosts vote and keep replicas. One record says it, in a cell of its own, and is compared and set.
+"""The cohort: which hosts vote and keep replicas. One record says it, in a cell of its own, and is
+compared and set.
 
-Who votes must never follow from who is visible now: two halves of a partition would each find themselves complete. So
-it is written down, changed by a command only, and every host looks its own part up in it. The record also knows the
-hosts that joined without a vote, so that one that is gone is missed.
+Who votes must never follow from who is visible now: two halves of a partition would each find
+themselves complete. So it is written down, changed by a command only, and every host looks its own
+part up in it. The record also knows the hosts that joined without a vote, so that one that is gone
+is missed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ CELL: Final = "hfhosts"
 
 
 class HostEntry(msgspec.Struct, array_like=True, frozen=True):
-    """A host that belongs to the cluster. ``server``: its nats-server's name in the engine, which changes when the host
-    lost its disk. ``route``: where other servers reach it, ``url``: where clients do."""
+    """A host that belongs to the cluster. ``server``: its nats-server's name in the engine, which
+    changes when the host lost its disk. ``route``: where other servers reach it, ``url``: where
+    clients do."""
 
     server: Text
     route: Text
@@ -55,7 +58,10 @@ class Cohort(msgspec.Struct, array_like=True, frozen=True):
 
     def routes(self) -> list[str]:
         """Where the servers of all hosts are reached by others, members first."""
-        return [self.hosts[name].route for name in sorted(self.hosts, key=lambda name: (not self.votes(name), name))]
+        return [
+            self.hosts[name].route
+            for name in sorted(self.hosts, key=lambda name: (not self.votes(name), name))
+        ]
 
     def with_host(self, name: str, entry: HostEntry) -> Cohort:
         """The same, with a host added or changed."""
@@ -85,15 +91,18 @@ def _decode(payload: bytes) -> Cohort:
 
 
 async def read(engine: Engine, cell: str) -> tuple[Cohort | None, int]:
-    """The record and its sequence; None and 0 where the cluster has none yet. It may be stale. Raises `NoQuorum`."""
+    """The record and its sequence; None and 0 where the cluster has none yet. It may be stale.
+    Raises `NoQuorum`."""
     stored = await engine.log.read(cell, _subject(cell))
     return (None, 0) if stored is None else (_decode(stored.payload), stored.sequence)
 
 
 async def change(engine: Engine, cell: str, decide: Callable[[Cohort | None], Cohort]) -> Cohort:
-    """Change the record: ``decide`` gets what it holds, and may be called again when somebody else was faster.
+    """Change the record: ``decide`` gets what it holds, and may be called again when somebody else
+    was faster.
 
-    Returns what the record holds now. Raises what ``decide`` raises, and `NoQuorum`, `Unknown` after a while.
+    Returns what the record holds now. Raises what ``decide`` raises, and `NoQuorum`, `Unknown`
+    after a while.
     """
     random = chance.random()
     loop = asyncio.get_running_loop()

@@ -1,7 +1,9 @@
-"""What happened in the cluster, in one order: records in the registry's cell that anybody can read, and follow.
+"""What happened in the cluster, in one order: records in the registry's cell that anybody can read,
+and follow.
 
-Several nodes see the same thing; each event has a key, and of all that would write it the first one does. An event says
-what its writer saw, when it saw it. Writing one never holds anything up, and what cannot be written is given up.
+Several nodes see the same thing; each event has a key, and of all that would write it the first one
+does. An event says what its writer saw, when it saw it. Writing one never holds anything up, and
+what cannot be written is given up.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _TRIM_SECONDS: Final = 60.0
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Something that happened. ``at``: s since 1970 on the writer's clock; ``by``: the node that wrote it."""
+    """Something that happened. ``at``: s since 1970 on the writer's clock; ``by``: the node that
+    wrote it."""
 
     what: str
     who: str
@@ -55,7 +58,8 @@ class Events:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, trims: Callable[[], bool]) -> None:
-        """Begin to write what is said. ``trims``: whether this node is now the one that forgets old events."""
+        """Begin to write what is said. ``trims``: whether this node is now the one that forgets old
+        events."""
         self._tasks = [
             loops.start(self._write(), "the writing of events"),
             loops.start(self._keep_few(trims), "trimming"),
@@ -64,12 +68,15 @@ class Events:
     async def close(self) -> None:
         """Write what waits, for a moment, and stop."""
         end = asyncio.get_running_loop().time() + 1.0
-        while self._waiting and self._engine.connected() and asyncio.get_running_loop().time() < end:
+        while (
+            self._waiting and self._engine.connected() and asyncio.get_running_loop().time() < end
+        ):
             await asyncio.sleep(0.01)
         await loops.stop(*self._tasks)
 
     def say(self, what: str, who: str, key: str = "", **facts: Any) -> None:
-        """Have an event written, without waiting. ``key``: what makes it the same one, when others see it too."""
+        """Have an event written, without waiting. ``key``: what makes it the same one, when others
+        see it too."""
         event = Event(what, who, self._clock.now(), self._by, facts)
         self._waiting.append((f"{self._prefix}.{what}.{key or ids.new_id('e')}", event))
         self._wake.set()
@@ -83,7 +90,9 @@ class Events:
             subject, event = self._waiting[0]
             payload = codec.seal(codec.encode_raw(event))
             try:
-                await self._engine.log.append(self._cell, [Record(subject, payload, Expect(subject, 0))])
+                await self._engine.log.append(
+                    self._cell, [Record(subject, payload, Expect(subject, 0))]
+                )
             except (NoQuorum, Unknown):
                 attempt += 1
                 await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
@@ -99,7 +108,8 @@ class Events:
                 self._waiting.popleft()
 
     async def read(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[Event]:
-        """The events behind a position, oldest first; with ``follow`` also those to come, for ever."""
+        """The events behind a position, oldest first; with ``follow`` also those to come, for
+        ever."""
         tail = self._engine.log.tail(self._cell, [f"{self._prefix}.>"], after + 1)
         try:
             async for chunk in tail:

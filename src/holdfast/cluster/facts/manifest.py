@@ -1,8 +1,9 @@
 """The manifest: the cluster's facts, written once by whoever founds it. Everybody else reads them.
 
-The cells' names begin with the cluster's **generation** (``g1reg``, ``g1c0``), which a restore raises. So a process of the
-time before finds no cell to write to, and a process that starts finds the newest generation by its registry cell, where
-the manifest is. While a restore runs, that manifest says so, and nobody else can write another.
+The cells' names begin with the cluster's **generation** (``g1reg``, ``g1c0``), which a restore
+raises. So a process of the time before finds no cell to write to, and a process that starts finds
+the newest generation by its registry cell, where the manifest is. While a restore runs, that
+manifest says so, and nobody else can write another.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ RECORD_VERSION: Final = 3
 """The newest form of records that this code can write; it reads no later one."""
 
 RECORD_VERSION_MIN: Final = 1
-"""The oldest form that it reads. Releases that follow each other have one in common, so that they can run side by side."""
+"""The oldest form that it reads. Releases that follow each other have one in common, so that they
+can run side by side."""
 
 
 _REGISTRY_CELL: Final = re.compile(r"g([0-9]{1,6})reg", re.ASCII)
@@ -57,8 +59,9 @@ def newest_generation(cells: Iterable[str]) -> int:
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """A cluster's facts. ``generation`` is raised by a restore, so that old nodes are fenced off.
 
-    ``shards``: how many parts the main pool has; shard ``s`` is in cell ``cells[s % len(cells)]``. ``record_version``: the
-    form in which records are written, raised when all nodes can read a newer one.
+    ``shards``: how many parts the main pool has; shard ``s`` is in cell ``cells[s % len(cells)]``.
+    ``record_version``: the form in which records are written, raised when all nodes can read a
+    newer one.
     """
 
     cluster_id: str
@@ -77,8 +80,9 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
 
 async def read(engine: Engine, cell: str) -> Manifest | None:
-    """The cluster's manifest, None where none was written. Raises `ConfigError` for one that this code cannot read, and
-    while a restore runs; `NoQuorum`, `Unknown`, `InvalidName` without such a cell.
+    """The cluster's manifest, None where none was written. Raises `ConfigError` for one that this
+    code cannot read, and while a restore runs; `NoQuorum`, `Unknown`, `InvalidName` without such a
+    cell.
     """
     started = asyncio.get_running_loop().time()
     random = chance.random()
@@ -92,7 +96,8 @@ async def read(engine: Engine, cell: str) -> Manifest | None:
         # What was read may be older than the end of the restore.
         if asyncio.get_running_loop().time() > started + _PATIENCE_SECONDS:
             raise ConfigError(
-                f"a restore of {manifest.restoring} runs here, or did not come to its end: wait for it, or run it again"
+                f"a restore of {manifest.restoring} runs here, or did not come to its end: wait "
+                "for it, or run it again"
             )
         await asyncio.sleep(backoff.delay_seconds(attempt, random))
     raise AssertionError("not reached")
@@ -101,7 +106,8 @@ async def read(engine: Engine, cell: str) -> Manifest | None:
 async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
     """The cluster's manifest; where there is none, ``wanted`` becomes it, for one of all that try.
 
-    Raises `ConfigError` for one that this code cannot read, and while a restore runs; `NoQuorum`, `Unknown`.
+    Raises `ConfigError` for one that this code cannot read, and while a restore runs; `NoQuorum`,
+    `Unknown`.
     """
     random = chance.random()
     attempt = 0
@@ -121,7 +127,8 @@ async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
 
 
 async def write(engine: Engine, cell: str, manifest: Manifest, expected: int) -> int:
-    """Write it over the one with a sequence (0: there is none), and return its own. Raises what `Log.append` raises."""
+    """Write it over the one with a sequence (0: there is none), and return its own. Raises what
+    `Log.append` raises."""
     subject = f"{cell}.manifest"
     payload = codec.seal(codec.encode_raw(manifest))
     return (await engine.log.append(cell, [Record(subject, payload, Expect(subject, expected))]))[0]
@@ -130,7 +137,8 @@ async def write(engine: Engine, cell: str, manifest: Manifest, expected: int) ->
 async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
     """Have records written in a newer form from now on; the manifest as it is then.
 
-    Raises `ConfigError` for a version that does not follow the present one, `NoQuorum`, `OutcomeUnknown`.
+    Raises `ConfigError` for a version that does not follow the present one, `NoQuorum`,
+    `OutcomeUnknown`.
     """
     subject = f"{cell}.manifest"
     random = chance.random()
@@ -144,7 +152,9 @@ async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
             if now.record_version == version:
                 return now
             if now.record_version != version - 1:
-                raise ConfigError(f"records have version {now.record_version}, which {version} does not follow")
+                raise ConfigError(
+                    f"records have version {now.record_version}, which {version} does not follow"
+                )
             wanted = msgspec.structs.replace(now, record_version=version)
             await write(engine, cell, wanted, stored.sequence)
             return wanted
@@ -153,36 +163,42 @@ async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
         except (NoQuorum, Unknown) as error:
             if asyncio.get_running_loop().time() > end:
                 if isinstance(error, Unknown):
-                    raise OutcomeUnknown(f"the version of records may have been raised: {error}") from None
+                    raise OutcomeUnknown(
+                        f"the version of records may have been raised: {error}"
+                    ) from None
                 raise
         await asyncio.sleep(backoff.delay_seconds(attempt, random))
     raise AssertionError("not reached")
 
 
 def decode(payload: bytes) -> Manifest:
-    """The manifest of a record. Raises `DataLoss`, and `ConfigError` for one that this code cannot go along with."""
+    """The manifest of a record. Raises `DataLoss`, and `ConfigError` for one that this code cannot
+    go along with."""
     try:
         manifest: Manifest = codec.decoder(Manifest).decode(codec.unseal(payload, "the manifest"))
     except codec.ERRORS as error:
         raise DataLoss(f"the manifest cannot be read: {error}") from None
     if manifest.record_version > RECORD_VERSION:
         raise ConfigError(
-            f"the cluster's records have version {manifest.record_version}, this code reads up to {RECORD_VERSION}: "
-            "upgrade Holdfast on this host"
+            f"the cluster's records have version {manifest.record_version}, this code reads up to "
+            f"{RECORD_VERSION}: upgrade Holdfast on this host"
         )
     if manifest.record_version < RECORD_VERSION_MIN:
         raise ConfigError(
-            f"the cluster's records have version {manifest.record_version}, this code reads from {RECORD_VERSION_MIN} on: "
-            "upgrade to a release in between first, and `holdfast upgrade --finalize` there"
+            f"the cluster's records have version {manifest.record_version}, this code reads from "
+            f"{RECORD_VERSION_MIN} on: upgrade to a release in between first, and `holdfast "
+            "upgrade --finalize` there"
         )
     check(manifest)
     return manifest
 
 
 def check(manifest: Manifest) -> None:
-    """Whether it is the manifest of a cluster that can be. Raises `DataLoss` that names what is wrong.
+    """Whether it is the manifest of a cluster that can be. Raises `DataLoss` that names what is
+    wrong.
 
-    The numbers in it are counts of what nodes make at their start, so one that is far too large would never come to an end.
+    The numbers in it are counts of what nodes make at their start, so one that is far too large
+    would never come to an end.
     """
     wrong = ""
     if not _CLUSTER_ID.fullmatch(manifest.cluster_id):
@@ -194,8 +210,13 @@ def check(manifest: Manifest) -> None:
     elif not 1 <= len(manifest.cells) <= _CELLS_MAX:
         wrong = f"{len(manifest.cells)} cells"
     elif manifest.cells != data_cells(manifest.generation, len(manifest.cells)):
-        wrong = f"the cells {', '.join(map(repr, manifest.cells))[:80]} of generation {manifest.generation}"
+        wrong = (
+            f"the cells {', '.join(map(repr, manifest.cells))[:80]} of generation "
+            f"{manifest.generation}"
+        )
     elif not 0 <= manifest.created_at < _MOMENT_MAX:
         wrong = f"the moment {manifest.created_at}"
     if wrong:
-        raise DataLoss(f"it names {wrong}, which no cluster has: it is damaged, or was not written by Holdfast")
+        raise DataLoss(
+            f"it names {wrong}, which no cluster has: it is damaged, or was not written by Holdfast"
+        )

@@ -1,6 +1,8 @@
-"""Where agents may live, as the log has it: one small record that every node follows, changed by compare-and-set.
+"""Where agents may live, as the log has it: one small record that every node follows, changed by
+compare-and-set.
 
-The manifest is followed with it, as the form in which records are to be written may be raised while nodes run.
+The manifest is followed with it, as the form in which records are to be written may be raised while
+nodes run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from holdfast.cluster.facts.manifest import Manifest, decode
 from holdfast.core import backoff, pools
 from holdfast.core.pools import Pool, Space, Table
 from holdfast.engines.base import Engine, Expect, Record, Stored
-from holdfast.errors import Closed, ConfigError, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
+from holdfast.errors import (
+    Closed,
+    ConfigError,
+    Conflict,
+    DataLoss,
+    NoQuorum,
+    OutcomeUnknown,
+    Unknown,
+)
 
 _Change = Callable[[Table], Table]
 
@@ -30,7 +40,8 @@ def read_table(stored: Stored) -> Table:
 
 
 class Placement:
-    """This node's view of the table. ``space``: which shard an agent is in; ``on_change`` hears of each newer table."""
+    """This node's view of the table. ``space``: which shard an agent is in; ``on_change`` hears of
+    each newer table."""
 
     def __init__(self, engine: Engine, cell: str, manifest: Manifest) -> None:
         self.space = Space(pools.empty(manifest.shards))
@@ -92,10 +103,11 @@ class Placement:
         self.space.take(table)
         self.on_change()
 
-    # Changes -------------------------------------------------------------------------------------------------------
+    # Changes --------------------------------------------------------------------------------------
 
     async def knows(self, kind: str, pool: Pool | str | None = None) -> bool:
-        """Whether the pool of a kind is known, if need be after a look into the log; ``pool``: where it is to be, if nowhere yet.
+        """Whether the pool of a kind is known, if need be after a look into the log; ``pool``:
+        where it is to be, if nowhere yet.
 
         Raises what `change` raises.
         """
@@ -111,11 +123,13 @@ class Placement:
         return kind in self.table.kinds
 
     async def declare(self, kinds: Mapping[str, Pool | str]) -> None:
-        """See that the table has an application's pools and kinds. Raises `ConfigError`, and what `change` raises."""
+        """See that the table has an application's pools and kinds. Raises `ConfigError`, and what
+        `change` raises."""
         await self.change(lambda table: pools.declare(table, kinds))
 
     async def change(self, decide: _Change) -> None:
-        """Apply a change to the newest table, as often as others come between; it must do no harm when applied twice.
+        """Apply a change to the newest table, as often as others come between; it must do no harm
+        when applied twice.
 
         Raises `NoQuorum`, `OutcomeUnknown`, and what ``decide`` raises.
         """
@@ -138,7 +152,9 @@ class Placement:
             except (NoQuorum, Unknown) as error:
                 if loop.time() > end:
                     if isinstance(error, Unknown):
-                        raise OutcomeUnknown(f"the table of pools may have been changed: {error}") from None
+                        raise OutcomeUnknown(
+                            f"the table of pools may have been changed: {error}"
+                        ) from None
                     raise
             await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
             try:

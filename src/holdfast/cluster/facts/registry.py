@@ -1,9 +1,10 @@
-"""The registry: which agents are registered, and what they can do. Each node has all of it in memory, with an index.
+"""The registry: which agents are registered, and what they can do. Each node has all of it in
+memory, with an index.
 
-An agent's address needs no registration: this is what makes it unique, and found. A name is taken by a compare-and-set on
-its subject; every node tails these records. Who created an entry sees it at once; others after a round trip, or by
-`Registry.reach` with the `Registry.position` of who did. A name that was freed leaves a small record behind, so that
-a node that was away learns of it.
+An agent's address needs no registration: this is what makes it unique, and found. A name is taken
+by a compare-and-set on its subject; every node tails these records. Who created an entry sees it at
+once; others after a round trip, or by `Registry.reach` with the `Registry.position` of who did. A
+name that was freed leaves a small record behind, so that a node that was away learns of it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _logger = logging.getLogger(__name__)
 
 
 class _EntryRecord(msgspec.Struct, array_like=True):
-    """As it is stored. ``writer``: tells one's own earlier attempt from another's; ``removed``: the name is free."""
+    """As it is stored. ``writer``: tells one's own earlier attempt from another's; ``removed``: the
+    name is free."""
 
     writer: str
     removed: bool
@@ -51,7 +53,8 @@ class _EntryRecord(msgspec.Struct, array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A registered agent. ``registered_at`` is in seconds since 1970, ``position`` where in the registry it stands."""
+    """A registered agent. ``registered_at`` is in seconds since 1970, ``position`` where in the
+    registry it stands."""
 
     kind: str
     name: str
@@ -127,7 +130,12 @@ class Registry:
         if record.removed:
             return
         entry = Entry(
-            kind, name, frozenset(record.capabilities), MappingProxyType(record.metadata), record.at, stored.sequence
+            kind,
+            name,
+            frozenset(record.capabilities),
+            MappingProxyType(record.metadata),
+            record.at,
+            stored.sequence,
         )
         self._entries[token] = entry
         self._by_kind.setdefault(kind, {})[token] = None
@@ -138,13 +146,16 @@ class Registry:
         entry = self._entries.pop(token, None)
         if entry is None:
             return
-        for index, key in [(self._by_kind, entry.kind), *((self._by_capability, c) for c in entry.capabilities)]:
+        for index, key in [
+            (self._by_kind, entry.kind),
+            *((self._by_capability, c) for c in entry.capabilities),
+        ]:
             members = index[key]
             del members[token]
             if not members:
                 del index[key]
 
-    # Reads: memory only --------------------------------------------------------------------------------------------
+    # Reads: memory only ---------------------------------------------------------------------------
 
     def lookup(self, kind: str, name: str) -> Entry | None:
         """What is registered under a name, or None."""
@@ -158,7 +169,8 @@ class Registry:
         where: Iterable[Condition] = (),
         limit: int | None = None,
     ) -> list[Entry]:
-        """The entries with all these capabilities, of this kind, whose metadata fit; in order of registration.
+        """The entries with all these capabilities, of this kind, whose metadata fit; in order of
+        registration.
 
         Raises `BadMessage` for a condition or limit that is none.
         """
@@ -177,7 +189,9 @@ class Registry:
         else:
             groups.sort(key=len)
             first, *others = groups
-            candidates = first if not others else (t for t in first if all(t in other for other in others))
+            candidates = (
+                first if not others else (t for t in first if all(t in other for other in others))
+            )
         for token in candidates:
             if limit is not None and len(found) >= limit:
                 break
@@ -193,30 +207,48 @@ class Registry:
         if capability is None:
             return len(self._by_kind.get(kind or "", {}))
         members = self._by_capability.get(capability, {})
-        return len(members) if kind is None else sum(token in self._by_kind.get(kind, {}) for token in members)
+        return (
+            len(members)
+            if kind is None
+            else sum(token in self._by_kind.get(kind, {}) for token in members)
+        )
 
-    async def reach(self, position: int, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS) -> None:
-        """Wait until this replica has seen what another had, at the `position` that it gave. Raises `NoQuorum`."""
+    async def reach(
+        self, position: int, timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS
+    ) -> None:
+        """Wait until this replica has seen what another had, at the `position` that it gave. Raises
+        `NoQuorum`."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while self.position < position:
                     self._moved.clear()
                     await self._moved.wait()
         except TimeoutError:
-            raise NoQuorum(f"the registry did not reach {position} within {timeout_seconds} s") from None
+            raise NoQuorum(
+                f"the registry did not reach {position} within {timeout_seconds} s"
+            ) from None
 
-    # Writes: one compare-and-set each ------------------------------------------------------------------------------
+    # Writes: one compare-and-set each -------------------------------------------------------------
 
     async def create(
-        self, kind: str, name: str, *, capabilities: Iterable[str] = (), metadata: Mapping[str, Any] | None = None
+        self,
+        kind: str,
+        name: str,
+        *,
+        capabilities: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Take a free name. Raises `AlreadyExists`, `InvalidName`, `BadMessage`, `TooLarge`, `NoQuorum`, `OutcomeUnknown`."""
+        """Take a free name. Raises `AlreadyExists`, `InvalidName`, `BadMessage`, `TooLarge`,
+        `NoQuorum`, `OutcomeUnknown`."""
         token = ids.agent_token(kind, name)
         new = self._record(token, capabilities, metadata or {})
 
         def change(current: _EntryRecord | None) -> _EntryRecord:
             if current is not None:
-                raise AlreadyExists(f"{kind}/{name} is registered already; node.agent({kind}, {name!r}) is its address")
+                raise AlreadyExists(
+                    f"{kind}/{name} is registered already; node.agent({kind}, {name!r}) is its "
+                    "address"
+                )
             return new
 
         return await self._write(token, change)
@@ -229,7 +261,8 @@ class Registry:
         capabilities: Iterable[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Replace capabilities, metadata, or both. Raises `NotFound`, and what `create` raises of the rest."""
+        """Replace capabilities, metadata, or both. Raises `NotFound`, and what `create` raises of
+        the rest."""
         token = ids.agent_token(kind, name)
         new = self._record(token, capabilities or (), metadata or {})
 
@@ -258,22 +291,31 @@ class Registry:
 
         await self._write(token, change)
 
-    def _record(self, token: str, capabilities: Iterable[str], metadata: Mapping[str, Any]) -> _EntryRecord:
+    def _record(
+        self, token: str, capabilities: Iterable[str], metadata: Mapping[str, Any]
+    ) -> _EntryRecord:
         if isinstance(capabilities, str) or not isinstance(capabilities, Iterable):
             raise BadMessage(f"capabilities are a set of words, not {capabilities!r:.100}")
         if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
             raise BadMessage(f"metadata are a dict whose keys are text, not {metadata!r}"[:200])
         names = sorted({ids.check_capability(capability) for capability in capabilities})
         if len(names) > limits.CAPABILITIES_MAX:
-            raise TooLarge(f"{token} has {len(names)} capabilities; {limits.CAPABILITIES_MAX} are allowed")
+            raise TooLarge(
+                f"{token} has {len(names)} capabilities; {limits.CAPABILITIES_MAX} are allowed"
+            )
         size = len(codec.encode(dict(metadata), f"metadata of {token}"))
         if size > limits.METADATA_BYTES_MAX:
-            raise TooLarge(f"metadata of {token} take {size} bytes; {limits.METADATA_BYTES_MAX} are allowed")
+            raise TooLarge(
+                f"metadata of {token} take {size} bytes; {limits.METADATA_BYTES_MAX} are allowed"
+            )
         self._writes += 1
-        return _EntryRecord(f"{self._writer}.{self._writes}", False, self._clock.now(), names, dict(metadata))
+        return _EntryRecord(
+            f"{self._writer}.{self._writes}", False, self._clock.now(), names, dict(metadata)
+        )
 
     async def _write(self, token: str, change: Any) -> Entry:
-        """Apply a change to what is there, as often as others come between. ``change`` raises where it cannot be."""
+        """Apply a change to what is there, as often as others come between. ``change`` raises where
+        it cannot be."""
         subject = f"{self._cell}.ag.{token}"
         end = self._clock.monotonic() + limits.QUORUM_WAIT_SECONDS
         unknown = False
@@ -283,7 +325,9 @@ class Registry:
         entry = self._entries.get(token)
         current: _EntryRecord | None = None
         if entry is not None:
-            current = _EntryRecord("", False, entry.registered_at, sorted(entry.capabilities), dict(entry.metadata))
+            current = _EntryRecord(
+                "", False, entry.registered_at, sorted(entry.capabilities), dict(entry.metadata)
+            )
         fresh = False
         while True:
             attempt += 1
@@ -296,9 +340,17 @@ class Registry:
                         if writer and record.writer == writer:
                             return self._written(token, stored.sequence, record)
                         if unknown and stored.sequence > expected:
-                            # Ours may have come before this one: written again, it would take effect twice.
-                            raise OutcomeUnknown(f"{token} was written by somebody else since, perhaps after this one")
-                        expected, current, fresh = stored.sequence, None if record.removed else record, True
+                            # Ours may have come before this one: written again, it would take
+                            # effect twice.
+                            raise OutcomeUnknown(
+                                f"{token} was written by somebody else since, perhaps after this "
+                                "one"
+                            )
+                        expected, current, fresh = (
+                            stored.sequence,
+                            None if record.removed else record,
+                            True,
+                        )
                     elif stored is None and not expected:
                         fresh = True
                 try:
@@ -310,7 +362,9 @@ class Registry:
                     continue
                 writer = record.writer
                 payload = codec.seal(codec.encode(record, f"the registry's entry of {token}"))
-                sequence = await self._appender.append(Record(subject, payload, Expect(subject, expected)))
+                sequence = await self._appender.append(
+                    Record(subject, payload, Expect(subject, expected))
+                )
                 self._apply(token, Stored(subject, sequence, payload))
                 return self._written(token, sequence, record)
             except Conflict:
@@ -319,20 +373,26 @@ class Registry:
                 unknown = unknown or isinstance(error, Unknown)
                 if self._clock.monotonic() > end or isinstance(error, StorageFailed):
                     if unknown:
-                        raise OutcomeUnknown(f"{token} may have been written to the registry: {error}") from None
+                        raise OutcomeUnknown(
+                            f"{token} may have been written to the registry: {error}"
+                        ) from None
                     raise
             await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
 
     def _written(self, token: str, sequence: int, record: _EntryRecord) -> Entry:
         kind, name = ids.from_agent_token(token)
         capabilities = frozenset(record.capabilities)
-        return Entry(kind, name, capabilities, MappingProxyType(record.metadata), record.at, sequence)
+        return Entry(
+            kind, name, capabilities, MappingProxyType(record.metadata), record.at, sequence
+        )
 
 
 def _decode(stored: Stored) -> _EntryRecord:
     what = f"the registry's record of {stored.subject}"
     try:
-        record: _EntryRecord = codec.decoder(_EntryRecord).decode(codec.unseal(stored.payload, what))
+        record: _EntryRecord = codec.decoder(_EntryRecord).decode(
+            codec.unseal(stored.payload, what)
+        )
     except codec.ERRORS as error:
         raise DataLoss(f"{what} cannot be read: {error}") from None
     return record

@@ -1,6 +1,7 @@
 """Asking every process of the cluster to hold its writes for a moment, and doing so when asked.
 
-The bus may lose a request, and a process may not answer: who asks must not rely on it. See `holdfast.admin.backup.cut`.
+The bus may lose a request, and a process may not answer: who asks must not rely on it. See
+`holdfast.admin.backup.cut`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _SUBJECT: Final = "hf.hold"
 
 
 class _Request(msgspec.Struct, array_like=True):
-    """Times in seconds. ``hold``: 0 releases, -1 changes nothing. ``keep``: for how long no blob may be deleted. ``cell``: the
-    one to hold; empty for all."""
+    """Times in seconds. ``hold``: 0 releases, -1 changes nothing. ``keep``: for how long no blob
+    may be deleted. ``cell``: the one to hold; empty for all."""
 
     hold: Annotated[float, msgspec.Meta(ge=-1.0, le=1e6)]
     keep: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
@@ -32,7 +33,8 @@ _decode = msgspec.msgpack.Decoder(_Request).decode
 
 
 class WritePause:
-    """One process's part: it closes its gate when asked, and says when nothing is under way any more."""
+    """One process's part: it closes its gate when asked, and says when nothing is under way any
+    more."""
 
     def __init__(self, engine: Engine, gate: Gate, name: Callable[[], str]) -> None:
         self._engine = engine
@@ -73,7 +75,8 @@ class WritePause:
 
 
 async def hold(engine: Engine, names: Iterable[str], wait_seconds: float) -> set[str]:
-    """Ask all to hold their writes for `limits.HOLD_SECONDS`; return those of ``names`` that did not say that they do."""
+    """Ask all to hold their writes for `limits.HOLD_SECONDS`; return those of ``names`` that did
+    not say that they do."""
     missing = set(names)
     complete = asyncio.Event()
     reply = ids.new_id("hf.h")
@@ -96,7 +99,8 @@ async def hold(engine: Engine, names: Iterable[str], wait_seconds: float) -> set
 
 
 def begin(engine: Engine, cell: str) -> None:
-    """Ask all to hold their writes to a cell for `limits.HOLD_SECONDS`, without waiting to hear that they do."""
+    """Ask all to hold their writes to a cell for `limits.HOLD_SECONDS`, without waiting to hear
+    that they do."""
     _publish(engine, limits.HOLD_SECONDS, cell=cell)
 
 
@@ -111,4 +115,6 @@ def keep_blobs(engine: Engine) -> None:
 
 
 def _publish(engine: Engine, seconds: float, reply: str = "", cell: str = "") -> None:
-    engine.bus.publish(_SUBJECT, codec.encode_raw(_Request(seconds, limits.KEEP_BLOBS_SECONDS, cell)), reply)
+    engine.bus.publish(
+        _SUBJECT, codec.encode_raw(_Request(seconds, limits.KEEP_BLOBS_SECONDS, cell)), reply
+    )

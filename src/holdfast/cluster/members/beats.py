@@ -1,7 +1,8 @@
-"""Signs of life: what nodes and hosts say of themselves, several times a second, to whoever listens.
+"""Signs of life: what nodes and hosts say of themselves, several times a second, to whoever
+listens.
 
-Each is a full snapshot, so a lost one costs nothing. A node numbers its own, so that one which comes late or twice is
-known by its number.
+Each is a full snapshot, so a lost one costs nothing. A node numbers its own, so that one which
+comes late or twice is known by its number.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from typing import Annotated, Final
 import msgspec
 
 from holdfast import limits
-from holdfast.cluster.door import Count, Door, Incarnation, Incarnations, Moment, Name, Names, Shards, Small, Text
+from holdfast.cluster.door import (
+    Count,
+    Door,
+    Incarnation,
+    Incarnations,
+    Moment,
+    Name,
+    Names,
+    Shards,
+    Small,
+    Text,
+)
 from holdfast.cluster.members.standstills import Standstill
 
 BEAT_SUBJECT: Final = "hf.beat"
@@ -37,7 +49,8 @@ class Beat(msgspec.Struct, array_like=True):
     leaving: bool = False
     labels: Names = []
     capacity: Capacity = 1.0
-    """How much it can carry, beside others: a node of capacity 2 owns twice as many shards as one of 1."""
+    """How much it can carry, beside others: a node of capacity 2 owns twice as many shards as one
+    of 1."""
     state_versions: Annotated[list[Small], msgspec.Meta(max_length=4096)] = []
     """Of each of ``kinds``, the version of its state that this node writes."""
     warm: Shards = []
@@ -47,15 +60,18 @@ class Beat(msgspec.Struct, array_like=True):
     record_version: Small = 1
     """The newest form of records that it reads and writes."""
     generation: Small = 1
-    """Of the cluster that it belongs to: who was cut off while a restore made another is no member of that."""
+    """Of the cluster that it belongs to: who was cut off while a restore made another is no member
+    of that."""
     degraded: Annotated[str, msgspec.Meta(max_length=limits.DEGRADED_TEXT_MAX)] = ""
     """What is wrong with it, for people; empty where nothing is."""
     number: Count = 0
-    """How many beats this process has sent, this one included; 0 from a process of a version that did not count."""
+    """How many beats this process has sent, this one included; 0 from a process of a version that
+    did not count."""
 
 
 class HostBeat(msgspec.Struct, array_like=True):
-    """A host's word on its nodes: those that run, and those of whose processes it saw the end, the newest last.
+    """A host's word on its nodes: those that run, and those of whose processes it saw the end, the
+    newest last.
 
     That one is not in ``nodes`` proves nothing: it may have begun after this was said.
     """
@@ -94,8 +110,9 @@ def host_door() -> Door[HostBeat]:
 class Member(msgspec.Struct):
     """A node as this node sees it. ``heard_at``: on the event loop's clock.
 
-    That it is ``dead`` is what others say, or what its silence suggests: later beats of the node itself lift it. Only a
-    sentence in the log is ``final``. Its shards may be claimed after such a sentence, and after the ``word`` of its host.
+    That it is ``dead`` is what others say, or what its silence suggests: later beats of the node
+    itself lift it. Only a sentence in the log is ``final``. Its shards may be claimed after such a
+    sentence, and after the ``word`` of its host.
     """
 
     beat: Beat
@@ -114,12 +131,14 @@ class Member(msgspec.Struct):
     """The number of the last one that was not taken."""
 
     def take(self, beat: Beat, now: float) -> bool:
-        """Take a beat of it; False for one that came late, or twice, or from a life that is over."""
+        """Take a beat of it; False for one that came late, or twice, or from a life that is
+        over."""
         if self.final:
             return False
         number = beat.number or self.beat.number + 1
         if number <= self.beat.number:
-            # Late or twice, unless the number before was not the node's own: then its own go on below it.
+            # Late or twice, unless the number before was not the node's own: then its own go on
+            # below it.
             goes_on = 0 < self.stray < number and now - self.heard_at > limits.BEAT_SECONDS * 2.5
             self.stray = number
             if not goes_on:
@@ -138,7 +157,8 @@ class Member(msgspec.Struct):
         self.dead, self.word, self.called_at, self.since, self.heard_at = False, False, 0.0, 0, now
 
     def call_dead(self, now: float, *, word: bool) -> bool:
-        """Somebody says that it ended: its host (``word``), it itself, or another life of it. Whether that is news.
+        """Somebody says that it ended: its host (``word``), it itself, or another life of it.
+        Whether that is news.
 
         A host's word that the node has outlived once counts again if the node is not heard either.
         """

@@ -1,11 +1,14 @@
-"""Who is alive, as the log knows it: a node proves its life by writes, and one that was condemned cannot.
+"""Who is alive, as the log knows it: a node proves its life by writes, and one that was condemned
+cannot.
 
-A node is *live* while in a majority of the cells a proof that it began less than `limits.ISOLATE_SECONDS` ago was
-acknowledged. Each proof expects the node's own one before. Whoever suspects a node reads its proofs, waits for longer
-than they last, and overwrites them, expecting what it read: that succeeds only where nothing was proved in between. So
-when a majority of the cells has condemned a node, it is not live, it knows or will soon find out, and it never is again.
+A node is *live* while in a majority of the cells a proof that it began less than
+`limits.ISOLATE_SECONDS` ago was acknowledged. Each proof expects the node's own one before. Whoever
+suspects a node reads its proofs, waits for longer than they last, and overwrites them, expecting
+what it read: that succeeds only where nothing was proved in between. So when a majority of the
+cells has condemned a node, it is not live, it knows or will soon find out, and it never is again.
 
-Process-wide and clock-bound this is a lease; but it is held with every cell, so no single election ends it.
+Process-wide and clock-bound this is a lease; but it is held with every cell, so no single election
+ends it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ _ISOLATED: Final = "this process reaches no majority of the servers"
 
 
 def base(incarnation: str) -> str:
-    """What all incarnations of one process have in common: a process that was condemned goes on as another one."""
+    """What all incarnations of one process have in common: a process that was condemned goes on as
+    another one."""
     return incarnation.partition("~")[0]
 
 
@@ -45,13 +49,16 @@ def number(incarnation: str) -> int:
 
 
 class Liveness:
-    """A process's proofs. ``serves``: one that owns no shards only asks now and then whether a majority answers.
+    """A process's proofs. ``serves``: one that owns no shards only asks now and then whether a
+    majority answers.
 
-    ``on_lapse`` is called when it was live and is not, or was not for a moment; ``on_condemned`` when this incarnation
-    has ended, with the next one already in ``incarnation``.
+    ``on_lapse`` is called when it was live and is not, or was not for a moment; ``on_condemned``
+    when this incarnation has ended, with the next one already in ``incarnation``.
     """
 
-    def __init__(self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool
+    ) -> None:
         self.incarnation = incarnation
         self.embedded = engine.name == "local"
         self.failed = ""
@@ -78,13 +85,15 @@ class Liveness:
         self._last = dict.fromkeys(cells, 0)
         """Per cell the sequence of the newest proof."""
         self._highest = dict.fromkeys(cells, 0)
-        """Per cell the highest sequence that was acknowledged here, also to former incarnations: a log never goes back."""
+        """Per cell the highest sequence that was acknowledged here, also to former incarnations: a
+        log never goes back."""
         self.live_until = math.inf if self.embedded else _NEVER
         """What `live` asks, on the monotonic clock (s)."""
         self._was_live = False
         self._unheard = 0.0
-        """For how long no cell took a write of this process, in time in which it could have heard of one. It is never
-        more than the time since the newest write that was taken began, so who is isolated is not live."""
+        """For how long no cell took a write of this process, in time in which it could have heard
+        of one. It is never more than the time since the newest write that was taken began, so who
+        is isolated is not live."""
         self._looked_at = clock.monotonic()
         """Until when that is counted."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,24 +102,28 @@ class Liveness:
         """Begin to prove."""
         self._engine.when_failed(self.fail)
         if not self.embedded:
-            self._tasks = [loops.start(self._keep_proving(cell), "the proof of life") for cell in self._cells]
+            self._tasks = [
+                loops.start(self._keep_proving(cell), "the proof of life") for cell in self._cells
+            ]
             self._tasks.append(loops.start(self._watch(), "the watch on life"))
 
     async def close(self) -> None:
         """Stop proving."""
         await loops.stop(*self._tasks)
 
-    # Questions -----------------------------------------------------------------------------------------------------
+    # Questions ------------------------------------------------------------------------------------
 
     def live(self) -> bool:
-        """Whether nobody else can own this node's shards, so that it may start turns and answer from memory."""
+        """Whether nobody else can own this node's shards, so that it may start turns and answer
+        from memory."""
         return self._clock.monotonic() < self.live_until
 
     def isolated(self) -> bool:
-        """Whether nothing can be done from here: no cell took a write of this process for a while, nor will one soon.
+        """Whether nothing can be done from here: no cell took a write of this process for a while,
+        nor will one soon.
 
-        Only time counts in which the process ran: who was stopped, suspended or busy for long has not listened. What is
-        safe goes by the plain clock: see `live`.
+        Only time counts in which the process ran: who was stopped, suspended or busy for long has
+        not listened. What is safe goes by the plain clock: see `live`.
         """
         if self.failed:
             return True
@@ -137,7 +150,7 @@ class Liveness:
             self._unheard = 0.0
         self.wanted = wanted or self.serves or self.isolated()
 
-    # Proofs --------------------------------------------------------------------------------------------------------
+    # Proofs ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
         while True:
@@ -164,7 +177,11 @@ class Liveness:
             await asyncio.sleep(_PROOF_SECONDS)
 
     async def _prove(self, cell: str) -> None:
-        incarnation, began_at, before = self.incarnation, self._clock.monotonic(), self._highest[cell]
+        incarnation, began_at, before = (
+            self.incarnation,
+            self._clock.monotonic(),
+            self._highest[cell],
+        )
         subject = _subject(cell, incarnation)
         proof = Record(subject, b"", Expect(subject, self._last[cell]))
         try:
@@ -193,13 +210,18 @@ class Liveness:
         self._was_live = self.live()
 
     async def _refused(self, cell: str, incarnation: str) -> None:
-        """Another proof of ours came first, whose outcome was not heard; or this incarnation is condemned."""
+        """Another proof of ours came first, whose outcome was not heard; or this incarnation is
+        condemned."""
         before = self._highest[cell]
         try:
             stored = await self._engine.log.read(cell, _subject(cell, incarnation))
             if stored is None or stored.sequence < self._last[cell]:
                 # A replica that lags, or a log that lost this proof: a write tells.
-                self.wrote(cell, (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0], before)
+                self.wrote(
+                    cell,
+                    (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0],
+                    before,
+                )
         except (NoQuorum, Unknown, Closed):
             return
         if incarnation != self.incarnation:
@@ -207,7 +229,8 @@ class Liveness:
         if stored is None or _is_condemned(stored):
             if stored is not None or self._last[cell]:
                 self.begin_again()
-        elif stored.sequence > self._last[cell]:  # else the replica that was read lags: again in a moment
+        elif stored.sequence > self._last[cell]:
+            # else the replica that was read lags: again in a moment
             self._last[cell] = stored.sequence
 
     def highest(self, cell: str) -> int:
@@ -215,20 +238,25 @@ class Liveness:
         return self._highest[cell]
 
     def acknowledged(self, cell: str, sequence: int) -> None:
-        """Note that a write of this node has this sequence. What is written from now on has a higher one, or the log lost it."""
+        """Note that a write of this node has this sequence. What is written from now on has a
+        higher one, or the log lost it."""
         self._highest[cell] = max(self._highest[cell], sequence)
 
     def wrote(self, cell: str, sequence: int, before: int) -> None:
-        """Note that a write has this sequence (0: there is no such cell). ``before``: the `highest` when it began.
+        """Note that a write has this sequence (0: there is no such cell). ``before``: the `highest`
+        when it began.
 
         One that is not above that is evidence that the cell's log lost what it had.
         """
         self.acknowledged(cell, sequence)
         if before and sequence <= before:
-            self.on_cell_lost(cell, f"its log goes up to {sequence}, and {before} was acknowledged to this node")
+            self.on_cell_lost(
+                cell, f"its log goes up to {sequence}, and {before} was acknowledged to this node"
+            )
 
     def begin_again(self) -> None:
-        """End this incarnation, which was condemned or is believed to be dead, and go on as the next one."""
+        """End this incarnation, which was condemned or is believed to be dead, and go on as the
+        next one."""
         self.incarnation = f"{base(self.incarnation)}~{number(self.incarnation) + 1}"
         self._proven_at = dict.fromkeys(self._cells, _NEVER)
         self._last = dict.fromkeys(self._cells, 0)
@@ -237,16 +265,23 @@ class Liveness:
         self.lapses += 1
         self.on_condemned()
 
-    # Others --------------------------------------------------------------------------------------------------------
+    # Others ---------------------------------------------------------------------------------------
 
     async def condemn(self, incarnation: str) -> bool:
-        """See to it that another node is not live, and never will be; False where it may be, for all that is known."""
+        """See to it that another node is not live, and never will be; False where it may be, for
+        all that is known."""
         found = await asyncio.gather(*(self._life_of(cell, incarnation) for cell in self._cells))
-        passed = [seen for seen in found if seen is not None and seen[1] is not None and _is_condemned(seen[1])]
+        passed = [
+            seen
+            for seen in found
+            if seen is not None and seen[1] is not None and _is_condemned(seen[1])
+        ]
         if len(passed) >= self._majority:
             return True
         await asyncio.sleep(limits.ISOLATE_SECONDS * 1.1)
-        done = await asyncio.gather(*(self._condemn(seen, incarnation) for seen in found if seen is not None))
+        done = await asyncio.gather(
+            *(self._condemn(seen, incarnation) for seen in found if seen is not None)
+        )
         return sum(done) >= self._majority
 
     async def _life_of(self, cell: str, incarnation: str) -> tuple[str, Stored | None] | None:
@@ -262,7 +297,9 @@ class Liveness:
         subject = _subject(cell, incarnation)
         expected = 0 if stored is None else stored.sequence
         try:
-            await self._engine.log.append(cell, [Record(subject, _CONDEMNED, Expect(subject, expected))])
+            await self._engine.log.append(
+                cell, [Record(subject, _CONDEMNED, Expect(subject, expected))]
+            )
         except (Conflict, Unknown):
             return await self._was_condemned(cell, incarnation, expected)
         except NoQuorum:
@@ -270,10 +307,11 @@ class Liveness:
         return True
 
     async def _was_condemned(self, cell: str, incarnation: str, expected: int) -> bool:
-        """Whether it was another's sentence that came first, or this very one after all, and no proof of life.
+        """Whether it was another's sentence that came first, or this very one after all, and no
+        proof of life.
 
-        A replica that shows no more than was expected lags: it is read again. Who would take that for life would begin
-        anew, and have the shards of a dead node wait for as long again.
+        A replica that shows no more than was expected lags: it is read again. Who would take that
+        for life would begin anew, and have the shards of a dead node wait for as long again.
         """
         for attempt in range(_READS_MAX):
             if attempt:

@@ -1,9 +1,11 @@
-"""Who is there: nodes beat, hosts say which of their nodes are alive, and nobody's silence is taken for death too early.
+"""Who is there: nodes beat, hosts say which of their nodes are alive, and nobody's silence is taken
+for death too early.
 
-A node's process that ends is reaped by its host, which says so at once, and with every beat from then on: so a crash is
-taken over without a guess. But whatever is heard is a hint. A node that is called dead and lives goes on to beat, and two
-later beats of it lift the word. Only a sentence in the log is final, and it can be passed on no node that lives; see
-`life`. So nothing that comes late, twice, from another life, or from somebody else can divide a cluster for good.
+A node's process that ends is reaped by its host, which says so at once, and with every beat from
+then on: so a crash is taken over without a guess. But whatever is heard is a hint. A node that is
+called dead and lives goes on to beat, and two later beats of it lift the word. Only a sentence in
+the log is final, and it can be passed on no node that lives; see `life`. So nothing that comes
+late, twice, from another life, or from somebody else can divide a cluster for good.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from typing import Final
 
 from holdfast import codec, limits, loops
 from holdfast.cluster.facts.events import unheard
-from holdfast.cluster.members.beats import BEAT_SUBJECT, HOST_SUBJECT, Beat, HostBeat, Member, beat_door, host_door
+from holdfast.cluster.members.beats import (
+    BEAT_SUBJECT,
+    HOST_SUBJECT,
+    Beat,
+    HostBeat,
+    Member,
+    beat_door,
+    host_door,
+)
 from holdfast.cluster.members.liveness import base, number
 from holdfast.cluster.members.standstills import Standstills
 from holdfast.engines.base import Engine, Message, Subscription
@@ -26,11 +36,13 @@ _OLD_WORD_SECONDS: Final = 2.0
 """A word on a node that is older than what a tail of the log may lag behind."""
 
 _BEATS_TOGETHER: Final = 16
-"""Not everybody hears a host's last beat: two silences that begin within so many beats have one name."""
+"""Not everybody hears a host's last beat: two silences that begin within so many beats have one
+name."""
 
 
 class Membership:
-    """The view that one node has of all. ``alone``: no other process can be there (the embedded engine)."""
+    """The view that one node has of all. ``alone``: no other process can be there (the embedded
+    engine)."""
 
     def __init__(self, engine: Engine, describe: Callable[[], Beat], embedded: bool) -> None:
         self.embedded = embedded
@@ -142,7 +154,11 @@ class Membership:
         known = self._hosts.get(beat.host)
         if known is None and len(self._hosts) >= _MEMBERS_MAX:
             return
-        if known is not None and known.incarnation == beat.incarnation and beat.host not in self._hosts_heard_at:
+        if (
+            known is not None
+            and known.incarnation == beat.incarnation
+            and beat.host not in self._hosts_heard_at
+        ):
             self.on_event("host-returned", beat.host, _silence(known))
         for name in known.nodes if known is not None else ():
             if self._host_of.get(name) == beat.host:
@@ -152,7 +168,9 @@ class Membership:
         self._hosts_heard_at[beat.host] = self._loop.time()
         for one in self.standstills.note(beat.still, beat.killed, beat.host):
             what = {"seconds": one.seconds, "where": one.where, "agent": one.token}
-            self.on_event("node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what)
+            self.on_event(
+                "node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what
+            )
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
             self.on_event("host-joined", beat.host, beat.incarnation)
         ended = set(beat.ended)
@@ -164,16 +182,23 @@ class Membership:
                 self._call_dead(incarnation, "its process ended", word=True)
 
     def _deny(self) -> None:
-        """This node was called dead, and lives: say so, but not more often than several times a second."""
+        """This node was called dead, and lives: say so, but not more often than several times a
+        second."""
         now = self._loop.time()
         if not self._closing and now - self._denied_at > limits.BEAT_SECONDS / 4:
             self._denied_at = now
             self.beat()
 
     def proved(self, incarnation: str) -> None:
-        """A node wrote into the log what only one that lives can write. What was said of it a while ago was wrong."""
+        """A node wrote into the log what only one that lives can write. What was said of it a while
+        ago was wrong."""
         member, now = self._members.get(incarnation), self._loop.time()
-        if member is not None and member.called_at and not member.final and now - member.called_at > _OLD_WORD_SECONDS:
+        if (
+            member is not None
+            and member.called_at
+            and not member.final
+            and now - member.called_at > _OLD_WORD_SECONDS
+        ):
             member.lift(now)
             self.on_change()
 
@@ -184,7 +209,11 @@ class Membership:
         condemns = bool(self._describe().kinds)
         for incarnation, member in list(self._members.items()):
             silent = now - member.heard_at
-            if not member.dead and silent > limits.TAKEOVER_SECONDS and not (condemns and member.beat.kinds):
+            if (
+                not member.dead
+                and silent > limits.TAKEOVER_SECONDS
+                and not (condemns and member.beat.kinds)
+            ):
                 member.dead = True
                 self._died(incarnation)
             elif member.dead and silent > 60 * limits.TAKEOVER_SECONDS:
@@ -197,20 +226,30 @@ class Membership:
             for host, heard_at in list(self._hosts_heard_at.items()):
                 if now - heard_at > limits.TAKEOVER_SECONDS:
                     del self._hosts_heard_at[host]
-                    self.on_event("host-silent", host, _silence(self._hosts[host]), seconds=round(now - heard_at, 1))
+                    self.on_event(
+                        "host-silent",
+                        host,
+                        _silence(self._hosts[host]),
+                        seconds=round(now - heard_at, 1),
+                    )
 
     def _forgive(self, now: float) -> None:
-        """Nobody is silent because this process stood still: what was said meanwhile is heard in a moment.
+        """Nobody is silent because this process stood still: what was said meanwhile is heard in a
+        moment.
 
-        A process that was frozen wakes with every clock of silence run out, before it reads what has come. All silences go
-        on where they were, and no further back: else a node that stands still often would suspect nobody.
+        A process that was frozen wakes with every clock of silence run out, before it reads what
+        has come. All silences go on where they were, and no further back: else a node that stands
+        still often would suspect nobody.
         """
         elapsed, self._looked_at = now - self._looked_at, now
         missed = max(elapsed - 2 * limits.BEAT_SECONDS, 0.0)
         for member in self._members.values():
             member.heard_at = min(member.heard_at + missed, now)
-        missed = missed if self._engine.connected() else elapsed  # who is cut off from the bus says nothing about hosts
-        self._hosts_heard_at = {host: min(at + missed, now) for host, at in self._hosts_heard_at.items()}
+        # who is cut off from the bus says nothing about hosts
+        missed = missed if self._engine.connected() else elapsed
+        self._hosts_heard_at = {
+            host: min(at + missed, now) for host, at in self._hosts_heard_at.items()
+        }
 
     def _call_dead(self, incarnation: str, why: str, word: bool = False) -> None:
         member = self._members[incarnation]
@@ -224,11 +263,13 @@ class Membership:
     def _died(self, incarnation: str, why: str = "") -> None:
         member = self._members[incarnation]
         if member.beat.kinds and why:
-            self.on_event("node-ended", member.beat.name, incarnation, host=member.beat.host, why=why)
+            self.on_event(
+                "node-ended", member.beat.name, incarnation, host=member.beat.host, why=why
+            )
         self.on_death(incarnation)
         self.on_change()
 
-    # Questions ---------------------------------------------------------------------------------------------------
+    # Questions ------------------------------------------------------------------------------------
 
     def live(self) -> list[Beat]:
         """The nodes that are there, oldest first."""
@@ -247,12 +288,16 @@ class Membership:
 
     def serving(self) -> list[str]:
         """The nodes that serve agents and are not known to be dead."""
-        return [name for name, member in self._members.items() if member.beat.kinds and not member.dead]
+        return [
+            name for name, member in self._members.items() if member.beat.kinds and not member.dead
+        ]
 
     def is_dead(self, incarnation: str, host: str) -> bool:
-        """Whether its shards may be claimed: it was condemned, its host says that its process ended, or it was this one.
+        """Whether its shards may be claimed: it was condemned, its host says that its process
+        ended, or it was this one.
 
-        A goodbye, and word of another life, are not enough: if they are true the node falls silent, and is condemned.
+        A goodbye, and word of another life, are not enough: if they are true the node falls silent,
+        and is condemned.
         """
         if self.embedded or base(incarnation) == base(self._own):
             return incarnation != self._describe().incarnation
@@ -274,7 +319,8 @@ class Membership:
         return any(map(self.is_heard, self._lives.get(base(incarnation), ())))
 
     def silent(self, incarnation: str) -> bool:
-        """Whether a node that is not known to be dead was not heard for so long that it is to be condemned."""
+        """Whether a node that is not known to be dead was not heard for so long that it is to be
+        condemned."""
         member = self._members.get(incarnation)
         heard_at = self._started_at if member is None else member.heard_at
         return not self.embedded and self._loop.time() - heard_at > limits.SUSPECT_SECONDS
@@ -290,10 +336,13 @@ class Membership:
         self.on_change()
 
     def hears_majority(self, voters: int) -> bool:
-        """Whether most of the hosts that vote, ``voters`` or more, are heard: if they have no leader, they soon will."""
+        """Whether most of the hosts that vote, ``voters`` or more, are heard: if they have no
+        leader, they soon will."""
         voting = {host: beat for host, beat in self._hosts.items() if beat.votes}
         oldest = self._loop.time() - limits.ISOLATE_SECONDS
-        heard = [beat for host, beat in voting.items() if self._hosts_heard_at.get(host, oldest) > oldest]
+        heard = [
+            beat for host, beat in voting.items() if self._hosts_heard_at.get(host, oldest) > oldest
+        ]
         # Who was removed is remembered here for a while: the others know how many there are now.
         size = max((beat.voters for beat in heard), default=0) or len(voting)
         return 2 * len(heard) > max(size, voters)
@@ -313,7 +362,8 @@ class Membership:
 
 
 def _silence(beat: HostBeat) -> str:
-    """The name of the silence that began after a host's beat: the same for all that heard about the same one last."""
+    """The name of the silence that began after a host's beat: the same for all that heard about the
+    same one last."""
     return f"{beat.incarnation}-{beat.number // _BEATS_TOGETHER}"
 
 

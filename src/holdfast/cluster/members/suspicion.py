@@ -10,7 +10,8 @@ from holdfast.cluster.members.membership import Membership
 
 
 class Suspicion:
-    """One node's part in it. Every node does it for itself: a node that lives cannot be condemned by mistake."""
+    """One node's part in it. Every node does it for itself: a node that lives cannot be condemned
+    by mistake."""
 
     def __init__(self, membership: Membership, life: Liveness) -> None:
         self._membership = membership
@@ -18,9 +19,14 @@ class Suspicion:
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     def look(self, owners: Mapping[str, str]) -> None:
-        """Begin to condemn whoever is silent. ``owners``: incarnations that own shards, each with its host."""
+        """Begin to condemn whoever is silent. ``owners``: incarnations that own shards, each with
+        its host."""
         for incarnation in {**dict.fromkeys(self._membership.serving(), ""), **owners}:
-            if not incarnation or base(incarnation) == base(self._life.incarnation) or incarnation in self._under_way:
+            if (
+                not incarnation
+                or base(incarnation) == base(self._life.incarnation)
+                or incarnation in self._under_way
+            ):
                 continue
             if self._membership.silent(incarnation) and not self._membership.is_dead(
                 incarnation, owners.get(incarnation, "")

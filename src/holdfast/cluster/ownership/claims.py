@@ -1,4 +1,5 @@
-"""Writing a claim: the epochs of the shards, and the ends of the chains of those who did not let go of them.
+"""Writing a claim: the epochs of the shards, and the ends of the chains of those who did not let go
+of them.
 
 All of it is one batch, so that nothing of an owner before comes behind the claim of the next one.
 """
@@ -23,12 +24,13 @@ _logger = logging.getLogger(__name__)
 _TRIES: Final = 4
 """Attempts at a claim that others disturb, who break the same chains."""
 _ENDED_MAX: Final = 4
-"""Owners that are remembered, as they ended without letting go: a mark that one of them wrote is judged by how it ended."""
+"""Owners that are remembered, as they ended without letting go: a mark that one of them wrote is
+judged by how it ended."""
 
 
 class Claims:
-    """One node's claims. ``reclaim``: stop all shards of a cell, and end this node's chain there. ``failures``: takes, for
-    each cell, why it cannot be claimed."""
+    """One node's claims. ``reclaim``: stop all shards of a cell, and end this node's chain there.
+    ``failures``: takes, for each cell, why it cannot be claimed."""
 
     def __init__(
         self,
@@ -63,7 +65,10 @@ class Claims:
         for attempt in range(1, _TRIES + 1):
             name, begins = mine.name, not mine.link and not self._life.embedded
             claims = self._records(name, before)
-            records = [epochs.successor(cell, number, before[number].sequence, claims[number]) for number in before]
+            records = [
+                epochs.successor(cell, number, before[number].sequence, claims[number])
+                for number in before
+            ]
             first = [mine.next_link()] if begins else []
             highest = self._life.highest(cell)
             try:
@@ -93,7 +98,8 @@ class Claims:
         }
 
     def _failed(self, cell: str, error: StorageFailed) -> None:
-        """A node whose disk was full before it began says so, as no call can: nothing of it is served yet."""
+        """A node whose disk was full before it began says so, as no call can: nothing of it is
+        served yet."""
         if self._failures.get(cell) != str(error):
             _logger.error("%s cannot be served: %s", cell, error)
         self._failures[cell] = str(error)
@@ -102,7 +108,16 @@ class Claims:
         record, clean = now.record, self._let_go(before)
         last = (record.released, "") if clean else (before.sequence, before.record.owner)
         ended = tuple(record.ended)
-        return Claim(now.sequence, clean, chain, not record.packs, *last, record.released, ended, now.suspects)
+        return Claim(
+            now.sequence,
+            clean,
+            chain,
+            not record.packs,
+            *last,
+            record.released,
+            ended,
+            now.suspects,
+        )
 
     def _let_go(self, epoch: Epoch) -> bool:
         """Whether its owner did not end with it in hand."""
@@ -123,8 +138,13 @@ class Claims:
         return claims
 
     async def _breaks(self, cell: str, before: Mapping[int, Epoch]) -> list[Record]:
-        """The records that break the chains of those that did not let go. Raises `NoQuorum`, `Unknown`."""
-        names = {epoch.record.chain for epoch in before.values() if epoch.record.owner and epoch.record.chain}
+        """The records that break the chains of those that did not let go. Raises `NoQuorum`,
+        `Unknown`."""
+        names = {
+            epoch.record.chain
+            for epoch in before.values()
+            if epoch.record.owner and epoch.record.chain
+        }
         found = []
         for name in sorted(names):
             if (cell, name) not in self._broken:

@@ -19,7 +19,8 @@ _logger = logging.getLogger(__name__)
 
 
 class EpochRecord(msgspec.Struct, array_like=True):
-    """Who owns a shard; nobody where ``owner`` is empty, and then ``next`` may name who should claim it."""
+    """Who owns a shard; nobody where ``owner`` is empty, and then ``next`` may name who should
+    claim it."""
 
     owner: str
     host: str
@@ -33,7 +34,8 @@ class EpochRecord(msgspec.Struct, array_like=True):
     released: int = 0
     """The newest epoch of the shard that ended in order; owners that come after it say so too."""
     ended: list[tuple[int, str]] = []
-    """The last epochs that ended otherwise, with their owners. Of the newest record's owner it is not known yet."""
+    """The last epochs that ended otherwise, with their owners. Of the newest record's owner it is
+    not known yet."""
     suspects: tuple[int, float] = (0, 0.0)
     """See `Epoch.suspects`; a sequence of -1 stands for this record's own, with its time."""
 
@@ -43,11 +45,12 @@ class EpochRecord(msgspec.Struct, array_like=True):
 
 
 class Claim(NamedTuple):
-    """A shard that was claimed: its epoch, whether the owner before let go of it, the chain that fences it, and whether
-    nothing of it can be in the packs of other chains. ``before``: the epoch in which it was served before, 0 where that is
-    not known; ``owner``: who owned it then, where that owner did not let go of it; ``released``: the newest epoch that ended
-    in order, 0 where none is known to; ``ended``: the last epochs that ended otherwise, with their owners; ``suspects``: see
-    `Epoch`."""
+    """A shard that was claimed: its epoch, whether the owner before let go of it, the chain that
+    fences it, and whether nothing of it can be in the packs of other chains. ``before``: the epoch
+    in which it was served before, 0 where that is not known; ``owner``: who owned it then, where
+    that owner did not let go of it; ``released``: the newest epoch that ended in order, 0 where
+    none is known to; ``ended``: the last epochs that ended otherwise, with their owners;
+    ``suspects``: see `Epoch`."""
 
     epoch: int
     clean: bool
@@ -72,8 +75,9 @@ class Epoch(msgspec.Struct, frozen=True):
 
     @property
     def suspects(self) -> tuple[int, float]:
-        """A sequence and a time: what came before, and timers due by then, may have been in the hands of a process that
-        ended. Owners that let go of the shard in order change nothing about that."""
+        """A sequence and a time: what came before, and timers due by then, may have been in the
+        hands of a process that ended. Owners that let go of the shard in order change nothing about
+        that."""
         before, due = self.record.suspects
         return (self.sequence, self.record.at) if before < 0 else (before, due)
 
@@ -89,7 +93,8 @@ def subject(cell: str, number: int) -> str:
 
 
 def settled(cell: str, number: int, epoch: int) -> Record:
-    """Says that since this epoch no record of the shard is in the packs of other chains than the owner's."""
+    """Says that since this epoch no record of the shard is in the packs of other chains than the
+    owner's."""
     return Record(f"{cell}.{number}.settled", codec.seal(codec.encode_raw(epoch)))
 
 
@@ -100,7 +105,8 @@ def successor(cell: str, number: int, before: int, record: EpochRecord) -> Recor
 
 
 class Epochs:
-    """The newest epoch that this node knows of each shard. ``on_newer`` hears of those that the log shows."""
+    """The newest epoch that this node knows of each shard. ``on_newer`` hears of those that the log
+    shows."""
 
     def __init__(self, engine: Engine, on_newer: Callable[[int, int], None]) -> None:
         self.newest: dict[int, Epoch] = {}
@@ -116,19 +122,28 @@ class Epochs:
 
     def holders(self) -> Mapping[int, str]:
         """Per shard its owner, or who was named to be the next."""
-        return {number: epoch.record.owner or epoch.record.next for number, epoch in self.newest.items()}
+        return {
+            number: epoch.record.owner or epoch.record.next for number, epoch in self.newest.items()
+        }
 
     def hosts(self) -> Mapping[str, str]:
         """Per owner its host."""
         return {epoch.record.owner: epoch.record.host for epoch in self.newest.values()}
 
     def packs(self, number: int) -> set[str]:
-        """The chains in whose packs records of the shard may be. A view that lags names too many, never too few."""
+        """The chains in whose packs records of the shard may be. A view that lags names too many,
+        never too few."""
         newest = self.get(number)
         found = {newest.record.chain} - {""}
-        return found if self._settled.get(number) == newest.sequence else found.union(newest.record.packs)
+        return (
+            found
+            if self._settled.get(number) == newest.sequence
+            else found.union(newest.record.packs)
+        )
 
-    def release(self, number: int, epoch: int, host: str, at: float, next_owner: str) -> EpochRecord:
+    def release(
+        self, number: int, epoch: int, host: str, at: float, next_owner: str
+    ) -> EpochRecord:
         """The record by which the owner of this epoch lets go of a shard in order."""
         record = EpochRecord("", host, ids.new_id("r"), at, next_owner, released=epoch)
         record.inherit(self.get(number))
@@ -146,7 +161,9 @@ class Epochs:
                 try:
                     number = int(stored.subject.split(".")[1])
                     if stored.subject.endswith(".settled"):
-                        self._settled[number] = _decode_settled(codec.unseal(stored.payload, stored.subject))
+                        self._settled[number] = _decode_settled(
+                            codec.unseal(stored.payload, stored.subject)
+                        )
                         continue
                     self._take(number, stored)
                 except (ValueError, msgspec.MsgspecError, DataLoss) as error:

@@ -1,14 +1,16 @@
 """Which shards are whose: claiming, recovering, letting go.
 
-A shard's owner is whoever wrote its newest epoch record, by compare-and-set; that record's sequence is the epoch, and it
-names the chain that is the fence of its owner's batches. Nothing here needs agreement: every node computes the wanted
-owners from its own view, and the log decides between two that want the same. Every node tails all epochs, so an outcome
-that was not heard is settled by what the log shows.
+A shard's owner is whoever wrote its newest epoch record, by compare-and-set; that record's sequence
+is the epoch, and it names the chain that is the fence of its owner's batches. Nothing here needs
+agreement: every node computes the wanted owners from its own view, and the log decides between two
+that want the same. Every node tails all epochs, so an outcome that was not heard is settled by what
+the log shows.
 
-A shard may be claimed when it never had an owner, was released, or its owner is dead; and by its owner itself, when a
-batch of it has an unknown outcome. Where it was not released, the claim breaks the chain of its owner: nothing that was
-under way comes behind it (`holdfast.cluster.fence_chain`). A claim is followed by a recovery: one ordered tail of everything
-that the shard has, up to the own epoch record. No turn starts before.
+A shard may be claimed when it never had an owner, was released, or its owner is dead; and by its
+owner itself, when a batch of it has an unknown outcome. Where it was not released, the claim breaks
+the chain of its owner: nothing that was under way comes behind it (`holdfast.cluster.fence_chain`).
+A claim is followed by a recovery: one ordered tail of everything that the shard has, up to the own
+epoch record. No turn starts before.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ _TELLING_ATTEMPT = 4
 
 
 class Ownership:
-    """This node's part in the ownership of all shards of all cells. ``serves``: whether it wants any."""
+    """This node's part in the ownership of all shards of all cells. ``serves``: whether it wants
+    any."""
 
     def __init__(
         self,
@@ -79,7 +82,8 @@ class Ownership:
         self.failures: dict[str, str] = {}
         """Cells whose claim or recovery fails, and why."""
         self.lost_cells: dict[str, str] = {}
-        """Cells that are served here no more, because their logs lost what they had acknowledged; and how that shows."""
+        """Cells that are served here no more, because their logs lost what they had acknowledged;
+        and how that shows."""
         self._engine = engine
         self._clock = clock
         self._membership = membership
@@ -93,7 +97,9 @@ class Ownership:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._busy: set[int] = set()
         """Shards being claimed, recovered or released."""
-        self._claims = Claims(engine, clock, self.epochs, life, host_name, host.reclaim, self.failures)
+        self._claims = Claims(
+            engine, clock, self.epochs, life, host_name, host.reclaim, self.failures
+        )
         self._claiming = {cell: asyncio.Lock() for cell in cells}
         self._again: set[int] = set()
         """Shards to be claimed anew from this very node."""
@@ -113,7 +119,7 @@ class Ownership:
         life.on_cell_lost = self.lose
         host.standstills = membership.standstills
 
-    # Running -------------------------------------------------------------------------------------------------------
+    # Running --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to follow the epochs, and to claim."""
@@ -122,7 +128,9 @@ class Ownership:
         self._spawn(self._run(), "ownership")
         if self._serves and not self._life.embedded:
             shards = self._placement.space
-            sweep = PackSweep(self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned)
+            sweep = PackSweep(
+                self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned
+            )
             self._spawn(sweep.run(), "the sweep of packs", False)
 
     def _spawn(self, work: Coroutine[Any, Any, Any], what: str, may_return: bool = True) -> None:
@@ -138,9 +146,13 @@ class Ownership:
         if self.owned.get(number, sequence) < sequence:
             del self.owned[number]
             self._host.drop_shards([number])
-            # Others take what is a dead node's: if this node lives, and that goes on, it is better known by another name.
+            # Others take what is a dead node's: if this node lives, and that goes on, it is better
+            # known by another name.
             now = self._loop.time()
-            if self._contest.lost(number, now) >= _SLANDERS and now - self._renamed_at > limits.CONTEST_SECONDS_MAX:
+            if (
+                self._contest.lost(number, now) >= _SLANDERS
+                and now - self._renamed_at > limits.CONTEST_SECONDS_MAX
+            ):
                 self._renamed_at = now
                 self._life.begin_again()
 
@@ -165,14 +177,24 @@ class Ownership:
         for cell in self._cells:
             if cell in self.lost_cells:
                 continue
-            claims = [n for n in self._of(cell) if n not in self._busy and self._may_claim(n, wanted.get(n))]
+            claims = [
+                n
+                for n in self._of(cell)
+                if n not in self._busy and self._may_claim(n, wanted.get(n))
+            ]
             for start in range(0, len(claims), _CLAIM_MAX):
                 some = claims[start : start + _CLAIM_MAX]
                 self._busy.update(some)
-                # As they are now: one that somebody else claims before the next turn of the loop is not to be taken.
-                self._spawn(self._claim(cell, {number: self.epochs.get(number) for number in some}), "a claim")
+                # As they are now: one that somebody else claims before the next turn of the loop is
+                # not to be taken.
+                self._spawn(
+                    self._claim(cell, {number: self.epochs.get(number) for number in some}),
+                    "a claim",
+                )
             coming = [
-                n for n in self._of(cell) if n not in self.owned and n not in self._busy and self.planner.is_coming(n)
+                n
+                for n in self._of(cell)
+                if n not in self.owned and n not in self._busy and self.planner.is_coming(n)
             ]
             self._host.expect(n for n in coming if wanted.get(n) == me)
             self.recovery.follow(cell, coming, [n for n in self._of(cell) if n not in self._busy])
@@ -204,7 +226,7 @@ class Ownership:
         taken = self._contest.may_take(number, self._loop.time())
         return taken and self._membership.is_dead(record.owner, record.host)
 
-    # Claiming ------------------------------------------------------------------------------------------------------
+    # Claiming -------------------------------------------------------------------------------------
 
     async def _claim(self, cell: str, before: dict[int, Epoch]) -> None:
         lapses = self._life.lapses
@@ -215,7 +237,9 @@ class Ownership:
                 await self._host.listen(claimed)
                 # What is in memory already does not wait for what has to be read.
                 warm = claimed.keys() & set(self.recovery.warm())
-                parts = [{n: claimed[n] for n in some} for some in (warm, claimed.keys() - warm) if some]
+                parts = [
+                    {n: claimed[n] for n in some} for some in (warm, claimed.keys() - warm) if some
+                ]
                 await asyncio.gather(*(self._recover(cell, part, lapses) for part in parts))
         finally:
             self._busy.difference_update(before)
@@ -229,14 +253,17 @@ class Ownership:
             try:
                 claimed = await self._claims.append(cell, before)
             except Conflict:
-                # One of them was faster: claim one by one those that are still free, in the next step.
+                # One of them was faster: claim one by one those that are still free, in the next
+                # step.
                 await self.epochs.refresh(cell, before)
                 for number, epoch in before.items() if len(before) > 1 else ():
                     if self.epochs.get(number).sequence == epoch.sequence:
                         with suppress(Conflict, NoQuorum, Unknown):
                             claimed |= await self._claims.append(cell, {number: epoch})
             except (NoQuorum, Unknown):
-                heard = False  # what happened is seen in the log: an epoch of ours that is not served is claimed again
+                # what happened is seen in the log: an epoch of ours that is not served is claimed
+                # again
+                heard = False
         if not heard:
             await asyncio.sleep(backoff.delay_seconds(8, self._random))
         for number, claim in claimed.items():
@@ -246,10 +273,11 @@ class Ownership:
                 self.planner.rest(number)
         return claimed
 
-    # Recovering ----------------------------------------------------------------------------------------------------
+    # Recovering -----------------------------------------------------------------------------------
 
     def _holds(self, cell: str, claims: Mapping[int, Claim], lapses: int) -> bool:
-        """Whether this node has been live since it claimed, and goes on with the chain that it claimed with."""
+        """Whether this node has been live since it claimed, and goes on with the chain that it
+        claimed with."""
         name = self._life.chains[cell].name
         goes_on = self._life.lapses == lapses and self._life.live() and cell not in self.lost_cells
         return goes_on and all(one.chain == name for one in claims.values())
@@ -258,9 +286,13 @@ class Ownership:
         attempt, anywhere = 0, False
         while True:
             epochs_of = {number: claim.epoch for number, claim in claims.items()}
-            packs_of = set[str]().union(*map(self.epochs.packs, claims)) - {self._life.chains[cell].name}
+            packs_of = set[str]().union(*map(self.epochs.packs, claims)) - {
+                self._life.chains[cell].name
+            }
             try:
-                records, lost, was_warm = await self.recovery.read(cell, epochs_of, packs_of, anywhere)
+                records, lost, was_warm = await self.recovery.read(
+                    cell, epochs_of, packs_of, anywhere
+                )
                 for number in lost:
                     claims.pop(number, None)
                 self._host.drop_shards(lost)
@@ -268,7 +300,8 @@ class Ownership:
                     return
                 if not self._holds(cell, claims, lapses):
                     self._host.drop_shards(claims)
-                    return  # what was claimed before a lapse may be another's by now: it is claimed anew
+                    # what was claimed before a lapse may be another's by now: it is claimed anew
+                    return
                 await self._host.add_shards(cell, claims, records)
             except (DataLoss, NoQuorum, Unknown) as error:
                 if self._closing:
@@ -276,7 +309,8 @@ class Ownership:
                 attempt += 1
                 if isinstance(error, DataLoss) or attempt >= _TELLING_ATTEMPT:
                     self.failures[cell] = str(error)
-                if isinstance(error, DataLoss):  # another replica may have what this one lacks, or shows damaged
+                # another replica may have what this one lacks, or shows damaged
+                if isinstance(error, DataLoss):
                     anywhere = not anywhere
                     what = {"message": f"recovery of {cell} is repeated", "exception": error}
                     self._loop.call_exception_handler(what)
@@ -299,7 +333,8 @@ class Ownership:
         self.on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
 
     async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
-        """Hand on what comes into the inboxes of shards claimed together, as long as one of them is still ours."""
+        """Hand on what comes into the inboxes of shards claimed together, as long as one of them is
+        still ours."""
         filters = [f"{cell}.{number}.in.>" for number in current]
         tail = self._engine.log.tail(cell, filters, min(current.values()) + 1)
         try:
@@ -311,7 +346,7 @@ class Ownership:
         finally:
             await tail.aclose()  # type: ignore[attr-defined]
 
-    # Letting go ----------------------------------------------------------------------------------------------------
+    # Letting go -----------------------------------------------------------------------------------
 
     def lost(self, _cell: str, numbers: list[int]) -> None:
         """The log refused a batch of ours, and these are another's."""
@@ -320,19 +355,28 @@ class Ownership:
         self._wake.set()
 
     def lose(self, cell: str, why: str) -> None:
-        """Serve a cell no more: what would be written there comes behind a loss that nobody may have noticed."""
+        """Serve a cell no more: what would be written there comes behind a loss that nobody may
+        have noticed."""
         if cell in self.lost_cells:
             return
         self.lost_cells[cell] = why
         for number in self._of(cell):
             self.owned.pop(number, None)
         self._host.drop_shards(self._of(cell))
-        _logger.critical("%s lost acknowledged writes: %s. This node does not serve it any more", cell, why)
-        self.on_event("cell-lost", cell, f"{cell}-{base(self._life.incarnation)}", why=why, severity="critical")
+        _logger.critical(
+            "%s lost acknowledged writes: %s. This node does not serve it any more", cell, why
+        )
+        self.on_event(
+            "cell-lost",
+            cell,
+            f"{cell}-{base(self._life.incarnation)}",
+            why=why,
+            severity="critical",
+        )
 
     def reclaim(self, cell: str, numbers: list[int]) -> None:
-        """A batch's outcome is unknown: claim all shards of the cell anew with another chain. The old batch lies before
-        the new epochs, or never happens."""
+        """A batch's outcome is unknown: claim all shards of the cell anew with another chain. The
+        old batch lies before the new epochs, or never happens."""
         for number in numbers:
             self.owned.pop(number, None)
         self._again.update(numbers)
@@ -348,21 +392,31 @@ class Ownership:
             held = {n: self.owned.pop(n) for n in targets if n in self.owned and n not in stay}
             by_cell: dict[str, dict[int, EpochRecord]] = {}
             for number, epoch in held.items():
-                release = self.epochs.release(number, epoch, self._host_name, self._clock.now(), targets[number])
+                release = self.epochs.release(
+                    number, epoch, self._host_name, self._clock.now(), targets[number]
+                )
                 by_cell.setdefault(self._cells[number % len(self._cells)], {})[number] = release
-            await asyncio.gather(*(self._write_release(cell, some, held) for cell, some in by_cell.items()))
+            await asyncio.gather(
+                *(self._write_release(cell, some, held) for cell, some in by_cell.items())
+            )
         finally:
             self._releasing = False
             self._busy.difference_update(targets)
             self._wake.set()
 
-    async def _write_release(self, cell: str, release: dict[int, EpochRecord], held: Mapping[int, int]) -> None:
-        records = [epochs.successor(cell, number, held[number], record) for number, record in release.items()]
+    async def _write_release(
+        self, cell: str, release: dict[int, EpochRecord], held: Mapping[int, int]
+    ) -> None:
+        records = [
+            epochs.successor(cell, number, held[number], record)
+            for number, record in release.items()
+        ]
         for attempt in range(1, 8):
             try:
                 sequences = await self._host.write(cell, records)
             except (Conflict, Unknown, Closed):
-                return  # another's by now; or it is seen in the log, and what is still ours is claimed anew
+                # another's by now; or it is seen in the log, and what is still ours is claimed anew
+                return
             except NoQuorum:
                 await asyncio.sleep(backoff.delay_seconds(attempt, self._random))
             else:
@@ -384,7 +438,8 @@ class Ownership:
             await asyncio.sleep(0.01)
         if self.owned and self._engine.connected():
             try:
-                # What still runs is given up; that it is, is said in any case: else it would count as an end of this process.
+                # What still runs is given up; that it is, is said in any case: else it would count
+                # as an end of this process.
                 drained_at = max(end, self._loop.time() + _DRAIN_SECONDS_MIN)
                 async with asyncio.timeout_at(drained_at + limits.APPEND_TIMEOUT_SECONDS):
                     await self._release(dict.fromkeys(self.owned, ""))

@@ -1,9 +1,10 @@
 """Forgetting the packs of chains that have ended, when no shard has a record in them any more.
 
-Whether a shard needs a chain is said by its newest epoch record, and by whether it is settled since. A view of them that is
-late, or that was read from a replica that lost some, could miss a need. So the sweep writes a batch that expects every
-epoch to be the one that it knows, and purges only what lies before that batch; and a chain is only swept when it was not
-needed a sweep before either.
+Whether a shard needs a chain is said by its newest epoch record, and by whether it is settled
+since. A view of them that is late, or that was read from a replica that lost some, could miss a
+need. So the sweep writes a batch that expects every epoch to be the one that it knows, and purges
+only what lies before that batch; and a chain is only swept when it was not needed a sweep before
+either.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from holdfast.records import packs
 
 
 class PackSweep:
-    """One node's part. ``shards``: how many there are now. Of each cell, the owner of the first shard that has one sweeps."""
+    """One node's part. ``shards``: how many there are now. Of each cell, the owner of the first
+    shard that has one sweeps."""
 
     def __init__(
-        self, engine: Engine, known: Epochs, cells: Sequence[str], shards: Callable[[], int], owned: Collection[int]
+        self,
+        engine: Engine,
+        known: Epochs,
+        cells: Sequence[str],
+        shards: Callable[[], int],
+        owned: Collection[int],
     ) -> None:
         self._engine = engine
         self._epochs = known
@@ -41,7 +48,9 @@ class PackSweep:
             for index, cell in enumerate(self._cells):
                 known = set(range(self._shards())).union(self._epochs.newest)
                 numbers = sorted(number for number in known if number % len(self._cells) == index)
-                first = next((number for number in numbers if self._epochs.get(number).record.owner), None)
+                first = next(
+                    (number for number in numbers if self._epochs.get(number).record.owner), None
+                )
                 if first in self._owned:
                     with suppress(Conflict, NoQuorum, Unknown):
                         await self._sweep(cell, numbers)
@@ -55,11 +64,17 @@ class PackSweep:
         before, self._idle[cell] = self._idle.get(cell, set()), there - needed
         if swept := before & self._idle[cell]:
             records = [
-                Record(f"{cell}.sweep.{n}", b"", Expect(epochs.subject(cell, n), self._epochs.get(n).sequence))
+                Record(
+                    f"{cell}.sweep.{n}",
+                    b"",
+                    Expect(epochs.subject(cell, n), self._epochs.get(n).sequence),
+                )
                 for n in numbers
             ]
             sequences = [
-                await self._engine.log.append(cell, records[start : start + limits.BATCH_RECORDS_MAX])
+                await self._engine.log.append(
+                    cell, records[start : start + limits.BATCH_RECORDS_MAX]
+                )
                 for start in range(0, len(records), limits.BATCH_RECORDS_MAX)
             ]
             for name in sorted(swept):

@@ -1,8 +1,9 @@
 """What a node makes of the plan: which shards are to come to it, which it lets go of, and when.
 
-Every node computes the plan for itself, from what it has heard. It takes nothing from anybody: it claims what is free, and
-lets go of what others should own. Two nodes whose views differ cannot pass a shard to and fro: who was named as the
-next owner counts as its holder, a view has to be stable for a while, and a shard that was claimed rests.
+Every node computes the plan for itself, from what it has heard. It takes nothing from anybody: it
+claims what is free, and lets go of what others should own. Two nodes whose views differ cannot pass
+a shard to and fro: who was named as the next owner counts as its holder, a view has to be stable
+for a while, and a shard that was claimed rests.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _logger = logging.getLogger(__name__)
 class Planner:
     """See the module. ``plan``: the newest one."""
 
-    def __init__(self, membership: Membership, placement: Placement, epochs: Epochs, life: Liveness) -> None:
+    def __init__(
+        self, membership: Membership, placement: Placement, epochs: Epochs, life: Liveness
+    ) -> None:
         self.plan = plan.Plan({}, {}, [])
         self.on_event: Callable[..., None] = unheard
         self._membership = membership
@@ -44,7 +47,8 @@ class Planner:
         self._left_out: set[str] = set()
 
     def look(self) -> None:
-        """Make the plan again from what is known now. If that fails, the plan before is kept: it ends no node."""
+        """Make the plan again from what is known now. If that fails, the plan before is kept: it
+        ends no node."""
         try:
             self._look()
         except Exception as error:
@@ -57,7 +61,9 @@ class Planner:
     def _look(self) -> None:
         table = self._placement.table
         places = [
-            place for beat in self._membership.live() if beat.kinds and (place := self._place(beat, table.cordoned))
+            place
+            for beat in self._membership.live()
+            if beat.kinds and (place := self._place(beat, table.cordoned))
         ]
         if (places, table) != self._view[0]:
             self._view = ((places, table), self._loop.time())
@@ -65,7 +71,10 @@ class Planner:
         self.plan = plan.make(table, places, self._epochs.holders(), self._membership.warm(), cells)
         for name in self.plan.unfit:
             if name not in self._unfit and (pool := table.pool(name)) is not None:
-                why = f"no node that serves it, and is not cordoned, is labelled {', '.join(pool.labels)}"
+                why = (
+                    "no node that serves it, and is not cordoned, is labelled "
+                    f"{', '.join(pool.labels)}"
+                )
                 self.on_event("placement-fallback", name, "", why=why)
         self._unfit = self.plan.unfit
 
@@ -89,14 +98,15 @@ class Planner:
         return any(self.plan.owners.get(number) != self._life.incarnation for number in owned)
 
     def rest(self, number: int) -> None:
-        """A shard was claimed from another owner: it is not moved again soon for the sake of balance."""
+        """A shard was claimed from another owner: it is not moved again soon for the sake of
+        balance."""
         self._rests_until[number] = self._loop.time() + limits.MOVE_REST_SECONDS
 
     def to_release(self, owned: Collection[int]) -> dict[int, str]:
         """The next few shards to let go of, each with who should own it.
 
-        The next owner should have a shard's records in memory by then. A node that should own nothing at all need not
-        wait for a stable view.
+        The next owner should have a shard's records in memory by then. A node that should own
+        nothing at all need not wait for a stable view.
         """
         now, me = self._loop.time(), self._life.incarnation
         others = {n: to for n in owned if (to := self.plan.owners.get(n)) is not None and to != me}
@@ -108,7 +118,10 @@ class Planner:
         ready = [
             number
             for number, to in others.items()
-            if (to in warm.get(number, ()) or now - self._moving_since[number] > limits.WARM_WAIT_SECONDS)
+            if (
+                to in warm.get(number, ())
+                or now - self._moving_since[number] > limits.WARM_WAIT_SECONDS
+            )
             and (must_go or now >= self._rests_until.get(number, now))
         ]
         return {number: others[number] for number in ready[: limits.HANDOFF_SHARDS_MAX]}
@@ -118,4 +131,6 @@ def _place(beat: Beat, cordoned: Collection[str]) -> plan.Place:
     versions = [*beat.state_versions, *[1] * len(beat.kinds)]
     kinds = dict(zip(beat.kinds, versions, strict=False))
     stopped = beat.draining or beat.host in cordoned or beat.name in cordoned
-    return plan.Place(beat.incarnation, beat.host, kinds, tuple(beat.labels), beat.capacity, stopped)
+    return plan.Place(
+        beat.incarnation, beat.host, kinds, tuple(beat.labels), beat.capacity, stopped
+    )

@@ -1,20 +1,22 @@
-"""Reading shards: all at once when they were claimed, or ahead of time where this node is to take them over.
+"""Reading shards: all at once when they were claimed, or ahead of time where this node is to take
+them over.
 
-A recovery reads everything that a shard has, up to the own epoch record. That takes longer the more agents it has, and it
-needs a consumer of the servers, which costs them a vote. So a node follows the shards that it is a standby of, or that
-are about to move to it, and keeps their records in memory; when it claims such a shard it only waits for its own epoch
-record to come by.
+A recovery reads everything that a shard has, up to the own epoch record. That takes longer the more
+agents it has, and it needs a consumer of the servers, which costs them a vote. So a node follows
+the shards that it is a standby of, or that are about to move to it, and keeps their records in
+memory; when it claims such a shard it only waits for its own epoch record to come by.
 
-The engine notices neither a replica that lost records nor one that shows them damaged. So what was read is compared with
-the subjects that the leader shows, and is read from another replica than the leader's: at most a minority is damaged, so
-one of the two is whole. Where the leader's replica is the damaged one, the other has all that is missing there. What is
-followed after that is read as it is written, from any replica. Where the reading is interrupted, by the loss of a server
-say, it goes on with records that lay at rest, and an agent whose newest one is lost there is known by an older one. So
-everything is read anew.
+The engine notices neither a replica that lost records nor one that shows them damaged. So what was
+read is compared with the subjects that the leader shows, and is read from another replica than the
+leader's: at most a minority is damaged, so one of the two is whole. Where the leader's replica is
+the damaged one, the other has all that is missing there. What is followed after that is read as it
+is written, from any replica. Where the reading is interrupted, by the loss of a server say, it goes
+on with records that lay at rest, and an agent whose newest one is lost there is known by an older
+one. So everything is read anew.
 
-What is purged meanwhile is not told to who follows. Of inbox and outbox more may be in memory than there is: what was
-consumed or carried over is known by the agents' records and the relays' cursors. When it is too much, the shard is
-followed anew.
+What is purged meanwhile is not told to who follows. Of inbox and outbox more may be in memory than
+there is: what was consumed or carried over is known by the agents' records and the relays' cursors.
+When it is too much, the shard is followed anew.
 """
 
 from __future__ import annotations
@@ -50,11 +52,14 @@ def _filters(cell: str, subjects: Iterable[str]) -> list[str]:
     """Filters that these subjects match, one for a shard."""
     some = list(subjects)
     shards = {_shard(subject) for subject in some if not packs.is_pack(subject)}
-    return [f"{cell}.{number}.>" for number in shards] + [packs.filter_of(cell)] * any(map(packs.is_pack, some))
+    return [f"{cell}.{number}.>" for number in shards] + [packs.filter_of(cell)] * any(
+        map(packs.is_pack, some)
+    )
 
 
 class _Followed:
-    """A shard's records, of each subject the newest. ``epoch``: the newest epoch record that came by."""
+    """A shard's records, of each subject the newest. ``epoch``: the newest epoch record that came
+    by."""
 
     def __init__(self) -> None:
         self.records: dict[str, Stored] = {}
@@ -80,11 +85,13 @@ class Recovery:
         self._leaders: dict[str, str] = {}
         """Of each cell, the server whose replica showed what there is: another's is to be read."""
 
-    # Ahead of time -------------------------------------------------------------------------------------------------
+    # Ahead of time --------------------------------------------------------------------------------
 
     def follow(self, cell: str, wanted: Collection[int], own: Collection[int]) -> None:
         """Follow these shards of a cell, and no others of ``own``, which are all of the cell's."""
-        for number in [number for number in self._followed if number in own and number not in wanted]:
+        for number in [
+            number for number in self._followed if number in own and number not in wanted
+        ]:
             self.forget(number)
         missing = [number for number in wanted if number not in self._followed]
         late = asyncio.get_running_loop().time() < self._not_before.get(cell, 0.0)
@@ -113,7 +120,8 @@ class Recovery:
                 task.cancel()
 
     async def _shown(self, cell: str, filters: Sequence[str]) -> Shown | None:
-        """The subjects that the leader has of these; None where there is only one copy of everything."""
+        """The subjects that the leader has of these; None where there is only one copy of
+        everything."""
         shown = await self._engine.log.subjects(cell, filters)
         self._leaders[cell] = "" if shown is None else shown.server
         return shown
@@ -159,7 +167,9 @@ class Recovery:
                     read.update(one.subject for one in chunk.records)
                 self._news.set()
                 if chunk.caught_up and comparing is None:
-                    comparing = asyncio.get_running_loop().create_task(self._compare(cell, group, read))
+                    comparing = asyncio.get_running_loop().create_task(
+                        self._compare(cell, group, read)
+                    )
                 if self._bytes > limits.WARM_BYTES_MAX * 2:
                     for number in group:
                         self.forget(number)
@@ -172,13 +182,20 @@ class Recovery:
             await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
 
     async def _compare(self, cell: str, group: dict[int, _Followed], read: set[str]) -> None:
-        """Find out whether what was read so far is everything; what comes from now on, comes from all replicas alike."""
+        """Find out whether what was read so far is everything; what comes from now on, comes from
+        all replicas alike."""
         try:
-            shown = await self._shown(cell, [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)])
+            shown = await self._shown(
+                cell, [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)]
+            )
             lacking: set[int] = set()
             if shown is not None:
-                missing = await self._lacking(cell, shown, read, lambda one: self._followed.get(one) is group[one])
-                lacking = set(group) if any(map(packs.is_pack, missing)) else set(map(_shard, missing))
+                missing = await self._lacking(
+                    cell, shown, read, lambda one: self._followed.get(one) is group[one]
+                )
+                lacking = (
+                    set(group) if any(map(packs.is_pack, missing)) else set(map(_shard, missing))
+                )
         except (NoQuorum, Unknown, Closed):
             lacking = set(group)  # it is followed anew, where it is still wanted
         for number, followed in group.items():
@@ -191,7 +208,8 @@ class Recovery:
         self._on_warm()
 
     def _keep(self, number: int, followed: _Followed, stored: Stored) -> None:
-        old = followed.records.pop(stored.subject, None)  # popped, so that the records stay in their order
+        # popped, so that the records stay in their order
+        old = followed.records.pop(stored.subject, None)
         followed.records[stored.subject] = stored
         grown = len(stored.payload) - (len(old.payload) if old is not None else 0)
         followed.bytes += grown
@@ -202,13 +220,17 @@ class Recovery:
                 self.forget(number)
 
     async def _take(self, number: int, epoch: int) -> tuple[list[Stored], bool] | None:
-        """What was followed of a shard, and whether it is another's by now; None where it has to be read after all."""
+        """What was followed of a shard, and whether it is another's by now; None where it has to be
+        read after all."""
         followed = self._followed.get(number)
         if followed is None or not followed.caught_up:
             return None
         end = asyncio.get_running_loop().time() + _TAKE_SECONDS
         while followed.epoch < epoch:
-            if self._followed.get(number) is not followed or asyncio.get_running_loop().time() >= end:
+            if (
+                self._followed.get(number) is not followed
+                or asyncio.get_running_loop().time() >= end
+            ):
                 return None
             await self._some_news()
         if self._followed.get(number) is not followed:
@@ -224,23 +246,27 @@ class Recovery:
             async with asyncio.timeout(0.2):
                 await self._news.wait()
 
-    # When they are claimed -----------------------------------------------------------------------------------------
+    # When they are claimed ------------------------------------------------------------------------
 
     async def read(
         self, cell: str, claims: Mapping[int, int], chains: Collection[str], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[int]]:
-        """Everything that shards have, up to their epochs; those that are another's by now; those that were warm.
+        """Everything that shards have, up to their epochs; those that are another's by now; those
+        that were warm.
 
-        ``claims``: the epoch of each. ``chains``: those in whose packs they may have records. ``anywhere``: read the
-        leader's replica as well as another, as one tries again that found a damaged one.
+        ``claims``: the epoch of each. ``chains``: those in whose packs they may have records.
+        ``anywhere``: read the leader's replica as well as another, as one tries again that found a
+        damaged one.
 
-        Raises `DataLoss` where the replica that was read lacks something; `NoQuorum` or `Unknown` where no leader
-        answers. All may be answered by trying again.
+        Raises `DataLoss` where the replica that was read lacks something; `NoQuorum` or `Unknown`
+        where no leader answers. All may be answered by trying again.
         """
         records: list[Stored] = []
         lost: set[int] = set()
         cold: dict[int, int] = {}
-        taken = await asyncio.gather(*(self._take(number, epoch) for number, epoch in claims.items()))
+        taken = await asyncio.gather(
+            *(self._take(number, epoch) for number, epoch in claims.items())
+        )
         for (number, epoch), found in zip(claims.items(), taken, strict=True):
             if found is None:
                 cold[number] = epoch
@@ -249,7 +275,8 @@ class Recovery:
                 lost.update([number] if found[1] else ())
         if cold:
             read, gone, servers = await self._read_cold(cell, cold, chains, anywhere)
-            if self._leaders[cell] in servers - {""} and not anywhere:  # it came to lead meanwhile: read another one
+            # it came to lead meanwhile: read another one
+            if self._leaders[cell] in servers - {""} and not anywhere:
                 read, gone, _ = await self._read_cold(cell, cold, chains, anywhere)
             records += read
             lost |= gone
@@ -258,9 +285,14 @@ class Recovery:
     async def _read_cold(
         self, cell: str, claims: Mapping[int, int], chains: Collection[str], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[str]]:
-        filters = [*(f"{cell}.{number}.>" for number in claims), *(packs.filter_of(cell, name) for name in chains)]
+        filters = [
+            *(f"{cell}.{number}.>" for number in claims),
+            *(packs.filter_of(cell, name) for name in chains),
+        ]
         skip = len(cell) + 1
-        tail = self._engine.log.tail(cell, filters, not_on="" if anywhere else await self._leader(cell))
+        tail = self._engine.log.tail(
+            cell, filters, not_on="" if anywhere else await self._leader(cell)
+        )
         open_to = {epochs.subject(cell, number): number for number in claims}
         lost: set[int] = set()
         records: dict[str, Stored] = {}
@@ -277,7 +309,10 @@ class Recovery:
                     if chunk.begun != begun:
                         raise Unknown(f"{cell}: the reading of its records was interrupted")
                     async for stored in loops.in_slices(packs.unfold(chunk.records)):
-                        if int(stored.subject[skip : stored.subject.index(".", skip)]) not in claims:
+                        if (
+                            int(stored.subject[skip : stored.subject.index(".", skip)])
+                            not in claims
+                        ):
                             continue
                         if stored.subject in open_to:
                             number = open_to[stored.subject]
@@ -309,8 +344,8 @@ class Recovery:
             reading.result()
         if lacking:
             raise DataLoss(
-                f"{cell}: the replica that was read lacks {len(lacking)} records that the leader has, "
-                f"such as {min(lacking)}"
+                f"{cell}: the replica that was read lacks {len(lacking)} records that the leader "
+                f"has, such as {min(lacking)}"
             )
         return list(records.values()), lost, servers
 
@@ -321,16 +356,20 @@ class Recovery:
         read: Collection[str],
         wanted: Callable[[int], bool] = lambda _: True,
     ) -> set[str]:
-        """What the leader shows and was not read, even after a while, although it was not purged either.
+        """What the leader shows and was not read, even after a while, although it was not purged
+        either.
 
-        ``read``: the subjects that were, as the log has them, more of which may come: an agent that is in an old pack may
-        still lack the newer record of its own. ``wanted``: whether a shard still matters.
+        ``read``: the subjects that were, as the log has them, more of which may come: an agent that
+        is in an old pack may still lack the newer record of its own. ``wanted``: whether a shard
+        still matters.
         """
         now = asyncio.get_running_loop().time
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
 
         def matters(subject: str) -> bool:
-            return packs.is_pack(subject) or (wanted(_shard(subject)) and not subject.endswith((".epoch", ".settled")))
+            return packs.is_pack(subject) or (
+                wanted(_shard(subject)) and not subject.endswith((".epoch", ".settled"))
+            )
 
         # In C: there may be a million, and the loop would stand still.
         missing = set(filter(matters, shown.subjects.difference(read)))

@@ -33,17 +33,26 @@ class LocalBlobs(Blobs):
         checksum = crc32(value)
 
         def work(connection: sqlite3.Connection) -> None:
-            found = connection.execute("SELECT checksum, value FROM blobs WHERE key = ?", (key,)).fetchone()
+            found = connection.execute(
+                "SELECT checksum, value FROM blobs WHERE key = ?", (key,)
+            ).fetchone()
             if found is None:
-                connection.execute("INSERT INTO blobs (key, checksum, value) VALUES (?, ?, ?)", (key, checksum, value))
+                connection.execute(
+                    "INSERT INTO blobs (key, checksum, value) VALUES (?, ?, ?)",
+                    (key, checksum, value),
+                )
             elif found != (checksum, value):
-                raise AlreadyExists(f"the blob {key} is there with another value: a key is used once")
+                raise AlreadyExists(
+                    f"the blob {key} is there with another value: a key is used once"
+                )
 
         await asyncio.shield(self._writer.call(work))
 
     async def get(self, key: str) -> bytes:
         self._check(key)
-        found = self._reader.execute("SELECT checksum, value FROM blobs WHERE key = ?", (key,)).fetchone()
+        found = self._reader.execute(
+            "SELECT checksum, value FROM blobs WHERE key = ?", (key,)
+        ).fetchone()
         if found is None:
             raise NotFound(f"there is no blob {key}")
         value: bytes = found[1]

@@ -1,4 +1,5 @@
-"""The bus within one process: every message goes over the event loop, never straight into its receiver."""
+"""The bus within one process: every message goes over the event loop, never straight into its
+receiver."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _logger = logging.getLogger(__name__)
 
 
 class LocalBus(Bus):
-    """See `holdfast.engines.base.Bus`. The messages of one tick are delivered in the next, in order."""
+    """See `holdfast.engines.base.Bus`. The messages of one tick are delivered in the next, in
+    order."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -32,7 +34,10 @@ class LocalBus(Bus):
         if reply:
             checks.check_subject(reply)
         if len(payload) > limits.RECORD_BYTES_MAX:
-            raise TooLarge(f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are allowed")
+            raise TooLarge(
+                f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are "
+                "allowed"
+            )
         if self.closed:
             return
         self.published += 1
@@ -69,7 +74,9 @@ class LocalBus(Bus):
         alone = queues.pop("", [])
         return alone + [members[self._turn % len(members)] for members in queues.values()]
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+    ) -> Subscription:
         checks.check_filter(subject)
         if self.closed:
             raise Closed("the bus was closed")
@@ -122,7 +129,9 @@ async def request(bus: Bus, subject: str, payload: bytes, timeout_seconds: float
 class _Local(Subscription):
     __slots__ = ("_bus", "callback", "open", "queue", "subject")
 
-    def __init__(self, bus: LocalBus, subject: str, callback: Callable[[Message], None], queue: str) -> None:
+    def __init__(
+        self, bus: LocalBus, subject: str, callback: Callable[[Message], None], queue: str
+    ) -> None:
         self._bus = bus
         self.subject = subject
         self.callback = callback

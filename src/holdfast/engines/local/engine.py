@@ -23,14 +23,18 @@ from holdfast.errors import Closed, ConfigError, NotFound
 FORMAT: Final = 1
 _APPLICATION: Final = 0x48464C47  # "HFLG", in the file's header, so that `file` and we know it
 _SCHEMA: Final = """
-CREATE TABLE cells (name TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, last INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE records (sequence INTEGER PRIMARY KEY, cell INTEGER NOT NULL, subject TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE cells (
+  name TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, last INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (
+  sequence INTEGER PRIMARY KEY, cell INTEGER NOT NULL,
+  subject TEXT NOT NULL, payload BLOB NOT NULL);
 CREATE TABLE blobs (key TEXT PRIMARY KEY, checksum INTEGER NOT NULL, value BLOB NOT NULL);
 """
 
 
 class LocalEngine(Engine):
-    """See `holdfast.engines.base.Engine`. ``path``: the file; it is made where there is none, its directory as well."""
+    """See `holdfast.engines.base.Engine`. ``path``: the file; it is made where there is none, its
+    directory as well."""
 
     name = "local"
     record_bytes_max = limits.RECORD_BYTES_MAX
@@ -53,14 +57,17 @@ class LocalEngine(Engine):
             reader.execute("PRAGMA query_only = ON")
             # The loop hears of a commit from the writer, and the log's tails from the loop.
             writer = Writer(
-                connection, Place(self.path, self._lock.identity), lambda cell, records: self.log.applied(cell, records)
+                connection,
+                Place(self.path, self._lock.identity),
+                lambda cell, records: self.log.applied(cell, records),
             )
             writer.read()
         except InUse as error:
             await self.close()
             raise ConfigError(
-                f"{self.path} is open in process {error.owner}: one process at a time has an embedded log. Stop that one, "
-                "or run a cluster. Commands without --app, and nodes that serve nothing, ask that process"
+                f"{self.path} is open in process {error.owner}: one process at a time has an "
+                "embedded log. Stop that one, or run a cluster. Commands without --app, and nodes "
+                "that serve nothing, ask that process"
             ) from None
         except (OSError, sqlite3.Error) as error:
             await self.close()
@@ -76,7 +83,8 @@ class LocalEngine(Engine):
         self._writer.start()
 
     async def let_in(self) -> None:
-        """Let other processes of this user visit the log, as clients: see `holdfast.engines.local.socket_server`."""
+        """Let other processes of this user visit the log, as clients: see
+        `holdfast.engines.local.socket_server`."""
         await self._socket_server.open()
 
     def when_failed(self, tell: Callable[[str], None]) -> None:
@@ -84,7 +92,9 @@ class LocalEngine(Engine):
             self._writer.on_failed = tell
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=32)
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
         self._connections.append(connection)
         return connection
 
@@ -94,21 +104,28 @@ class LocalEngine(Engine):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and application != _APPLICATION:
-            raise ConfigError(f"{self.path} is a SQLite file of something else; give a path of its own")
+            raise ConfigError(
+                f"{self.path} is a SQLite file of something else; give a path of its own"
+            )
         if version > FORMAT:
-            raise ConfigError(f"{self.path} was written by a newer Holdfast (format {version}); upgrade this one")
+            raise ConfigError(
+                f"{self.path} was written by a newer Holdfast (format {version}); upgrade this one"
+            )
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # with WAL: one fsync at each commit, before it returns
+        # with WAL: one fsync at each commit, before it returns
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute("PRAGMA cache_size = -32000")
         if not tables:
             connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
+                f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = "
+                f"{FORMAT}; COMMIT;"
             )
         return connection
 
     async def close(self) -> None:
-        """Several may close at once, and be cancelled: each goes on only when the thread that writes has ended.
+        """Several may close at once, and be cancelled: each goes on only when the thread that
+        writes has ended.
 
         SQLite's connections are that thread's; closed under it, they end the process (SIGSEGV).
         """
@@ -124,13 +141,20 @@ class LocalEngine(Engine):
             connection.close()
         self._lock.release()
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
+    async def ensure_cells(
+        self, cells: Sequence[str], replicas: int, first_sequence: int = 1
+    ) -> None:
         for cell in cells:
             checks.check_cell(cell)
         if replicas != 1:
-            raise ConfigError(f"the local engine keeps one copy, not {replicas}: leave replicas out, or run a cluster")
+            raise ConfigError(
+                f"the local engine keeps one copy, not {replicas}: leave replicas out, or run a "
+                "cluster"
+            )
         writer = self._open()
-        await asyncio.shield(writer.call(lambda connection: writer.add_cells(connection, cells, first_sequence)))
+        await asyncio.shield(
+            writer.call(lambda connection: writer.add_cells(connection, cells, first_sequence))
+        )
         self.log.note_cells()
 
     async def check_cells(self, cells: Sequence[str]) -> int:
@@ -166,7 +190,11 @@ class LocalEngine(Engine):
         writer = self._writer
         if writer is None:
             return {}
-        return {"commits": writer.commits, "records": writer.records, "published": self.bus.published}
+        return {
+            "commits": writer.commits,
+            "records": writer.records,
+            "published": self.bus.published,
+        }
 
 
 def _advice(error: Exception) -> str:
@@ -176,6 +204,11 @@ def _advice(error: Exception) -> str:
         return "; its disk is full: free some space"
     if number == errno.EROFS:
         return "; its disk is read-only: give a path on another one, or have it mounted for writing"
-    if isinstance(error, PermissionError) or name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return "; this user must be able to write the file and its directory: change their rights, or give another path"
+    if isinstance(error, PermissionError) or name.startswith(
+        ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
+    ):
+        return (
+            "; this user must be able to write the file and its directory: change their rights, or "
+            "give another path"
+        )
     return ""

@@ -1,11 +1,12 @@
 """One process at a time has an embedded log: a lock beside the file, and one on the file itself.
 
-The lock file names its holder, but it is a file of its own: who deletes it, or comes by another link to the log, would get
-another lock. So the log's file is locked too. Both locks belong to open descriptors. A child made by `fork` has copies of
-these, and a lock lasts as long as one copy: so children close them, and `release` unlocks before it closes.
+The lock file names its holder, but it is a file of its own: who deletes it, or comes by another
+link to the log, would get another lock. So the log's file is locked too. Both locks belong to open
+descriptors. A child made by `fork` has copies of these, and a lock lasts as long as one copy: so
+children close them, and `release` unlocks before it closes.
 
-The lock on the file is `flock`, which on Linux does not meet the locks that SQLite takes. Elsewhere it may, so there the
-lock file alone has to do.
+The lock on the file is `flock`, which on Linux does not meet the locks that SQLite takes. Elsewhere
+it may, so there the lock file alone has to do.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Lock:
         _held[self.identity] = self
 
     def _keep_private(self) -> None:
-        """Take others' rights to the log away, which one from an earlier version may have. SQLite's own files copy them."""
+        """Take others' rights to the log away, which one from an earlier version may have. SQLite's
+        own files copy them."""
         files.keep_private(self._itself)
         path = self._path.resolve()
         for suffix in ("-wal", "-shm"):

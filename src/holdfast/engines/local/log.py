@@ -17,7 +17,8 @@ _PAGE = 2000
 
 
 class LocalLog(Log):
-    """See `holdfast.engines.base.Log`. ``reader`` is a connection of its own: readers never wait for the writer."""
+    """See `holdfast.engines.base.Log`. ``reader`` is a connection of its own: readers never wait
+    for the writer."""
 
     def __init__(self, writer: Writer, reader: sqlite3.Connection) -> None:
         self._writer = writer
@@ -62,8 +63,11 @@ class LocalLog(Log):
 
     async def append(self, cell: str, records: Sequence[Record]) -> range:
         self._number(cell)
-        checks.check_batch(cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX)
-        # A caller that is cancelled must not leave the writer with a cancelled future: the append goes on.
+        checks.check_batch(
+            cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
+        )
+        # A caller that is cancelled must not leave the writer with a cancelled future: the append
+        # goes on.
         return await asyncio.shield(self._writer.append(cell, records))
 
     async def read(self, cell: str, subject: str) -> Stored | None:
@@ -75,7 +79,9 @@ class LocalLog(Log):
             sequence = writer.cells[cell].newest.get(subject)
             if sequence is None:
                 return None
-            row = connection.execute("SELECT payload FROM records WHERE sequence = ?", (sequence,)).fetchone()
+            row = connection.execute(
+                "SELECT payload FROM records WHERE sequence = ?", (sequence,)
+            ).fetchone()
             return Stored(subject, sequence, row[0])
 
         found: Stored | None = await asyncio.shield(writer.call(work))
@@ -84,7 +90,8 @@ class LocalLog(Log):
     async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
         number = self._number(cell)
         row = self._reader.execute(
-            "SELECT subject, payload FROM records WHERE sequence = ? AND cell = ?", (sequence, number)
+            "SELECT subject, payload FROM records WHERE sequence = ? AND cell = ?",
+            (sequence, number),
         ).fetchone()
         return None if row is None else Stored(row[0], sequence, row[1])
 
@@ -110,7 +117,8 @@ class LocalLog(Log):
                 if self._closed:
                     raise Closed("the log was closed")
                 if tail.behind:
-                    # From the file up to what is committed now; all that is committed later is offered from now on.
+                    # From the file up to what is committed now; all that is committed later is
+                    # offered from now on.
                     tail.behind = False
                     tail.offered = []
                     until = self._committed.get(cell, 0)
@@ -118,7 +126,8 @@ class LocalLog(Log):
                     while reading:
                         rows = self._reader.execute(
                             "SELECT subject, sequence, payload FROM records"
-                            " WHERE sequence BETWEEN ? AND ? AND cell = ? ORDER BY sequence LIMIT ?",
+                            " WHERE sequence BETWEEN ? AND ? AND cell = ? ORDER BY sequence "
+                            "LIMIT ?",
                             (following, until, number, _PAGE),
                         ).fetchall()
                         reading = len(rows) == _PAGE
@@ -130,7 +139,11 @@ class LocalLog(Log):
                         await asyncio.sleep(0)
                 elif tail.offered:
                     offered, tail.offered = tail.offered, []
-                    found = [stored for stored in offered if stored.sequence >= following and wanted(stored.subject)]
+                    found = [
+                        stored
+                        for stored in offered
+                        if stored.sequence >= following and wanted(stored.subject)
+                    ]
                     following = max(following, offered[-1].sequence + 1)
                     if found or not caught_up:
                         caught_up = not (tail.behind or tail.offered)
@@ -153,13 +166,18 @@ class LocalLog(Log):
             if exact:
                 found = [subject] if 0 < index.newest.get(subject, 0) < before_sequence else []
             else:
-                found = [key for key, at in index.newest.items() if at < before_sequence and wanted(key)]
-            connection.executemany("DELETE FROM records WHERE sequence = ?", [(index.newest[key],) for key in found])
+                found = [
+                    key for key, at in index.newest.items() if at < before_sequence and wanted(key)
+                ]
+            connection.executemany(
+                "DELETE FROM records WHERE sequence = ?", [(index.newest[key],) for key in found]
+            )
             writer.forget(index, found)
 
         await asyncio.shield(writer.call(work))
 
-    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> None:  # noqa: ARG002  # one copy
+    # one copy
+    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> None:  # noqa: ARG002
         self._number(cell)
 
     async def last_sequence(self, cell: str) -> int:
@@ -168,7 +186,8 @@ class LocalLog(Log):
 
 
 class _Tail:
-    """One reader's place. ``offered``: what was committed since; ``behind``: it grew too long, and is in the file."""
+    """One reader's place. ``offered``: what was committed since; ``behind``: it grew too long, and
+    is in the file."""
 
     __slots__ = ("__weakref__", "behind", "cell", "offered", "wake")
 

@@ -1,7 +1,9 @@
-"""The engine of a process that visits an embedded log which another one has open: see `holdfast.engines.local.socket_server`.
+"""The engine of a process that visits an embedded log which another one has open: see
+`holdfast.engines.local.socket_server`.
 
-It serves no agents; it is a client, as a process without agents is on a cluster. When the other process ends, so does
-the visit: reads raise `Closed`, and an append whose answer did not come is `Unknown`.
+It serves no agents; it is a client, as a process without agents is on a cluster. When the other
+process ends, so does the visit: reads raise `Closed`, and an append whose answer did not come is
+`Unknown`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,30 @@ import msgspec
 
 from holdfast import limits
 from holdfast.engines import checks
-from holdfast.engines.base import Blobs, Bus, Chunk, Engine, Log, Message, Record, Stored, Subscription
+from holdfast.engines.base import (
+    Blobs,
+    Bus,
+    Chunk,
+    Engine,
+    Log,
+    Message,
+    Record,
+    Stored,
+    Subscription,
+)
 from holdfast.engines.local import lock, wire
 from holdfast.engines.local.bus import request
-from holdfast.errors import Closed, ConfigError, DataLoss, InvalidName, NoQuorum, NotFound, TooLarge, Unknown, from_wire
+from holdfast.errors import (
+    Closed,
+    ConfigError,
+    DataLoss,
+    InvalidName,
+    NoQuorum,
+    NotFound,
+    TooLarge,
+    Unknown,
+    from_wire,
+)
 
 _AGAIN_SECONDS: Final = 0.02
 _WRITES: Final = frozenset({"append", "purge", "blob_put", "blob_delete"})
@@ -50,19 +72,24 @@ class _Line:
         self.over = ""
 
     async def connect(self) -> int:
-        """Connect; the number of the other process. Raises `ConfigError`, and `NoQuorum` where that one stands still."""
+        """Connect; the number of the other process. Raises `ConfigError`, and `NoQuorum` where that
+        one stands still."""
         try:
             async with asyncio.timeout(limits.CONNECT_SECONDS):
-                reader, self._writer = await asyncio.open_unix_connection(sock=await self._taken_in())
+                reader, self._writer = await asyncio.open_unix_connection(
+                    sock=await self._taken_in()
+                )
                 self._reading = asyncio.get_running_loop().create_task(self._read(reader))
                 pid, _ = msgspec.convert(await self.ask("hello", wire.FORMAT), tuple[int, int])
         except TimeoutError:
             raise NoQuorum(
-                f"process {lock.owner(self._log)} has {self._log} open and does not answer: it is stopped, or one of its "
-                "handlers keeps it busy. Let it go on, or end it"
+                f"process {lock.owner(self._log)} has {self._log} open and does not answer: it is "
+                "stopped, or one of its handlers keeps it busy. Let it go on, or end it"
             ) from None
         except OSError as error:
-            raise ConfigError(f"the process that has {self._log} open does not answer: {error}") from None
+            raise ConfigError(
+                f"the process that has {self._log} open does not answer: {error}"
+            ) from None
         return pid
 
     async def _taken_in(self) -> socket.socket:
@@ -83,7 +110,8 @@ class _Line:
         self._writer.write(wire.frame([number, name, arguments]))
 
     async def ask(self, name: str, *arguments: Any) -> Any:
-        """The answer. Raises the error that came in its place; `Closed`, or `Unknown` for a write without an answer."""
+        """The answer. Raises the error that came in its place; `Closed`, or `Unknown` for a write
+        without an answer."""
         number = self.number()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open[number] = future
@@ -156,10 +184,14 @@ class SocketEngine(Engine):
     async def close(self) -> None:
         await self._line.close()
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
+    async def ensure_cells(
+        self, cells: Sequence[str], replicas: int, first_sequence: int = 1
+    ) -> None:
         missing = sorted({*map(checks.check_cell, cells)} - {*await self.cells()})
         if missing or replicas != 1 or first_sequence != 1:
-            raise ConfigError(f"{self.path} is open in process {self.owner}, which alone makes its cells")
+            raise ConfigError(
+                f"{self.path} is open in process {self.owner}, which alone makes its cells"
+            )
 
     async def check_cells(self, cells: Sequence[str]) -> int:
         if missing := sorted({*map(checks.check_cell, cells)} - {*await self.cells()}):
@@ -171,7 +203,8 @@ class SocketEngine(Engine):
 
     async def drop_cells(self, cells: Sequence[str]) -> None:
         raise ConfigError(
-            f"{self.path} is open in process {self.owner}, which alone removes its cells: {', '.join(cells)}"
+            f"{self.path} is open in process {self.owner}, which alone removes its cells: "
+            f"{', '.join(cells)}"
         )
 
     def connected(self) -> bool:
@@ -191,7 +224,9 @@ class SocketLog(Log):
         self._line = line
 
     async def append(self, cell: str, records: Sequence[Record]) -> range:
-        checks.check_batch(cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX)
+        checks.check_batch(
+            cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
+        )
         given = [(subject, bytes(payload), expect) for subject, payload, expect in records]
         return range(*msgspec.convert(await self._line.ask("append", cell, given), tuple[int, int]))
 
@@ -219,7 +254,8 @@ class SocketLog(Log):
             if not self._line.over:
                 self._line.say("tail_end", number, number=self._line.number())
 
-    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> None:  # noqa: ARG002  # one copy
+    # one copy
+    async def subjects(self, cell: str, subject_filters: Sequence[str]) -> None:  # noqa: ARG002
         return None
 
     async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
@@ -261,11 +297,16 @@ class SocketBus(Bus):
         if reply:
             checks.check_subject(reply)
         if len(payload) > limits.RECORD_BYTES_MAX:
-            raise TooLarge(f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are allowed")
+            raise TooLarge(
+                f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are "
+                "allowed"
+            )
         if not self._line.over:
             self._line.say("publish", subject, bytes(payload), reply)
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+    ) -> Subscription:
         checks.check_filter(subject)
         number = self._line.number()
         self._line.callbacks[number] = callback

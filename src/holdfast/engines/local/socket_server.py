@@ -1,8 +1,10 @@
-"""How a running program's embedded log is looked at: the process that has it open answers on a socket beside it.
+"""How a running program's embedded log is looked at: the process that has it open answers on a
+socket beside it.
 
-One process at a time has the log. Without this, `holdfast status` on a running program could only say who has it. The
-visitor is a client of the engine, not a second writer: its reads and appends are done here, by the one writer, and its
-messages go over this process's bus. So whatever a client does on a cluster works on a running embedded log too.
+One process at a time has the log. Without this, `holdfast status` on a running program could only
+say who has it. The visitor is a client of the engine, not a second writer: its reads and appends
+are done here, by the one writer, and its messages go over this process's bus. So whatever a client
+does on a cluster works on a running embedded log too.
 
 Only this user comes in: the socket has mode 0600, and on Linux the other side's user is asked for.
 """
@@ -43,7 +45,8 @@ class SocketServer:
         self._identity = (0, 0)
 
     async def open(self) -> None:
-        """Begin to listen; where that cannot be, the log is used all the same, and nobody visits it."""
+        """Begin to listen; where that cannot be, the log is used all the same, and nobody visits
+        it."""
         try:
             self._socket = wire.listen(self._path)
             found = self._path.lstat()
@@ -85,7 +88,9 @@ class SocketServer:
 class _Visit:
     """One visitor."""
 
-    def __init__(self, engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._engine = engine
         self._reader = reader
         self._writer = writer
@@ -97,10 +102,14 @@ class _Visit:
         """Answer until it goes, or says what is not understood."""
         try:
             while True:
-                number, name, arguments = msgspec.convert(await wire.read(self._reader), tuple[int, str, list[Any]])
+                number, name, arguments = msgspec.convert(
+                    await wire.read(self._reader), tuple[int, str, list[Any]]
+                )
                 if name == "publish":  # in order, and nobody waits for it
                     with suppress(HoldfastError, msgspec.ValidationError):
-                        self._engine.bus.publish(*msgspec.convert(arguments, tuple[str, bytes, str]))
+                        self._engine.bus.publish(
+                            *msgspec.convert(arguments, tuple[str, bytes, str])
+                        )
                     continue
                 task = asyncio.ensure_future(self._answer(number, name, arguments))
                 self._tasks.add(task)
@@ -131,11 +140,14 @@ class _Visit:
     async def _hello(self, form: int) -> tuple[int, int]:
         if form != wire.FORMAT:
             raise BadMessage(
-                f"the process that has this log open speaks form {wire.FORMAT}, not {form}: use one version"
+                f"the process that has this log open speaks form {wire.FORMAT}, not {form}: use "
+                "one version"
             )
         return os.getpid(), wire.FORMAT
 
-    async def _append(self, cell: str, records: list[tuple[str, bytes, Expect | None]]) -> tuple[int, int]:
+    async def _append(
+        self, cell: str, records: list[tuple[str, bytes, Expect | None]]
+    ) -> tuple[int, int]:
         sequences = await self._engine.log.append(cell, [Record(*record) for record in records])
         return sequences.start, sequences.stop
 
@@ -151,7 +163,8 @@ class _Visit:
 
     async def _tail_end(self, number: int) -> None:
         if (tail := self._tails.pop(number, None)) is not None:
-            with suppress(RuntimeError):  # it is being read at this moment, by a request that was given up
+            # it is being read at this moment, by a request that was given up
+            with suppress(RuntimeError):
                 await tail.aclose()  # type: ignore[attr-defined]
 
     async def _subscribe(self, number: int, subject: str, queue: str) -> None:

@@ -1,7 +1,9 @@
-"""What travels between the process that has an embedded log open and one that visits it: frames on a Unix socket.
+"""What travels between the process that has an embedded log open and one that visits it: frames on
+a Unix socket.
 
-A frame is its length (4 bytes) and a msgpack value. A visitor sends ``[number, operation, arguments]``; the answer is
-``[number, value]``, or ``[number, [class, text, …]]`` behind a `False`. What the bus brings has the number 0.
+A frame is its length (4 bytes) and a msgpack value. A visitor sends ``[number, operation,
+arguments]``; the answer is ``[number, value]``, or ``[number, [class, text, …]]`` behind a `False`.
+What the bus brings has the number 0.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ async def read(reader: asyncio.StreamReader) -> Any:
 
 @contextmanager
 def address(path: Path) -> Iterator[str]:
-    """The socket's address: a long path goes by its directory. Raises `OSError` where there is none."""
+    """The socket's address: a long path goes by its directory. Raises `OSError` where there is
+    none."""
     if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
         yield str(path)
         return
@@ -73,7 +76,8 @@ def address(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
-    """Listen there, for this user alone. A socket that is there belongs to a process that ended. Raises `OSError`."""
+    """Listen there, for this user alone. A socket that is there belongs to a process that ended.
+    Raises `OSError`."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise OSError(errno.EEXIST, "it is not a socket: remove it", str(path))
@@ -93,7 +97,8 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(log: Path) -> socket.socket:
-    """Connect to the process that has a log open. Raises `OSError` where none listens, or somebody else's does.
+    """Connect to the process that has a log open. Raises `OSError` where none listens, or somebody
+    else's does.
 
     It waits for nothing: `BlockingIOError` says that so many wait there already that no more may.
     """
@@ -102,7 +107,8 @@ def connect(log: Path) -> socket.socket:
         raise OSError(errno.ENOTSOCK, "it is not a socket", str(path))
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        made.setblocking(False)  # else it waits, with the loop, until the other process takes somebody in
+        # else it waits, with the loop, until the other process takes somebody in
+        made.setblocking(False)
         with address(path) as place:
             made.connect(place)
         owner = log.stat().st_uid

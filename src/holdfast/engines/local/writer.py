@@ -1,15 +1,17 @@
 """The one thread that writes: it commits everything that waits in one transaction, with one fsync.
 
-Naive: each append its own transaction; then one disk does a few hundred appends a second. Here the event loop gathers
-the appends of a tick and hands them over as one list, the thread takes all lists that wait, writes them in one
-transaction and tells the loop once. Each append is still all or nothing: its expectations are checked before anything
-of it is written, against an index of the newest sequence per subject that this thread alone keeps.
+Naive: each append its own transaction; then one disk does a few hundred appends a second. Here the
+event loop gathers the appends of a tick and hands them over as one list, the thread takes all lists
+that wait, writes them in one transaction and tells the loop once. Each append is still all or
+nothing: its expectations are checked before anything of it is written, against an index of the
+newest sequence per subject that this thread alone keeps.
 
-After a commit whose fsync failed nothing is known about the file, so the writer dies: what waited is `Unknown`, and all
-later appends are refused (PostgreSQL learnt this in 2018: "fsyncgate"). It dies as well when the files that it writes are
-not the ones at their path any more: a cleaner of temporary directories removed them, a disk was unmounted. A file without
-a name takes writes and fsyncs as any other, and is gone with this process. So between each commit and its
-acknowledgement the path is compared with what is open.
+After a commit whose fsync failed nothing is known about the file, so the writer dies: what waited
+is `Unknown`, and all later appends are refused (PostgreSQL learnt this in 2018: "fsyncgate"). It
+dies as well when the files that it writes are not the ones at their path any more: a cleaner of
+temporary directories removed them, a disk was unmounted. A file without a name takes writes and
+fsyncs as any other, and is gone with this process. So between each commit and its acknowledgement
+the path is compared with what is open.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.engines.base import Record, Stored
-from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName, StorageFailed, Unknown
+from holdfast.errors import (
+    Closed,
+    Conflict,
+    Fenced,
+    HoldfastError,
+    InvalidName,
+    StorageFailed,
+    Unknown,
+)
 
 Applied = Callable[[str, list[Stored]], None]
 Work = Callable[[sqlite3.Connection], Any]
@@ -53,7 +63,8 @@ class Place:
 
     def opened(self) -> None:
         """The file of changes beside it is there now. Raises `OSError`."""
-        path = os.path.realpath(self.path) + "-wal"  # SQLite follows a link to the log, and writes beside its end
+        # SQLite follows a link to the log, and writes beside its end
+        path = os.path.realpath(self.path) + "-wal"
         found = os.stat(path)  # noqa: PTH116  (a Path costs more than the call)
         self._files[path] = found.st_dev, found.st_ino
 
@@ -63,9 +74,15 @@ class Place:
             try:
                 found = os.stat(path)  # noqa: PTH116
             except OSError as error:
-                return f"{path} is gone ({error.strerror}): it was removed or renamed, or its disk was unmounted"
+                return (
+                    f"{path} is gone ({error.strerror}): it was removed or renamed, or its disk "
+                    "was unmounted"
+                )
             if (found.st_dev, found.st_ino) != identity:
-                return f"{path} is another file than the one that this process has open: it was replaced"
+                return (
+                    f"{path} is another file than the one that this process has open: it was "
+                    "replaced"
+                )
         return ""
 
 
@@ -98,7 +115,8 @@ class Cell:
 
 
 class Writer:
-    """See the module. ``applied`` is called on the loop after each commit, per cell, with the records in order."""
+    """See the module. ``applied`` is called on the loop after each commit, per cell, with the
+    records in order."""
 
     def __init__(self, connection: sqlite3.Connection, place: Place, applied: Applied) -> None:
         self._connection = connection
@@ -126,7 +144,9 @@ class Writer:
     def read(self) -> None:
         """Read the index. Raises `sqlite3.Error`, `OSError`."""
         for name, number, last in self._connection.execute("SELECT name, number, last FROM cells"):
-            rows = self._connection.execute("SELECT subject, sequence FROM records WHERE cell = ?", (number,))
+            rows = self._connection.execute(
+                "SELECT subject, sequence FROM records WHERE cell = ?", (number,)
+            )
             self.cells[name] = Cell(number, last, dict(rows))
             self.last = max(self.last, last)
         self._place.opened()
@@ -171,7 +191,7 @@ class Writer:
         while self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
-    # On the thread -------------------------------------------------------------------------------------------------
+    # On the thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
@@ -215,7 +235,9 @@ class Writer:
                     item.result = error
             self._flush(rows, replaced)
             lasts = {cell.number: cell.last for cell, _, _ in self._undo}
-            connection.executemany("UPDATE cells SET last = ? WHERE number = ?", [(v, k) for k, v in lasts.items()])
+            connection.executemany(
+                "UPDATE cells SET last = ? WHERE number = ?", [(v, k) for k, v in lasts.items()]
+            )
             committing = True
             connection.execute("COMMIT")
         except sqlite3.Error as error:
@@ -239,13 +261,17 @@ class Writer:
         self.commits += 1
         return changed
 
-    def add_cells(self, connection: sqlite3.Connection, names: Sequence[str], first_sequence: int = 1) -> None:
+    def add_cells(
+        self, connection: sqlite3.Connection, names: Sequence[str], first_sequence: int = 1
+    ) -> None:
         """Make the cells that are missing, as part of the transaction that a `call` runs in."""
         for name in names:
             if name not in self.cells:
                 number = 1 + max((cell.number for cell in self.cells.values()), default=0)
                 last = first_sequence - 1
-                connection.execute("INSERT INTO cells (name, number, last) VALUES (?, ?, ?)", (name, number, last))
+                connection.execute(
+                    "INSERT INTO cells (name, number, last) VALUES (?, ?, ?)", (name, number, last)
+                )
                 self.cells[name] = Cell(number, last, {})
                 self.last = max(self.last, last)  # sequences are one row for all cells of the file
                 self._made.append(name)
@@ -263,8 +289,11 @@ class Writer:
                 connection.execute("DELETE FROM cells WHERE number = ?", (cell.number,))
 
     def forget(self, cell: Cell, subjects: list[str]) -> None:
-        """Take purged subjects out of the index, as part of the transaction that a `call` runs in."""
-        self._undo.append((cell, cell.last, {subject: cell.newest.pop(subject) for subject in subjects}))
+        """Take purged subjects out of the index, as part of the transaction that a `call` runs
+        in."""
+        self._undo.append(
+            (cell, cell.last, {subject: cell.newest.pop(subject) for subject in subjects})
+        )
 
     def _append(
         self,
@@ -280,8 +309,12 @@ class Writer:
         newest = cell.newest
         for _, _, expect in item.records:
             if expect is not None and newest.get(expect.subject, 0) != expect.sequence:
-                fenced = any(r.expect is not None and r.expect.subject != r.subject for r in item.records)
-                text = f"{expect.subject} is at {newest.get(expect.subject, 0)}, not {expect.sequence}"
+                fenced = any(
+                    r.expect is not None and r.expect.subject != r.subject for r in item.records
+                )
+                text = (
+                    f"{expect.subject} is at {newest.get(expect.subject, 0)}, not {expect.sequence}"
+                )
                 item.result = Fenced(text) if fenced else Conflict(text)
                 return
         first = sequence = self.last + 1
@@ -305,27 +338,38 @@ class Writer:
         if rows:
             self.records += len(rows)
             execute = self._connection.executemany
-            execute("INSERT INTO records (sequence, cell, subject, payload) VALUES (?, ?, ?, ?)", rows)
+            execute(
+                "INSERT INTO records (sequence, cell, subject, payload) VALUES (?, ?, ?, ?)", rows
+            )
             execute("DELETE FROM records WHERE sequence = ?", replaced)
             rows.clear()
             replaced.clear()
 
-    def _failed(self, error: sqlite3.Error, committing: bool, waiting: list[_Append | _Task]) -> None:
+    def _failed(
+        self, error: sqlite3.Error, committing: bool, waiting: list[_Append | _Task]
+    ) -> None:
         name = getattr(error, "sqlite_errorname", "")
         full = name.startswith(_FULL)
         try:
             self._connection.execute("ROLLBACK")
         except sqlite3.Error:
             full = full and not self._connection.in_transaction
-        why = next((text for code, text in _WHY.items() if name.startswith(code)), "it cannot be written")
+        why = next(
+            (text for code, text in _WHY.items() if name.startswith(code)), "it cannot be written"
+        )
         if full or not committing:
-            _all_fail(waiting, StorageFailed(f"nothing was written to {self._place.path}: {why} ({error})"))
+            _all_fail(
+                waiting,
+                StorageFailed(f"nothing was written to {self._place.path}: {why} ({error})"),
+            )
         else:
             self._die(f"{self._place.path} could not be made durable: {why} ({error})")
             _all_fail(waiting, Unknown(self._dead))
 
     def _die(self, why: str) -> None:
-        self._dead = f"{why}; this log takes nothing more, and a new start reads what is on the disk"
+        self._dead = (
+            f"{why}; this log takes nothing more, and a new start reads what is on the disk"
+        )
         _logger.critical("%s", self._dead)
         self._loop.call_soon_threadsafe(lambda: self.on_failed(self._dead))
 

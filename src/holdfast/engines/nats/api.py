@@ -21,7 +21,8 @@ from holdfast.errors import (
 
 WRONG_LAST_SEQUENCE: Final = 10071
 IN_PROCESS: Final = 10164
-"""Another write with an expectation on the same subject is under way; the expectation itself may hold."""
+"""Another write with an expectation on the same subject is under way; the expectation itself may
+hold."""
 
 STREAM_NOT_FOUND: Final = 10059
 STREAM_EXISTS: Final = 10058
@@ -34,7 +35,8 @@ _STORE_FAILED: Final = 10077
 """The leader could not store it (its disk is full, for example); its followers may have."""
 
 _INCOMPLETE: Final = frozenset({10176})
-"""A batch of which a part did not arrive: the servers changed leaders in its middle. None of it is written."""
+"""A batch of which a part did not arrive: the servers changed leaders in its middle. None of it is
+written."""
 
 
 class ApiError(msgspec.Struct):
@@ -57,7 +59,9 @@ def error_of(found: ApiError, what: str) -> HoldfastError:
     if found.err_code == STREAM_NOT_FOUND:
         return InvalidName(text)
     if found.err_code == _NO_REPLICAS:
-        return ConfigError(f"{text}: the server is not part of a cluster of servers, so it keeps one copy")
+        return ConfigError(
+            f"{text}: the server is not part of a cluster of servers, so it keeps one copy"
+        )
     if found.err_code in _TOO_LARGE:
         return TooLarge(text)
     if found.err_code == _STORE_FAILED:
@@ -68,7 +72,8 @@ def error_of(found: ApiError, what: str) -> HoldfastError:
 
 
 async def call(connection: Connection, subject: str, body: Any, timeout_seconds: float) -> bytes:
-    """Ask ``$JS.API.<subject>``, and return the answer's JSON. Raises `NoQuorum`, `Unknown`, and what `error_of` gives."""
+    """Ask ``$JS.API.<subject>``, and return the answer's JSON. Raises `NoQuorum`, `Unknown`, and
+    what `error_of` gives."""
     payload = b"" if body is None else msgspec.json.encode(body)
     try:
         headers, answer = await connection.ask(f"$JS.API.{subject}", payload, timeout_seconds)
@@ -95,8 +100,9 @@ class _Delivered(msgspec.Struct, frozen=True):
 
 
 class Consumer(msgspec.Struct, frozen=True):
-    """A consumer that was made. Which replica it reads is drawn at random: that of the server in ``cluster.leader``,
-    which is empty where there is only one. ``num_pending``: how many records wait for it."""
+    """A consumer that was made. Which replica it reads is drawn at random: that of the server in
+    ``cluster.leader``, which is empty where there is only one. ``num_pending``: how many records
+    wait for it."""
 
     name: str
     num_pending: int = 0
@@ -105,9 +111,14 @@ class Consumer(msgspec.Struct, frozen=True):
 
 
 async def create_consumer(
-    connection: Connection, stream: str, name: str, config: dict[str, object], timeout_seconds: float
+    connection: Connection,
+    stream: str,
+    name: str,
+    config: dict[str, object],
+    timeout_seconds: float,
 ) -> Consumer:
-    """Make a disposable consumer: on one replica, in memory, without acknowledgements. Raises as `call` does."""
+    """Make a disposable consumer: on one replica, in memory, without acknowledgements. Raises as
+    `call` does."""
     disposable = {
         "name": name,
         "ack_policy": "none",

@@ -1,7 +1,9 @@
-"""Blobs as records of a stream of their own: numbered parts, and one record that says how many and what they add up to.
+"""Blobs as records of a stream of their own: numbered parts, and one record that says how many and
+what they add up to.
 
-The last record makes the blob: without it there is none, so parts whose writer died are only waste, and `keys` does not
-show them. The number stands in front of the key in the subject, so that one filter names all the parts of one key.
+The last record makes the blob: without it there is none, so parts whose writer died are only waste,
+and `keys` does not show them. The number stands in front of the key in the subject, so that one
+filter names all the parts of one key.
 """
 
 from __future__ import annotations
@@ -68,9 +70,13 @@ class NatsBlobs(Blobs):
         known = await self._whole(key)
         if known is not None:
             if known != whole:
-                raise AlreadyExists(f"the blob {key} is there with another value: a key is used once")
+                raise AlreadyExists(
+                    f"the blob {key} is there with another value: a key is used once"
+                )
             return
-        records = [Record(f"{self._cell}.{number}.{key}", part) for number, part in enumerate(parts)]
+        records = [
+            Record(f"{self._cell}.{number}.{key}", part) for number, part in enumerate(parts)
+        ]
         subject = f"{self._cell}.whole.{key}"
         last = Record(subject, codec.seal(codec.encode_raw(whole)), Expect(subject, 0))
         for start in range(0, len(records), _PARTS_AT_ONCE):
@@ -80,7 +86,9 @@ class NatsBlobs(Blobs):
         except Conflict:
             # An attempt before this one whose outcome was unknown, or somebody else's.
             if await self._whole(key) != whole:
-                raise AlreadyExists(f"the blob {key} is there with another value: a key is used once") from None
+                raise AlreadyExists(
+                    f"the blob {key} is there with another value: a key is used once"
+                ) from None
 
     async def _whole(self, key: str) -> Whole | None:
         stored = await self._log.read(self._cell, f"{self._cell}.whole.{key}")
@@ -95,7 +103,9 @@ class NatsBlobs(Blobs):
         for start in range(0, whole.parts, _PARTS_AT_ONCE):
             numbers = range(start, min(start + _PARTS_AT_ONCE, whole.parts))
             subjects = [f"{self._cell}.{number}.{key}" for number in numbers]
-            found = await asyncio.gather(*(self._log.read(self._cell, subject) for subject in subjects))
+            found = await asyncio.gather(
+                *(self._log.read(self._cell, subject) for subject in subjects)
+            )
             parts += [stored.payload for stored in found if stored is not None]
         value = b"".join(parts)
         if len(value) != whole.size or crc32(value) != whole.checksum:
@@ -105,7 +115,10 @@ class NatsBlobs(Blobs):
     async def delete(self, key: str) -> None:
         self._check(key)
         await api.call(
-            self._connection, f"STREAM.PURGE.{self._cell}", {"filter": f"{self._cell}.*.{key}"}, _API_SECONDS
+            self._connection,
+            f"STREAM.PURGE.{self._cell}",
+            {"filter": f"{self._cell}.*.{key}"},
+            _API_SECONDS,
         )
 
     async def keys(self, prefix: str) -> list[str]:
@@ -116,7 +129,9 @@ class NatsBlobs(Blobs):
             offset = 0
             while True:
                 body = {"subjects_filter": subject_filter, "offset": offset}
-                answer = await api.call(self._connection, f"STREAM.INFO.{self._cell}", body, _API_SECONDS)
+                answer = await api.call(
+                    self._connection, f"STREAM.INFO.{self._cell}", body, _API_SECONDS
+                )
                 page = msgspec.json.decode(answer, type=_Page)
                 subjects = page.state.subjects or {}
                 found.update(subject.removeprefix(start) for subject in subjects)

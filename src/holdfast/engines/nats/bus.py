@@ -24,14 +24,19 @@ class NatsBus(Bus):
         if reply:
             checks.check_subject(reply)
         if len(payload) > limits.RECORD_BYTES_MAX:
-            raise TooLarge(f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are allowed")
+            raise TooLarge(
+                f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are "
+                "allowed"
+            )
         data = b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
         if self._connection.send(data):
             self.published += 1
         else:
             self.dropped += 1
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+    ) -> Subscription:
         checks.check_filter(subject)
 
         def take(subject: str, reply: str, headers: bytes, payload: bytes) -> None:
@@ -43,7 +48,10 @@ class NatsBus(Bus):
     async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> bytes:
         checks.check_subject(subject)
         if len(payload) > limits.RECORD_BYTES_MAX:
-            raise TooLarge(f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are allowed")
+            raise TooLarge(
+                f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are "
+                "allowed"
+            )
         try:
             _, answer = await self._connection.ask(subject, payload, timeout_seconds)
         except Closed:

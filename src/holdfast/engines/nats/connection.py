@@ -1,11 +1,12 @@
-"""One connection to a server: nats-py's client, with a reader and a writer of our own on the hot path.
+"""One connection to a server: nats-py's client, with a reader and a writer of our own on the hot
+path.
 
-nats-py makes a `Msg`, a queue entry and a task switch of every message. Here a message is handed to its callback as it is
-parsed, with its headers as bytes, and all that one tick of the loop sends is written at once. What is rare (INFO, PING,
-reconnection, TLS) stays nats-py's business.
+nats-py makes a `Msg`, a queue entry and a task switch of every message. Here a message is handed to
+its callback as it is parsed, with its headers as bytes, and all that one tick of the loop sends is
+written at once. What is rare (INFO, PING, reconnection, TLS) stays nats-py's business.
 
-What cannot be sent now is dropped or refused, never kept for later: a batch that is sent after a reconnection would be
-one that its writer believes lost.
+What cannot be sent now is dropped or refused, never kept for later: a batch that is sent after a
+reconnection would be one that its writer believes lost.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from holdfast.errors import Closed, NoQuorum, NoResponders, Unknown
 from holdfast.ids import new_id
 
 Callback = Callable[[str, str, bytes, bytes], None]
-"""Takes (subject, reply, headers, payload); headers are empty where there are none. It does not raise."""
+"""Takes (subject, reply, headers, payload); headers are empty where there are none. It does not
+raise."""
 
 _BUFFERED_BYTES_MAX: Final = 64 * 1024 * 1024
 """More than this waiting for a socket means a server that does not read."""
@@ -54,7 +56,8 @@ class _Parser(Parser):
                 break
             operation = buffer[position]
             start = line_end + 2
-            if operation == 0x4D or operation == 0x48:  # MSG subject sid [reply] size, HMSG … header size
+            # MSG subject sid [reply] size, HMSG … header size
+            if operation == 0x4D or operation == 0x48:
                 parts = buffer[position:line_end].split()
                 try:
                     size, number = int(parts[-1]), int(parts[2])
@@ -69,7 +72,12 @@ class _Parser(Parser):
                     payload_at = start + int(parts[-2]) if headed else start
                     try:
                         reply = parts[3].decode() if len(parts) == (6 if headed else 5) else ""
-                        callback(parts[1].decode(), reply, buffer[start:payload_at], buffer[payload_at : start + size])
+                        callback(
+                            parts[1].decode(),
+                            reply,
+                            buffer[start:payload_at],
+                            buffer[payload_at : start + size],
+                        )
                     except UnicodeDecodeError:
                         pass  # somebody published under a name that is not text: it is not for us
                     except Exception:
@@ -98,9 +106,15 @@ class Connection(Link):
         self._out: list[bytes] = []
 
     async def open(
-        self, urls: Sequence[str], certificates: Certificates, user: str, password: str, timeout_seconds: float
+        self,
+        urls: Sequence[str],
+        certificates: Certificates,
+        user: str,
+        password: str,
+        timeout_seconds: float,
     ) -> None:
-        """Connect to the first server that answers. Raises `NoQuorum`, `ConfigError` where it is not to be."""
+        """Connect to the first server that answers. Raises `NoQuorum`, `ConfigError` where it is
+        not to be."""
         await self.establish(urls, certificates, user, password, timeout_seconds)
         await self.listen(f"{self._inbox}.*", self._on_reply)
 
@@ -120,7 +134,7 @@ class Connection(Link):
             for callback in self.on_disconnect:
                 callback()
 
-    # Writing -------------------------------------------------------------------------------------------------------
+    # Writing --------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
         """Whether what is sent now goes to a socket."""
@@ -147,10 +161,11 @@ class Connection(Link):
         self.sent_bytes += len(data)
         writer.write(data)
 
-    # Reading -------------------------------------------------------------------------------------------------------
+    # Reading --------------------------------------------------------------------------------------
 
     async def listen(self, subject: str, callback: Callback, queue: str = "") -> int:
-        """Subscribe, and return the subscription's number once the server knows of it. Raises `Closed`, `NoQuorum`."""
+        """Subscribe, and return the subscription's number once the server knows of it. Raises
+        `Closed`, `NoQuorum`."""
         if self._closing:
             raise Closed("the engine was closed")
         self._sid += 1
@@ -169,10 +184,11 @@ class Connection(Link):
         return number
 
     async def _read_by_server(self, timeout_seconds: float) -> None:
-        """Wait until the server has read all that was sent. Raises `TimeoutError`, or errors of nats-py.
+        """Wait until the server has read all that was sent. Raises `TimeoutError`, or errors of
+        nats-py.
 
-        Not nats-py's `flush`: on Python 3.11 it loses a cancellation that comes together with the answer, and whoever
-        cancelled waits for ever.
+        Not nats-py's `flush`: on Python 3.11 it loses a cancellation that comes together with the
+        answer, and whoever cancelled waits for ever.
         """
         answered: asyncio.Future[bool] = self._loop.create_future()
         await self._send_ping(answered)
@@ -187,7 +203,8 @@ class Connection(Link):
             self.send(f"UNSUB {number}\r\n".encode())
 
     async def unlisten_in_order(self, number: int) -> None:
-        """End a subscription once all that the server sent before it heard of the end has arrived."""
+        """End a subscription once all that the server sent before it heard of the end has
+        arrived."""
         if self._subs.pop(number, None) is not None and self.send(f"UNSUB {number}\r\n".encode()):
             self._write_out()
             try:
@@ -197,7 +214,7 @@ class Connection(Link):
                 self.callbacks.pop(number, None)
         self.callbacks.pop(number, None)
 
-    # Asking --------------------------------------------------------------------------------------------------------
+    # Asking ---------------------------------------------------------------------------------------
 
     def open_request(self) -> tuple[int, str, asyncio.Future[tuple[bytes, bytes]]]:
         """A number, the reply subject to give, and the future of (headers, payload)."""
@@ -232,10 +249,15 @@ class Connection(Link):
             self.unanswered += 1
             future.set_exception(Unknown(f"no answer within {timeout_seconds} s"))
 
-    async def ask(self, subject: str, payload: bytes, timeout_seconds: float) -> tuple[bytes, bytes]:
-        """Ask, and return (headers, payload). Raises `NoQuorum` where nothing was sent, `NoResponders`, `Unknown`."""
+    async def ask(
+        self, subject: str, payload: bytes, timeout_seconds: float
+    ) -> tuple[bytes, bytes]:
+        """Ask, and return (headers, payload). Raises `NoQuorum` where nothing was sent,
+        `NoResponders`, `Unknown`."""
         number, reply, future = self.open_request()
-        if not self.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)):
+        if not self.send(
+            b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
+        ):
             self._requests.pop(number, None)
             if self._closing:
                 raise Closed("the engine was closed")

@@ -1,4 +1,5 @@
-"""The engine on a cluster of nats-servers: cells are replicated streams, written with fsync before the acknowledgement."""
+"""The engine on a cluster of nats-servers: cells are replicated streams, written with fsync before
+the acknowledgement."""
 
 from __future__ import annotations
 
@@ -20,7 +21,16 @@ from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.connection import Connection
 from holdfast.engines.nats.log import NatsLog
 from holdfast.engines.nats.urls import check_schemes, split
-from holdfast.errors import Closed, ConfigError, HoldfastError, InvalidName, Never, NoQuorum, NotFound, Unknown
+from holdfast.errors import (
+    Closed,
+    ConfigError,
+    HoldfastError,
+    InvalidName,
+    Never,
+    NoQuorum,
+    NotFound,
+    Unknown,
+)
 
 SERVER_MIN: Final = (2, 15)
 BLOB_CELL: Final = "g1blobs"
@@ -40,7 +50,8 @@ class _Names(msgspec.Struct):
 
 
 class NatsEngine(Engine):
-    """See `holdfast.engines.base.Engine`. ``urls``: servers, the nearest first; files in PEM; all of it for `open`."""
+    """See `holdfast.engines.base.Engine`. ``urls``: servers, the nearest first; files in PEM; all
+    of it for `open`."""
 
     name = "nats"
     record_bytes_max = limits.RECORD_BYTES_MAX
@@ -60,13 +71,16 @@ class NatsEngine(Engine):
     ) -> None:
         self._connect_seconds = connect_seconds
         self._urls, named_user, named_password = split(urls)
-        self.certificates = Certificates(tls_ca, tls_cert, tls_key, wanted=check_schemes(self._urls))
+        self.certificates = Certificates(
+            tls_ca, tls_cert, tls_key, wanted=check_schemes(self._urls)
+        )
         """For other connections of this process, too."""
         self._user = user or named_user
         self._password = password if user else named_password
         self._connection: Connection | None = None
         self._reading: Connection | None = None
-        """What is read in bulk comes by a connection of its own, so that acknowledgements do not wait behind it."""
+        """What is read in bulk comes by a connection of its own, so that acknowledgements do not
+        wait behind it."""
         self._random = chance.random()
 
     async def open(self) -> None:
@@ -89,24 +103,37 @@ class NatsEngine(Engine):
 
     async def _connect(self, role: str, tells: bool = False) -> Connection:
         connection = Connection(role, tells)
-        await connection.open(self._urls, self.certificates, self._user, self._password, self._connect_seconds)
+        await connection.open(
+            self._urls, self.certificates, self._user, self._password, self._connect_seconds
+        )
         return connection
 
     def _check_server(self, connection: Connection) -> None:
         facts = connection._server_info
         url = self._urls[0]
         version = str(facts.get("version", "0"))
-        numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:2] if part.isdigit())
+        numbers = tuple(
+            int(part) for part in version.split("-")[0].split(".")[:2] if part.isdigit()
+        )
         if numbers < SERVER_MIN:
             wanted = ".".join(map(str, SERVER_MIN))
-            raise ConfigError(f"the server at {url} is nats-server {version}; {wanted} or newer is needed")
-        if not facts.get("jetstream") and not facts.get("cluster"):  # one in a cluster may leave that to others
-            raise ConfigError(f"the server at {url} runs without JetStream: add `jetstream {{}}` to its settings")
+            raise ConfigError(
+                f"the server at {url} is nats-server {version}; {wanted} or newer is needed"
+            )
+        # one in a cluster may leave that to others
+        if not facts.get("jetstream") and not facts.get("cluster"):
+            raise ConfigError(
+                f"the server at {url} runs without JetStream: add `jetstream {{}}` to its settings"
+            )
         if not facts.get("headers"):
-            raise ConfigError(f"the server at {url} has headers turned off: Holdfast's batches need them")
+            raise ConfigError(
+                f"the server at {url} has headers turned off: Holdfast's batches need them"
+            )
         payload = facts.get("max_payload")
         if not isinstance(payload, int) or payload < _PAYLOAD_BYTES:
-            raise ConfigError(f"the server at {url} has max_payload below 1 MiB: leave it at its default")
+            raise ConfigError(
+                f"the server at {url} has max_payload below 1 MiB: leave it at its default"
+            )
 
     def _open(self) -> Connection:
         if self._connection is None or self.log.closed:
@@ -121,9 +148,11 @@ class NatsEngine(Engine):
             await asyncio.sleep(0)  # tails say goodbye to their consumers
             await asyncio.gather(connection.shut(), reading.shut())
 
-    # Cells -----------------------------------------------------------------------------------------------------------
+    # Cells ----------------------------------------------------------------------------------------
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
+    async def ensure_cells(
+        self, cells: Sequence[str], replicas: int, first_sequence: int = 1
+    ) -> None:
         for cell in cells:
             checks.check_cell(cell)
         if replicas not in (1, 3, 5):
@@ -141,7 +170,10 @@ class NatsEngine(Engine):
         """How many copies a cell has. Raises what `check_cells` raises."""
         try:
             answer = await self._ask_patiently(
-                f"STREAM.INFO.{cell}", None, limits.QUORUM_WAIT_SECONDS, f"the cell {cell} does not answer"
+                f"STREAM.INFO.{cell}",
+                None,
+                limits.QUORUM_WAIT_SECONDS,
+                f"the cell {cell} does not answer",
             )
         except InvalidName:
             raise NotFound(f"there is no stream {cell}: was it removed?") from None
@@ -166,13 +198,19 @@ class NatsEngine(Engine):
         for cell in cells:
             with suppress(InvalidName):  # there is none
                 await self._ask_patiently(
-                    f"STREAM.DELETE.{cell}", None, limits.QUORUM_WAIT_SECONDS, f"the cell {cell} cannot be removed"
+                    f"STREAM.DELETE.{cell}",
+                    None,
+                    limits.QUORUM_WAIT_SECONDS,
+                    f"the cell {cell} cannot be removed",
                 )
 
-    async def _ask_patiently(self, subject: str, body: Any, seconds: float, otherwise: str) -> bytes:
+    async def _ask_patiently(
+        self, subject: str, body: Any, seconds: float, otherwise: str
+    ) -> bytes:
         """Ask the servers until one answers.
 
-        Raises `NoQuorum`, which begins with ``otherwise``, where none did in time, and what else `api.call` raises.
+        Raises `NoQuorum`, which begins with ``otherwise``, where none did in time, and what else
+        `api.call` raises.
         """
         connection, loop = self._open(), asyncio.get_running_loop()
         end = loop.time() + seconds
@@ -196,7 +234,9 @@ class NatsEngine(Engine):
                 found = await api.call(connection, f"STREAM.INFO.{cell}", None, _ANSWER_SECONDS)
                 break
             except InvalidName:  # there is none
-                error: HoldfastError | None = await self._create(connection, cell, replicas, first_sequence)
+                error: HoldfastError | None = await self._create(
+                    connection, cell, replicas, first_sequence
+                )
             except (NoQuorum, Unknown) as refused:
                 error = refused
             attempt += 1
@@ -219,7 +259,7 @@ class NatsEngine(Engine):
             return error  # somebody else may have been faster: it is looked for again
         return None
 
-    # What it knows -----------------------------------------------------------------------------------------------------
+    # What it knows --------------------------------------------------------------------------------
 
     @property
     def connection(self) -> Connection:
@@ -235,7 +275,11 @@ class NatsEngine(Engine):
         return self._connection is not None and self._connection.ready()
 
     def servers(self) -> int:
-        known = self._connection._server_info.get("connect_urls", ()) if self._connection is not None else ()
+        known = (
+            self._connection._server_info.get("connect_urls", ())
+            if self._connection is not None
+            else ()
+        )
         return max(len(known), 1) if isinstance(known, (list, tuple)) else 1
 
     def statistics(self) -> Mapping[str, int | float | str]:
@@ -255,13 +299,14 @@ class NatsEngine(Engine):
 
 
 def _checked(cell: str, found: bytes) -> int:
-    """How many copies a stream has, as its leader describes it. Raises `ConfigError` for other settings than ours."""
+    """How many copies a stream has, as its leader describes it. Raises `ConfigError` for other
+    settings than ours."""
     config = msgspec.json.decode(found, type=_Stream).config
     for name, value in stream_settings(cell, 1).items():
         if name != "num_replicas" and config.get(name, type(value)()) != value:
             raise ConfigError(
-                f"the stream {cell} has {name} = {config.get(name)!r} and not {value!r}: "
-                "was it made by something other than Holdfast?"
+                f"the stream {cell} has {name} = {config.get(name)!r} and not {value!r}: was it "
+                "made by something other than Holdfast?"
             )
     return int(config.get("num_replicas", 1))
 

@@ -1,8 +1,10 @@
-"""The way to a server, and back to one after each loss: the part of a connection that is rare, and must not be trusted.
+"""The way to a server, and back to one after each loss: the part of a connection that is rare, and
+must not be trusted.
 
-nats-py keeps the protocol (INFO, CONNECT, pings, subscriptions). Where to connect, when, over what, and which errors end
-in what, is decided here: nats-py believes a server that says that it needs no TLS, sends a password to addresses that it
-only heard of, and tries a server that closes at once hundreds of times a second.
+nats-py keeps the protocol (INFO, CONNECT, pings, subscriptions). Where to connect, when, over what,
+and which errors end in what, is decided here: nats-py believes a server that says that it needs no
+TLS, sends a password to addresses that it only heard of, and tries a server that closes at once
+hundreds of times a second.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _logger = logging.getLogger(__name__)
 
 
 class Link(Client):
-    """See the module. ``role``: what it is for, in the log; ``tells``: whether it says there that it was lost, and is back."""
+    """See the module. ``role``: what it is for, in the log; ``tells``: whether it says there that
+    it was lost, and is back."""
 
     follows_others = True
     """Whether it may go to other servers than those that it was told."""
@@ -42,7 +45,8 @@ class Link(Client):
         self._role = role
         self._level = logging.WARNING if tells else logging.DEBUG
         self._refused = asyncio.Event()
-        """No server can be used: each was tried, and one of them is not trusted, or does not trust us."""
+        """No server can be used: each was tried, and one of them is not trusted, or does not trust
+        us."""
         self._closing = False
         self._said = ""
         self._loop: asyncio.AbstractEventLoop
@@ -53,17 +57,26 @@ class Link(Client):
         """What is to be done as soon as the connection is lost."""
 
     async def establish(
-        self, urls: Sequence[str], certificates: Certificates, user: str, password: str, timeout_seconds: float
+        self,
+        urls: Sequence[str],
+        certificates: Certificates,
+        user: str,
+        password: str,
+        timeout_seconds: float,
     ) -> None:
         """Connect to the first server that answers.
 
-        Raises `NoQuorum`, and `ConfigError` where every server was tried and one of them refuses, or is refused.
+        Raises `NoQuorum`, and `ConfigError` where every server was tried and one of them refuses,
+        or is refused.
         """
         self._loop = asyncio.get_running_loop()
         certificates.check()
         self._certificates = certificates
-        # Servers tell of others. A password goes to an address that its owner did not name if TLS shows whose it is.
-        self._pool = Pool(urls, self.follows_others and (certificates.wanted or not user), chance.random())
+        # Servers tell of others. A password goes to an address that its owner did not name if TLS
+        # shows whose it is.
+        self._pool = Pool(
+            urls, self.follows_others and (certificates.wanted or not user), chance.random()
+        )
         options: dict[str, Any] = {"user": user, "password": password} if user else {}
         connecting = self._loop.create_task(
             self.connect(
@@ -79,7 +92,9 @@ class Link(Client):
         )
         refused = self._loop.create_task(self._refused.wait())
         try:
-            await asyncio.wait({connecting, refused}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {connecting, refused}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
         except asyncio.CancelledError:
             connecting.cancel()
             await self.shut()
@@ -124,10 +139,11 @@ class Link(Client):
             _logger.debug("%s says: %s", self._role, text)
         self.trouble = text
 
-    # Connecting ----------------------------------------------------------------------------------------------------
+    # Connecting -----------------------------------------------------------------------------------
 
     async def _select_next_server(self) -> None:
-        """Connect to a server, the first one that works, however long it takes. nats-py's `connect` calls it."""
+        """Connect to a server, the first one that works, however long it takes. nats-py's `connect`
+        calls it."""
         while True:
             server, wait_seconds = self._pool.next(self._loop.time())
             await asyncio.sleep(wait_seconds)
@@ -136,7 +152,10 @@ class Link(Client):
             except Exception as error:  # whatever a server says, or does not say
                 if isinstance(self._transport, Wire):
                     self._transport.abort()
-                await self._failed(server, explained(error, server.where) if isinstance(error, ssl.SSLError) else error)
+                await self._failed(
+                    server,
+                    explained(error, server.where) if isinstance(error, ssl.SSLError) else error,
+                )
             else:
                 server.connected(self._loop.time())
                 return
@@ -144,7 +163,11 @@ class Link(Client):
     async def _failed(self, server: Server, error: Exception) -> None:
         self._status = Client.RECONNECTING
         refuses = isinstance(error, (Refused, ConfigError)) or "authorization" in str(error).lower()
-        text = str(error) if server.where in str(error) else f"{server.where}: {str(error) or type(error).__name__}"
+        text = (
+            str(error)
+            if server.where in str(error)
+            else f"{server.where}: {str(error) or type(error).__name__}"
+        )
         await self._on_error(nats_errors.Error(text))
         server.failed(self._loop.time(), self._pool.random, text if refuses else "")
         if refuses and text != self._said and self._reconnection_task is not None:
@@ -170,7 +193,12 @@ class Link(Client):
                 wire = Wire()
                 try:
                     await wire.open(
-                        server.host, server.port, name, self._certificates, hello_first, server.step_seconds()
+                        server.host,
+                        server.port,
+                        name,
+                        self._certificates,
+                        hello_first,
+                        server.step_seconds(),
                     )
                 except Refused:
                     if name == server.names[-1]:
@@ -190,10 +218,11 @@ class Link(Client):
     async def _process_connect_init(self) -> None:
         """Nothing: `_select_next_server` did it."""
 
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: ARG002  # nats-py's
+    # nats-py's
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: ARG002
         self._pool.told(info.get("connect_urls"))
 
-    # Coming back ---------------------------------------------------------------------------------------------------
+    # Coming back ----------------------------------------------------------------------------------
 
     async def _process_err(self, err_msg: str) -> None:
         # nats-py closes for good at most errors; a process that serves agents comes back.
@@ -210,7 +239,13 @@ class Link(Client):
         await self._on_error(e)
         self._lost()
         if self._reconnection_task is None or self._reconnection_task.done():
-            _logger.log(self._level, "%s to %s was lost: %s", self._role, self._pool.current.where, self.trouble)
+            _logger.log(
+                self._level,
+                "%s to %s was lost: %s",
+                self._role,
+                self._pool.current.where,
+                self.trouble,
+            )
             self._reconnection_task = self._loop.create_task(self._attempt_reconnect())
 
     async def _attempt_reconnect(self) -> None:
@@ -223,7 +258,8 @@ class Link(Client):
             for number, sub in self._subs.items():
                 self._wire().write(f"SUB {sub._subject} {sub._queue} {number}\r\n".encode())
             self.reconnections += 1
-            await asyncio.sleep(limits.RECONNECT_SECONDS_MIN)  # one that is lost again at once is not said to be back
+            # one that is lost again at once is not said to be back
+            await asyncio.sleep(limits.RECONNECT_SECONDS_MIN)
         self._said = ""
         if not self._closing:
             _logger.log(self._level, "%s is back, to %s", self._role, self._pool.current.where)

@@ -1,15 +1,20 @@
-"""The log on JetStream: a cell is a stream, a batch is an atomic publish, a fence is an expected sequence.
+"""The log on JetStream: a cell is a stream, a batch is an atomic publish, a fence is an expected
+sequence.
 
-Each record of a batch is one line of protocol with raw headers, and the whole batch is one write to the socket; only
-its last record asks for an acknowledgement. Facts of the server that shape this file:
+Each record of a batch is one line of protocol with raw headers, and the whole batch is one write to
+the socket; only its last record asks for an acknowledgement. Facts of the server that shape this
+file:
 
 * a refused expectation anywhere refuses the whole batch, without saying which (error 10071);
-* error 10164 is no refused expectation: another write with one on the same subject is under way. It is tried again;
-* a refusal may be of a second copy of the batch, while the first one is written: a refused batch must be such that
-  writing it again is harmless;
-* an answer of status 503 with an empty body: no leader has the stream at this moment, nothing was written;
-* no answer at all: the batch may have been written, or may be written later. That is certain some time after a change of
-  leaders, of which the new one tells: what the old one had taken and not passed on, nobody answers.
+* error 10164 is no refused expectation: another write with one on the same subject is under way. It
+  is tried again;
+* a refusal may be of a second copy of the batch, while the first one is written: a refused batch
+  must be such that writing it again is harmless;
+* an answer of status 503 with an empty body: no leader has the stream at this moment, nothing was
+  written;
+* no answer at all: the batch may have been written, or may be written later. That is certain some
+  time after a change of leaders, of which the new one tells: what the old one had taken and not
+  passed on, nobody answers.
 """
 
 from __future__ import annotations
@@ -27,7 +32,16 @@ from holdfast.engines.base import Chunk, Log, Record, Shown, Stored
 from holdfast.engines.nats import api, streams
 from holdfast.engines.nats.connection import Connection, header, status
 from holdfast.engines.nats.tail import Tail
-from holdfast.errors import Closed, Conflict, Fenced, HoldfastError, InvalidName, NoQuorum, NoResponders, Unknown
+from holdfast.errors import (
+    Closed,
+    Conflict,
+    Fenced,
+    HoldfastError,
+    InvalidName,
+    NoQuorum,
+    NoResponders,
+    Unknown,
+)
 from holdfast.ids import new_id
 
 _IN_PROCESS_TRIES: Final = 20
@@ -35,7 +49,8 @@ _SECOND_SECONDS: Final = 0.05
 _READ_SECONDS: Final = 1.0
 _API_SECONDS: Final = 2.0
 _ASKED_AT_ONCE: Final = 4
-"""Filters whose subjects are asked for at once: for a hundred thousand subjects a busy leader needs a second."""
+"""Filters whose subjects are asked for at once: for a hundred thousand subjects a busy leader needs
+a second."""
 
 _LEADERS: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED"
 _ELECTED_SECONDS: Final = 0.5
@@ -104,11 +119,13 @@ class NatsLog(Log):
             raise Closed("the log was closed")
         checks.check_cell(cell)
 
-    # Writing -------------------------------------------------------------------------------------------------------
+    # Writing --------------------------------------------------------------------------------------
 
     async def append(self, cell: str, records: Sequence[Record]) -> range:
         self._check_open(cell)
-        checks.check_batch(cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX)
+        checks.check_batch(
+            cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
+        )
         attempt = 0
         while True:
             last = await self._publish(cell, records)
@@ -118,18 +135,25 @@ class NatsLog(Log):
                 return range(last - len(records) + 1, last + 1)
             attempt += 1
             if attempt == _IN_PROCESS_TRIES:
-                raise NoQuorum(f"other writes with the same expectation are under way in {cell}: nothing was written")
+                raise NoQuorum(
+                    f"other writes with the same expectation are under way in {cell}: nothing was "
+                    "written"
+                )
             await asyncio.sleep(self._random.uniform(0.0005, 0.002) * attempt)
 
     async def _publish(self, cell: str, records: Sequence[Record]) -> int:
-        """One attempt: the last record's sequence, or 0 where another write with the same expectation is under way."""
+        """One attempt: the last record's sequence, or 0 where another write with the same
+        expectation is under way."""
         connection = self._connection
         number, reply, future = connection.open_request()
         if not connection.send(self._encode(records, reply)):
             future.cancel()
             if self.closed:
                 raise Closed("the log was closed")
-            raise NoQuorum(f"no server is reached, nothing was written: {connection.trouble or 'not connected'}")
+            raise NoQuorum(
+                "no server is reached, nothing was written: "
+                f"{connection.trouble or 'not connected'}"
+            )
         under_way = self._under_way.setdefault(cell, set())
         under_way.add(number)
         try:
@@ -142,7 +166,9 @@ class NatsLog(Log):
         if not answer:
             if status(headers) != 503:
                 self.unknown += 1
-                raise Unknown(f"a batch in {cell}: an acknowledgement with status {status(headers)}")
+                raise Unknown(
+                    f"a batch in {cell}: an acknowledgement with status {status(headers)}"
+                )
             raise NoQuorum(f"no server leads {cell} at this moment, nothing was written")
         ack = _decode_ack(answer)
         if ack.error is not None:
@@ -153,7 +179,10 @@ class NatsLog(Log):
             return 0
         if ack.error.err_code == api.WRONG_LAST_SEQUENCE:
             text = f"{cell}: {ack.error.description}"
-            if any(record.expect is not None and record.expect.subject != record.subject for record in records):
+            if any(
+                record.expect is not None and record.expect.subject != record.subject
+                for record in records
+            ):
                 raise Fenced(text)
             raise Conflict(text)
         raise api.error_of(ack.error, f"a batch in {cell}")
@@ -161,8 +190,9 @@ class NatsLog(Log):
     async def _second(self, number: int, refusal: _Ack) -> _Ack:
         """The acknowledgement that may follow a refusal.
 
-        Around a change of leaders a batch may reach its stream twice. The second copy is refused while the first is
-        under way, and the refusal is the faster answer (seen with 2.15.1, for seconds on end).
+        Around a change of leaders a batch may reach its stream twice. The second copy is refused
+        while the first is under way, and the refusal is the faster answer (seen with 2.15.1, for
+        seconds on end).
         """
         future = self._connection.open_request_again(number)
         try:
@@ -178,7 +208,8 @@ class NatsLog(Log):
         count = len(records)
         if count > 1:
             self._batches += 1
-        identity = f"NATS/1.0\r\nNats-Batch-Id:{self._batch_prefix}-{self._batches}\r\nNats-Batch-Sequence:"
+        batch = f"{self._batch_prefix}-{self._batches}"
+        identity = f"NATS/1.0\r\nNats-Batch-Id:{batch}\r\nNats-Batch-Sequence:"
         parts: list[bytes] = []
         for place, (subject, payload, expect) in enumerate(records, 1):
             if count > 1:
@@ -196,7 +227,9 @@ class NatsLog(Log):
                 parts.append(f"PUB {to} {len(payload)}\r\n".encode())
             else:
                 headers = (head + "\r\n").encode()
-                parts.append(f"HPUB {to} {len(headers)} {len(headers) + len(payload)}\r\n".encode() + headers)
+                parts.append(
+                    f"HPUB {to} {len(headers)} {len(headers) + len(payload)}\r\n".encode() + headers
+                )
             parts.append(payload)
             parts.append(b"\r\n")
         return b"".join(parts)
@@ -208,7 +241,7 @@ class NatsLog(Log):
             body = {"filter": subject, "seq": before_sequence}
             await api.call(self._connection, f"STREAM.PURGE.{cell}", body, _API_SECONDS)
 
-    # Reading -------------------------------------------------------------------------------------------------------
+    # Reading --------------------------------------------------------------------------------------
 
     async def read(self, cell: str, subject: str) -> Stored | None:
         """The leader is asked first: of the newest, it is the one that is rarely behind."""
@@ -228,23 +261,31 @@ class NatsLog(Log):
         self._check_open(cell)
         if sequence < 1:
             return None
-        found = await self._read_any(cell, {"seq": sequence}) or await self._read_leader(cell, {"seq": sequence})
+        found = await self._read_any(cell, {"seq": sequence}) or await self._read_leader(
+            cell, {"seq": sequence}
+        )
         return found if found is not None and found.sequence == sequence else None
 
     async def _read_any(self, cell: str, what: dict[str, str] | dict[str, int]) -> Stored | None:
         try:
             payload = msgspec.json.encode(what)
-            headers, data = await self._connection.ask(f"$JS.API.DIRECT.GET.{cell}", payload, _READ_SECONDS)
+            headers, data = await self._connection.ask(
+                f"$JS.API.DIRECT.GET.{cell}", payload, _READ_SECONDS
+            )
         except (NoResponders, Unknown):
             return None
         if not headers or status(headers):
             return None
-        return Stored(header(headers, b"Nats-Subject"), int(header(headers, b"Nats-Sequence")), data)
+        return Stored(
+            header(headers, b"Nats-Subject"), int(header(headers, b"Nats-Sequence")), data
+        )
 
     async def _read_leader(self, cell: str, what: dict[str, str] | dict[str, int]) -> Stored | None:
         payload = msgspec.json.encode(what)
         try:
-            _, data = await self._connection.ask(f"$JS.API.STREAM.MSG.GET.{cell}", payload, _READ_SECONDS)
+            _, data = await self._connection.ask(
+                f"$JS.API.STREAM.MSG.GET.{cell}", payload, _READ_SECONDS
+            )
         except (NoResponders, Unknown) as error:
             raise NoQuorum(f"no replica of {cell} answers: {error}") from None
         if not data:
@@ -257,7 +298,9 @@ class NatsLog(Log):
         message = answer.message
         if message is None:
             return None
-        return Stored(message.subject, message.seq, msgspec.convert(message.data, bytes, strict=False))
+        return Stored(
+            message.subject, message.seq, msgspec.convert(message.data, bytes, strict=False)
+        )
 
     async def tail(
         self, cell: str, subjects: Sequence[str], from_sequence: int = 1, not_on: str = ""
@@ -295,7 +338,9 @@ class NatsLog(Log):
         found: set[str] = set()
         for at in range(0, len(subject_filters), _ASKED_AT_ONCE):
             some = subject_filters[at : at + _ASKED_AT_ONCE]
-            for shown in await asyncio.gather(*(streams.subjects(self._connection, cell, one) for one in some)):
+            for shown in await asyncio.gather(
+                *(streams.subjects(self._connection, cell, one) for one in some)
+            ):
                 servers.add(shown.server)
                 found |= shown.subjects
         if len(servers) > 1:

@@ -1,7 +1,8 @@
-"""Which server a connection tries next, and when: a server that fails is left alone for longer each time.
+"""Which server a connection tries next, and when: a server that fails is left alone for longer each
+time.
 
-A server that takes a connection and closes it at once fails as well. Without a pause for it a client would connect
-hundreds of times a second.
+A server that takes a connection and closes it at once fails as well. Without a pause for it a
+client would connect hundreds of times a second.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _DISCOVERED_MAX: Final = 64
 
 
 class Server:
-    """One address. ``names``: those that its certificate may have. ``given``: whether the user named it."""
+    """One address. ``names``: those that its certificate may have. ``given``: whether the user
+    named it."""
 
     def __init__(self, url: str, given: bool = True, also_named: str = "") -> None:
         parts = urlsplit(url)
@@ -51,14 +53,17 @@ class Server:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def step_seconds(self) -> float:
-        """How long one step of connecting may take: longer after failures, as a busy machine may need longer."""
+        """How long one step of connecting may take: longer after failures, as a busy machine may
+        need longer."""
         return 1.0 + min(self.failures, 4) * 0.5
 
     def failed(self, now: float, random: Random, refusal: str = "") -> None:
         """Leave it alone for a while."""
         self.failures += 1
         self.refusal = refusal
-        most = min(limits.RECONNECT_SECONDS_MIN * 2 ** min(self.failures, 16), limits.RECONNECT_SECONDS_MAX)
+        most = min(
+            limits.RECONNECT_SECONDS_MIN * 2 ** min(self.failures, 16), limits.RECONNECT_SECONDS_MAX
+        )
         self.due = now + random.uniform(limits.RECONNECT_SECONDS_MIN, most)
 
     def connected(self, now: float) -> None:
@@ -75,7 +80,8 @@ class Server:
 
 
 class Pool:
-    """The servers of a connection, the nearest first. ``listens``: whether it takes in those that servers tell of."""
+    """The servers of a connection, the nearest first. ``listens``: whether it takes in those that
+    servers tell of."""
 
     def __init__(self, urls: Iterable[str], listens: bool, random: Random) -> None:
         self.servers = [Server(url) for url in urls]
@@ -86,7 +92,11 @@ class Pool:
 
     def next(self, now: float) -> tuple[Server, float]:
         """The server to try, and the seconds to wait before."""
-        at = self.servers.index(self.current) + 1 if self._begun and self.current in self.servers else 0
+        at = (
+            self.servers.index(self.current) + 1
+            if self._begun and self.current in self.servers
+            else 0
+        )
         order = self.servers[at:] + self.servers[:at]
         due = [server for server in order if server.due <= now]
         self.current = due[0] if due else min(order, key=lambda server: server.due)
@@ -103,7 +113,10 @@ class Pool:
         """Take in what a server says of others, in place of what was said before."""
         if not self.listens or not isinstance(addresses, list):
             return
-        named = next((s.host for s in (self.current, *self.servers) if s.given and not _is_address(s.host)), "")
+        named = next(
+            (s.host for s in (self.current, *self.servers) if s.given and not _is_address(s.host)),
+            "",
+        )
         known = {server.where: server for server in self.servers}
         kept = [server for server in self.servers if server.given]
         for address in addresses[: _DISCOVERED_MAX + len(kept)]:

@@ -1,8 +1,9 @@
 """A connection to whichever of several servers answers first.
 
-A connection tries its servers one after the other, and gives each a second: with two frozen hosts at the front of the
-list the third one is tried when an operator has long given up. So, for commands, each server is tried by a connection of
-its own, a little after the one before; the first that is open is kept.
+A connection tries its servers one after the other, and gives each a second: with two frozen hosts
+at the front of the list the third one is tried when an operator has long given up. So, for
+commands, each server is tried by a connection of its own, a little after the one before; the first
+that is open is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ async def reach(urls: Sequence[str], make: Callable[[list[str]], NatsEngine]) ->
 
     Raises `NoQuorum` where none answers, `ConfigError` where one refuses, at once.
     """
-    opening = [asyncio.create_task(_open(make([*urls[n:], *urls[:n]]), n * _STAGGER_SECONDS)) for n in range(len(urls))]
+    opening = [
+        asyncio.create_task(_open(make([*urls[n:], *urls[:n]]), n * _STAGGER_SECONDS))
+        for n in range(len(urls))
+    ]
     first: NatsEngine | None = None
     trouble: list[HoldfastError] = []
     try:

@@ -1,10 +1,11 @@
 """One particular replica of a cell, read in order: what `holdfast scrub` compares.
 
-The engine answers reads from whatever replica it likes, so a replica that lost records is not seen from outside. A
-disposable consumer with one copy, in memory, reads the store of the server that it was placed on; the answer to its
-creation names that server (``cluster.leader``), and how far that server's store goes. Where it is placed is drawn at
-random among the replicas, so consumers are made until each wanted server has one, and the rest is forgotten again.
-No leadership moves for it. (nats-server 2.15.1; a direct get does not say which server answered it.)
+The engine answers reads from whatever replica it likes, so a replica that lost records is not seen
+from outside. A disposable consumer with one copy, in memory, reads the store of the server that it
+was placed on; the answer to its creation names that server (``cluster.leader``), and how far that
+server's store goes. Where it is placed is drawn at random among the replicas, so consumers are made
+until each wanted server has one, and the rest is forgotten again. No leadership moves for it.
+(nats-server 2.15.1; a direct get does not say which server answered it.)
 
 Reading is by pulls, each bounded in records and bytes: memory stays flat however large the cell is.
 """
@@ -41,14 +42,17 @@ class ReplicaSize(msgspec.Struct, frozen=True):
     messages: int
 
 
-async def sizes(connection: Connection, cell: str, servers: Iterable[str]) -> dict[str, ReplicaSize]:
+async def sizes(
+    connection: Connection, cell: str, servers: Iterable[str]
+) -> dict[str, ReplicaSize]:
     """How far each of these servers' replicas goes. Raises `NoQuorum`, `Unknown`."""
     wanted = list(servers)
     news = await _placed(connection, cell, wanted, {"deliver_policy": "new"})
     alls = await _placed(connection, cell, wanted, {"deliver_policy": "all"})
     _forget(connection, cell, [made.name for made in (*news.values(), *alls.values())])
     return {
-        server: ReplicaSize(server, news[server].delivered.stream_seq, alls[server].num_pending) for server in wanted
+        server: ReplicaSize(server, news[server].delivered.stream_seq, alls[server].num_pending)
+        for server in wanted
     }
 
 
@@ -60,12 +64,22 @@ async def ends(connection: Connection, cell: str, servers: Iterable[str]) -> dic
 
 
 async def open_replicas(
-    connection: Connection, cell: str, servers: Iterable[str], subjects: Sequence[str] = (), from_sequence: int = 1
+    connection: Connection,
+    cell: str,
+    servers: Iterable[str],
+    subjects: Sequence[str] = (),
+    from_sequence: int = 1,
 ) -> dict[str, Replica]:
-    """A reader of each of these servers' replicas. Raises `NoQuorum` where one of them has none, `Unknown`."""
+    """A reader of each of these servers' replicas. Raises `NoQuorum` where one of them has none,
+    `Unknown`."""
     start = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(from_sequence, 1)}
     wanted = list(servers)
-    made = await _placed(connection, cell, wanted, {**start, "filter_subjects": list(subjects)} if subjects else start)
+    made = await _placed(
+        connection,
+        cell,
+        wanted,
+        {**start, "filter_subjects": list(subjects)} if subjects else start,
+    )
     readers: dict[str, Replica] = {}
     for server in wanted:
         readers[server] = reader = Replica(connection, cell, made[server].name)
@@ -135,9 +149,13 @@ class Replica:
     async def _pull(self) -> tuple[list[Stored], bool]:
         self._pulls += 1
         deliver = f"{self._deliver}.{self._pulls}"
-        body = msgspec.json.encode({"batch": _PULL_RECORDS, "max_bytes": _PULL_BYTES, "no_wait": True})
+        body = msgspec.json.encode(
+            {"batch": _PULL_RECORDS, "max_bytes": _PULL_BYTES, "no_wait": True}
+        )
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._cell}.{self._consumer}"
-        if not self._connection.send(f"PUB {subject} {deliver} {len(body)}\r\n".encode() + body + b"\r\n"):
+        if not self._connection.send(
+            f"PUB {subject} {deliver} {len(body)}\r\n".encode() + body + b"\r\n"
+        ):
             raise NoQuorum(f"no server is reached: {self._connection.trouble or 'not connected'}")
         records: list[Stored] = []
         while len(records) < _PULL_RECORDS:
@@ -156,7 +174,8 @@ class Replica:
             if code:
                 text = headers.split(b"\r\n")[0].decode(errors="replace")
                 raise NoQuorum(f"the replica of {self._cell} cannot be read any further: {text}")
-            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer
+            # sequence>.<time>.<pending>
             records.append(Stored(subject, int(reply.split(".")[-4]), payload))
         return records, False
 

@@ -1,4 +1,5 @@
-"""The streams as their leaders describe them: which there are, who keeps copies, and how to move a leadership."""
+"""The streams as their leaders describe them: which there are, who keeps copies, and how to move a
+leadership."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from holdfast.engines.nats.connection import Connection
 from holdfast.errors import NoQuorum, Unknown
 
 OURS: Final = re.compile(r"g[0-9]+(reg|blobs|c[0-9]+)|hfhosts")
-"""The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its generation; and who votes."""
+"""The names of Holdfast's own streams: the registry, the blobs, the cells, each behind its
+generation; and who votes."""
 
 _API_SECONDS: Final = 2.0
 _CHANGE_SECONDS: Final = 5.0
@@ -25,7 +27,8 @@ _PAGES_MAX: Final = 64
 
 
 class Peer(msgspec.Struct):
-    """A replica that does not lead, as the leader sees it. ``lag``: operations that it is behind."""
+    """A replica that does not lead, as the leader sees it. ``lag``: operations that it is
+    behind."""
 
     name: str
     current: bool = False
@@ -90,7 +93,8 @@ async def names(connection: Connection) -> list[str]:
 
 
 async def info(connection: Connection, stream: str) -> StreamFacts:
-    """One stream. Raises `InvalidName` where there is none, `NoQuorum` where it has no leader, `Unknown`."""
+    """One stream. Raises `InvalidName` where there is none, `NoQuorum` where it has no leader,
+    `Unknown`."""
     return msgspec.json.decode(
         await api.call(connection, f"STREAM.INFO.{stream}", None, _API_SECONDS), type=StreamFacts
     )
@@ -105,7 +109,9 @@ async def subjects(connection: Connection, stream: str, wanted: str) -> Shown:
     leader: str | None = None
     for _ in range(_PAGES_MAX):
         body = {"subjects_filter": wanted, "offset": len(found)}
-        facts = msgspec.json.decode(await _patient(connection, f"STREAM.INFO.{stream}", body), type=StreamFacts)
+        facts = msgspec.json.decode(
+            await _patient(connection, f"STREAM.INFO.{stream}", body), type=StreamFacts
+        )
         if leader not in (None, facts.cluster.leader):
             raise NoQuorum(f"{stream} got another leader")
         leader = facts.cluster.leader
@@ -116,10 +122,11 @@ async def subjects(connection: Connection, stream: str, wanted: str) -> Shown:
 
 
 async def _patient(connection: Connection, question: str, body: Any) -> bytes:
-    """Ask what may be much work for a server, again where no answer comes. Raises what `api.call` does.
+    """Ask what may be much work for a server, again where no answer comes. Raises what `api.call`
+    does.
 
-    A server that is busy also answers those whom nobody waits for any more, so the later attempts wait longer; a server
-    that died answers none, so they do not wait much longer.
+    A server that is busy also answers those whom nobody waits for any more, so the later attempts
+    wait longer; a server that died answers none, so they do not wait much longer.
     """
     for seconds in _WORK_SECONDS[:-1]:
         with suppress(Unknown):
@@ -138,7 +145,8 @@ class _Config(msgspec.Struct):
 
 
 async def set_copies(connection: Connection, stream: str, copies: int) -> None:
-    """Have a stream keep so many replicas; return when that has begun. Raises `InvalidName`, `NoQuorum`, `Unknown`, `Never`."""
+    """Have a stream keep so many replicas; return when that has begun. Raises `InvalidName`,
+    `NoQuorum`, `Unknown`, `Never`."""
     found = await api.call(connection, f"STREAM.INFO.{stream}", None, _CHANGE_SECONDS)
     config = msgspec.json.decode(found, type=_Config).config
     if config["num_replicas"] != copies:

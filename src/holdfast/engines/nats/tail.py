@@ -1,13 +1,15 @@
 """One ordered reading of a cell, that goes on at the next sequence whatever happens to servers.
 
-The server pushes through a disposable consumer: one replica, in memory, no acknowledgements. It numbers what it delivers,
-so a gap is seen; its heartbeat tells its death within two seconds. Then, and after a reconnection, a new consumer begins
-behind the last record that was read. Flow control is answered when a message was read, not when it arrived: a reader
-that is slow slows the server, and no memory fills.
+The server pushes through a disposable consumer: one replica, in memory, no acknowledgements. It
+numbers what it delivers, so a gap is seen; its heartbeat tells its death within two seconds. Then,
+and after a reconnection, a new consumer begins behind the last record that was read. Flow control
+is answered when a message was read, not when it arrived: a reader that is slow slows the server,
+and no memory fills.
 
-Of a stream in which much was replaced, a server finds the next record for several filters by looking through all subjects
-of a block, for each record anew: 33,000 records took 10 s, and the whole stream of them 0.2 s. So who has much to catch up
-with reads everything, and picks; once it is up to date it goes on with a consumer that has the filters.
+Of a stream in which much was replaced, a server finds the next record for several filters by
+looking through all subjects of a block, for each record anew: 33,000 records took 10 s, and the
+whole stream of them 0.2 s. So who has much to catch up with reads everything, and picks; once it is
+up to date it goes on with a consumer that has the filters.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _READ_SECONDS: Final = 0.01
 _CHUNK_RECORDS: Final = 2000
 _API_SECONDS: Final = 2.0
 _PLACEMENTS_MAX: Final = 12
-"""With two replicas to choose from, the chance that the wanted one is missed so often is below one in 4,000."""
+"""With two replicas to choose from, the chance that the wanted one is missed so often is below one
+in 4,000."""
 
 _WIDE_ABOVE: Final = 500
 """Records that wait for several filters, above which everything is read."""
@@ -44,7 +47,12 @@ class Tail:
     """See the module. It has at most one consumer at a time."""
 
     def __init__(
-        self, connection: Connection, cell: str, subjects: Sequence[str], from_sequence: int, not_on: str
+        self,
+        connection: Connection,
+        cell: str,
+        subjects: Sequence[str],
+        from_sequence: int,
+        not_on: str,
     ) -> None:
         self._connection = connection
         self._cell = cell
@@ -71,7 +79,8 @@ class Tail:
         self._wake.set()
 
     async def next(self) -> Chunk:
-        """The next records. Raises `Closed` when stopped; `NoQuorum` or `Unknown` where there is no consumer now."""
+        """The next records. Raises `Closed` when stopped; `NoQuorum` or `Unknown` where there is no
+        consumer now."""
         while not self._stopped:
             narrows = self._wide and 0.0 < self._up_to_date_at < self._loop.time() - _WIDE_SECONDS
             if narrows:
@@ -103,7 +112,8 @@ class Tail:
         finally:
             timer.cancel()
         if self._is_silent():
-            await asyncio.sleep(_READ_SECONDS)  # where this process stood still, what came meanwhile is not read yet
+            # where this process stood still, what came meanwhile is not read yet
+            await asyncio.sleep(_READ_SECONDS)
             if self._is_silent():
                 await self.forget()
 
@@ -169,7 +179,8 @@ class Tail:
             if headers and status(headers) == 100:
                 self._control(reply, headers)
                 continue
-            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer
+            # sequence>.<time>.<pending>
             tokens = reply.split(".")
             if len(tokens) < 9 or tokens[-6] != self._consumer:
                 continue  # the rest of a consumer that was given up
@@ -186,7 +197,11 @@ class Tail:
                 records.append(Stored(subject, sequence, payload))
         if caught_up and self._up_to_date_at == 0.0:
             self._up_to_date_at = self._loop.time()
-        return Chunk(records, caught_up, self._server, self._interruptions()) if records or caught_up else None
+        return (
+            Chunk(records, caught_up, self._server, self._interruptions())
+            if records or caught_up
+            else None
+        )
 
     def _control(self, reply: str, headers: bytes) -> None:
         if reply:  # flow control: what was sent before it has been read

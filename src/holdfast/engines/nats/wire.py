@@ -1,9 +1,11 @@
-"""One TCP connection to a server, over TLS where TLS is wanted: nothing is said before the server has proved who it is.
+"""One TCP connection to a server, over TLS where TLS is wanted: nothing is said before the server
+has proved who it is.
 
-NATS was made so that a server says in clear whether it uses TLS. A client that believes this sends its password to
-anybody who can stand in between and leaves the word out. Here TLS is a condition. The client begins with the handshake,
-which servers of our hosts expect. A server that speaks first must say that it uses TLS, and then prove it. Else the
-connection ends, before a byte of ours was sent that says anything.
+NATS was made so that a server says in clear whether it uses TLS. A client that believes this sends
+its password to anybody who can stand in between and leaves the word out. Here TLS is a condition.
+The client begins with the handshake, which servers of our hosts expect. A server that speaks first
+must say that it uses TLS, and then prove it. Else the connection ends, before a byte of ours was
+sent that says anything.
 """
 
 from __future__ import annotations
@@ -44,22 +46,34 @@ class Wire(TcpTransport):
         """What the server said of itself after its greeting, before it answered."""
 
     async def open(
-        self, host: str, port: int, name: str, certificates: Certificates, hello_first: bool, timeout_seconds: float
+        self,
+        host: str,
+        port: int,
+        name: str,
+        certificates: Certificates,
+        hello_first: bool,
+        timeout_seconds: float,
     ) -> None:
         """Connect; with TLS to a server that proves to be ``name``, if TLS is wanted.
 
-        ``hello_first``: begin with the handshake; else read what the server says first. Raises `Refused`, `OSError`,
-        `TimeoutError`, `ConfigError`.
+        ``hello_first``: begin with the handshake; else read what the server says first. Raises
+        `Refused`, `OSError`, `TimeoutError`, `ConfigError`.
         """
         where = f"{host}:{port}"
         first = certificates.wanted and hello_first
-        options: dict[str, Any] = {"ssl": certificates.context(), "server_hostname": name} if first else {}
+        options: dict[str, Any] = (
+            {"ssl": certificates.context(), "server_hostname": name} if first else {}
+        )
         opening = asyncio.open_connection(host, port, limit=_READ_BYTES, **options)
         try:
             reader, self._bare_io_writer = await asyncio.wait_for(opening, timeout_seconds)
         except ssl.SSLError as error:
             raise explained(error, where, certificates.authority) from None
-        self._bare_io_reader, self._io_reader, self._io_writer = reader, reader, self._bare_io_writer
+        self._bare_io_reader, self._io_reader, self._io_writer = (
+            reader,
+            reader,
+            self._bare_io_writer,
+        )
         self.secured = first
         if first or not certificates.wanted:
             return
@@ -71,15 +85,23 @@ class Wire(TcpTransport):
             self.abort()
             raise
 
-    async def _secure(self, name: str, certificates: Certificates, where: str, timeout_seconds: float) -> None:
+    async def _secure(
+        self, name: str, certificates: Certificates, where: str, timeout_seconds: float
+    ) -> None:
         assert self._bare_io_writer is not None
-        # A reader of its own: what came in clear behind the greeting is not taken for what came over TLS.
+        # A reader of its own: what came in clear behind the greeting is not taken for what came
+        # over TLS.
         reader = asyncio.StreamReader(limit=_READ_BYTES)
         protocol = _Protocol(reader)
         loop = asyncio.get_running_loop()
         try:
             transport = await asyncio.wait_for(
-                loop.start_tls(self._bare_io_writer.transport, protocol, certificates.context(), server_hostname=name),
+                loop.start_tls(
+                    self._bare_io_writer.transport,
+                    protocol,
+                    certificates.context(),
+                    server_hostname=name,
+                ),
                 timeout_seconds,
             )
         except ssl.SSLError as error:
@@ -87,19 +109,28 @@ class Wire(TcpTransport):
         if transport is None:
             raise ConnectionResetError(f"{where} closed the connection")
         reader.set_transport(transport)
-        self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        self._io_reader = reader
+        self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         self.secured = True
 
-    async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002  # nats-py's
-        """Do what nats-py asks for if a server wants TLS, also where this side did not: the server has to prove itself."""
+    async def connect_tls(  # nats-py calls it
+        self,
+        uri: Any,
+        ssl_context: Any,  # noqa: ARG002
+        buffer_size: int,  # noqa: ARG002
+        connect_timeout: int,
+    ) -> None:
+        """Do what nats-py asks for if a server wants TLS, also where this side did not: the server
+        has to prove itself."""
         if not self.secured:
             await self._secure(str(uri), Certificates(wanted=True), str(uri), connect_timeout)
 
     async def readline(self) -> bytes:
-        """The server's greeting, then its answer to the first ping. Raises `ConnectionError` where neither comes.
+        """The server's greeting, then its answer to the first ping. Raises `ConnectionError` where
+        neither comes.
 
-        nats-py takes whatever comes for an answer. Where a server closes, or says something else first, it would be
-        neither connected nor failed, for ever.
+        nats-py takes whatever comes for an answer. Where a server closes, or says something else
+        first, it would be neither connected nor failed, for ever.
         """
         if not self._greeted:
             self._greeted = True
@@ -145,14 +176,15 @@ def explained(error: ssl.SSLError, where: str, authority: str = "") -> OSError:
     """A failed handshake in words: `Refused` if one side does not take the other's certificate."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(
-            f"the certificate of {where} is not trusted: {error.verify_message or error.reason}. Is it the server that "
-            f"you mean, and is its certificate signed by {authority or 'an authority that this machine knows'} (tls_ca)?"
+            f"the certificate of {where} is not trusted: {error.verify_message or error.reason}. "
+            "Is it the server that you mean, and is its certificate signed by "
+            f"{authority or 'an authority that this machine knows'} (tls_ca)?"
         )
     reason = (error.reason or str(error)).upper()
     if "ALERT" in reason and any(word in reason for word in _ALERTS):
         return Refused(
-            f"{where} does not take our certificate ({reason.lower().replace('_', ' ')}): give tls_cert and tls_key that "
-            "its authority signed, and that have not ended"
+            f"{where} does not take our certificate ({reason.lower().replace('_', ' ')}): give "
+            "tls_cert and tls_key that its authority signed, and that have not ended"
         )
     return ConnectionError(f"{where}: {error.reason or error}")
 
@@ -172,6 +204,7 @@ def _check_greeting(line: bytes, where: str) -> None:
         raise ConnectionError(f"{where} is not a NATS server, or closed the connection at once")
     if facts.get("tls_required") is not True and facts.get("tls_available") is not True:
         raise Refused(
-            f"{where} does not offer TLS, and TLS was asked for, so nothing was sent to it. Is it the server that you "
-            "mean? Give the server certificates, or leave tls:// and the certificates out"
+            f"{where} does not offer TLS, and TLS was asked for, so nothing was sent to it. Is it "
+            "the server that you mean? Give the server certificates, or leave tls:// and the "
+            "certificates out"
         )

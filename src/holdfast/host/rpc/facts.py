@@ -1,6 +1,7 @@
 """What a host says of itself: its processes, its disk, its clock, its server and what that keeps.
 
-Whoever is on the bus can answer in a host's place, so each field says what it may be (`holdfast.cluster.door`).
+Whoever is on the bus can answer in a host's place, so each field says what it may be
+(`holdfast.cluster.door`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ HeardAgo = Annotated[dict[Name, Ago], msgspec.Meta(max_length=limits.HOSTS_HEARD
 
 
 class NodeFacts(msgspec.Struct):
-    """One of a host's node processes. ``pid`` is 0 while it does not run; ``error``: of its last end."""
+    """One of a host's node processes. ``pid`` is 0 while it does not run; ``error``: of its last
+    end."""
 
     name: Name
     incarnation: Text
@@ -42,7 +44,8 @@ class Certificate(msgspec.Struct):
 
 
 class HostFacts(msgspec.Struct):
-    """A host as it describes itself. Sizes in bytes, times in seconds since 1970 by its own clock."""
+    """A host as it describes itself. Sizes in bytes, times in seconds since 1970 by its own
+    clock."""
 
     host: Name
     pid: Small
@@ -50,7 +53,8 @@ class HostFacts(msgspec.Struct):
     started_at: Moment
     now: Moment
     cohort: Names
-    """Those who vote, as HOST:PORT for other servers, as this host was told; empty for a single server."""
+    """Those who vote, as HOST:PORT for other servers, as this host was told; empty for a single
+    server."""
     nodes: Annotated[list[NodeFacts], msgspec.Meta(max_length=4096)] = []
     server: ServerFacts | None = None
     """None where the servers are somebody else's, or while the own one does not answer."""
@@ -87,7 +91,8 @@ class NodeAway(msgspec.Struct):
 
 
 class HostSight(msgspec.Struct):
-    """Who is there, as one host has it in memory: it answers at once, with or without a majority."""
+    """Who is there, as one host has it in memory: it answers at once, with or without a
+    majority."""
 
     host: Name
     now: Moment
@@ -102,7 +107,8 @@ class HostSight(msgspec.Struct):
     sequence: Count = 0
     """Of that record."""
     founders: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
-    """How many hosts found the cluster, as it was told; 0 for one that joined, or that runs no server."""
+    """How many hosts found the cluster, as it was told; 0 for one that joined, or that runs no
+    server."""
     away: Annotated[list[NodeAway], msgspec.Meta(max_length=64)] = []
     """Its nodes that are away, the first 64 of them."""
 

@@ -1,8 +1,9 @@
 """What hosts answer to each other and to operators, over the bus.
 
-Much of what an operator wants to know is known to one host alone: its disk, its processes, what its server keeps. So each
-host answers on a subject of its own, ``hf.h.<host>``, and all answer on ``hf.h``. A request names an operation of one
-table; its arguments and its answer are declared types.
+Much of what an operator wants to know is known to one host alone: its disk, its processes, what its
+server keeps. So each host answers on a subject of its own, ``hf.h.<host>``, and all answer on
+``hf.h``. A request names an operation of one table; its arguments and its answer are declared
+types.
 """
 
 from __future__ import annotations
@@ -111,11 +112,15 @@ class HostService:
 
     async def _work(self, message: Message) -> None:
         try:
-            answer = _Answer(self._host, msgspec.Raw(codec.encode_raw(await self._run(message.payload))))
+            answer = _Answer(
+                self._host, msgspec.Raw(codec.encode_raw(await self._run(message.payload)))
+            )
         except HoldfastError as error:
             answer = _refusal(self._host, error)
         except Exception as error:
-            answer = _refusal(self._host, HoldfastError(f"host {self._host}: {type(error).__name__}: {error}"))
+            answer = _refusal(
+                self._host, HoldfastError(f"host {self._host}: {type(error).__name__}: {error}")
+            )
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a host's operation failed", "exception": error}
             )
@@ -132,8 +137,12 @@ class HostService:
         operation = self._operations.get(request.operation)
         if operation is None:
             known = ", ".join(sorted(self._operations))
-            raise BadMessage(f"host {self._host} has no operation {request.operation!r}: it has {known}")
-        arguments = codec.decode(request.arguments, operation.takes, f"{request.operation} of host {self._host}")
+            raise BadMessage(
+                f"host {self._host} has no operation {request.operation!r}: it has {known}"
+            )
+        arguments = codec.decode(
+            request.arguments, operation.takes, f"{request.operation} of host {self._host}"
+        )
         return await operation.run(arguments)
 
 
@@ -142,15 +151,18 @@ def _refusal(host: str, error: HoldfastError) -> _Answer:
     return _Answer(host, _NONE, name, text)
 
 
-# Asking -----------------------------------------------------------------------------------------------------------
+# Asking -------------------------------------------------------------------------------------------
 
 
 def _encode(operation: str, arguments: Any) -> bytes:
-    return codec.encode_raw(_Request(operation, msgspec.Raw(codec.encode_raw(arguments or Nothing()))))
+    return codec.encode_raw(
+        _Request(operation, msgspec.Raw(codec.encode_raw(arguments or Nothing())))
+    )
 
 
 def _read(payload: bytes, kind: Any) -> tuple[str, Any]:
-    """The host that answers, and what: a value, or an error. Raises `ValueError` for what does not fit."""
+    """The host that answers, and what: a value, or an error. Raises `ValueError` for what does not
+    fit."""
     try:
         answer = _decode_answer(payload)
         if answer.error:
@@ -165,20 +177,28 @@ def _read(payload: bytes, kind: Any) -> tuple[str, Any]:
 
 @lru_cache(maxsize=64)
 def answers_door(operation: str, kind: Any) -> Door[tuple[str, Any]]:
-    """For what hosts answer, one in a process: watchers ask again and again, and it is said once all the same."""
+    """For what hosts answer, one in a process: watchers ask again and again, and it is said once
+    all the same."""
     return Door(f"an answer ({operation})", lambda payload: _read(payload, kind), answers=False)
 
 
 async def ask_host(
-    bus: Bus, host: str, operation: str, kind: type[T], arguments: Any = None, timeout_seconds: float = ANSWER_SECONDS
+    bus: Bus,
+    host: str,
+    operation: str,
+    kind: type[T],
+    arguments: Any = None,
+    timeout_seconds: float = ANSWER_SECONDS,
 ) -> T:
     """What one host answers, as a ``kind``.
 
-    Raises `NoResponders` where that host is not there, `Unknown` after the timeout and for an answer that does not fit or
-    is of another host, and whatever error it answers.
+    Raises `NoResponders` where that host is not there, `Unknown` after the timeout and for an
+    answer that does not fit or is of another host, and whatever error it answers.
     """
     try:
-        payload = await bus.request(subject_of(host), _encode(operation, arguments), timeout_seconds)
+        payload = await bus.request(
+            subject_of(host), _encode(operation, arguments), timeout_seconds
+        )
     except NoResponders:
         raise NoResponders(f"host {host} is not there") from None
     try:
@@ -204,9 +224,12 @@ async def ask_hosts(
 ) -> dict[str, T | HoldfastError]:
     """What all hosts answer, by host; an error in place of a value where a host answers with one.
 
-    It takes ``wait_seconds``, as nobody knows who else is there; less where all of ``expected`` have answered.
+    It takes ``wait_seconds``, as nobody knows who else is there; less where all of ``expected``
+    have answered.
     """
-    heard = await hear_hosts(bus, operation, kind, arguments, expected=expected, wait_seconds=wait_seconds)
+    heard = await hear_hosts(
+        bus, operation, kind, arguments, expected=expected, wait_seconds=wait_seconds
+    )
     return {one.host: one.value for one in heard}
 
 
@@ -228,8 +251,8 @@ async def hear_hosts(
     wait_seconds: float = 1.0,
     enough: Callable[[str, T | HoldfastError], bool] | None = None,
 ) -> list[Heard[T]]:
-    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake. What does not fit is
-    dropped, and who sent it has not answered.
+    """As `ask_hosts`, with every answer there is: two hosts may have the same name, by mistake.
+    What does not fit is dropped, and who sent it has not answered.
 
     ``enough`` is called with each answer, and says whether it was the last one that is waited for.
     """

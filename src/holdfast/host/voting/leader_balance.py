@@ -1,8 +1,9 @@
 """Spreads the leaders of the cells over the servers, so that the loss of one stalls its share only.
 
-After a restart all of them may lead on one server, and the engine leaves it so. The host whose server leads those who vote
-looks after it: where it is uneven for ten seconds it moves one, and then looks for ten seconds again. In trouble nothing
-is moved: a move costs the cell a moment, and elections are enough to bear.
+After a restart all of them may lead on one server, and the engine leaves it so. The host whose
+server leads those who vote looks after it: where it is uneven for ten seconds it moves one, and
+then looks for ten seconds again. In trouble nothing is moved: a move costs the cell a moment, and
+elections are enough to bear.
 """
 
 from __future__ import annotations
@@ -65,19 +66,31 @@ class LeaderBalance:
                 _logger.debug("the leaders are left where they are: %s", error)
 
     async def _wanted(self) -> tuple[str, str] | None:
-        """A cell and the server to lead it, where this host is to move one and all is well as far as its server sees."""
+        """A cell and the server to lead it, where this host is to move one and all is well as far
+        as its server sees."""
         record = self._seat.record
         if record is None or record.target:
             return None
         voters = await self._system.voters()
         own = self._system.server_name()
-        if len(voters.peers) < 2 or voters.leader != own or not all(_heard(peer) for peer in voters.peers[1:]):
+        if (
+            len(voters.peers) < 2
+            or voters.leader != own
+            or not all(_heard(peer) for peer in voters.peers[1:])
+        ):
             return None
         servers = [peer.name for peer in voters.peers]
-        if set(servers) != {record.hosts[name].server for name in record.members if name in record.hosts}:
+        if set(servers) != {
+            record.hosts[name].server for name in record.members if name in record.hosts
+        }:
             return None
-        cells = [replica for replica in await self._system.replicas() if _CELL.fullmatch(replica.stream)]
-        if any(not replica.leader or replica.moving or replica.copies != len(servers) for replica in cells):
+        cells = [
+            replica for replica in await self._system.replicas() if _CELL.fullmatch(replica.stream)
+        ]
+        if any(
+            not replica.leader or replica.moving or replica.copies != len(servers)
+            for replica in cells
+        ):
             return None
         return one_move({replica.stream: replica.leader for replica in cells}, servers)
 
@@ -85,11 +98,15 @@ class LeaderBalance:
         """Whether each cell's leader finds all its followers current."""
         assert self._seat.record is not None
         members = self._seat.record.members
-        found = await ask_hosts(self._engine.bus, "replicas", Replicas, expected=members, wait_seconds=2.0)
+        found = await ask_hosts(
+            self._engine.bus, "replicas", Replicas, expected=members, wait_seconds=2.0
+        )
         kept = [one for one in found.values() if isinstance(one, Replicas)]
         leading = [replica for one in kept for replica in one.replicas if replica.leads]
         followers = [peer for replica in leading for peer in replica.peers]
-        return len(kept) >= len(members) and all(peer.current and not peer.offline for peer in followers)
+        return len(kept) >= len(members) and all(
+            peer.current and not peer.offline for peer in followers
+        )
 
     async def _move(self, cell: str, server: str) -> None:
         _logger.info("%s is to be led by %s: the leaders are uneven", cell, server)

@@ -1,13 +1,16 @@
-"""A host's seat: whether its server votes, under which name, and how it finds the others. It outlives the host's process.
+"""A host's seat: whether its server votes, under which name, and how it finds the others. It
+outlives the host's process.
 
-What a host is told on its command line is true at its first start only: later the cohort's record says who votes (see
-`holdfast.cluster.facts.cohort`), and a command may have changed it while this host was away. So each host keeps a small file
-beside its data, follows the record, and does its own part of it: it also takes the vote from its own former server. Whatever
-is not its own part (who else is removed, whose replicas move) is done by the command, step by step.
+What a host is told on its command line is true at its first start only: later the cohort's record
+says who votes (see `holdfast.cluster.facts.cohort`), and a command may have changed it while this
+host was away. So each host keeps a small file beside its data, follows the record, and does its own
+part of it: it also takes the vote from its own former server. Whatever is not its own part (who
+else is removed, whose replicas move) is done by the command, step by step.
 
-A server's name in the engine ends in an id that is made with the host's directory. The engine counts replicas and votes
-by that name. A host that lost its disk must not vote as the server that still had it; and a name that was removed may
-not come back for minutes. With a new directory, or a new vote, comes a new name.
+A server's name in the engine ends in an id that is made with the host's directory. The engine
+counts replicas and votes by that name. A host that lost its disk must not vote as the server that
+still had it; and a name that was removed may not come back for minutes. With a new directory, or a
+new vote, comes a new name.
 """
 
 from __future__ import annotations
@@ -55,16 +58,18 @@ MayLeave = Callable[[str], Awaitable[None]]
 """Raises `NotDone` where the others cannot do without a server."""
 
 NOTHING_LEFT: Final = (
-    "this host belonged to a cluster, and nothing of that is left on any host that answers. It waits for the others, and "
-    "founds no empty one. Start the hosts that have data; or remove all hosts' directories, to begin anew or to restore a "
-    "backup"
+    "this host belonged to a cluster, and nothing of that is left on any host that answers. It "
+    "waits for the others, and founds no empty one. Start the hosts that have data; or remove all "
+    "hosts' directories, to begin anew or to restore a backup"
 )
 
 
 class Voter:
     """See the module. ``join``: HOST:PORT of a host of the cluster, empty for a founder."""
 
-    def __init__(self, host: str, server: NatsServer, join: str, restart: Restart, say: Say) -> None:
+    def __init__(
+        self, host: str, server: NatsServer, join: str, restart: Restart, say: Say
+    ) -> None:
         self.host = host
         self.trouble = ""
         """Why it is not as the record says, empty where it is."""
@@ -78,24 +83,28 @@ class Voter:
         self._state = State("", True, "")
         self._changing = asyncio.Lock()
 
-    # Before the server starts --------------------------------------------------------------------------------------
+    # Before the server starts ---------------------------------------------------------------------
 
     async def take(self) -> None:
-        """Find out what part this host has, before its server starts. Raises `ConfigError`, `NoQuorum`, `DataLoss`."""
+        """Find out what part this host has, before its server starts. Raises `ConfigError`,
+        `NoQuorum`, `DataLoss`."""
         kept = state.load(self._directory)
         if kept is not None:
             founds = bool(self._server.settings.routes)
             state.check(self._directory, self.host, founds, bool(self._join))
             kept = state.adopt(self._directory, self.host, kept)
             if not state.check_store(self._directory, kept, founds):
-                kept.identity, kept.named = _identity(), False  # a store that was removed takes its server's name along
+                # a store that was removed takes its server's name along
+                kept.identity, kept.named = _identity(), False
             self._state = kept
         elif self._join:
             own = self._server.settings
             record, sequence = await arrival.learn(self.host, own.security, self._join)
             urls = [entry.url for entry in record.hosts.values()]
             address = arrival.address_of(own, self._join)
-            self._state = State(_identity(), False, address, record.routes(), urls, sequence=sequence)
+            self._state = State(
+                _identity(), False, address, record.routes(), urls, sequence=sequence
+            )
         else:
             new = State(_identity(), True, arrival.address_of(self._server.settings, ""))
             self._state = state.adopt(self._directory, self.host, new)
@@ -110,9 +119,10 @@ class Voter:
     async def _look_before(self) -> None:
         """What the others know is learned before its server speaks to anybody.
 
-        A vote that was taken away while this host was gone is given up, and so is a store that another server of this host
-        replaced. Raises `ConfigError` where a server of its name is up, as this is a copy of that one's directory, and where
-        its server would meet those of another cluster.
+        A vote that was taken away while this host was gone is given up, and so is a store that
+        another server of this host replaced. Raises `ConfigError` where a server of its name is up,
+        as this is a copy of that one's directory, and where its server would meet those of another
+        cluster.
         """
         urls = [url for url in self._state.urls if url != self._server.url]
         if not urls:
@@ -122,7 +132,8 @@ class Voter:
         try:
             async with asyncio.timeout(_PEEK_SECONDS):
                 await engine.open()
-                # The connection of a machine that fell is kept for a while, and nothing answers there.
+                # The connection of a machine that fell is kept for a while, and nothing answers
+                # there.
                 with suppress(TimeoutError, HoldfastError):
                     async with asyncio.timeout(_PEEK_SECONDS / 2):
                         up = await arrival.server_up(engine, self.host)
@@ -133,14 +144,17 @@ class Voter:
             await engine.close()
         if up == own:
             raise ConfigError(
-                f"there is a host {self.host!r} in the cluster already, and {self._directory} is a copy of its directory: end "
-                "that host first, or give an empty --dir and another --name"
+                f"there is a host {self.host!r} in the cluster already, and {self._directory} is a "
+                "copy of its directory: end that host first, or give an empty --dir and another "
+                "--name"
             )
         if record is None:
             return
         if state.is_foreign(record, self.record):
             routes = (*self._server.settings.routes, *self._state.others)
-            if shared := await arrival.same_places([entry.route for entry in record.hosts.values()], routes):
+            if shared := await arrival.same_places(
+                [entry.route for entry in record.hosts.values()], routes
+            ):
                 raise ConfigError(state.foreign_text(self._directory, shared))
             return
         if sequence < self._state.sequence or record.target:
@@ -149,7 +163,9 @@ class Voter:
         if self._state.votes and not record.votes(self.host):
             new = {"identity": _identity(), "votes": False, "named": False}
             self._state = msgspec.structs.replace(self._state, sequence=sequence, **new)
-        elif self._state.votes and was == own and state.server_in(record, self.host) not in ("", own):
+        elif (
+            self._state.votes and was == own and state.server_in(record, self.host) not in ("", own)
+        ):
             state.put_aside(self._directory)
             self._state = msgspec.structs.replace(self._state, identity=_identity(), named=False)
 
@@ -187,9 +203,14 @@ class Voter:
 
     @property
     def copies(self) -> int:
-        """How many copies of everything there are to be at least, by the newest record that this host ever saw; 0 for none."""
+        """How many copies of everything there are to be at least, by the newest record that this
+        host ever saw; 0 for none."""
         record = self.record
-        return 0 if record is None else min(len(names) for names in (record.members, record.target) if names)
+        return (
+            0
+            if record is None
+            else min(len(names) for names in (record.members, record.target) if names)
+        )
 
     @property
     def votes(self) -> bool:
@@ -204,7 +225,9 @@ class Voter:
         clustered = own.routes or own.others
         scheme = "tls" if own.security.tls_cert else "nats"
         route = addresses.join(address, own.cluster_port) if clustered else ""
-        return HostEntry(self._server.name, route, f"{scheme}://{addresses.join(address, own.port)}")
+        return HostEntry(
+            self._server.name, route, f"{scheme}://{addresses.join(address, own.port)}"
+        )
 
     @property
     def founded(self) -> bool:
@@ -218,7 +241,7 @@ class Voter:
             state.save(self._directory, seen)
             self._state = seen
 
-    # Afterwards ----------------------------------------------------------------------------------------------------
+    # Afterwards -----------------------------------------------------------------------------------
 
     async def run(self, engine: NatsEngine, system: ServerAdmin, may_leave: MayLeave) -> None:
         """Follow the record, for ever."""
@@ -231,20 +254,26 @@ class Voter:
                 fits, now = False, time.monotonic()
                 fails_since = now if fails_since is None else fails_since
                 text = f"{type(error).__name__}: {error}"
-                if not isinstance(error, (NotDone, Unknown)) or now - fails_since > _ELECTION_SECONDS:
+                if (
+                    not isinstance(error, (NotDone, Unknown))
+                    or now - fails_since > _ELECTION_SECONDS
+                ):
                     self.trouble = text
                 _logger.debug("the seat of %s: %s", self.host, text)
             await asyncio.sleep(_LOOK_SECONDS if fits else _UNFIT_SECONDS)
 
     async def _fit(self, engine: NatsEngine, system: ServerAdmin, may_leave: MayLeave) -> bool:
-        """Do one thing that brings this host nearer to what the record says; return whether nothing was to be done."""
+        """Do one thing that brings this host nearer to what the record says; return whether nothing
+        was to be done."""
         record, sequence = await arrival.read(engine)
         if record is None:
             return await self._found(engine)
         self._empty_since = 0.0
         async with self._changing:
             if state.is_foreign(record, self.record):
-                self.trouble = state.foreign_text(self._directory, (entry.url for entry in record.hosts.values()))
+                self.trouble = state.foreign_text(
+                    self._directory, (entry.url for entry in record.hosts.values())
+                )
                 return False
             if sequence < self._state.sequence:
                 return False  # a replica that lags
@@ -257,30 +286,46 @@ class Voter:
                 await self._give_up(system, may_leave)
                 await self._sit(False)
                 return False
-            if not votes and self.host in (record.target or record.members) and self.host in record.members:
+            if (
+                not votes
+                and self.host in (record.target or record.members)
+                and self.host in record.members
+            ):
                 await self._sit(True)
                 return False
             if known == self.entry:
                 if not self.founded and await founding.look(engine) is not None:
                     self.saw_cluster()  # it has no node that would tell
-                if votes and not self._state.named and state.name_old_store(self._directory, self._server.name):
+                if (
+                    votes
+                    and not self._state.named
+                    and state.name_old_store(self._directory, self._server.name)
+                ):
                     self._state.named = True
                     self._save()
                 return True
             lost = votes and known is not None and known.server != self.entry.server
-            if lost and known is not None and not await self._succeed(system, known.server, may_leave):
+            if (
+                lost
+                and known is not None
+                and not await self._succeed(system, known.server, may_leave)
+            ):
                 return False
             await cohort.change(engine, cohort.CELL, self._entered)
             return False
 
     def _is_not_itself(self) -> bool:
-        """Whether it has another host's store, or has no other voter beside it: then it puts nothing aside."""
+        """Whether it has another host's store, or has no other voter beside it: then it puts
+        nothing aside."""
         owner, own = self._state.owner, self._server.settings
         if owner and owner != self.host:
             self.trouble = f"this is the directory of host {owner}: give --name {owner}"
         elif not own.routes and not own.others:
             members = ", ".join(self.record.members if self.record is not None else ())
-            self.trouble = f"by the record the only copy belongs to {members}, not to {self.host}: give that --name"
+            self.trouble = (
+                f"by the record the only copy belongs to {members}, not to {self.host}: give that "
+                "--name"
+            )
         else:
             return False
         return True
@@ -294,11 +339,15 @@ class Voter:
             self._state.founders = sorted(record.members)
         others = [
             entry.route
-            for name, entry in sorted(record.hosts.items(), key=lambda host: (not record.votes(host[0]), host[0]))
+            for name, entry in sorted(
+                record.hosts.items(), key=lambda host: (not record.votes(host[0]), host[0])
+            )
             if entry.route and name != self.host and name not in self._state.founders
         ]
         urls = [entry.url for name, entry in sorted(record.hosts.items()) if name != self.host]
-        seen = msgspec.structs.replace(self._state, sequence=sequence, others=others, urls=urls, record=record)
+        seen = msgspec.structs.replace(
+            self._state, sequence=sequence, others=others, urls=urls, record=record
+        )
         if seen != self._state:
             self._state = seen
             self._save()
@@ -313,7 +362,9 @@ class Voter:
             self._empty_since = self._empty_since or time.monotonic()
             if time.monotonic() - self._empty_since > _ELECTION_SECONDS and not self._said:
                 self._said = True
-                self._say("nothing-left", {"server": self._server.settings.name, "text": NOTHING_LEFT})
+                self._say(
+                    "nothing-left", {"server": self._server.settings.name, "text": NOTHING_LEFT}
+                )
             return False
         await engine.ensure_cells([cohort.CELL], len(founders) or 1)
         hosts = {self.host: self.entry}
@@ -322,7 +373,9 @@ class Voter:
             hosts = {
                 name: facts.entry
                 for name, facts in found.items()
-                if isinstance(facts, HostFacts) and facts.entry is not None and len(facts.cohort) == len(founders)
+                if isinstance(facts, HostFacts)
+                and facts.entry is not None
+                and len(facts.cohort) == len(founders)
             }
             if len(hosts) != len(founders):
                 self.trouble = f"of {len(founders)} founders {len(hosts)} are there"
@@ -332,7 +385,8 @@ class Voter:
         return False
 
     async def _succeed(self, system: ServerAdmin, former: str, may_leave: MayLeave) -> bool:
-        """Take the place of this host's former server, whose disk is lost: nobody else has that name.
+        """Take the place of this host's former server, whose disk is lost: nobody else has that
+        name.
 
         Its own server, which is new, may not know yet that the former one votes.
         """
@@ -346,7 +400,10 @@ class Voter:
         if lost is None:
             return True
         if 0 < lost.active < limits.TAKEOVER_SECONDS * 1_000_000_000:
-            self.trouble = f"its former server {former} is still there: do two hosts have the name {self.host!r}?"
+            self.trouble = (
+                f"its former server {former} is still there: do two hosts have the name "
+                f"{self.host!r}?"
+            )
             return False
         await may_leave(former)
         await system.remove(former)
@@ -355,7 +412,8 @@ class Voter:
     async def _give_up(self, system: ServerAdmin, may_leave: MayLeave) -> None:
         """Take the vote from the own server, where it has one that the record does not give it.
 
-        The server that leads knows. Raises `NotDone` where the others cannot do without it, or none of them is heard.
+        The server that leads knows. Raises `NotDone` where the others cannot do without it, or none
+        of them is heard.
         """
         voters = await system.voters_as_led()
         own = self._server.name
@@ -369,10 +427,11 @@ class Voter:
             await system.lead_elsewhere(others[0].name)
         await system.remove(own)
 
-    # What the command asks for -------------------------------------------------------------------------------------
+    # What the command asks for --------------------------------------------------------------------
 
     async def vote(self, sequence: int) -> HostEntry:
-        """Have the server vote, for a record of this sequence or newer. Return how it is called now."""
+        """Have the server vote, for a record of this sequence or newer. Return how it is called
+        now."""
         async with self._changing:
             self._state.sequence = max(self._state.sequence, sequence)
             if not self._server.settings.votes:
@@ -380,7 +439,8 @@ class Voter:
             return self.entry
 
     async def stand_down(self, sequence: int) -> HostEntry:
-        """Have the server give up its vote, which others took from it already. Return how it is called now."""
+        """Have the server give up its vote, which others took from it already. Return how it is
+        called now."""
         async with self._changing:
             self._state.sequence = max(self._state.sequence, sequence)
             if self._server.settings.votes:

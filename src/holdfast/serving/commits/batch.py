@@ -1,7 +1,8 @@
-"""One batch of a committer while it is put together: agents' records, what their turns send, and records that leave packs.
+"""One batch of a committer while it is put together: agents' records, what their turns send, and
+records that leave packs.
 
-A record of an agent is small, mostly, and then goes into the batch's pack if there is to be one. Per shard, the first
-record carries the digest of the shard's index before the batch.
+A record of an agent is small, mostly, and then goes into the batch's pack if there is to be one.
+Per shard, the first record carries the digest of the shard's index before the batch.
 """
 
 from __future__ import annotations
@@ -25,12 +26,20 @@ _RECORD_OVERHEAD: Final = 512
 
 
 class Batch:
-    """See the module. ``link``: its first record; None on the embedded engine. ``chain``: the chain that fences it; empty
-    where the shards' epochs do. ``slot``: where its pack goes; None where it has none. ``hot_from``: agents whose newest
-    record is older go into none. ``form``: of the records. ``now``: in s since 1970."""
+    """See the module. ``link``: its first record; None on the embedded engine. ``chain``: the chain
+    that fences it; empty where the shards' epochs do. ``slot``: where its pack goes; None where it
+    has none. ``hot_from``: agents whose newest record is older go into none. ``form``: of the
+    records. ``now``: in s since 1970."""
 
     def __init__(
-        self, cell: str, link: Record | None, chain: str, slot: int | None, hot_from: int, form: int, now: float
+        self,
+        cell: str,
+        link: Record | None,
+        chain: str,
+        slot: int | None,
+        hot_from: int,
+        form: int,
+        now: float,
     ) -> None:
         self.link = link
         self.chain = chain
@@ -39,7 +48,8 @@ class Batch:
         self.records: list[Record] = [] if link is None else [link]
         self.bytes = 0
         self.agents: list[tuple[Activation, int, bytes]] = []
-        """Each with the place of its record, -1 if it is in the pack, and the state that the record holds."""
+        """Each with the place of its record, -1 if it is in the pack, and the state that the record
+        holds."""
         self.moves: list[tuple[Shard, str, int]] = []
         """Agents whose records leave their packs, with the places of the new ones."""
         self.settled: list[Shard] = []
@@ -58,7 +68,8 @@ class Batch:
         return bool(self.agents or self.moves or self.settled)
 
     def add(self, activation: Activation) -> bool:
-        """Add an agent's record and what its turns send; False where there is no room left for them.
+        """Add an agent's record and what its turns send; False where there is no room left for
+        them.
 
         Raises `TooLarge`: the record fits no batch.
         """
@@ -68,7 +79,8 @@ class Batch:
             size += activation.outgoing_bytes
             many += activation.outgoing_records
         if self.agents and (
-            self.bytes + size * 2 > limits.BATCH_BYTES_MAX or len(self.records) + many * 2 > limits.BATCH_RECORDS_MAX
+            self.bytes + size * 2 > limits.BATCH_BYTES_MAX
+            or len(self.records) + many * 2 > limits.BATCH_RECORDS_MAX
         ):
             return False
         fence, digest, count = None, 0, 0
@@ -130,7 +142,10 @@ class Batch:
 
     def has_room(self) -> bool:
         """Whether a record that leaves its pack may be added."""
-        return len(self.records) < limits.BATCH_RECORDS_MAX - 1 and self.bytes < limits.BATCH_BYTES_MAX // 2
+        return (
+            len(self.records) < limits.BATCH_RECORDS_MAX - 1
+            and self.bytes < limits.BATCH_BYTES_MAX // 2
+        )
 
     def add_move(self, shard: Shard, token: str) -> None:
         """Add a record of its own for an agent that is packed: the same but for its place."""
@@ -139,7 +154,11 @@ class Batch:
         record = unpack(packed, f"the packed record of {token}")
         if first := shard not in self.shards:
             self._begin(shard)
-        record.commit, record.previous, record.version = shard.commit, shard.index[token], record.version + 1
+        record.commit, record.previous, record.version = (
+            shard.commit,
+            shard.index[token],
+            record.version + 1,
+        )
         record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
         self.moves.append((shard, token, len(self.records)))
         self._append(Record(f"{shard.prefix}.st.{token}", pack(record)))

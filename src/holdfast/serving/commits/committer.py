@@ -1,23 +1,31 @@
-"""Group commit: one batch per (node, cell), of all agents that finished turns since the batch before.
+"""Group commit: one batch per (node, cell), of all agents that finished turns since the batch
+before.
 
-The naive way, a batch per turn or per shard, multiplies fsyncs and Raft entries; they are what a turn costs. Here one
-batch is in flight per cell, and while it is, the next one fills: the busier the node, the cheaper a turn. Where many small
-records are to be written they are put into one, a pack (`holdfast.records.packs`); what leaves its pack later is written
-with the batches that come (`journal`).
+The naive way, a batch per turn or per shard, multiplies fsyncs and Raft entries; they are what a
+turn costs. Here one batch is in flight per cell, and while it is, the next one fills: the busier
+the node, the cheaper a turn. Where many small records are to be written they are put into one, a
+pack (`holdfast.records.packs`); what leaves its pack later is written with the batches that come
+(`journal`).
 
-Each batch begins with a link, which expects the link of the batch before (`holdfast.cluster.fence_chain`): it fences this node
-off when its shards are claimed by others, and it makes sure that no batch is written twice, although the servers may get
-it twice, or write one that they said they refused. As long as there may be nodes that do not know chains for fences, each
-shard's first record in the batch also expects the shard's epoch; on the embedded engine that is all.
+Each batch begins with a link, which expects the link of the batch before
+(`holdfast.cluster.fence_chain`): it fences this node off when its shards are claimed by others, and
+it makes sure that no batch is written twice, although the servers may get it twice, or write one
+that they said they refused. As long as there may be nodes that do not know chains for fences, each
+shard's first record in the batch also expects the shard's epoch; on the embedded engine that is
+all.
 
 What becomes of a batch:
 
 * acknowledged: everything that waited for it is released;
-* `Conflict` or `Fenced`: the shards whose epoch is another's are dropped, the rest of the cell is claimed anew;
-* `Unknown`: it is never retried and never looked up. This node's shards of the cell stop and are claimed anew with
-  another chain: the old batch then lies before the new epochs, or can never commit;
-* `NoQuorum`: nothing was written; tried again for a while, then every turn in it is undone and its caller told so;
-* refused for what is in it: the agents are sent one by one, the guilty one's turns one by one; the guilty turn fails.
+* `Conflict` or `Fenced`: the shards whose epoch is another's are dropped, the rest of the cell is
+  claimed anew;
+* `Unknown`: it is never retried and never looked up. This node's shards of the cell stop and are
+  claimed anew with another chain: the old batch then lies before the new epochs, or can never
+  commit;
+* `NoQuorum`: nothing was written; tried again for a while, then every turn in it is undone and its
+  caller told so;
+* refused for what is in it: the agents are sent one by one, the guilty one's turns one by one; the
+  guilty turn fails.
 """
 
 from __future__ import annotations
@@ -30,7 +38,15 @@ from typing import TYPE_CHECKING, Final
 from holdfast import chance, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Record
-from holdfast.errors import Closed, Conflict, HoldfastError, NoQuorum, StorageFailed, TooLarge, Unknown
+from holdfast.errors import (
+    Closed,
+    Conflict,
+    HoldfastError,
+    NoQuorum,
+    StorageFailed,
+    TooLarge,
+    Unknown,
+)
 from holdfast.serving.commits import large_states
 from holdfast.serving.commits.batch import Batch
 from holdfast.serving.commits.pack_table import PackTable
@@ -78,7 +94,8 @@ class Committer:
 
     def mark(self, activation: Activation) -> None:
         """The agent has finished turns to commit."""
-        self.dirty[activation] = None  # the fast path does all this but for a large state, which it leaves to others
+        # the fast path does all this but for a large state, which it leaves to others
+        self.dirty[activation] = None
         if len(activation.state_bytes) + activation.seen.bytes_kept >= limits.BLOB_THRESHOLD_BYTES:
             self._large = True
         self.waiting += 1
@@ -103,7 +120,8 @@ class Committer:
         self.journal = PackTable(self._runtime.shards)
 
     async def write(self, records: list[Record]) -> range:
-        """Append these between two batches, with a link of their own. Raises what `Log.append` does.
+        """Append these between two batches, with a link of their own. Raises what `Log.append`
+        does.
 
         After `Conflict` and `Unknown` this node's shards of the cell are claimed anew.
         """
@@ -137,11 +155,14 @@ class Committer:
                 written = self.turns
                 started = self._runtime.loop.time()
                 await self._commit(await self._build())
-                self._append_seconds += (self._runtime.loop.time() - started - self._append_seconds) / 8
+                self._append_seconds += (
+                    self._runtime.loop.time() - started - self._append_seconds
+                ) / 8
                 await self._linger(self.turns - written)
 
     def _switch(self) -> None:
-        """When every node has come to know chains for fences, claim everything anew with one that all will break."""
+        """When every node has come to know chains for fences, claim everything anew with one that
+        all will break."""
         if not self._switched and self._knows_chains():
             self._switched = True
             if self._chain.link:
@@ -162,12 +183,14 @@ class Committer:
         return False
 
     async def _linger(self, written: int) -> None:
-        """Wait a little for those that were answered just now to ask again: up to an append, and up to two for many.
+        """Wait a little for those that were answered just now to ask again: up to an append, and up
+        to two for many.
 
-        A batch costs far more than what is in it. Without this, while a batch is written half of all callers wait for
-        the next one, so that each batch holds half of what it could; and one that nobody waits for yet would hold only
-        those who ask first. Four fifths of them are enough, and of many three: those who are still to come are in other
-        nodes' batches, which wait in turn for callers that wait here.
+        A batch costs far more than what is in it. Without this, while a batch is written half of
+        all callers wait for the next one, so that each batch holds half of what it could; and one
+        that nobody waits for yet would hold only those who ask first. Four fifths of them are
+        enough, and of many three: those who are still to come are in other nodes' batches, which
+        wait in turn for callers that wait here.
         """
         expected = written + self.waiting
         share = min(expected / limits.LINGER_TURNS, 2)
@@ -175,12 +198,14 @@ class Committer:
         if self.waiting < self.enough and (self.waiting or share > 0.25):
             self._wake.clear()
             seconds = self._append_seconds * (max(share, 1) if self.waiting else share)
-            late = self._runtime.loop.call_later(min(seconds, limits.LINGER_SECONDS_MAX), self._wake.set)
+            late = self._runtime.loop.call_later(
+                min(seconds, limits.LINGER_SECONDS_MAX), self._wake.set
+            )
             await self._wake.wait()
             late.cancel()
         self.enough = 1
 
-    # Building ------------------------------------------------------------------------------------------------------
+    # Building -------------------------------------------------------------------------------------
 
     async def _build(self) -> Batch:
         if self._one_by_one:
@@ -188,7 +213,11 @@ class Committer:
         else:
             source, most = self.dirty, limits.BATCH_RECORDS_MAX
         waiting = list(islice(source, most))
-        large = [one for one in waiting if one.pending and large_states.needed(one)] if self._large else []
+        large = (
+            [one for one in waiting if one.pending and large_states.needed(one)]
+            if self._large
+            else []
+        )
         for activation in large:
             if activation.pending and large_states.needed(activation):
                 await large_states.put(activation)
@@ -230,15 +259,23 @@ class Committer:
         worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
         slot = self.journal.slot() if worth else None
         chain = self._chain.name if chained else ""
-        form, now = self._runtime.router.placement.manifest.record_version, self._runtime.clock.now()
+        form, now = (
+            self._runtime.router.placement.manifest.record_version,
+            self._runtime.clock.now(),
+        )
         return Batch(self._cell, self._next_link(), chain, slot, self.journal.hot_from(), form, now)
 
     def _next_link(self) -> Record | None:
         return None if self._runtime.life.embedded else self._chain.next_link(b"%d" % self.batches)
 
     def _add_moves(self, batch: Batch) -> None:
-        """Add records that leave their packs, and what says that shards need those of others no more."""
-        most = max(limits.PACK_AGENTS_MIN * 4, len(batch.agents) * 2) if batch.agents else limits.MOVES_MAX
+        """Add records that leave their packs, and what says that shards need those of others no
+        more."""
+        most = (
+            max(limits.PACK_AGENTS_MIN * 4, len(batch.agents) * 2)
+            if batch.agents
+            else limits.MOVES_MAX
+        )
         moving: set[tuple[Shard, str]] = set()
         for one in self.journal.due(self._runtime.loop.time()):
             if len(moving) >= most or not batch.has_room():
@@ -250,7 +287,7 @@ class Committer:
             if batch.has_room():
                 batch.add_settled(shard)
 
-    # Writing -------------------------------------------------------------------------------------------------------
+    # Writing --------------------------------------------------------------------------------------
 
     async def _commit(self, batch: Batch) -> None:
         give_up_at, attempt = self._runtime.loop.time() + limits.QUORUM_WAIT_SECONDS, 0
@@ -264,9 +301,8 @@ class Committer:
                 raise
             except NoQuorum as error:
                 attempt += 1
-                if self._runtime.loop.time() > give_up_at or isinstance(
-                    error, StorageFailed
-                ):  # no election heals a disk
+                if self._runtime.loop.time() > give_up_at or isinstance(error, StorageFailed):
+                    # no election heals a disk
                     for activation, *_ in batch.agents:
                         if activation.shard.active:
                             activation.shard.drop(activation, error)
@@ -302,7 +338,8 @@ class Committer:
             self._chain.link = sequences[0]
 
     def _goes_on(self, link: Record | None) -> bool:
-        """Whether the chain of this link has not ended meanwhile, with all that was claimed with it."""
+        """Whether the chain of this link has not ended meanwhile, with all that was claimed with
+        it."""
         return link is None or (link.subject == self._chain.subject and self._chain.link > 0)
 
     async def _write(self, records: list[Record], done: asyncio.Future[range]) -> None:
@@ -310,7 +347,9 @@ class Committer:
         try:
             if link is not None and not self._chain.link:
                 raise Conflict(f"this node's chain in {self._cell} has ended")
-            sequences = await self._runtime.gate.append(self._cell, [*([link] if link else ()), *records])
+            sequences = await self._runtime.gate.append(
+                self._cell, [*([link] if link else ()), *records]
+            )
         except HoldfastError as error:
             if isinstance(error, Conflict | Unknown) and self._goes_on(link):
                 self._runtime.reclaim(self._cell)
@@ -331,7 +370,11 @@ class Committer:
             if shard.active:
                 shard.relay(cell).add(sequences[place], batch.records[place].payload)
         pack = None
-        if batch.slot is not None and self._goes_on(batch.link) and (payload := batch.pack_payload()):
+        if (
+            batch.slot is not None
+            and self._goes_on(batch.link)
+            and (payload := batch.pack_payload())
+        ):
             pack = self.journal.written(batch.slot, last, now, payload)
         for shard, token, place in batch.moves:
             if shard.active:
@@ -372,9 +415,11 @@ class Committer:
         self._wake.set()
 
     async def _conflict(self, batch: Batch) -> None:
-        """A fence is refused, or a link of the chain: let go of what is another's, and claim the rest anew.
+        """A fence is refused, or a link of the chain: let go of what is another's, and claim the
+        rest anew.
 
-        None of it is sent again as it is: the refusal may be of a second copy of a batch that was written.
+        None of it is sent again as it is: the refusal may be of a second copy of a batch that was
+        written.
         """
         if not self._goes_on(batch.link):
             return
@@ -392,7 +437,8 @@ class Committer:
             self._runtime.reclaim(self._cell)
 
     def _refused(self, activation: Activation, error: HoldfastError) -> None:
-        """The log will not take this agent's record: its turns are undone, and the guilty one is found."""
+        """The log will not take this agent's record: its turns are undone, and the guilty one is
+        found."""
         shard = activation.shard
         if not shard.active:
             return

@@ -1,10 +1,12 @@
-"""The packs that a committer wrote and that are still needed, and the records that have to leave packs.
+"""The packs that a committer wrote and that are still needed, and the records that have to leave
+packs.
 
-An agent whose newest record is in a pack is *packed*: the sequence of its newest record is the pack's. So nothing more is
-kept of it in memory than of others, and the pack as it was written. Most agents that are packed are written again soon, in
-a newer pack, and cost the log no record of their own. What is left of a pack when it gets old, or when slots run short, is
-written as records of their own, and the slot is free again. So is what a shard has in the packs of owners before (*foreign*
-to it), and all that a shard has when it is about to be let go of.
+An agent whose newest record is in a pack is *packed*: the sequence of its newest record is the
+pack's. So nothing more is kept of it in memory than of others, and the pack as it was written. Most
+agents that are packed are written again soon, in a newer pack, and cost the log no record of their
+own. What is left of a pack when it gets old, or when slots run short, is written as records of
+their own, and the slot is free again. So is what a shard has in the packs of owners before
+(*foreign* to it), and all that a shard has when it is about to be let go of.
 """
 
 from __future__ import annotations
@@ -35,13 +37,17 @@ class Pack:
     def records(self) -> dict[tuple[int, str], bytes]:
         """The records in it, by shard and agent."""
         if self._payload:
-            self._records = {(number, token): record for number, token, record in packs.decode(self._payload, "a pack")}
+            self._records = {
+                (number, token): record
+                for number, token, record in packs.decode(self._payload, "a pack")
+            }
             self._payload = b""
         return self._records
 
 
 class PackTable:
-    """One committer's packs. ``shards``: those served here, by number. Times are the loop's, in seconds."""
+    """One committer's packs. ``shards``: those served here, by number. Times are the loop's, in
+    seconds."""
 
     def __init__(self, shards: Mapping[int, Shard]) -> None:
         self.packs: dict[int, Pack] = {}
@@ -50,7 +56,8 @@ class PackTable:
         self._free: list[int] = []
         self._slots = 0
         self._leaving: dict[Shard, None] = {}
-        """Shards that are about to be let go of, or that have records in the packs of owners before."""
+        """Shards that are about to be let go of, or that have records in the packs of owners
+        before."""
 
     def slot(self) -> int | None:
         """Where the next pack may be written; None where all slots are needed."""
@@ -59,8 +66,8 @@ class PackTable:
         return self._slots if self._slots < limits.PACKS_MAX else None
 
     def hot_from(self) -> int:
-        """Agents whose newest record has a lower sequence are not worth a place in a pack: slots run short, and they would
-        leave it before they are written again."""
+        """Agents whose newest record has a lower sequence are not worth a place in a pack: slots
+        run short, and they would leave it before they are written again."""
         return next(iter(self.packs)) if len(self.packs) >= _short() else 0
 
     def written(self, slot: int, sequence: int, at: float, payload: bytes) -> Pack:
@@ -111,8 +118,13 @@ class PackTable:
                     yield shard, token
 
     def settled(self) -> list[Shard]:
-        """The shards of which nothing is in the packs of owners before any more, and of which that is not known yet."""
-        return [one for one in self._leaving if one.active and one.unsettled and not one.settling and not one.foreign]
+        """The shards of which nothing is in the packs of owners before any more, and of which that
+        is not known yet."""
+        return [
+            one
+            for one in self._leaving
+            if one.active and one.unsettled and not one.settling and not one.foreign
+        ]
 
     def _of(self, pack: Pack) -> Iterator[tuple[Shard, str]]:
         """The agents that are served here and have their newest record in a pack."""
@@ -139,4 +151,6 @@ def _short() -> int:
 def _rests(shard: Shard, token: str) -> bool:
     """Whether the agent is not about to be written anyway."""
     activation = shard.activations.get(token)
-    return activation is None or (activation.loaded and not activation.pending and not activation.in_batch)
+    return activation is None or (
+        activation.loaded and not activation.pending and not activation.in_batch
+    )

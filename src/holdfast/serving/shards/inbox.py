@@ -1,4 +1,5 @@
-"""An agent's inbox, as the log has it: its messages as deliveries, and those beyond the read-ahead read when it gets to them."""
+"""An agent's inbox, as the log has it: its messages as deliveries, and those beyond the read-ahead
+read when it gets to them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _decode = msgspec.msgpack.Decoder(InboxMessage).decode
 
 
 def message_of(stored: Stored, suspect_before: int) -> Delivery:
-    """The message of a record. ``suspect_before``: earlier ones may have been in the hands of a process that died."""
+    """The message of a record. ``suspect_before``: earlier ones may have been in the hands of a
+    process that died."""
     try:
         message = _decode(codec.unseal(stored.payload, stored.subject))
     except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
@@ -40,21 +42,29 @@ async def refill(shard: Shard, activation: Activation) -> None:
     while waiting and isinstance(old := waiting[0], int) and old <= activation.consumed:
         waiting.popleft()
         shard.consumed(old)
-    while shard.active and activation.inbox is waiting and isinstance(head := next(iter(waiting), None), int):
-        # Only the first that are still to be read: behind them may stand messages that came when there was room.
+    while (
+        shard.active
+        and activation.inbox is waiting
+        and isinstance(head := next(iter(waiting), None), int)
+    ):
+        # Only the first that are still to be read: behind them may stand messages that came when
+        # there was room.
         some: list[int] = []
         for item in waiting:
             if not isinstance(item, int) or len(some) == _READ_AT_ONCE:
                 break
             some.append(item)
         try:
-            found = await asyncio.gather(*(shard.runtime.engine.log.read_sequence(shard.cell, s) for s in some))
+            found = await asyncio.gather(
+                *(shard.runtime.engine.log.read_sequence(shard.cell, s) for s in some)
+            )
         except (NoQuorum, Unknown):
             found = [None]
         if activation.inbox is not waiting:
             return
         if waiting[0] != head:
-            break  # a message that failed was put in front of them meanwhile, to be tried again first
+            # a message that failed was put in front of them meanwhile, to be tried again first
+            break
         for stored in found:
             if stored is None:  # no replica that answers has it yet: go on from here in a moment
                 break

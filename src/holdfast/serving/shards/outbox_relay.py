@@ -1,11 +1,13 @@
 """Carry what turns sent from a shard's outbox into another cell, each message once and in order.
 
-A batch is atomic within one cell only, so a send to another cell is first committed in the sender's own (the outbox).
-One relay per (shard, target cell) then appends the messages there, together with a cursor record that is compared and
-set on its last sequence: two relays of one shard (an owner that does not know yet that it was replaced, and the next)
-cannot both succeed, and a batch whose outcome is unknown is settled by reading the cursor.
+A batch is atomic within one cell only, so a send to another cell is first committed in the sender's
+own (the outbox). One relay per (shard, target cell) then appends the messages there, together with
+a cursor record that is compared and set on its last sequence: two relays of one shard (an owner
+that does not know yet that it was replaced, and the next) cannot both succeed, and a batch whose
+outcome is unknown is settled by reading the cursor.
 
-The cursor names the sequence, in the source cell, of the last outbox record carried over. The outbox is purged behind it.
+The cursor names the sequence, in the source cell, of the last outbox record carried over. The
+outbox is purged behind it.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class OutboxRelay:
                 await self._carry()
                 attempt = 0
             except (Conflict, Unknown):
-                # Somebody else moved it, or a batch of ours may have: what is carried is what the cursor says.
+                # Somebody else moved it, or a batch of ours may have: what is carried is what the
+                # cursor says.
                 self._cursor = None
                 attempt += 1
             except Closed:
@@ -74,7 +77,10 @@ class OutboxRelay:
         if stored is None:
             self._cursor = (0, 0)
         else:
-            self._cursor = (stored.sequence, _decode_cursor(codec.unseal(stored.payload, self._subject)))
+            self._cursor = (
+                stored.sequence,
+                _decode_cursor(codec.unseal(stored.payload, self._subject)),
+            )
 
     async def _carry(self) -> None:
         assert self._cursor is not None
@@ -84,7 +90,9 @@ class OutboxRelay:
         size = 0
         for item in self._waiting:
             size += len(item[2]) + 512
-            if batch and (size > limits.BATCH_BYTES_MAX - 4096 or len(batch) >= limits.BATCH_RECORDS_MAX - 1):
+            if batch and (
+                size > limits.BATCH_BYTES_MAX - 4096 or len(batch) >= limits.BATCH_RECORDS_MAX - 1
+            ):
                 break
             batch.append(item)
         if not batch:

@@ -1,8 +1,9 @@
-"""A shard that this node owns: which agents it has, which of them are in memory, and what waits in their inboxes.
+"""A shard that this node owns: which agents it has, which of them are in memory, and what waits in
+their inboxes.
 
-The index (agent → sequence of its newest record) is rebuilt from the log when the shard is claimed, and from then on
-only this owner changes it. So a load never asks "what is the newest record?", which a lagging replica answers wrongly;
-it asks for exactly the sequence that the index names.
+The index (agent → sequence of its newest record) is rebuilt from the log when the shard is claimed,
+and from then on only this owner changes it. So a load never asks "what is the newest record?",
+which a lagging replica answers wrongly; it asks for exactly the sequence that the index names.
 """
 
 from __future__ import annotations
@@ -78,12 +79,16 @@ class Shard:
         self._consumed_count = 0
         self.claimed_at = runtime.loop.time()
 
-    # Recovery ----------------------------------------------------------------------------------------------------
+    # Recovery -------------------------------------------------------------------------------------
 
-    async def recover(self, records: Iterable[Stored]) -> tuple[list[tuple[str, Timer]], list[Stored]]:
-        """Rebuild the index from all of the shard's records before its epoch, in order; return timers and inbox.
+    async def recover(
+        self, records: Iterable[Stored]
+    ) -> tuple[list[tuple[str, Timer]], list[Stored]]:
+        """Rebuild the index from all of the shard's records before its epoch, in order; return
+        timers and inbox.
 
-        Raises `DataLoss` where a record is damaged, or where the digest shows that the replica read lacks one.
+        Raises `DataLoss` where a record is damaged, or where the digest shows that the replica read
+        lacks one.
         """
         timers: list[tuple[str, Timer]] = []
         inbox: list[Stored] = []
@@ -97,7 +102,8 @@ class Shard:
                 self._outbox.append((rest.partition(".")[0], stored.sequence, stored.payload))
             elif kind == "st":
                 record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
-                # A replica that is still catching up shows a record, and later the one that replaced it.
+                # A replica that is still catching up shows a record, and later the one that
+                # replaced it.
                 self.digest ^= moved(rest, self.index.get(rest, 0), stored.sequence)
                 self.index[rest] = stored.sequence
                 consumed[rest] = record.consumed
@@ -118,7 +124,9 @@ class Shard:
         self.packed = len(self.foreign)
         self._verify(newest)
         # Of the inbox more may have been read than is left: see `cluster.recovery`.
-        return timers, [one for one in inbox if one.sequence > consumed.get(one.subject.split(".", 4)[3], 0)]
+        return timers, [
+            one for one in inbox if one.sequence > consumed.get(one.subject.split(".", 4)[3], 0)
+        ]
 
     def _verify(self, newest: list[tuple[int, str, AgentRecord]]) -> None:
         """Compare with the digest that the newest batch carries of the index before it."""
@@ -142,10 +150,11 @@ class Shard:
             self._relays[cell] = OutboxRelay(self.runtime, self, cell)
         return self._relays[cell]
 
-    # Agents ------------------------------------------------------------------------------------------------------
+    # Agents ---------------------------------------------------------------------------------------
 
     def activation(self, token: str) -> Activation:
-        """The agent in memory; where it is not, its loading begins. Raises `UnknownKind`, `InvalidName`."""
+        """The agent in memory; where it is not, its loading begins. Raises `UnknownKind`,
+        `InvalidName`."""
         found = self.activations.get(token)
         if found is not None:
             return found
@@ -153,7 +162,8 @@ class Shard:
         if kind is None:
             name = ids.from_agent_token(token)[0]
             raise UnknownKind(
-                f"the owner of {token} does not serve the kind {name}: it serves {self.runtime.kind_names}"
+                f"the owner of {token} does not serve the kind {name}: it serves "
+                f"{self.runtime.kind_names}"
             )
         activation = Activation(self, token, kind)
         self.activations[token] = self.runtime.resident[token] = activation
@@ -188,7 +198,9 @@ class Shard:
             self._cannot_load(activation, error)
 
     async def _read_exactly(self, token: str, sequence: int) -> AgentRecord:
-        lost = DataLoss(f"record {sequence} of {token} in {self.cell} is committed, but no replica shows it")
+        lost = DataLoss(
+            f"record {sequence} of {token} in {self.cell} is committed, but no replica shows it"
+        )
         for _ in range(_READS_MAX):
             try:
                 stored = await self.runtime.engine.log.read_sequence(self.cell, sequence)
@@ -206,7 +218,8 @@ class Shard:
             self.drop(activation, error, limits.TAKEOVER_SECONDS)
 
     def drop(self, activation: Activation, error: HoldfastError, seconds: float = 0.0) -> None:
-        """Forget what of the agent is not committed: calls get the error, its inbox and timers come again later."""
+        """Forget what of the agent is not committed: calls get the error, its inbox and timers come
+        again later."""
         self._leave(activation.token)
         payload = delivery.refusal_bytes(error)
         kept: list[Delivery | int] = []
@@ -218,10 +231,14 @@ class Shard:
                 message.respond()
         self._hold(activation.token, kept, seconds)
 
-    def rerun_alone(self, activation: Activation, guilty: Delivery | None, error: HoldfastError) -> None:
-        """Run the agent's uncommitted turns again, each with its own batch, so that a guilty one is found.
+    def rerun_alone(
+        self, activation: Activation, guilty: Delivery | None, error: HoldfastError
+    ) -> None:
+        """Run the agent's uncommitted turns again, each with its own batch, so that a guilty one is
+        found.
 
-        The one that was found gets the error; a durable one becomes a dead letter with its next attempt.
+        The one that was found gets the error; a durable one becomes a dead letter with its next
+        attempt.
         """
         self._leave(activation.token)
         messages = activation.abandon()
@@ -252,7 +269,8 @@ class Shard:
             self.hand(token, message)
 
     def hand(self, token: str, message: Delivery | int) -> None:
-        """Give an inbox message or a timer to its agent; an agent that no code here knows keeps it waiting."""
+        """Give an inbox message or a timer to its agent; an agent that no code here knows keeps it
+        waiting."""
         if token in self._held:
             self._held[token].append(message)
             return
@@ -278,10 +296,12 @@ class Shard:
             activation = self.activations.get(token)
             if activation is not None and activation.idle(now):
                 activation.loaded = activation.at_rest = False
-                activation.agent = None  # they name each other: it goes at once, and not when the collector finds it
+                # they name each other: it goes at once, and not when the collector finds it
+                activation.agent = None
                 self._leave(token)
         if self.warm and now - self.claimed_at > limits.IDLE_SECONDS:
-            self._cool()  # who had no message since the claim is as idle as one that had its last then
+            # who had no message since the claim is as idle as one that had its last then
+            self._cool()
 
     def packed_record(self, token: str) -> bytes | None:
         """An agent's newest record, if it is in a pack."""
@@ -310,7 +330,7 @@ class Shard:
         self.runtime.warm_bytes -= sum(map(len, self.warm.values()))
         self.warm = {}
 
-    # Inbox -------------------------------------------------------------------------------------------------------
+    # Inbox ----------------------------------------------------------------------------------------
 
     def receive(self, stored: Stored) -> None:
         """Take a record of an inbox, in order."""
@@ -338,7 +358,7 @@ class Shard:
             before = next(iter(self._inbox_open), self._inbox_seen + 1)
             self.runtime.spawn(self.runtime.purge(self.cell, f"{self.prefix}.in.>", before))
 
-    # What the committer, the relays and turns need --------------------------------------------------------------------
+    # What the committer, the relays and turns need ------------------------------------------------
 
     def next_unique(self) -> str:
         """The end of a subject that no other record has."""
@@ -367,9 +387,12 @@ class Shard:
         return self.active and self.runtime.life.live()
 
     def has_suspects(self, activation: Activation) -> bool:
-        """Whether a message waits at the agent that may have been in the hands of a process that died."""
+        """Whether a message waits at the agent that may have been in the hands of a process that
+        died."""
         waiting = chain(activation.mailbox or (), activation.inbox or ())
-        return any(one < self.suspect_before if isinstance(one, int) else one.suspect for one in waiting)
+        return any(
+            one < self.suspect_before if isinstance(one, int) else one.suspect for one in waiting
+        )
 
     def busy(self) -> bool:
         """Whether a turn runs or waits for its commit."""
@@ -386,10 +409,11 @@ class Shard:
         for activation in list(self.activations.values()):
             activation.pump()
 
-    # End ---------------------------------------------------------------------------------------------------------
+    # End ------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop serving at once: handlers that wait are cancelled, callers are told to ask the next owner."""
+        """Stop serving at once: handlers that wait are cancelled, callers are told to ask the next
+        owner."""
         self.active = False
         self._cool()
         self.packed, self.foreign = 0, {}

@@ -1,10 +1,12 @@
-"""One agent's life in memory on one node, at one epoch: its mailbox, and what of its turns is committed.
+"""One agent's life in memory on one node, at one epoch: its mailbox, and what of its turns is
+committed.
 
-The naive actor commits each turn before it starts the next; a hot agent then does one turn per disk write. Here an
-agent goes on with its next turns on the uncommitted state, and all turns since the last batch become one record. The
-price is that nobody may learn of a turn before its record is acknowledged: every reply, an error's too, waits in
-`pending` for the batch that covers it. Readers see the committed state only. How one turn runs is in `turn`; this file
-decides which message is next, and what becomes of the finished ones.
+The naive actor commits each turn before it starts the next; a hot agent then does one turn per disk
+write. Here an agent goes on with its next turns on the uncommitted state, and all turns since the
+last batch become one record. The price is that nobody may learn of a turn before its record is
+acknowledged: every reply, an error's too, waits in `pending` for the batch that covers it. Readers
+see the committed state only. How one turn runs is in `turn`; this file decides which message is
+next, and what becomes of the finished ones.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from holdfast.core.delivery import NO_IDS, Seen
 from holdfast.errors import HoldfastError
 from holdfast.records.agent_record import AgentRecord
 from holdfast.records.messages import BUSY, NOT_OWNER, OK, Call, Timer
-from holdfast.serving.delivery import Delivery, call_key, context_of, is_same_ask, refusal_bytes, too_late
+from holdfast.serving.delivery import (
+    Delivery,
+    call_key,
+    context_of,
+    is_same_ask,
+    refusal_bytes,
+    too_late,
+)
 from holdfast.serving.turns import attempts, deadlocks, poison, reading, received, reviving, turn
 
 if TYPE_CHECKING:
@@ -34,12 +43,51 @@ class Activation:
     """See the module. Times are in seconds, sequences are the cell's."""
 
     __slots__ = (
-        "agent", "at_rest", "attempts", "blob", "broken", "committed_bytes", "consumed", "digest_part",
-        "generation", "held", "in_batch", "in_hand", "inbox", "kind", "last_used", "loaded", "mailbox", "old_blobs",
-        "outgoing_bytes", "outgoing_records", "pending", "probation", "pumping", "readers", "reading", "retry_at", "ringing",
-        "running", "seen", "senders", "sequence", "shard", "solo", "state", "state_bytes", "state_in_blob",
-        "state_version", "task", "timers", "token", "turn_from_inbox", "version", "view", "waiting_readers"
-    )  # fmt: skip
+        "agent",
+        "at_rest",
+        "attempts",
+        "blob",
+        "broken",
+        "committed_bytes",
+        "consumed",
+        "digest_part",
+        "generation",
+        "held",
+        "in_batch",
+        "in_hand",
+        "inbox",
+        "kind",
+        "last_used",
+        "loaded",
+        "mailbox",
+        "old_blobs",
+        "outgoing_bytes",
+        "outgoing_records",
+        "pending",
+        "probation",
+        "pumping",
+        "readers",
+        "reading",
+        "retry_at",
+        "ringing",
+        "running",
+        "seen",
+        "senders",
+        "sequence",
+        "shard",
+        "solo",
+        "state",
+        "state_bytes",
+        "state_in_blob",
+        "state_version",
+        "task",
+        "timers",
+        "token",
+        "turn_from_inbox",
+        "version",
+        "view",
+        "waiting_readers",
+    )
 
     def __init__(self, shard: Shard, token: str, kind: Kind) -> None:
         self.shard = shard
@@ -49,11 +97,14 @@ class Activation:
         self.state: Any = None
         """With all turns that were finished, and the one that runs."""
         self.state_bytes = b""
-        """… as of the last finished turn: what a handler that raises goes back to. No bytes: no state was made yet."""
+        """… as of the last finished turn: what a handler that raises goes back to. No bytes: no
+        state was made yet."""
         self.state_version = kind.state_version
-        """The version of the schema of ``state_bytes``: an older one while the code that upgrades it raises."""
+        """The version of the schema of ``state_bytes``: an older one while the code that upgrades
+        it raises."""
         self.broken: HoldfastError | None = None
-        """What the code raised that makes the state and the agent of ``state_bytes``; each message tries it again."""
+        """What the code raised that makes the state and the agent of ``state_bytes``; each message
+        tries it again."""
         self.committed_bytes = b""
         self.view: Any = None
         """The committed state as readers see it; None where it is not decoded now."""
@@ -65,7 +116,8 @@ class Activation:
         self.senders: dict[str, tuple[int, float]] | None = None
         self.timers: dict[str, Timer] | None = None
         self.ringing: set[str] | None = None
-        """The keys of those that fired and are not settled: their messages wait here, or for another attempt."""
+        """The keys of those that fired and are not settled: their messages wait here, or for
+        another attempt."""
         self.generation = 0
         self.attempts: dict[str, int] | None = None
         self.probation = False
@@ -74,11 +126,13 @@ class Activation:
         self.old_blobs: list[str] | None = None
         self.loaded = False
         self.at_rest = False
-        """Since `committed` found that no turn runs, waits or is held back, only the fast path had to do with it."""
+        """Since `committed` found that no turn runs, waits or is held back, only the fast path had
+        to do with it."""
         self.running: Delivery | None = None
         self.solo = False
         self.pumping = False
-        self.held = False  # while its state is put into a blob: no further turn may change it before its commit
+        # while its state is put into a blob: no further turn may change it before its commit
+        self.held = False
         self.task: asyncio.Task[Any] | None = None
         self.mailbox: deque[Delivery] | None = None
         self.inbox: deque[Delivery | int] | None = None
@@ -95,7 +149,7 @@ class Activation:
         self.turn_from_inbox = False
         self.last_used = shard.runtime.loop.time()
 
-    # What a turn's context needs ---------------------------------------------------------------------------------
+    # What a turn's context needs ------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
@@ -124,10 +178,11 @@ class Activation:
         """What became of an earlier message; see `AgentRef.outcome`."""
         return received.outcome(self, message_id)
 
-    # Loading -----------------------------------------------------------------------------------------------------
+    # Loading --------------------------------------------------------------------------------------
 
     def load(self, record: AgentRecord | None, state: bytes, sequence: int) -> None:
-        """Take over what the log has; None: nothing. Raises `BadState` for a newer schema; see `reviving` for the rest."""
+        """Take over what the log has; None: nothing. Raises `BadState` for a newer schema; see
+        `reviving` for the rest."""
         if record is not None:
             self.kind.check_version(record.state_version)
             self.state_bytes = state
@@ -143,7 +198,8 @@ class Activation:
             if record.blob:
                 self.state_in_blob = state
             for timer in record.timers:
-                if timer.due <= self.now():  # it may have fired into an activation that came to nothing
+                # it may have fired into an activation that came to nothing
+                if timer.due <= self.now():
                     self.shard.watch(self.token, timer)
         self.sequence = sequence
         self.committed_bytes = self.state_bytes
@@ -154,7 +210,7 @@ class Activation:
             reading.begin(self, reader)
         self.pump()
 
-    # Arrival -----------------------------------------------------------------------------------------------------
+    # Arrival --------------------------------------------------------------------------------------
 
     def deliver(self, message: Delivery) -> None:
         """Take a call: join it to the same one in hand, read at once, or put it in the mailbox."""
@@ -166,7 +222,9 @@ class Activation:
             turn.refuse(message, self.kind.lacks(call.handler))
         elif method.reads_only:
             reading.take(self, message, method)
-        elif (call.number or call.message_id) and (known := received.in_hand(self, call, message)) is not None:
+        elif (call.number or call.message_id) and (
+            known := received.in_hand(self, call, message)
+        ) is not None:
             received.join(self, known, call, message)
         elif (error := turn.overloaded(self, call)) is not None:
             turn.refuse(message, error)
@@ -187,7 +245,8 @@ class Activation:
         self.pump()
 
     def deliver_timer(self, message: Delivery) -> None:
-        """Take a timer that is due, unless it is in hand already, or a reader that is to run alone."""
+        """Take a timer that is due, unless it is in hand already, or a reader that is to run
+        alone."""
         if attempts.rings(self, message):
             return
         self.last_used = self.shard.runtime.loop.time()
@@ -206,7 +265,8 @@ class Activation:
         self.pump()
 
     def cancel(self, call: Call) -> None:
-        """Its caller gave up: a message that waits is dropped, a handler that waits is cancelled."""
+        """Its caller gave up: a message that waits is dropped, a handler that waits is
+        cancelled."""
         message = (self.in_hand or {}).get(call_key(call))
         if message is None or message.shared or not is_same_ask(message.call, call):
             return
@@ -216,7 +276,7 @@ class Activation:
         elif self.running is message and self.task is not None:
             self.task.cancel()
 
-    # Turns -------------------------------------------------------------------------------------------------------
+    # Turns ----------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Start what can be started: one turn at a time, mailbox and inbox by turns."""
@@ -224,17 +284,30 @@ class Activation:
             return  # pumping: a turn that ended at once; the loop that started it goes on
         self.pumping = True
         try:
-            while (self.mailbox or self.inbox) and self._may_start() and (message := self._next()) is not None:
+            while (
+                (self.mailbox or self.inbox)
+                and self._may_start()
+                and (message := self._next()) is not None
+            ):
                 self._begin(message)
         finally:
             self.pumping = False
 
     def _may_start(self) -> bool:
-        if self.running is not None or self.held or not self.loaded or not self.shard.active or self.shard.draining:
+        if (
+            self.running is not None
+            or self.held
+            or not self.loaded
+            or not self.shard.active
+            or self.shard.draining
+        ):
             return False
         if (self.solo and (self.pending or self.in_batch)) or not self.shard.runtime.life.live():
             return False
-        return self.outgoing_records < limits.TURN_RECORDS_MAX and self.outgoing_bytes < limits.TURN_BYTES_MAX // 4
+        return (
+            self.outgoing_records < limits.TURN_RECORDS_MAX
+            and self.outgoing_bytes < limits.TURN_BYTES_MAX // 4
+        )
 
     def _next(self) -> Delivery | None:
         if self.inbox and self.retry_at == 0.0 and (self.turn_from_inbox or not self.mailbox):
@@ -288,7 +361,8 @@ class Activation:
 
     def note(self, message: Delivery) -> None:
         """The message waits for the batch that will cover it."""
-        if not self.loaded:  # it was abandoned while a task of it went on: nothing of it may be written any more
+        # it was abandoned while a task of it went on: nothing of it may be written any more
+        if not self.loaded:
             message.turn_away(NOT_OWNER)
             return
         self.pending.append(message)
@@ -298,7 +372,7 @@ class Activation:
             self.outgoing_bytes += sum(len(sent.message.arguments) for sent in message.outgoing)
         self.shard.committer.mark(self)
 
-    # Commit ------------------------------------------------------------------------------------------------------
+    # Commit ---------------------------------------------------------------------------------------
 
     def snapshot(self, form: int, now: float, commit: int, digest: int, count: int) -> AgentRecord:
         """The record of all turns up to now. What waited for a commit waits for this one."""
@@ -314,14 +388,32 @@ class Activation:
             if self.state_in_blob is state:
                 state = b""
             else:
-                self.old_blobs, self.blob, self.state_in_blob = [*(self.old_blobs or ()), self.blob], "", None
+                self.old_blobs, self.blob, self.state_in_blob = (
+                    [*(self.old_blobs or ()), self.blob],
+                    "",
+                    None,
+                )
         senders = received.recent_senders(self, now) if self.senders else {}
         timers = list(self.timers.values()) if self.timers else []
         return AgentRecord(
-            form, commit, self.sequence, digest, count, self.version + 1, self.state_version, state, self.blob,
-            self.consumed, seen.callers, seen.ids, senders, timers, self.generation, self.attempts or {},
+            form,
+            commit,
+            self.sequence,
+            digest,
+            count,
+            self.version + 1,
+            self.state_version,
+            state,
+            self.blob,
+            self.consumed,
+            seen.callers,
+            seen.ids,
+            senders,
+            timers,
+            self.generation,
+            self.attempts or {},
             now if form > 1 else 0.0,
-        )  # fmt: skip
+        )
 
     def not_written(self) -> None:
         """The batch was certainly not written: what waited for it waits for the next."""
@@ -341,7 +433,8 @@ class Activation:
         done, self.in_batch = self.in_batch, ()
         for message in done:
             if message.fast:
-                message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]  # it has both
+                # it has both
+                message.sink(message.call.reference, OK, message.reply)  # type: ignore[union-attr, misc]
             else:
                 self._release(message)
         if self.at_rest:
@@ -375,11 +468,15 @@ class Activation:
             self.in_hand.pop(message.key, None)
             self.in_hand = self.in_hand or None
 
-    # End ---------------------------------------------------------------------------------------------------------
+    # End ------------------------------------------------------------------------------------------
 
     def abandon(self) -> list[Delivery | int]:
         """End this activation; return every message in hand, in order, none of them answered."""
-        if self.task is not None and not self.task.done() and self.task is not asyncio.current_task():
+        if (
+            self.task is not None
+            and not self.task.done()
+            and self.task is not asyncio.current_task()
+        ):
             self.task.cancel()
         found: dict[Delivery | int, None] = {}
         for message in (*self.in_batch, *self.pending):
@@ -405,4 +502,8 @@ class Activation:
     def idle(self, now: float) -> bool:
         """Whether it may leave memory."""
         busy = self.running or self.pending or self.in_batch or self.mailbox or self.inbox
-        return not (busy or self.ringing) and self.loaded and now - self.last_used > self.kind.idle_seconds
+        return (
+            not (busy or self.ringing)
+            and self.loaded
+            and now - self.last_used > self.kind.idle_seconds
+        )

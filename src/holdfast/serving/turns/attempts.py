@@ -1,9 +1,11 @@
-"""The marks in an agent's record: which messages were about to run alone, and how many processes ended while they did.
+"""The marks in an agent's record: which messages were about to run alone, and how many processes
+ended while they did.
 
-A mark's value holds the epoch in which it was written, and two counts: of ends that its message may be the cause of, and of
-ends that something else is known to have caused. A mark counts for an end only where the owner of its epoch ended with it in
-hand; one that let go of the shard in order did not. Counts of 0 blame nobody: the message is to run alone. A
-name that begins with ``!`` says why a message is marked; a name of ``*`` stands for any message of the agent.
+A mark's value holds the epoch in which it was written, and two counts: of ends that its message may
+be the cause of, and of ends that something else is known to have caused. A mark counts for an end
+only where the owner of its epoch ended with it in hand; one that let go of the shard in order did
+not. Counts of 0 blame nobody: the message is to run alone. A name that begins with ``!`` says why a
+message is marked; a name of ``*`` stands for any message of the agent.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ def name_of(key: str) -> str:
 
 
 def value(epoch: int, ends: int, excused: int = 0) -> int:
-    """Of a mark: it was written in this epoch, and so many processes ended, or are about to, while its message ran."""
+    """Of a mark: it was written in this epoch, and so many processes ended, or are about to, while
+    its message ran."""
     return epoch << _COUNT_BITS | min(excused, _COUNT_MAX) << 2 | min(ends, _COUNT_MAX)
 
 
 def ends(marks: Marks, name: str, epoch: int) -> int:
-    """How many processes ended behind a mark; one that was written in this very epoch has not ended anything."""
+    """How many processes ended behind a mark; one that was written in this very epoch has not ended
+    anything."""
     found = marks.get(name, 0)
     count = found & _COUNT_MAX
     return count - 1 if count and found >> _COUNT_BITS == epoch else count
@@ -93,9 +97,11 @@ def forget(marks: Marks, name: str) -> None:
 
 
 def handled(activation: Activation, message: Delivery) -> None:
-    """A message is done with: its own mark goes, and the agent's where no suspect may come that is the cause of it.
+    """A message is done with: its own mark goes, and the agent's where no suspect may come that is
+    the cause of it.
 
-    Behind one that was loaded a process ended. What ended it comes again a moment after the claim, if it comes at all.
+    Behind one that was loaded a process ended. What ended it comes again a moment after the claim,
+    if it comes at all.
     """
     marks, shard = activation.attempts or {}, activation.shard
     forget(marks, name_of(message.key))
@@ -109,7 +115,8 @@ def handled(activation: Activation, message: Delivery) -> None:
 
 
 def take_back(marks: Marks, name: str) -> None:
-    """The last run of a message ended nothing. One that stood still before is to run alone again."""
+    """The last run of a message ended nothing. One that stood still before is to run alone
+    again."""
     before = (marks[name] & _COUNT_MAX) - 1
     if name != ANY_MESSAGE and (before > 0 or why(marks, name)):
         marks[name] = value(0, max(before, 0), excused(marks, name))
@@ -124,7 +131,8 @@ def _forget_why(marks: Marks, name: str) -> None:
 
 
 def counting(activation: Activation, marks: Marks) -> Marks:
-    """Those that count for a new owner: not of an owner that let go of the shard in order, nor of this very process."""
+    """Those that count for a new owner: not of an owner that let go of the shard in order, nor of
+    this very process."""
     released, outlived = activation.shard.claim.released, activation.shard.runtime.marks
     found = dict(marks)
     for name, number in marks.items():
@@ -136,12 +144,13 @@ def counting(activation: Activation, marks: Marks) -> Marks:
 
 
 def _rewrite(activation: Activation) -> None:
-    """Have the log drop them as well: the next owner does not know any more that they count for nothing."""
+    """Have the log drop them as well: the next owner does not know any more that they count for
+    nothing."""
     if activation.loaded:
         activation.note(delivery.mark(activation.shard.runtime.loop.create_future()))
 
 
-# Timers --------------------------------------------------------------------------------------------------------------
+# Timers -------------------------------------------------------------------------------------------
 
 
 def rings(activation: Activation, message: Delivery) -> bool:

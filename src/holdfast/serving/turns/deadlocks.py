@@ -1,10 +1,12 @@
 """Turns that wait for one another: found where they are, before their deadlines end them.
 
-A call carries the agents whose turns wait for it, so an agent that is asked by its own turn, in a circle, is known at once.
-Crossed calls are not: A asks B while B asks A, in turns that began on their own, and each call waits in the mailbox behind
-the turn that made the other one. So a call of a turn that has to wait sets out a probe. Each owner that it comes to looks
-whether the call that it names still waits there, behind a turn that itself awaits a call, and sends it on to the receiver
-of that one. A probe that comes back to the call that it set out from has been round a circle: that call is refused.
+A call carries the agents whose turns wait for it, so an agent that is asked by its own turn, in a
+circle, is known at once. Crossed calls are not: A asks B while B asks A, in turns that began on
+their own, and each call waits in the mailbox behind the turn that made the other one. So a call of
+a turn that has to wait sets out a probe. Each owner that it comes to looks whether the call that it
+names still waits there, behind a turn that itself awaits a call, and sends it on to the receiver of
+that one. A probe that comes back to the call that it set out from has been round a circle: that
+call is refused.
 
 Only what a turn awaits itself counts. What a task of it awaits, the turn may not need.
 """
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 def look(activation: Activation, message: Delivery) -> None:
     """Find out whether a call of a turn, which may wait here, waits in a circle."""
     if message.call is not None and message.call.chain and activation.running is not None:
-        follow(activation.shard.runtime, Probe(activation.token, message.key, activation.token, message.key))
+        follow(
+            activation.shard.runtime,
+            Probe(activation.token, message.key, activation.token, message.key),
+        )
 
 
 def follow(runtime: Runtime, probe: Probe) -> None:
@@ -47,7 +52,9 @@ def follow(runtime: Runtime, probe: Probe) -> None:
             _refuse(activation, message, path)
     elif len(path) < limits.CIRCLE_MAX and probe.token not in path:
         call = opened.call
-        onward = Probe(call.token, call_key(call), probe.origin, probe.origin_key, (*path, probe.token))
+        onward = Probe(
+            call.token, call_key(call), probe.origin, probe.origin_key, (*path, probe.token)
+        )
         if opened.shard in runtime.shards:
             follow(runtime, onward)
         else:
@@ -65,19 +72,29 @@ def _awaited(activation: Activation) -> Open | None:
 
 def _refuse(activation: Activation, message: Delivery, path: tuple[str, ...]) -> None:
     names = " → ".join(_name(token) for token in (*path, path[0]))
-    text = f"turns that wait for one another: {names}, and none can end. Send, or ask in one direction only"
+    text = (
+        f"turns that wait for one another: {names}, and none can end. Send, or ask in one "
+        "direction only"
+    )
     activation.refuse(message, WouldDeadlock(text))
 
 
 def hint(activation: Activation, known: Delivery, again: Delivery) -> None:
-    """Tell a caller that tries again what its call waits for: it shows that where its deadline passes."""
+    """Tell a caller that tries again what its call waits for: it shows that where its deadline
+    passes."""
     running, call = activation.running, again.call
     if call is None or again.sink is None:
         return
     opened = _awaited(activation)
-    awaited = activation.shard.runtime.workers.awaited(activation.token, running.key) if running is not None else ""
+    awaited = (
+        activation.shard.runtime.workers.awaited(activation.token, running.key)
+        if running is not None
+        else ""
+    )
     if known is running:
-        why = f"its handler {running.handler} " + (f"waits until a {awaited} is free" if awaited else "runs")
+        why = f"its handler {running.handler} " + (
+            f"waits until a {awaited} is free" if awaited else "runs"
+        )
     elif known in (activation.mailbox or ()) and running is not None:
         why = f"it waits behind a turn of {running.handler}" + (
             f", which waits until a {awaited} is free" if awaited else ""

@@ -1,7 +1,9 @@
-"""Messages that were in the hands of a process that died or stood still: one of them may do so again to the next.
+"""Messages that were in the hands of a process that died or stood still: one of them may do so
+again to the next.
 
-A message is blamed only for what ended while it ran alone, behind a committed mark that names it, or for a standstill of
-its node in it. An owner that lets go in order blames nobody, and who was killed from outside is tried once more.
+A message is blamed only for what ended while it ran alone, behind a committed mark that names it,
+or for a standstill of its node in it. An owner that lets go in order blames nobody, and who was
+killed from outside is tried once more.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from holdfast.serving.turns.activation import Activation
 
 _REST_SECONDS: Final = 1.0
-"""What stood still waits for so long after a claim, so that the others of its shard are served before it may do so again."""
+"""What stood still waits for so long after a claim, so that the others of its shard are served
+before it may do so again."""
 
 _LOOK_SECONDS: Final = 0.25
 _BEFORE_SECONDS: Final = limits.SUSPECT_SECONDS
@@ -31,19 +34,26 @@ _BEFORE_SECONDS: Final = limits.SUSPECT_SECONDS
 
 
 def reach(shard: Shard, token: str) -> Activation:
-    """The agent for a message. Raises what `Shard.activation` does, and `BadState` where nodes stood still loading it."""
-    if token not in shard.activations and (still := shard.runtime.standstills.rests(token)) is not None:
-        raise BadState(f"a node {still.text} while it loaded {token}: it is not loaded again for a while")
+    """The agent for a message. Raises what `Shard.activation` does, and `BadState` where nodes
+    stood still loading it."""
+    if (
+        token not in shard.activations
+        and (still := shard.runtime.standstills.rests(token)) is not None
+    ):
+        raise BadState(
+            f"a node {still.text} while it loaded {token}: it is not loaded again for a while"
+        )
     return shard.activation(token)
 
 
 def start(activation: Activation, message: Delivery) -> None:
     """Run a message so that it ends three processes at most, and stands still on two nodes at most.
 
-    First behind a committed mark on the agent. Where that process ended too, or where it is heard that the message stood
-    still: one message of the node at a time, each behind a mark that names it. A message that bears such a mark of a process
-    that ended is given up. A process may lose a shard and claim it anew: its own marks in it blame nobody, as it has not
-    ended (`attempts.counting`).
+    First behind a committed mark on the agent. Where that process ended too, or where it is heard
+    that the message stood still: one message of the node at a time, each behind a mark that names
+    it. A message that bears such a mark of a process that ended is given up. A process may lose a
+    shard and claim it anew: its own marks in it blame nobody, as it has not ended
+    (`attempts.counting`).
     """
     marks = activation.attempts = activation.attempts or {}
     name = attempts.name_of(message.key)
@@ -58,12 +68,15 @@ def start(activation: Activation, message: Delivery) -> None:
     if why := _guilty(activation, message, name, still):
         _give_up(activation, message, why)
     elif still is not None or name in marks or (message.suspect and _alone(activation)):
-        if still is not None:  # whoever owns the agent next is to know it, however this one lets go of it
+        # whoever owns the agent next is to know it, however this one lets go of it
+        if still is not None:
             marks.setdefault(name, 0)
             if still.ended:
                 attempts.explain(marks, name, still.text)
         _begin(activation, message, name)
-    elif not message.suspect or (activation.probation and ANY_MESSAGE in marks and not _reads(activation, message)):
+    elif not message.suspect or (
+        activation.probation and ANY_MESSAGE in marks and not _reads(activation, message)
+    ):
         activation.attempts = marks or None
         turn.start(activation, message)
     else:
@@ -72,9 +85,11 @@ def start(activation: Activation, message: Delivery) -> None:
 
 
 def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
-    """Whether a process wrote a mark that may accuse this message, and it is not known yet whether it ends.
+    """Whether a process wrote a mark that may accuse this message, and it is not known yet whether
+    it ends.
 
-    It is there, as its host says, and silent. That counts for a while after the claim; a debugger may hold it for ever.
+    It is there, as its host says, and silent. That counts for a while after the claim; a debugger
+    may hold it for ever.
     """
     shard, accuse = activation.shard, (name, ANY_MESSAGE) if message.suspect else (name,)
     if shard.runtime.loop.time() > shard.claimed_at + 3 * limits.FROZEN_SECONDS:
@@ -96,16 +111,20 @@ async def _when_told(activation: Activation, message: Delivery) -> None:
 
 
 def _alone(activation: Activation) -> bool:
-    """Whether a process ended that ran suspects of this agent behind the mark of the agent, and it may be for one of them."""
+    """Whether a process ended that ran suspects of this agent behind the mark of the agent, and it
+    may be for one of them."""
     marks = activation.attempts or {}
-    return attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
+    return (
+        attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
+    )
 
 
 def _excuse(activation: Activation, message: Delivery, name: str) -> None:
     """Take back an end behind a mark that something else is known to have caused.
 
-    A standstill in another message always does, as that one is given up for it. Whatever else is heard does so a few
-    times: if the cause is this message nevertheless, it would come back for ever.
+    A standstill in another message always does, as that one is given up for it. Whatever else is
+    heard does so a few times: if the cause is this message nevertheless, it would come back for
+    ever.
     """
     owner, marks = _writer(activation, name), activation.attempts or {}
     if not owner:
@@ -121,14 +140,17 @@ def _excuse(activation: Activation, message: Delivery, name: str) -> None:
 
 
 def _writer(activation: Activation, name: str) -> str:
-    """Whose process wrote a mark, and ended without letting go of the shard; empty where that is not known."""
+    """Whose process wrote a mark, and ended without letting go of the shard; empty where that is
+    not known."""
     return activation.shard.claim.owner_in(attempts.epoch_of(activation.attempts or {}, name))
 
 
 def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
-    """How a node stood still with this message in its hands, as far as is heard: in it, or in one that it could not name.
+    """How a node stood still with this message in its hands, as far as is heard: in it, or in one
+    that it could not name.
 
-    It need not be the node of the owner before, which may have ended for something else before it could judge.
+    It need not be the node of the owner before, which may have ended for something else before it
+    could judge.
     """
     heard, name = activation.shard.runtime.standstills, attempts.name_of(message.key)
     if (still := heard.named(activation.token, message.key)) is not None:
@@ -142,7 +164,8 @@ def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
 def _blocked(activation: Activation, message: Delivery, owner: str) -> Standstill | None:
     """How a process that goes on stood still in this message when it lost the shard.
 
-    A block that was over by then is not meant: the claim comes after a silence that is longer than `_BEFORE_SECONDS`.
+    A block that was over by then is not meant: the claim comes after a silence that is longer than
+    `_BEFORE_SECONDS`.
     """
     shard = activation.shard
     heard = shard.runtime.standstills
@@ -151,7 +174,8 @@ def _blocked(activation: Activation, message: Delivery, owner: str) -> Standstil
 
 
 def _may_be(activation: Activation, message: Delivery, still: Standstill) -> bool:
-    """Whether it was this message that stood still; where the message is not known, the functions that ran tell."""
+    """Whether it was this message that stood still; where the message is not known, the functions
+    that ran tell."""
     if still.token:
         return (still.token, still.key) == (activation.token, message.key)
     method = activation.kind.methods.get(message.handler)
@@ -162,14 +186,20 @@ def _guilty(activation: Activation, message: Delivery, name: str, still: Standst
     """Why a message is to be given up; empty where it is not."""
     marks, claim = activation.attempts or {}, activation.shard.claim
     if not attempts.ends(marks, name, activation.shard.epoch):
-        # Behind the mark of the agent it ran for the second time, if the word that it stood still came late.
+        # Behind the mark of the agent it ran for the second time, if the word that it stood still
+        # came late.
         marked = ANY_MESSAGE in marks and not activation.probation
         second = marked and attempts.epoch_of(marks, ANY_MESSAGE) == claim.before > 0
         return still.text if second and still is not None and still.key and still.ended else ""
-    # It is the mark that judges. A word that comes late, of how the end came about, is said all the same.
+    # It is the mark that judges. A word that comes late, of how the end came about, is said all the
+    # same.
     still = still or _blocked(activation, message, _writer(activation, name))
     newest = still.text if still is not None else ""
-    return newest or attempts.why(marks, name) or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
+    return (
+        newest
+        or attempts.why(marks, name)
+        or f"this message ended {limits.UNCLEAN_ENDS_MAX} processes"
+    )
 
 
 def _give_up(activation: Activation, message: Delivery, why: str) -> None:
@@ -211,7 +241,10 @@ async def _behind_mark(activation: Activation, message: Delivery, name: str) -> 
             ):
                 activation.running = None
                 attempts.forget(activation.attempts or {}, name)
-                activation.settle(message, DeadlineExceeded("the deadline passed before the message was started again"))
+                activation.settle(
+                    message,
+                    DeadlineExceeded("the deadline passed before the message was started again"),
+                )
                 await _marked(activation)
             elif activation.running is message:
                 await _run(activation, message, name)
@@ -248,15 +281,24 @@ async def _run(activation: Activation, message: Delivery, name: str) -> None:
     else:
         turn.start(activation, message)
         task = activation.task
-        if activation.running is message and task is not None and task is not asyncio.current_task():
+        if (
+            activation.running is message
+            and task is not None
+            and task is not asyncio.current_task()
+        ):
             await asyncio.wait([task])
-    if (left := activation.attempts) and name != ANY_MESSAGE and attempts.epoch_of(left, name) == epoch:
+    if (
+        (left := activation.attempts)
+        and name != ANY_MESSAGE
+        and attempts.epoch_of(left, name) == epoch
+    ):
         attempts.take_back(left, name)  # it failed, and will be tried again: nothing ended
     await _marked(activation)
 
 
 async def _calm(activation: Activation) -> None:
-    """Wait until the others of its shard had their turn, and until no other node stands still, for so long as that may take."""
+    """Wait until the others of its shard had their turn, and until no other node stands still, for
+    so long as that may take."""
     runtime = activation.shard.runtime
     end = runtime.loop.time() + 3 * limits.FROZEN_SECONDS
     await asyncio.sleep(max(activation.shard.claimed_at + _REST_SECONDS - runtime.loop.time(), 0.0))
@@ -265,7 +307,8 @@ async def _calm(activation: Activation) -> None:
 
 
 def _marked(activation: Activation) -> asyncio.Future[None]:
-    """Commit the record as it is; the future is done when it is acknowledged, cancelled when the shard is lost."""
+    """Commit the record as it is; the future is done when it is acknowledged, cancelled when the
+    shard is lost."""
     future: asyncio.Future[None] = activation.shard.runtime.loop.create_future()
     activation.note(delivery.mark(future))
     return future

@@ -1,6 +1,8 @@
-"""Readers: they run on the committed state, beside whatever turn runs, and answer only while this node may.
+"""Readers: they run on the committed state, beside whatever turn runs, and answer only while this
+node may.
 
-Nothing that a reader does is kept, so it needs no place in the mailbox and no commit. What it raises is its caller's.
+Nothing that a reader does is kept, so it needs no place in the mailbox and no commit. What it
+raises is its caller's.
 """
 
 from __future__ import annotations
@@ -41,14 +43,22 @@ def committed_view(activation: Activation) -> Any:
 
 
 def take(activation: Activation, message: Delivery, method: Method[Any, Any, Any]) -> None:
-    """Take a reader that was asked. Another attempt of one that is not answered yet gets its answer, and runs nothing."""
+    """Take a reader that was asked. Another attempt of one that is not answered yet gets its
+    answer, and runs nothing."""
     call = message.call
     assert call is not None
     known = activation.readers.get(message.key) if activation.readers else None
     if known is not None and is_same_ask(known[0], call):
-        activation.readers[message.key] = call, message.sink  # type: ignore[index]  # it is there: see above
+        # it is there: see above
+        activation.readers[message.key] = call, message.sink  # type: ignore[index]
         return
-    lasts = method.waits or method.runs_in != "loop" or call.fresh or call.suspect or not activation.loaded
+    lasts = (
+        method.waits
+        or method.runs_in != "loop"
+        or call.fresh
+        or call.suspect
+        or not activation.loaded
+    )
     if lasts and known is None and call.reference:
         readers = activation.readers = {} if activation.readers is None else activation.readers
         readers[message.key] = call, message.sink
@@ -60,10 +70,13 @@ def take(activation: Activation, message: Delivery, method: Method[Any, Any, Any
 
 
 def begin(activation: Activation, message: Delivery) -> None:
-    """Run a reader of an agent that is loaded; one that may have ended a process takes its turn, as handlers do."""
+    """Run a reader of an agent that is loaded; one that may have ended a process takes its turn, as
+    handlers do."""
     call, shard = message.call, activation.shard
     assert call is not None
-    if call.suspect and (_after_an_end(shard) or activation.attempts or shard.runtime.standstills.names):
+    if call.suspect and (
+        _after_an_end(shard) or activation.attempts or shard.runtime.standstills.names
+    ):
         if (error := overloaded(activation, call)) is not None:
             refuse(message, error)
         else:
@@ -78,28 +91,43 @@ def begin(activation: Activation, message: Delivery) -> None:
 
 
 def _after_an_end(shard: Shard) -> bool:
-    """Whether a process ended with the shard in hand so short a while ago that callers still ask it again."""
-    return not shard.claim.clean or shard.runtime.clock.now() - shard.suspect_due < _ASKED_AGAIN_SECONDS
+    """Whether a process ended with the shard in hand so short a while ago that callers still ask it
+    again."""
+    return (
+        not shard.claim.clean
+        or shard.runtime.clock.now() - shard.suspect_due < _ASKED_AGAIN_SECONDS
+    )
 
 
 def _answer(
-    readers: dict[str, tuple[Call, Sink | None]], key: str, _reference: int, outcome: int, payload: bytes
+    readers: dict[str, tuple[Call, Sink | None]],
+    key: str,
+    _reference: int,
+    outcome: int,
+    payload: bytes,
 ) -> None:
-    call, sink = readers.pop(key, (None, None))  # one that was turned away may come to its end nevertheless
+    # one that was turned away may come to its end nevertheless
+    call, sink = readers.pop(key, (None, None))
     if call is not None and sink is not None:
         sink(call.reference, outcome, payload)
 
 
 def _spawn(
-    activation: Activation, message: Delivery, method: Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
+    activation: Activation,
+    message: Delivery,
+    method: Method[Any, Any, Any],
+    work: Coroutine[Any, Any, Any],
 ) -> asyncio.Task[None]:
-    task = activation.shard.runtime.spawn(_read_later(activation, message, method, work), may_be_cancelled=True)
+    task = activation.shard.runtime.spawn(
+        _read_later(activation, message, method, work), may_be_cancelled=True
+    )
     task.set_name(f"{activation.token}: {message.handler}")
     return task
 
 
 def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None:
-    """Run a reader on the committed state, beside whatever turn runs; return its task where it waits."""
+    """Run a reader on the committed state, beside whatever turn runs; return its task where it
+    waits."""
     call = message.call
     assert call is not None
     if call.deadline and call.deadline < activation.now():
@@ -115,7 +143,9 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
     context = context_of(activation, message, reads_only=True)
     if method.runs_in != "loop":
         job = workers.job(activation, method, message, context, activation.committed_bytes)
-        work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(activation, method, job)
+        work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(
+            activation, method, job
+        )
         return _spawn(activation, message, method, work)
     try:
         agent = guard.call(BadState, activation.kind.unreadable, twin, activation, context)
@@ -130,16 +160,24 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
 
 
 async def _in_turn(
-    bind: Callable[..., Coroutine[Any, Any, Any]], agent: Any, args: tuple[Any, ...], context: Context
+    bind: Callable[..., Coroutine[Any, Any, Any]],
+    agent: Any,
+    args: tuple[Any, ...],
+    context: Context,
 ) -> Any:
     over.begin_waiting(agent, context, agent._holdfast_state)
     return await bind(agent, args)
 
 
 def at_once(
-    activation: Activation, method: Method[Any, Any, Any], agent: Any, args: tuple[Any, ...], context: Context
+    activation: Activation,
+    method: Method[Any, Any, Any],
+    agent: Any,
+    args: tuple[Any, ...],
+    context: Context,
 ) -> Any:
-    """Run it; what the agent's ``__init__`` gave its instance to sees the same state as the reader's own instance."""
+    """Run it; what the agent's ``__init__`` gave its instance to sees the same state as the
+    reader's own instance."""
     whole = activation.agent
     before = over.held(whole)
     over.hold(whole, over.held(agent)[0], context)
@@ -149,7 +187,8 @@ def at_once(
 
 
 def twin(activation: Activation, context: Context) -> Any:
-    """An instance with the committed state, that shares all else with the one that handles messages."""
+    """An instance with the committed state, that shares all else with the one that handles
+    messages."""
     agent: Any = object.__new__(activation.kind.cls)
     agent.__dict__ = activation.agent.__dict__
     agent._holdfast_host = activation
@@ -159,7 +198,10 @@ def twin(activation: Activation, context: Context) -> Any:
 
 
 async def _read_later(
-    activation: Activation, message: Delivery, method: Method[Any, Any, Any], work: Coroutine[Any, Any, Any]
+    activation: Activation,
+    message: Delivery,
+    method: Method[Any, Any, Any],
+    work: Coroutine[Any, Any, Any],
 ) -> None:
     try:
         value = await guard.until_done(work, activation.shard.runtime.life)
@@ -168,7 +210,9 @@ async def _read_later(
     done(activation, message, method, value)
 
 
-def done(activation: Activation, message: Delivery, method: Method[Any, Any, Any], value: Any) -> None:
+def done(
+    activation: Activation, message: Delivery, method: Method[Any, Any, Any], value: Any
+) -> None:
     if type(value) is Raised and guard.interrupts(value.error):
         raise value.error
     # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.

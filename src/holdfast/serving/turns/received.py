@@ -1,4 +1,5 @@
-"""Messages that came before: answered from the agent's record, or turned away, but never run again."""
+"""Messages that came before: answered from the agent's record, or turned away, but never run
+again."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 def mismatch(message_id: str) -> ReplayMismatch:
     """The error for an id that came with another message before."""
-    return ReplayMismatch(f"the message id {message_id!r} was used before, with another message: give each its own id")
+    return ReplayMismatch(
+        f"the message id {message_id!r} was used before, with another message: give each its own id"
+    )
 
 
 def in_hand(activation: Activation, call: Call, message: Delivery) -> Delivery | None:
@@ -39,7 +42,8 @@ def in_hand(activation: Activation, call: Call, message: Delivery) -> Delivery |
 
 
 def join(activation: Activation, known: Delivery, call: Call, message: Delivery) -> None:
-    """Another attempt of what is in the agent's hands, or another caller under the same id: it gets the answer."""
+    """Another attempt of what is in the agent's hands, or another caller under the same id: it gets
+    the answer."""
     if call.message_id and not _means_the_same(activation, known, call):
         turn.refuse(message, mismatch(call.message_id))
     else:
@@ -84,12 +88,21 @@ def already_seen(activation: Activation, message: Delivery) -> bool:
     elif verdict is Verdict.MISMATCH:
         activation.settle(message, mismatch(call.message_id))
     elif verdict is Verdict.DROPPED:
-        activation.settle(message, OutcomeUnknown("the caller closed this message before; whether it ran is not known"))
+        activation.settle(
+            message,
+            OutcomeUnknown("the caller closed this message before; whether it ran is not known"),
+        )
     else:
         activation.seen.expire(activation.now())
-        if len(activation.seen.callers) < limits.CALLERS_MAX and len(activation.seen.ids) < limits.MESSAGE_IDS_MAX:
+        if (
+            len(activation.seen.callers) < limits.CALLERS_MAX
+            and len(activation.seen.ids) < limits.MESSAGE_IDS_MAX
+        ):
             return False
-        text = f"{activation.token} remembers all the callers or message ids that it may, and none is old enough to go"
+        text = (
+            f"{activation.token} remembers all the callers or message ids that it may, and none is "
+            "old enough to go"
+        )
         activation.settle(message, Overloaded(text))
     return True
 
@@ -99,7 +112,9 @@ def recent_senders(activation: Activation, now: float) -> dict[str, tuple[int, f
     senders = activation.senders or {}
     if len(senders) > limits.CALLERS_MAX:
         limit = now - limits.DEDUP_SECONDS
-        activation.senders = senders = {name: seen for name, seen in senders.items() if seen[1] > limit}
+        activation.senders = senders = {
+            name: seen for name, seen in senders.items() if seen[1] > limit
+        }
     return senders
 
 
@@ -111,7 +126,10 @@ def _inbox_seen(activation: Activation, message: Delivery) -> bool:
     if message.sequence <= activation.consumed:
         activation.shard.consumed(message.sequence)
         return True
-    again = bool(letter.sender) and letter.number <= (activation.senders or {}).get(letter.sender, (0, 0.0))[0]
+    again = (
+        bool(letter.sender)
+        and letter.number <= (activation.senders or {}).get(letter.sender, (0, 0.0))[0]
+    )
     if letter.message_id and not again:
         verdict = _check_id(activation, letter)
         if verdict is Verdict.MISMATCH:
@@ -134,7 +152,9 @@ def outcome(activation: Activation, message_id: str) -> Outcome:
     if kept is None:
         # Of those in the inbox beyond the read-ahead, only the sequence is known.
         letters = (activation.running, *(activation.inbox or ()))
-        waits = any(isinstance(one, int) or (one is not None and one.key == message_id) for one in letters)
+        waits = any(
+            isinstance(one, int) or (one is not None and one.key == message_id) for one in letters
+        )
         waits = waits or message_id in (activation.in_hand or ())
         return Outcome("waiting" if waits else "not seen")
     if kept.answer[:1] != ERROR_PREFIX:

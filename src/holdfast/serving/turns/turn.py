@@ -1,12 +1,14 @@
-"""One turn: run the handler on the uncommitted state, and put what it did into the tables that the next batch writes.
+"""One turn: run the handler on the uncommitted state, and put what it did into the tables that the
+next batch writes.
 
-A handler without an ``await`` is run to its end at once, without a task: a task per turn is a third of the cost of one.
-One that waits runs as a task, and one that would stall the loop in a thread or a process (`workers`). A handler that
-raises costs one decode: the state goes back to the bytes of the last finished turn. The state is encoded after each turn, so
-that its type and size are checked while the guilty turn is known.
+A handler without an ``await`` is run to its end at once, without a task: a task per turn is a third
+of the cost of one. One that waits runs as a task, and one that would stall the loop in a thread or
+a process (`workers`). A handler that raises costs one decode: the state goes back to the bytes of
+the last finished turn. The state is encoded after each turn, so that its type and size are checked
+while the guilty turn is known.
 
-A numbered call that fails is remembered as well: its caller is told that it will never happen, so an older attempt that
-turns up later must not run.
+A numbered call that fails is remembered as well: its caller is told that it will never happen, so
+an older attempt that turns up later must not run.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 def refuse(message: Delivery, error: HoldfastError) -> None:
     """Answer a call that saw nothing of the agent's state.
 
-    Of one with an id nobody can say that nothing was done: it may have been carried out before. It is to be tried again.
+    Of one with an id nobody can say that nothing was done: it may have been carried out before. It
+    is to be tried again.
     """
     if isinstance(error, Overloaded) and message.call is not None and message.call.message_id:
         message.turn_away(BUSY)
@@ -54,8 +57,8 @@ def refuse(message: Delivery, error: HoldfastError) -> None:
 
 
 def overloaded(activation: Activation, call: Call) -> Overloaded | None:
-    """Why no more calls can be taken now. What a turn asks for is part of work that was taken, and is not refused for
-    the node's sake."""
+    """Why no more calls can be taken now. What a turn asks for is part of work that was taken, and
+    is not refused for the node's sake."""
     waiting = len(activation.pending) + len(activation.in_batch)
     if activation.mailbox:
         waiting += len(activation.mailbox)
@@ -68,7 +71,9 @@ def overloaded(activation: Activation, call: Call) -> Overloaded | None:
     return None
 
 
-def method_of(activation: Activation, message: Delivery) -> tuple[Method[Any, Any, Any], tuple[Any, ...]]:
+def method_of(
+    activation: Activation, message: Delivery
+) -> tuple[Method[Any, Any, Any], tuple[Any, ...]]:
     method = activation.kind.methods.get(message.handler)
     if method is None:
         raise activation.kind.lacks(message.handler)
@@ -78,27 +83,37 @@ def method_of(activation: Activation, message: Delivery) -> tuple[Method[Any, An
     return method, guard.call(BadMessage, what, method.decode_arguments, message.arguments)
 
 
-# Running -----------------------------------------------------------------------------------------------------------
+# Running ------------------------------------------------------------------------------------------
 
 
 def start(activation: Activation, message: Delivery) -> None:
     """Run the handler: to its end where it does not wait, else as a task."""
     activation.running = None  # a suspect was it while it waited for its mark
     if message.attempts >= limits.ATTEMPTS_MAX:
-        bury(activation, message, TooLarge(f"what {message.handler} did to {activation.token} cannot be written"))
+        bury(
+            activation,
+            message,
+            TooLarge(f"what {message.handler} did to {activation.token} cannot be written"),
+        )
         return
     try:
         if activation.broken is not None and (error := reviving.revive(activation)) is not None:
             raise error
         method, args = method_of(activation, message)
         if method.reads_only:
-            raise BadMessage(f"{activation.kind.name}.{method.name} is a reader: it can be asked, not sent")
+            raise BadMessage(
+                f"{activation.kind.name}.{method.name} is a reader: it can be asked, not sent"
+            )
     except HoldfastError as error:
         _failed(activation, message, error)
         return
     activation.running = message
     if method.waits or method.runs_in != "loop":
-        spawn(activation, message, _run(activation, message, method, args, context_of(activation, message)))
+        spawn(
+            activation,
+            message,
+            _run(activation, message, method, args, context_of(activation, message)),
+        )
         return
     agent = activation.agent
     over.begin(agent, activation.state)
@@ -111,7 +126,8 @@ def start(activation: Activation, message: Delivery) -> None:
 
 
 def spawn(activation: Activation, message: Delivery, work: Coroutine[Any, Any, None]) -> None:
-    """Run what has the agent's next turn in its hands. It may be cancelled before its first step; then the turn fails here."""
+    """Run what has the agent's next turn in its hands. It may be cancelled before its first step;
+    then the turn fails here."""
 
     def ended(task: asyncio.Task[Any]) -> None:
         if activation.running is message and activation.task is task:
@@ -145,11 +161,15 @@ async def _run(
             raised(activation, message, value.error)
         else:
             finished(activation, message, method, context, value, state)
-    elif type(value) is Raised and isinstance(value.error, (asyncio.CancelledError, *guard.INTERRUPTIONS)):
+    elif type(value) is Raised and isinstance(
+        value.error, (asyncio.CancelledError, *guard.INTERRUPTIONS)
+    ):
         raise value.error
 
 
-async def _off_loop(activation: Activation, message: Delivery, method: Method[Any, Any, Any], context: Context) -> Done:
+async def _off_loop(
+    activation: Activation, message: Delivery, method: Method[Any, Any, Any], context: Context
+) -> Done:
     """Run the handler beside the loop, and see that what it sent has a place."""
     runtime = activation.shard.runtime
     job = workers.job(activation, method, message, context, activation.state_bytes)
@@ -163,7 +183,8 @@ async def _off_loop(activation: Activation, message: Delivery, method: Method[An
 
 
 def raised(activation: Activation, message: Delivery, error: BaseException) -> None:
-    """The state goes back; an error of our own keeps its class, a user's becomes `HandlerFailed`."""
+    """The state goes back; an error of our own keeps its class, a user's becomes
+    `HandlerFailed`."""
     pass_on(activation, error)
     title = f"{activation.kind.name}.{message.handler}"
     try:
@@ -178,7 +199,8 @@ def raised(activation: Activation, message: Delivery, error: BaseException) -> N
 
 
 def pass_on(activation: Activation, error: BaseException) -> None:
-    """Raise it where it means the whole process: the turn never was, and its message is not answered."""
+    """Raise it where it means the whole process: the turn never was, and its message is not
+    answered."""
     if guard.interrupts(error):
         reviving.restore(activation)
         activation.running = None
@@ -201,7 +223,8 @@ def finished(
     value: Any,
     state: Any,
 ) -> None:
-    """The handler returned: its state, reply, timers and messages wait for the batch. ``context``: if it was asked for."""
+    """The handler returned: its state, reply, timers and messages wait for the batch. ``context``:
+    if it was asked for."""
     try:
         what = f"what {activation.kind.name}.{method.name} left cannot be kept"
         found = guard.call(BadMessage, what, left, activation, method, context, value, state)
@@ -224,13 +247,21 @@ def finished(
 
 
 def left(
-    activation: Activation, method: Method[Any, Any, Any], context: Context | None, value: Any, state: Any
+    activation: Activation,
+    method: Method[Any, Any, Any],
+    context: Context | None,
+    value: Any,
+    state: Any,
 ) -> tuple[bytes, bytes, Any]:
     """The reply, and the state as bytes and as these give it back."""
     kind = activation.kind
     if type(value) is Done:
         assert context is not None
-        context.outgoing, context.timers, activation.generation = value.outgoing, value.timers, value.generation
+        context.outgoing, context.timers, activation.generation = (
+            value.outgoing,
+            value.timers,
+            value.generation,
+        )
         return value.reply, value.state, kind.load_state(value.state, kind.state_version)
     return method.encode_reply(value), *kind.keep(state)
 
@@ -247,7 +278,8 @@ def _keep_timers(activation: Activation, context: Context) -> None:
 
 
 def _digests(activation: Activation, message: Delivery) -> tuple[int, int]:
-    """Of a message with an id: what it is, and what it means, 0 where that is the same. Code of users may run for it."""
+    """Of a message with an id: what it is, and what it means, 0 where that is the same. Code of
+    users may run for it."""
     of = message.call or message.message
     if of is None or not of.message_id:
         return 0, 0
@@ -283,17 +315,23 @@ def _consume(activation: Activation, message: Delivery, digests: tuple[int, int]
 
 def _remember(activation: Activation, call: Call, answer: bytes, digests: tuple[int, int]) -> None:
     if call.message_id:
-        until = max(call.keep_until, activation.now() + activation.kind.dedup_seconds * (not call.keep_until))
+        until = max(
+            call.keep_until,
+            activation.now() + activation.kind.dedup_seconds * (not call.keep_until),
+        )
         activation.seen.note_id(call.message_id, until, digests[0], answer, digests[1])
     elif call.number:
         activation.seen.note_caller(call.caller, call.number, call.low, call.deadline, answer)
 
 
-# Failing -----------------------------------------------------------------------------------------------------------
+# Failing ------------------------------------------------------------------------------------------
 
 
-def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran: bool = False) -> None:
-    """A message without an effect: the caller gets the error; a durable message is tried again, then buried."""
+def _failed(
+    activation: Activation, message: Delivery, error: HoldfastError, ran: bool = False
+) -> None:
+    """A message without an effect: the caller gets the error; a durable message is tried again,
+    then buried."""
     call = message.call
     if call is not None:
         says = ran or activation.broken is not None
@@ -323,7 +361,8 @@ def _failed(activation: Activation, message: Delivery, error: HoldfastError, ran
 
 
 def never(activation: Activation, message: Delivery, error: HoldfastError) -> None:
-    """Refuse a call that waits, for good: another attempt of it, which may be on its way, must not run. A turn may run."""
+    """Refuse a call that waits, for good: another attempt of it, which may be on its way, must not
+    run. A turn may run."""
     assert message.call is not None
     message.reply = ERROR_PREFIX + error_bytes(error)
     _remember(activation, message.call, message.reply, _digests(activation, message))
@@ -338,7 +377,9 @@ def _reopen(activation: Activation) -> None:
 def bury(activation: Activation, message: Delivery, error: HoldfastError) -> None:
     """Give up a message: its caller gets the error, a durable one becomes a dead letter."""
     if message.call is None:
-        letter = message.message or InboxMessage(message.handler, message.arguments, sent_at=activation.now())
+        letter = message.message or InboxMessage(
+            message.handler, message.arguments, sent_at=activation.now()
+        )
         dead = DeadRecord(letter, to_wire(error), max(message.attempts, 1), activation.now())
         message.dead = codec.seal(codec.encode_raw(dead))
     message.reply = ERROR_PREFIX + error_bytes(error)

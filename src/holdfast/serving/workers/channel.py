@@ -1,7 +1,8 @@
-"""What a node and a worker process say to each other: frames on a socket of their own. Nothing is pickled.
+"""What a node and a worker process say to each other: frames on a socket of their own. Nothing is
+pickled.
 
-A frame is four bytes of its length and a msgpack value of a declared type. The standard output of a worker is not part of it:
-whatever a job prints, or a program that it starts, is text.
+A frame is four bytes of its length and a msgpack value of a declared type. The standard output of a
+worker is not part of it: whatever a job prints, or a program that it starts, is text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ LENGTH_BYTES: Final = 4
 
 
 class Told(msgspec.Struct, array_like=True):
-    """What a worker is told at its start. ``path``: where its node imports from; ``level``: from which on it logs."""
+    """What a worker is told at its start. ``path``: where its node imports from; ``level``: from
+    which on it logs."""
 
     parent: int
     path: list[str]
@@ -24,7 +26,8 @@ class Told(msgspec.Struct, array_like=True):
 
 
 class Job(msgspec.Struct, array_like=True):
-    """A turn, or what a reader does, on its way to where it runs. Its class is found again by its module, file and name."""
+    """A turn, or what a reader does, on its way to where it runs. Its class is found again by its
+    module, file and name."""
 
     module: str
     file: str
@@ -44,7 +47,8 @@ class Job(msgspec.Struct, array_like=True):
 
 
 class Done(msgspec.Struct, array_like=True, tag=True):
-    """What came of it; of a reader the reply alone. ``generation``: the newest of the agent's timers."""
+    """What came of it; of a reader the reply alone. ``generation``: the newest of the agent's
+    timers."""
 
     reply: bytes
     state: bytes = b""

@@ -1,7 +1,8 @@
-"""A worker process: does one job after the other for the agents of one kind, until its node closes the channel.
+"""A worker process: does one job after the other for the agents of one kind, until its node closes
+the channel.
 
-It imports what it needs before it looks where its node imports from, so a file of the application that is called like a module
-of the standard library does not get in its way. It dies with its node.
+It imports what it needs before it looks where its node imports from, so a file of the application
+that is called like a module of the standard library does not get in its way. It dies with its node.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from holdfast import codec, errors, limits, said
 from holdfast.agents import guard
 from holdfast.children import die_with_parent
 from holdfast.serving.workers import modules, soundness
-from holdfast.serving.workers.channel import LENGTH_BYTES, Answer, Begun, Done, Failed, Job, Told, framed
+from holdfast.serving.workers.channel import (
+    LENGTH_BYTES,
+    Answer,
+    Begun,
+    Done,
+    Failed,
+    Job,
+    Told,
+    framed,
+)
 from holdfast.serving.workers.workers import perform
 
 _decode_told = msgspec.msgpack.Decoder(Told).decode
@@ -92,7 +102,11 @@ def _failed(job: Job, error: BaseException) -> Failed:
     ours = isinstance(
         error, errors.HoldfastError
     )  # a state or an argument that does not fit says nothing of the process
-    cause = "" if ours else f"{errors.class_of(error)}: {errors.plain(errors.text_of(error), _CAUSE_MAX)}"
+    cause = (
+        ""
+        if ours
+        else f"{errors.class_of(error)}: {errors.plain(errors.text_of(error), _CAUSE_MAX)}"
+    )
     return Failed(errors.to_wire(guard.shown(f"{job.qualname}.{job.handler}", error)), cause)
 
 

@@ -1,7 +1,9 @@
-"""Where an agent's class lives, so that a worker process finds the very same one: by its file as well as by its name.
+"""Where an agent's class lives, so that a worker process finds the very same one: by its file as
+well as by its name.
 
-A name alone is not enough. Two applications may both be called ``app.py``; a file may be called like a module of the standard
-library; and the program's own module is ``__main__`` in one process only.
+A name alone is not enough. Two applications may both be called ``app.py``; a file may be called
+like a module of the standard library; and the program's own module is ``__main__`` in one process
+only.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any, Final, NamedTuple
 
 _MAIN: Final = "__main__"
 _MAIN_ELSEWHERE: Final = "__mp_main__"
-"""What a program's own file is called where it is imported: such programs know the name from `multiprocessing`."""
+"""What a program's own file is called where it is imported: such programs know the name from
+`multiprocessing`."""
 
 
 class Place(NamedTuple):
@@ -35,26 +38,32 @@ def place_of(cls: type) -> Place:
     file = getattr(module, "__file__", None) or ""
     name = cls.__module__
     spec = getattr(module, "__spec__", None)
-    if name == _MAIN and spec is not None and not spec.name.endswith(_MAIN):  # python -m package.module
+    # python -m package.module
+    if name == _MAIN and spec is not None and not spec.name.endswith(_MAIN):
         name = spec.name
     return Place(name, str(Path(file).resolve()) if file else "", cls.__qualname__)
 
 
 @lru_cache(1024)
 def find(place: Place) -> Any:
-    """The class at a place. Raises `ImportError`, and whatever its module raises while it is imported."""
+    """The class at a place. Raises `ImportError`, and whatever its module raises while it is
+    imported."""
     found: Any = _module(place.module, place.file)
     for name in place.qualname.split("."):
         found = getattr(found, name, None)
         if found is None:
-            raise ImportError(f"{place.module} ({place.file or 'without a file'}) has no {place.qualname}")
+            raise ImportError(
+                f"{place.module} ({place.file or 'without a file'}) has no {place.qualname}"
+            )
     return found
 
 
 def _module(name: str, file: str) -> ModuleType:
     if name == _MAIN:
         if not file:
-            raise ImportError("a class of a shell, notebook or -c command cannot be imported: put it into a file")
+            raise ImportError(
+                "a class of a shell, notebook or -c command cannot be imported: put it into a file"
+            )
         return _main(Path(file))
     known = sys.modules.get(name)
     if known is not None and (not file or _is_at(known, file)):
@@ -88,7 +97,8 @@ def _would_find(name: str) -> str:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a file as a module, once; its directory becomes one to import from. Raises whatever the import raises.
+    """Import a file as a module, once; its directory becomes one to import from. Raises whatever
+    the import raises.
 
     It is called like the file, unless that is the name of another module.
     """
@@ -100,7 +110,8 @@ def load_file(path: Path) -> ModuleType:
     if known is not None and _is_at(known, str(path)):
         return known
     if known is not None or name in sys.stdlib_module_names:
-        name = f"{name}_{blake2b(str(path).encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
+        where = str(path).encode(errors="surrogateescape")
+        name = f"{name}_{blake2b(where, digest_size=4).hexdigest()}"
         known = sys.modules.get(name)
         if known is not None:
             return known

@@ -1,8 +1,10 @@
-"""A node's worker processes: started when they are needed, kept for the next job of the same kind of agents, replaced.
+"""A node's worker processes: started when they are needed, kept for the next job of the same kind
+of agents, replaced.
 
-No process serves two kinds, so that what a library of one kind breaks stays with that kind. A process that ends, closes its
-channel, says what cannot be read, does not begin in time, or goes on too long after its caller gave up is killed, with the
-programs that it started, and the next job gets a new one. A job that had not begun is given to another process.
+No process serves two kinds, so that what a library of one kind breaks stays with that kind. A
+process that ends, closes its channel, says what cannot be read, does not begin in time, or goes on
+too long after its caller gave up is killed, with the programs that it started, and the next job
+gets a new one. A job that had not begun is given to another process.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ import msgspec
 from holdfast import codec, ids, limits, pipes, said
 from holdfast.errors import HandlerFailed
 from holdfast.lines import TextReader
-from holdfast.serving.workers.channel import LENGTH_BYTES, Answer, Begun, Done, Failed, Job, Told, framed
+from holdfast.serving.workers.channel import (
+    LENGTH_BYTES,
+    Answer,
+    Begun,
+    Done,
+    Failed,
+    Job,
+    Told,
+    framed,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +69,9 @@ class _Worker:
         self.ended: asyncio.Task[None] | None = None
         self._reader = reader
         self._writer = writer
-        self._texts = [TextReader(pipe, self._on_text(number)) for number, pipe in enumerate(texts, 1)]
+        self._texts = [
+            TextReader(pipe, self._on_text(number)) for number, pipe in enumerate(texts, 1)
+        ]
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -66,7 +79,8 @@ class _Worker:
         await self.process.wait()
         self._kill_group()
         end = time.monotonic() + limits.WORKER_CLOSE_SECONDS
-        while not self._reader.at_eof() and time.monotonic() < end:  # what it said last is on its way
+        # what it said last is on its way
+        while not self._reader.at_eof() and time.monotonic() < end:
             await asyncio.sleep(0.05)
         self._reader.feed_eof()
 
@@ -83,7 +97,8 @@ class _Worker:
         return self.process.returncode is None and not self._reader.at_eof() and self.ended is None
 
     async def do(self, job: Job) -> Answer:
-        """Have it do a job. Raises `_NotBegun`, and `HandlerFailed` where the process is to be ended."""
+        """Have it do a job. Raises `_NotBegun`, and `HandlerFailed` where the process is to be
+        ended."""
         self.agent_id = "/".join(ids.from_agent_token(job.token))
         self.jobs += 1
         begun = False
@@ -94,15 +109,22 @@ class _Worker:
                 found = await self._read()
             if isinstance(found, Begun):
                 begun = True
-                left = job.deadline - time.time() + limits.WORKER_GRACE_SECONDS if job.deadline else None
+                left = (
+                    job.deadline - time.time() + limits.WORKER_GRACE_SECONDS
+                    if job.deadline
+                    else None
+                )
                 async with asyncio.timeout(left):
                     found = await self._read()
         except TimeoutError:
             if not begun:
-                raise _NotBegun(f"did not begin within {limits.WORKER_BEGIN_SECONDS:.0f} s") from None
+                raise _NotBegun(
+                    f"did not begin within {limits.WORKER_BEGIN_SECONDS:.0f} s"
+                ) from None
             raise self._failed(
                 job,
-                f"did not end within {limits.WORKER_GRACE_SECONDS:.0f} s after its caller gave up: send it, or give it more time",
+                f"did not end within {limits.WORKER_GRACE_SECONDS:.0f} s after its caller gave "
+                "up: send it, or give it more time",
             ) from None
         except (OSError, asyncio.IncompleteReadError, EOFError):
             why = await self._end_text()
@@ -126,7 +148,9 @@ class _Worker:
 
     def _failed(self, job: Job, why: str) -> HandlerFailed:
         kind = self.agent_id.partition("/")[0]
-        return HandlerFailed(f"the worker process of {kind}.{job.handler} {why}", "BrokenWorkerProcess")
+        return HandlerFailed(
+            f"the worker process of {kind}.{job.handler} {why}", "BrokenWorkerProcess"
+        )
 
     async def _end_text(self) -> str:
         """How its process ended, or that it closed the channel."""
@@ -142,7 +166,10 @@ class _Worker:
             name = signal.Signals(-code).name
         except ValueError:
             name = "unknown"
-        return f"was killed by signal {-code} ({name}{': out of memory?' if code == -signal.SIGKILL else ''})"
+        return (
+            f"was killed by signal {-code} "
+            f"({name}{': out of memory?' if code == -signal.SIGKILL else ''})"
+        )
 
     def told(self, told: Told) -> None:
         """Say what every worker is told first."""
@@ -169,20 +196,23 @@ class _Worker:
 
 
 class _Kind:
-    """The processes of one kind of agents that have nothing to do, and what its code raises again and again."""
+    """The processes of one kind of agents that have nothing to do, and what its code raises again
+    and again."""
 
     def __init__(self) -> None:
         self.idle: list[_Worker] = []
         self._causes: dict[str, tuple[float, float]] = {}
-        """When a process was last replaced for a cause, and how long from then on none is replaced for it."""
+        """When a process was last replaced for a cause, and how long from then on none is replaced
+        for it."""
 
     def suspects(self, worker: _Worker, failed: Failed) -> bool:
         """Whether the same failure of two agents in a row says that a process is broken.
 
-        A process is replaced for one cause once a minute at most: a rule that is wrong must not cost more than that. Where
-        one that was started since then does the same with its first job, it looks like the code, and that minute becomes
-        ten. Not more: it may have broken as the first one did. And a first job that fails proves nothing where no process
-        was replaced for it: that job may be what breaks the process for all that come after it.
+        A process is replaced for one cause once a minute at most: a rule that is wrong must not
+        cost more than that. Where one that was started since then does the same with its first job,
+        it looks like the code, and that minute becomes ten. Not more: it may have broken as the
+        first one did. And a first job that fails proves nothing where no process was replaced for
+        it: that job may be what breaks the process for all that come after it.
         """
         cause, now = failed.cause, time.monotonic()
         if not cause:
@@ -235,7 +265,10 @@ class Processes:
             else:
                 self._did(found, worker, answer)
                 return answer.result
-        raise HandlerFailed(f"the worker process of {kind}.{job.handler} {why}, before it began", "BrokenWorkerProcess")
+        raise HandlerFailed(
+            f"the worker process of {kind}.{job.handler} {why}, before it began",
+            "BrokenWorkerProcess",
+        )
 
     def _did(self, kind: _Kind, worker: _Worker, answer: Answer) -> None:
         ends = answer.ends
@@ -246,7 +279,9 @@ class Processes:
         else:
             worker.last_failure = ("", "")
         if ends:
-            _logger.warning("the worker process that worked for %s is replaced: %s", worker.agent_id, ends)
+            _logger.warning(
+                "the worker process that worked for %s is replaced: %s", worker.agent_id, ends
+            )
             self._end(worker, at_once=False)
             return
         self._busy.discard(worker)

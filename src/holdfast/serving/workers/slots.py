@@ -1,8 +1,9 @@
 """Places for the jobs that run off the loop: so many at a time, shared between the kinds of agents.
 
-A job may never end, and none is ended for the sake of another. So a kind that has no job always gets a place, beyond the
-number if need be: the jobs of others delay its own, and never keep it from all of them. Who waits longest in the kind with the
-fewest jobs is next. A job that goes on for long is told of in the log, as it may have a deadline or none.
+A job may never end, and none is ended for the sake of another. So a kind that has no job always
+gets a place, beyond the number if need be: the jobs of others delay its own, and never keep it from
+all of them. Who waits longest in the kind with the fewest jobs is next. A job that goes on for long
+is told of in the log, as it may have a deadline or none.
 """
 
 from __future__ import annotations
@@ -74,10 +75,13 @@ class Watch:
 
     def _tell(self) -> None:
         _logger.warning(
-            "%s has run in a %s for %.0f s, and %d of them run at a time: if it waits for something that does not come, "
-            "give that a time limit",
-            self._title, self._what, self._seconds, self._count,
-        )  # fmt: skip
+            "%s has run in a %s for %.0f s, and %d of them run at a time: if it waits for "
+            "something that does not come, give that a time limit",
+            self._title,
+            self._what,
+            self._seconds,
+            self._count,
+        )
         self._handle = self._loop.call_later(self._seconds, self._tell)
         self._seconds *= 2
 

@@ -1,8 +1,10 @@
-"""Whether a worker process may do another job: what a job changed of the process is put back, or ends it.
+"""Whether a worker process may do another job: what a job changed of the process is put back, or
+ends it.
 
-A worker serves one agent after the other. What one job leaves behind meets the next one: another working directory, another
-environment, a thread that still runs, a device whose context is broken for good. The cheap things are compared after each
-job, and put back where they can be. A process that raised what says that it is broken does no further job.
+A worker serves one agent after the other. What one job leaves behind meets the next one: another
+working directory, another environment, a thread that still runs, a device whose context is broken
+for good. The cheap things are compared after each job, and put back where they can be. A process
+that raised what says that it is broken does no further job.
 """
 
 from __future__ import annotations
@@ -21,10 +23,21 @@ from holdfast.errors import text_of
 
 _BROKEN: Final = frozenset(
     {
-        "AcceleratorError", "CudaError", "CUDAError", "CUDARuntimeError", "CUDADriverError", "CudaAPIError", "CudaDriverError",
-        "XlaRuntimeError", "JaxRuntimeError", "OutOfMemoryError", "MemoryError", "BrokenProcessPool", "BrokenExecutor",
+        "AcceleratorError",
+        "CudaError",
+        "CUDAError",
+        "CUDARuntimeError",
+        "CUDADriverError",
+        "CudaAPIError",
+        "CudaDriverError",
+        "XlaRuntimeError",
+        "JaxRuntimeError",
+        "OutOfMemoryError",
+        "MemoryError",
+        "BrokenProcessPool",
+        "BrokenExecutor",
     }
-)  # fmt: skip
+)
 """Names of error classes that say something of the process, and not of the message."""
 
 _BROKEN_TEXTS: Final = ("CUDA error", "HIP error", "device-side assert", "CUDA driver error")
@@ -46,10 +59,12 @@ class _Said:
 
 
 def worker_broken(reason: str = "") -> bool:
-    """Say that this worker process is not to do another job, for example as a library lost its connection for good.
+    """Say that this worker process is not to do another job, for example as a library lost its
+    connection for good.
 
-    For handlers and readers with ``runs_in="process"``: the process ends after the job that calls this, and the next job
-    gets a new one. ``reason`` goes into the node's log. Returns whether this is a worker process; elsewhere it does nothing.
+    For handlers and readers with ``runs_in="process"``: the process ends after the job that calls
+    this, and the next job gets a new one. ``reason`` goes into the node's log. Returns whether this
+    is a worker process; elsewhere it does nothing.
     """
     if _Said.is_worker:
         _Said.reason = reason or "its code called worker_broken()"
@@ -62,7 +77,8 @@ def begin_work() -> None:
 
 
 def why_broken(error: BaseException | None) -> str:
-    """What says that this process is broken, empty for nothing: the code itself, or the error of its job."""
+    """What says that this process is broken, empty for nothing: the code itself, or the error of
+    its job."""
     if _Said.reason is not None:
         return _Said.reason
     for one in _chain(error):
@@ -129,7 +145,9 @@ class Baseline:
         return ""
 
     def _left_running(self) -> str:
-        left = [one.name for one in threading.enumerate() if one not in self._threads and not one.daemon]
+        left = [
+            one.name for one in threading.enumerate() if one not in self._threads and not one.daemon
+        ]
         if left:
             return f"its job left a thread running: {', '.join(left)[:200]}"
         return "its job left a program running" if _has_children() else ""
@@ -199,8 +217,11 @@ def _file(number: int) -> tuple[int, int] | None:
 
 def _has_children() -> bool:
     """Whether a program that was started still runs. What ended, and was not waited for, is."""
-    helper: Any = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
-    known = getattr(helper, "_pid", None)  # a helper of multiprocessing, which ends with this process
+    helper: Any = getattr(
+        sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None
+    )
+    # a helper of multiprocessing, which ends with this process
+    known = getattr(helper, "_pid", None)
     with suppress(ChildProcessError):
         while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             os.waitpid(found.si_pid, 0)

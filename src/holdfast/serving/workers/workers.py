@@ -1,9 +1,11 @@
-"""Handlers that would stall their node's loop: in a thread where they block, in a worker process where they compute.
+"""Handlers that would stall their node's loop: in a thread where they block, in a worker process
+where they compute.
 
-A turn off the loop gets the agent's state as bytes and gives bytes back, so the loop shares no object with it, and a worker
-process never unpickles anything of a user's. All else is as in any turn: what comes back is committed under the fence, and
-what comes back too late, to a node that lost the shard meanwhile, is dropped. The handler may send and set timers, which is
-part of the turn's batch; it cannot wait for anything, as no loop runs where it does.
+A turn off the loop gets the agent's state as bytes and gives bytes back, so the loop shares no
+object with it, and a worker process never unpickles anything of a user's. All else is as in any
+turn: what comes back is committed under the fence, and what comes back too late, to a node that
+lost the shard meanwhile, is dropped. The handler may send and set timers, which is part of the
+turn's batch; it cannot wait for anything, as no loop runs where it does.
 """
 
 from __future__ import annotations
@@ -32,22 +34,36 @@ if TYPE_CHECKING:
     from holdfast.serving.turns.activation import Activation
 
 _NO_LOOP: Final = (
-    "what runs in a thread or a process has no loop, so it cannot wait: it may send and set timers, "
-    "but it cannot ask or tell"
+    "what runs in a thread or a process has no loop, so it cannot wait: it may send and set "
+    "timers, but it cannot ask or tell"
 )
 _UNBOUNDED: Final = 1 << 20
 """Threads of the pool: `Slots` says how many run."""
 
 
 def job(
-    activation: Activation, method: Method[Any, Any, Any], message: Delivery, context: Context, state: bytes
+    activation: Activation,
+    method: Method[Any, Any, Any],
+    message: Delivery,
+    context: Context,
+    state: bytes,
 ) -> Job:
     """What a worker has to know to run a message's handler, or reader, on a state."""
     return Job(
-        *modules.place_of(cast(Any, activation.kind.cls)), activation.token, method.name, message.arguments, state,
-        context.message_key, context.deadline, context.keep_until, context.chain, context.reads_only,
-        activation.epoch, activation.timers or {}, activation.generation,
-    )  # fmt: skip
+        *modules.place_of(cast(Any, activation.kind.cls)),
+        activation.token,
+        method.name,
+        message.arguments,
+        state,
+        context.message_key,
+        context.deadline,
+        context.keep_until,
+        context.chain,
+        context.reads_only,
+        activation.epoch,
+        activation.timers or {},
+        activation.generation,
+    )
 
 
 class Workers:
@@ -63,11 +79,16 @@ class Workers:
         self._processes: Processes | None = None
 
     async def run(self, activation: Activation, method: Method[Any, Any, Any], job: Job) -> Done:
-        """Run a job where its method says. Raises what the method raised, and `HandlerFailed` where its process ended.
+        """Run a job where its method says. Raises what the method raised, and `HandlerFailed` where
+        its process ended.
 
         Cancelled, it ends the process; a thread cannot be ended, so it is waited for.
         """
-        kind, slots, key = activation.kind.name, self._slots[method.runs_in], (job.token, job.message_key)
+        kind, slots, key = (
+            activation.kind.name,
+            self._slots[method.runs_in],
+            (job.token, job.message_key),
+        )
         self._waiting[key] = method.runs_in
         try:
             await slots.take(kind)
@@ -111,7 +132,8 @@ class Workers:
         try:
             submitted = self._threads.submit(work)
         except BaseException:
-            # No thread could be started, and the pool keeps the job for the next one, which would do it out of its turn.
+            # No thread could be started, and the pool keeps the job for the next one, which would
+            # do it out of its turn.
             if done.cancel():
                 raise
         else:
@@ -134,27 +156,33 @@ class Workers:
             await self._processes.close()
 
 
-# In the thread or the process ----------------------------------------------------------------------------------------
+# In the thread or the process ---------------------------------------------------------------------
 
 
 def _do(done: Future[Done], kind: Kind, *args: Any) -> None:
-    """Do a job in a context of its own, unless it was given up. Whatever it raises is one of our errors."""
+    """Do a job in a context of its own, unless it was given up. Whatever it raises is one of our
+    errors."""
     if not done.set_running_or_notify_cancel():
         return
     try:
-        done.set_result(guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", perform, kind, *args))
+        done.set_result(
+            guard.call(HandlerFailed, f"{kind.name}.{args[1].handler}", perform, kind, *args)
+        )
     except BaseException as error:
         done.set_exception(error)
 
 
 def perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lambda: True) -> Done:
-    """Do a job here and now, on an instance that nobody else has. A process whose agent is lost is ended, so it is live."""
+    """Do a job here and now, on an instance that nobody else has. A process whose agent is lost is
+    ended, so it is live."""
     method = kind.methods[job.handler]
     host = _Host(job, is_live)
     agent._holdfast_context = context = Context(
         cast(Any, host), job.message_key, job.deadline, job.keep_until, job.chain, job.reads_only
     )
-    agent.state = kind.view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)
+    agent.state = (
+        kind.view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)
+    )
     work = method.bind(agent, method.decode_arguments(job.arguments))
     try:
         work.send(None)

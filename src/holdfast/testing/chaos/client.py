@@ -1,7 +1,9 @@
-"""A client as a process of its own: on one side of a network that is cut, doing the workload's kinds of work.
+"""A client as a process of its own: on one side of a network that is cut, doing the workload's
+kinds of work.
 
-It is told its `ClientSettings` as JSON on the standard input, says what each operation came to on its standard output,
-one JSON object a line, and ends when there is more on its standard input, or no more of it.
+It is told its `ClientSettings` as JSON on the standard input, says what each operation came to on
+its standard output, one JSON object a line, and ends when there is more on its standard input, or
+no more of it.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Said(msgspec.Struct, array_like=True):
     def of(cls, operation: Operation) -> Said:
         """The message for an operation."""
         ended = operation.ended if operation.fate != "open" else None
-        said = cls(operation.kind, operation.agent, operation.label, operation.began, ended, operation.fate)
+        said = cls(
+            operation.kind, operation.agent, operation.label, operation.began, ended, operation.fate
+        )
         if isinstance(operation.result, BaseException):
             said.error = to_wire(operation.result)
         elif isinstance(operation.result, int):
@@ -70,7 +74,9 @@ class Said(msgspec.Struct, array_like=True):
         """What `of` was given."""
         result = from_wire(*self.error) if self.error[0] else self.result
         ended = float("inf") if self.ended is None else self.ended
-        return Operation(self.kind, self.agent, self.label, self.began, ended, self.fate, result, client)
+        return Operation(
+            self.kind, self.agent, self.label, self.began, ended, self.fate, result, client
+        )
 
 
 class _Notebook:
@@ -101,9 +107,15 @@ async def serve(settings: ClientSettings) -> None:
     loop = asyncio.get_running_loop()
     book = _Notebook()
     async with Node.join(settings.urls, name=settings.name, **asdict(settings.security)) as node:
-        clerk = Clerk(book, node, settings.name, settings.agents, settings.pause, Random(settings.seed))
+        clerk = Clerk(
+            book, node, settings.name, settings.agents, settings.pause, Random(settings.seed)
+        )
         loop.add_reader(sys.stdin.fileno(), _stop, book)
-        tasks = [loop.create_task(clerk.begin(kind)) for kind, count in settings.work.items() for _ in range(count)]
+        tasks = [
+            loop.create_task(clerk.begin(kind))
+            for kind, count in settings.work.items()
+            for _ in range(count)
+        ]
         began = loop.time()
         for turn in itertools.count(1):
             await asyncio.wait(tasks, timeout=_SAY_SECONDS)

@@ -1,4 +1,5 @@
-"""What chaos does to a real cluster: processes that are killed or frozen, networks that are cut, a disk that is full.
+"""What chaos does to a real cluster: processes that are killed or frozen, networks that are cut, a
+disk that is full.
 
 Each harm has a host that it is done to and a length, and is undone before it returns.
 """
@@ -79,20 +80,25 @@ class Harms:
         """How many harms that are under way have cut each way from a host to another."""
 
     def free_hosts(self, kind: str) -> list[str]:
-        """Hosts that nothing is done to at this moment, and that this kind of harm can be done to."""
+        """Hosts that nothing is done to at this moment, and that this kind of harm can be done
+        to."""
         if kind == "lose-disk" and self._lost_disk:
-            return []  # a second one, before the first has its copies again, would be a majority's loss
+            # a second one, before the first has its copies again, would be a majority's loss
+            return []
         hosts = self._cluster.hosts[-1:] if kind == "disk-full" else self._cluster.hosts
         return [host for host in hosts if host not in self._busy]
 
     async def do(self, kind: str, host: str, seconds: float) -> bool:
-        """Do a harm and undo it; False where it could not be done, as what it is done to does not run."""
+        """Do a harm and undo it; False where it could not be done, as what it is done to does not
+        run."""
         actions: dict[str, Callable[[str, float], Awaitable[None]]] = {
             "kill-node": self._kill_node,
             "kill-server": self._kill_server,
             "kill-host": self._kill_host,
             "freeze-node": lambda host, seconds: self._freeze([self._node_pid(host)], seconds),
-            "freeze-server": lambda host, seconds: self._freeze([self._cluster.server_pid(host)], seconds),
+            "freeze-server": lambda host, seconds: self._freeze(
+                [self._cluster.server_pid(host)], seconds
+            ),
             "freeze-host": lambda host, seconds: self._freeze(self._cluster.pids(host), seconds),
             "partition": self._partition,
             "one-way": self._one_way,
@@ -123,7 +129,7 @@ class Harms:
         finally:
             self._busy.discard(host)
 
-    # Processes -----------------------------------------------------------------------------------------------------
+    # Processes ------------------------------------------------------------------------------------
 
     def _node_pid(self, host: str) -> int:
         return self._cluster.node_pid(f"{host}-1")
@@ -151,13 +157,15 @@ class Harms:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
-    # The network ---------------------------------------------------------------------------------------------------
+    # The network ----------------------------------------------------------------------------------
 
     def _number(self, host: str) -> int:
         return self._cluster.hosts.index(host)
 
     def _others(self, host: str) -> list[int]:
-        return [number for number in range(len(self._cluster.hosts)) if number != self._number(host)]
+        return [
+            number for number in range(len(self._cluster.hosts)) if number != self._number(host)
+        ]
 
     async def _cut(self, ways: list[tuple[int, int]], seconds: float) -> None:
         self._cuts.update(ways)
@@ -180,7 +188,9 @@ class Harms:
 
     async def _one_way(self, host: str, seconds: float) -> None:
         own, mute = self._number(host), self._random.random() < 0.5
-        await self._cut([(own, other) if mute else (other, own) for other in self._others(host)], seconds)
+        await self._cut(
+            [(own, other) if mute else (other, own) for other in self._others(host)], seconds
+        )
 
     async def _cut_link(self, host: str, seconds: float) -> None:
         own, other = self._number(host), self._random.choice(self._others(host))
@@ -193,12 +203,13 @@ class Harms:
             await self._cut(self._both_ways(host), self._random.uniform(*_FLAP_SECONDS))
             await asyncio.sleep(self._random.uniform(*_FLAP_SECONDS))
 
-    # The disk ------------------------------------------------------------------------------------------------------
+    # The disk -------------------------------------------------------------------------------------
 
     async def _renew(self, whose: str, seconds: float) -> None:
         await self._network.renew()
         for host in self._cluster.hosts:
-            # One to which something else is done reads them when it starts, or with its next connection.
+            # One to which something else is done reads them when it starts, or with its next
+            # connection.
             if host not in self._busy or host == whose:
                 with suppress(ProcessLookupError, IndexError):
                     os.kill(self._cluster.pids(host)[0], signal.SIGHUP)
@@ -221,7 +232,9 @@ class Harms:
             async with asyncio.timeout(_NOTICED_SECONDS):
                 await self._cluster.ended(host)
         except TimeoutError:
-            raise AssertionError(f"host {host} went on for {_NOTICED_SECONDS:.0f} s without its files") from None
+            raise AssertionError(
+                f"host {host} went on for {_NOTICED_SECONDS:.0f} s without its files"
+            ) from None
         await self._cluster.start_host(host, _AGAIN_SECONDS)
 
     async def _second_host(self, host: str, _seconds: float) -> None:
@@ -231,7 +244,9 @@ class Harms:
         told = self._cluster.settings_of(host)
         port, cluster_port = free_ports(2)
         server = msgspec.structs.replace(_server_of(told), port=port, cluster_port=cluster_port)
-        second = HostChild(msgspec.structs.replace(told, server=server), (), lambda _event, _facts: None)
+        second = HostChild(
+            msgspec.structs.replace(told, server=server), (), lambda _event, _facts: None
+        )
         try:
             await second.start(_NOTICED_SECONDS)
         except ConfigError as error:
@@ -242,7 +257,7 @@ class Harms:
             await second.stop()
         raise AssertionError(f"a second host started in the directory of {host}")
 
-    # Users' code --------------------------------------------------------------------------------------------------
+    # Users' code ----------------------------------------------------------------------------------
 
     def _nuisance(self, host: str) -> AgentRef[Nuisance]:
         """A new agent on a host, or, where the host has none of the shards now, on any."""

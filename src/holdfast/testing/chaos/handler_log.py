@@ -1,7 +1,7 @@
 """What runs in the handlers of real node processes, written to a file that survives them.
 
-Each process appends to a file of its own, one line per mark, with the time on the clock that all processes of the machine
-share. A line is one write, so ``kill -9`` cannot lose what was marked.
+Each process appends to a file of its own, one line per mark, with the time on the clock that all
+processes of the machine share. A line is one write, so ``kill -9`` cannot lose what was marked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a run of chaos took: how long nothing succeeded, how long after a harm all agents answered again."""
+"""What a run of chaos took: how long nothing succeeded, how long after a harm all agents answered
+again."""
 
 from __future__ import annotations
 
@@ -13,17 +14,19 @@ from holdfast.testing.history import Operation
 
 
 class Harmed(msgspec.Struct):
-    """A harm that was done. Times are in seconds: from the start of the run, and from the harm's beginning."""
+    """A harm that was done. Times are in seconds: from the start of the run, and from the harm's
+    beginning."""
 
     kind: str
     host: str
     at: float
     seconds: float = 0.0
     answered_after: float = 0.0
-    """Until every agent that was asked meanwhile, or a moment later, and did not answer at once had answered again, whatever
-    client asked; where one did not, until the moment was over."""
+    """Until every agent that was asked meanwhile, or a moment later, and did not answer at once had
+    answered again, whatever client asked; where one did not, until the moment was over."""
     refused_after: float | None = None
-    """For cuts: until a client on the side of the host that was cut off was first told `NoQuorum` or `Unknown`."""
+    """For cuts: until a client on the side of the host that was cut off was first told `NoQuorum`
+    or `Unknown`."""
     last_done_after: float | None = None
     """… and until the last success there before it was mended."""
 
@@ -66,25 +69,34 @@ def measure(harmed: Harmed, operations: list[Operation], began: float) -> None:
     if harmed.kind in CUTS:
         until = at + harmed.seconds
         there = [op for op in operations if op.client == harmed.host]
-        refused = [op.ended for op in there if at < op.ended <= until and isinstance(op.result, (NoQuorum, Unknown))]
+        refused = [
+            op.ended
+            for op in there
+            if at < op.ended <= until and isinstance(op.result, (NoQuorum, Unknown))
+        ]
         done = [op.ended for op in there if at < op.ended <= until and op.fate == "done"]
         harmed.refused_after = min(refused) - at if refused else None
         harmed.last_done_after = max(done) - at if done else None
 
 
 def _answered_after(operations: list[Operation], at: float, until: float) -> float:
-    """The longest time until an agent answered again that did not answer at once; 0 where all did."""
+    """The longest time until an agent answered again that did not answer at once; 0 where all
+    did."""
     asked: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         if at <= operation.began <= until:
             asked[operation.agent].append(operation)
     longest = 0.0
     for mine in asked.values():
-        answered = min((op for op in mine if op.fate in _ANSWERS), key=lambda op: op.ended, default=None)
+        answered = min(
+            (op for op in mine if op.fate in _ANSWERS), key=lambda op: op.ended, default=None
+        )
         if answered is None:
             longest = max(longest, until - at)
             continue
-        refused = any(op.began < answered.ended and op.fate in ("not done", "unknown") for op in mine)
+        refused = any(
+            op.began < answered.ended and op.fate in ("not done", "unknown") for op in mine
+        )
         if refused or answered.ended - answered.began > _AT_ONCE_SECONDS:
             longest = max(longest, answered.ended - at)
     return longest

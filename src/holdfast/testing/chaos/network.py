@@ -1,12 +1,15 @@
-"""Networks on one machine that can be cut: every host of a cluster has a side of its own, and each direction its switch.
+"""Networks on one machine that can be cut: every host of a cluster has a side of its own, and each
+direction its switch.
 
-`NamespaceNetwork` (Linux, root) is a real one: each host is in a network namespace, with a cable to one switch. A cut
-sends what one host has for another to a hardware address that nobody has: it is lost in silence, as in a broken network,
-while connections stay open and know nothing. Servers listen beyond loopback there, so they get certificates and a password,
-as on real machines. Namespaces and mounts belong to processes of this one: nothing is left behind, however it ends.
+`NamespaceNetwork` (Linux, root) is a real one: each host is in a network namespace, with a cable to
+one switch. A cut sends what one host has for another to a hardware address that nobody has: it is
+lost in silence, as in a broken network, while connections stay open and know nothing. Servers
+listen beyond loopback there, so they get certificates and a password, as on real machines.
+Namespaces and mounts belong to processes of this one: nothing is left behind, however it ends.
 
-`ProxyNetwork` works anywhere: hosts share the loopback interface, and reach each other through proxies that stop
-carrying bytes. What was on its way is late there, not lost, and connections are made that lead nowhere.
+`ProxyNetwork` works anywhere: hosts share the loopback interface, and reach each other through
+proxies that stop carrying bytes. What was on its way is late there, not lost, and connections are
+made that lead nowhere.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ _CURVE: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-
 _DISK_BYTES: Final = 512 * 1024 * 1024
 _TRIES: Final = 50
 NO_CERTIFICATES: Final = "only networks of namespaces, which need Linux and root, use certificates"
-NO_DISK: Final = "filling a disk needs Linux, root and network namespaces: it is a file system of its own"
+NO_DISK: Final = (
+    "filling a disk needs Linux, root and network namespaces: it is a file system of its own"
+)
 
 
 class Network(ABC):
@@ -80,12 +85,15 @@ class Network(ABC):
 
 
 def choose(kind: str, hosts: int, small_disk: bool) -> Network:
-    """``namespaces``, ``proxy``, or ``auto``: the better one that works here. Raises `ConfigError`."""
+    """``namespaces``, ``proxy``, or ``auto``: the better one that works here. Raises
+    `ConfigError`."""
     if kind not in ("auto", "namespaces", "proxy"):
         raise ConfigError(f"there is no network {kind!r}: choose auto, namespaces or proxy")
     why = _why_no_namespaces()
     if kind == "namespaces" and why:
-        raise ConfigError(f"network namespaces cannot be used here: {why}; --network proxy works anywhere")
+        raise ConfigError(
+            f"network namespaces cannot be used here: {why}; --network proxy works anywhere"
+        )
     return ProxyNetwork(hosts) if kind == "proxy" or why else NamespaceNetwork(hosts, small_disk)
 
 
@@ -94,7 +102,9 @@ def _why_no_namespaces() -> str:
         return "they are Linux's"
     if os.geteuid() != 0:
         return "they need root"
-    missing = [tool for tool in ("ip", "nsenter", "unshare", "openssl", "mount") if not _found(tool)]
+    missing = [
+        tool for tool in ("ip", "nsenter", "unshare", "openssl", "mount") if not _found(tool)
+    ]
     return f"there is no {', '.join(missing)}" if missing else ""
 
 
@@ -103,11 +113,12 @@ def _found(tool: str) -> bool:
     return any(os.access(Path(path) / tool, os.X_OK) for path in paths if path)
 
 
-# Namespaces ------------------------------------------------------------------------------------------------------------
+# Namespaces ---------------------------------------------------------------------------------------
 
 
 class NamespaceNetwork(Network):
-    """See the module. ``small_disk``: the last host gets a small file system of its own, that can be filled."""
+    """See the module. ``small_disk``: the last host gets a small file system of its own, that can
+    be filled."""
 
     kind = "network namespaces"
     renews = True
@@ -136,7 +147,9 @@ class NamespaceNetwork(Network):
         await _ip(["link set us master switch up"], switch)
         everybody = [*range(self.hosts), _US - 1]
         for number in everybody:
-            link, pid = (self._link, 0) if number == _US - 1 else ("eth0", self._holders[number].pid)
+            link, pid = (
+                (self._link, 0) if number == _US - 1 else ("eth0", self._holders[number].pid)
+            )
             lines = [
                 f"link set {link} address {self._hardware(number)}",
                 f"address add {self._address(number)}/24 dev {link}",
@@ -195,32 +208,83 @@ class NamespaceNetwork(Network):
         return f"02:00:c6:12:{self._number:02x}:{host + 1:02x}"
 
     def _neighbour(self, whose: int, hardware: int, link: str) -> str:
-        return f"neighbour replace {self._address(whose)} lladdr {self._hardware(hardware)} dev {link} nud permanent"
+        return (
+            f"neighbour replace {self._address(whose)} lladdr {self._hardware(hardware)} dev "
+            f"{link} nud permanent"
+        )
 
     def _enter(self, host: int) -> tuple[str, ...]:
-        return ("nsenter", "--target", str(self._holders[host].pid), "--net", "--mount", f"--wd={Path.cwd()}")
+        return (
+            "nsenter",
+            "--target",
+            str(self._holders[host].pid),
+            "--net",
+            "--mount",
+            f"--wd={Path.cwd()}",
+        )
 
     async def _certify(self, directory: Path) -> Security:
         """A private authority, and one certificate that names all hosts."""
         self._certificates = directory
-        ca, ca_key, cert, key = (str(directory / name) for name in ("ca.pem", "ca.key", "host.pem", "host.key"))
+        ca, ca_key, cert, key = (
+            str(directory / name) for name in ("ca.pem", "ca.key", "host.pem", "host.key")
+        )
         names = ",".join(f"IP:{self._address(host)}" for host in range(self.hosts))
-        (directory / "host.ext").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
+        (directory / "host.ext").write_text(
+            f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n"
+        )
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-        await _run(["openssl", "req", "-x509", *_CURVE, *usage, "-days", "30", "-subj", "/CN=chaos", "-keyout", ca_key,
-                    "-out", ca])  # fmt: skip
+        await _run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                *_CURVE,
+                *usage,
+                "-days",
+                "30",
+                "-subj",
+                "/CN=chaos",
+                "-keyout",
+                ca_key,
+                "-out",
+                ca,
+            ]
+        )
         await self.renew()
         return Security(ca, cert, key, "chaos", f"{chance.bits(128):032x}")
 
     async def renew(self) -> None:
         at = self._certificates
         ca, ca_key, request, extensions, key, cert = (
-            str(at / name) for name in ("ca.pem", "ca.key", "host.csr", "host.ext", "new.key", "new.pem")
+            str(at / name)
+            for name in ("ca.pem", "ca.key", "host.csr", "host.ext", "new.key", "new.pem")
         )
-        await _run(["openssl", "req", *_CURVE, "-subj", "/CN=host", "-keyout", key, "-out", request])
-        await _run(["openssl", "x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days",
-                    "30", "-extfile", extensions, "-out", cert])  # fmt: skip
-        Path(key).replace(at / "host.key")  # whoever reads between the two finds that they do not fit
+        await _run(
+            ["openssl", "req", *_CURVE, "-subj", "/CN=host", "-keyout", key, "-out", request]
+        )
+        await _run(
+            [
+                "openssl",
+                "x509",
+                "-req",
+                "-in",
+                request,
+                "-CA",
+                ca,
+                "-CAkey",
+                ca_key,
+                "-CAcreateserial",
+                "-days",
+                "30",
+                "-extfile",
+                extensions,
+                "-out",
+                cert,
+            ]
+        )
+        # whoever reads between the two finds that they do not fit
+        Path(key).replace(at / "host.key")
         Path(cert).replace(at / "host.pem")
 
     async def _mount(self, directory: Path) -> None:
@@ -267,11 +331,14 @@ async def _run(command: list[str], told: str = "") -> str:
     )
     out, problems = await process.communicate(told.encode() or None)
     if process.returncode:
-        raise ConfigError(f"`{' '.join(command)}` failed: {problems.decode(errors='replace').strip()}; {told.strip()}")
+        raise ConfigError(
+            f"`{' '.join(command)}` failed: {problems.decode(errors='replace').strip()}; "
+            f"{told.strip()}"
+        )
     return out.decode(errors="replace")
 
 
-# Proxies ---------------------------------------------------------------------------------------------------------------
+# Proxies ------------------------------------------------------------------------------------------
 
 
 class ProxyNetwork(Network):
@@ -305,7 +372,8 @@ class ProxyNetwork(Network):
             )
 
     async def _proxy(self, source: int, target: int, port: int) -> int:
-        """Carry what connects to a new port from one host to a port of another; return the new one."""
+        """Carry what connects to a new port from one host to a port of another; return the new
+        one."""
 
         async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -330,7 +398,9 @@ class ProxyNetwork(Network):
         self._listeners.append(listener)
         return int(listener.sockets[0].getsockname()[1])
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: tuple[int, int]) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: tuple[int, int]
+    ) -> None:
         while data := await reader.read(1 << 16):
             await self._open[way].wait()
             writer.write(data)

@@ -1,7 +1,9 @@
-"""An agent whose handlers do what users' code does at its worst: they loop for ever, block, and print anything.
+"""An agent whose handlers do what users' code does at its worst: they loop for ever, block, and
+print anything.
 
-Chaos serves it next to the agents that do the work, and asks it on the host that it harms. What it does must cost the others no
-more than a wait. Each run of a handler that loops leaves a file, so that the end of a chaos run can count its processes.
+Chaos serves it next to the agents that do the work, and asks it on the host that it harms. What it
+does must cost the others no more than a wait. Each run of a handler that loops leaves a file, so
+that the end of a chaos run can count its processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Watches the cells of a real cluster from outside, through every host's server at once.
 
-A cell keeps the newest record of each subject only, so who reads late misses some. What one tail misses while its server
-is away another one sees, mostly; and no two servers may ever give different records under one sequence.
+A cell keeps the newest record of each subject only, so who reads late misses some. What one tail
+misses while its server is away another one sees, mostly; and no two servers may ever give different
+records under one sequence.
 """
 
 from __future__ import annotations
@@ -51,11 +52,14 @@ class _Info(msgspec.Struct):
 
 def _bare(payload: bytes, what: str) -> bytes:
     record = unpack(payload, what)
-    return pack(msgspec.structs.replace(record, state=b"", callers={}, ids={}, senders={}, timers=[]))
+    return pack(
+        msgspec.structs.replace(record, state=b"", callers={}, ids={}, senders={}, timers=[])
+    )
 
 
 class Observer:
-    """See the module. ``problems``: what cannot be, whatever happened. Use it with ``start`` and ``close``."""
+    """See the module. ``problems``: what cannot be, whatever happened. Use it with ``start`` and
+    ``close``."""
 
     def __init__(self, urls: Sequence[str], security: Security) -> None:
         self.problems: list[str] = []
@@ -73,7 +77,9 @@ class Observer:
         self._seen = {cell: {} for cell in cells}
         for engine in self._engines:
             await engine.open()
-            self._tasks += [asyncio.get_running_loop().create_task(self._follow(engine, cell)) for cell in cells]
+            self._tasks += [
+                asyncio.get_running_loop().create_task(self._follow(engine, cell)) for cell in cells
+            ]
 
     async def close(self) -> None:
         """Stop."""
@@ -99,7 +105,9 @@ class Observer:
             return
         known = self._seen[cell].setdefault(stored.sequence, (time.monotonic(), slim))[1]
         if known != slim:
-            self.problems.append(f"{cell} {stored.sequence}: one server has {known}, another one {slim}")
+            self.problems.append(
+                f"{cell} {stored.sequence}: one server has {known}, another one {slim}"
+            )
 
     def _slim(self, stored: Stored) -> Stored:
         """The record without what no checker reads."""
@@ -107,16 +115,21 @@ class Observer:
         if ".st." in stored.subject:
             payload = _bare(stored.payload, stored.subject)
         elif packs.is_pack(stored.subject):
-            some = [(number, token, _bare(one, token)) for number, token, one in packs.entries(stored)]
+            some = [
+                (number, token, _bare(one, token)) for number, token, one in packs.entries(stored)
+            ]
             payload = codec.seal(codec.encode_raw(some))
-        elif stored.subject.endswith(".epoch") and stored.sequence > self.epochs.get(stored.subject, 0):
+        elif stored.subject.endswith(".epoch") and stored.sequence > self.epochs.get(
+            stored.subject, 0
+        ):
             self.epochs[stored.subject] = stored.sequence
             body = codec.unseal(stored.payload, stored.subject)
             self.owners[stored.subject] = msgspec.msgpack.decode(body, type=EpochRecord).owner
         return Stored(stored.subject, stored.sequence, payload)
 
     async def behind(self) -> list[str]:
-        """Copies that do not follow their cell's leader; what a full disk or a lost one leaves behind."""
+        """Copies that do not follow their cell's leader; what a full disk or a lost one leaves
+        behind."""
         found = []
         for cell in self._seen:
             try:
@@ -126,16 +139,21 @@ class Observer:
                 continue
             info = msgspec.json.decode(answer, type=_Info)
             for copy in info.cluster.replicas:
-                if not copy.current and (copy.offline or copy.lag > _LAG_MAX or copy.active > _SILENT_NS):
+                if not copy.current and (
+                    copy.offline or copy.lag > _LAG_MAX or copy.active > _SILENT_NS
+                ):
                     found.append(f"the copy of {cell} on {copy.name} is {copy.lag} records behind")
         return found
 
     def commits(self) -> Iterator[Commit]:
-        """What was seen, as batches: a relay's cursor with the messages right behind it, every other record alone."""
+        """What was seen, as batches: a relay's cursor with the messages right behind it, every
+        other record alone."""
         for cell, seen in self._seen.items():
             batch: list[Stored] = []
             for sequence, (at, stored) in sorted(seen.items()):
-                follows = batch and ".rl." in batch[0].subject and sequence == batch[-1].sequence + 1
+                follows = (
+                    batch and ".rl." in batch[0].subject and sequence == batch[-1].sequence + 1
+                )
                 if not (follows and ".in." in stored.subject):
                     batch = []
                     yield Commit(at, cell, batch)

@@ -1,7 +1,8 @@
-"""Chaos on a real cluster: real servers and processes on a network that can be cut, and every promise judged at the end.
+"""Chaos on a real cluster: real servers and processes on a network that can be cut, and every
+promise judged at the end.
 
-The same work and the same checkers as in simulations. What happens inside a process is not replayed from a seed here; the
-seed decides what is done to the cluster, when, and what clients ask for.
+The same work and the same checkers as in simulations. What happens inside a process is not replayed
+from a seed here; the seed decides what is done to the cluster, when, and what clients ask for.
 """
 
 from __future__ import annotations
@@ -34,12 +35,23 @@ from holdfast.testing.history import History
 from holdfast.testing.workloads import Actor
 
 WORK: Final = {
-    "adds": 2, "retries": 1, "slows": 1, "spreads": 1, "nests": 1, "timers": 1, "edges": 1, "bads": 1, "sends": 2,
-    "peeks": 1, "reads": 2,
-}  # fmt: skip
+    "adds": 2,
+    "retries": 1,
+    "slows": 1,
+    "spreads": 1,
+    "nests": 1,
+    "timers": 1,
+    "edges": 1,
+    "bads": 1,
+    "sends": 2,
+    "peeks": 1,
+    "reads": 2,
+}
 """What each client does, where nothing else is said: how many tasks do what."""
 
-CHECKERS: Final = tuple(checker for checker in checkers.ALL if checker is not checkers.memory_is_the_log)
+CHECKERS: Final = tuple(
+    checker for checker in checkers.ALL if checker is not checkers.memory_is_the_log
+)
 """From outside a process its memory is not seen."""
 
 LOOPS_MAX: Final = 2
@@ -77,11 +89,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.hosts not in (3, 5):
-            raise ConfigError(f"chaos needs 3 or 5 hosts, not {self.hosts}: a single one cannot survive anything")
+            raise ConfigError(
+                f"chaos needs 3 or 5 hosts, not {self.hosts}: a single one cannot survive anything"
+            )
         faults.parse(self.harms)
         for name, count in self.work.items():
             if name not in workloads.KINDS or count < 0:
-                raise ConfigError(f"there is no work {name}={count}; there are {', '.join(workloads.KINDS)}")
+                raise ConfigError(
+                    f"there is no work {name}={count}; there are {', '.join(workloads.KINDS)}"
+                )
         for name in ("pause", "harm_pause", "harm_seconds"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
@@ -126,17 +142,25 @@ class Chaos:
         self._stopped = False
 
     async def run(self) -> Outcome:
-        """Start a cluster, work, do harm, heal, and judge. Raises `ConfigError` where there is no start."""
-        directory = Path(self.settings.directory or tempfile.mkdtemp(prefix="holdfast-chaos-")).resolve()
+        """Start a cluster, work, do harm, heal, and judge. Raises `ConfigError` where there is no
+        start."""
+        directory = Path(
+            self.settings.directory or tempfile.mkdtemp(prefix="holdfast-chaos-")
+        ).resolve()
         files.make_directory(directory / "marks")
         files.make_directory(directory / "loops")
         if any((directory / "marks").iterdir()):
-            raise ConfigError(f"{directory} is of another run: chaos needs a new cluster, in an empty directory")
+            raise ConfigError(
+                f"{directory} is of another run: chaos needs a new cluster, in an empty directory"
+            )
         wanted = self.settings.harms or tuple(faults.KINDS)
         network = choose(self.settings.network, self.settings.hosts, "disk-full" in wanted)
         lacking = [
             kind
-            for kind, able in {"disk-full": network.fills, "renew-certificates": network.renews}.items()
+            for kind, able in {
+                "disk-full": network.fills,
+                "renew-certificates": network.renews,
+            }.items()
             if not able
         ]
         kinds = [kind for kind in wanted if kind not in lacking]
@@ -155,13 +179,19 @@ class Chaos:
         self.history.marks, self.history.deaths = handler_log.read(directory / "marks")
         for label, processes in nuisance.loops(directory / "loops").items():
             if processes > LOOPS_MAX:
-                self.problems.append(f"poison: the handler that loops ran in {processes} processes for {label}")
+                self.problems.append(
+                    f"poison: the handler that loops ran in {processes} processes for {label}"
+                )
         return self._judge(network, directory, ended)
 
     @asynccontextmanager
-    async def _cluster(self, network: Network, directory: Path) -> AsyncIterator[tuple[LocalCluster, Node, Observer]]:
+    async def _cluster(
+        self, network: Network, directory: Path
+    ) -> AsyncIterator[tuple[LocalCluster, Node, Observer]]:
         app = directory / "app.py"
-        app.write_text(handler_log.APP.format(marks=str(directory / "marks"), loops=str(directory / "loops")))
+        app.write_text(
+            handler_log.APP.format(marks=str(directory / "marks"), loops=str(directory / "loops"))
+        )
         try:
             await network.open(directory)
             cluster = LocalCluster(
@@ -195,15 +225,18 @@ class Chaos:
     def _hear(self, event: str, facts: dict[str, Any]) -> None:
         error = str(facts.get("error", ""))
         if event == "node-ended" and "NodeFailed" in error:
-            self.problems.append(f"a part of node {facts['node']} ended with an error of ours: {error}")
+            self.problems.append(
+                f"a part of node {facts['node']} ended with an error of ours: {error}"
+            )
         lost = facts.get("host") in self._lost_disks and error.startswith(StorageFailed.__name__)
         if event == "failed" and not self._stopped and not lost:
             self.problems.append(f"host {facts['host']} ended: {error}")
 
-    # Clients -------------------------------------------------------------------------------------------------------
+    # Clients --------------------------------------------------------------------------------------
 
     async def _begin(self, network: Network, directory: Path) -> None:
-        """A client on each host's side. Its name is the host's, and its operations' labels begin with it."""
+        """A client on each host's side. Its name is the host's, and its operations' labels begin
+        with it."""
         for number, place in enumerate(network.places):
             settings = ClientSettings(
                 os.getpid(),
@@ -232,7 +265,9 @@ class Chaos:
         end = time.monotonic() + _SETTLE_SECONDS
         while len({op.client for op in self.history.operations}) < self.settings.hosts:
             if time.monotonic() > end or any(task.done() for task in reading):
-                raise ConfigError("the clients had no answer, before any harm was done: see clients.log")
+                raise ConfigError(
+                    "the clients had no answer, before any harm was done: see clients.log"
+                )
             await asyncio.sleep(0.05)
 
     async def _read(self, name: str, client: asyncio.subprocess.Process) -> None:
@@ -250,7 +285,10 @@ class Chaos:
                 client.stdin.close()
         _, late = await asyncio.wait(reading, timeout=_ANSWER_SECONDS)
         if late:
-            self.problems.append(f"settles: {len(late)} clients had no answer {_ANSWER_SECONDS} s after the last harm")
+            self.problems.append(
+                f"settles: {len(late)} clients had no answer {_ANSWER_SECONDS} s after the last "
+                "harm"
+            )
         self._stopped = True
 
     async def _kill_clients(self) -> None:
@@ -260,7 +298,7 @@ class Chaos:
                 client.kill()
                 await client.wait()
 
-    # Harm ----------------------------------------------------------------------------------------------------------
+    # Harm -----------------------------------------------------------------------------------------
 
     async def _harm(self, kinds: list[str], doing: Harms) -> None:
         settings, random = self.settings, self._random
@@ -268,7 +306,11 @@ class Chaos:
         end = self.began + settings.seconds
         while True:
             await asyncio.sleep(random.uniform(*settings.harm_pause))
-            done = time.monotonic() >= end if settings.harm_count is None else len(self.harmed) >= settings.harm_count
+            done = (
+                time.monotonic() >= end
+                if settings.harm_count is None
+                else len(self.harmed) >= settings.harm_count
+            )
             if done:
                 break
             while len(running) >= settings.together:
@@ -307,7 +349,7 @@ class Chaos:
         except NoResponders as error:
             self.problems.append(f"settles: {error}")
 
-    # The end -------------------------------------------------------------------------------------------------------
+    # The end --------------------------------------------------------------------------------------
 
     async def _look(self, node: Node, observer: Observer) -> None:
         """Take down what the checkers need to know of the end."""
@@ -338,7 +380,8 @@ class Chaos:
             owned = list(observer.owners.values()).count(member.incarnation)
             if member.shards != owned:
                 self.problems.append(
-                    f"settles: {member.name} ({member.incarnation}) says that it serves {member.shards} shards, and owns {owned}"
+                    f"settles: {member.name} ({member.incarnation}) says that it serves "
+                    f"{member.shards} shards, and owns {owned}"
                 )
         history.commits = list(observer.commits())
         self.problems += [f"log: {problem}" for problem in observer.problems]
@@ -354,7 +397,9 @@ class Chaos:
             for name in text.split(" ")[2].split(",")
         }
         for agent in sorted(asked | sent_to):
-            self.history.tapes[agent] = await _insist(lambda agent=agent: node.agent(Actor, agent).ask(Actor.tape))  # type: ignore[misc]
+            self.history.tapes[agent] = await _insist(
+                lambda agent=agent: node.agent(Actor, agent).ask(Actor.tape)  # type: ignore[misc]
+            )
         for letter in await _insist(node.dead_letters.all):
             self.history.bury(letter)
 
@@ -381,7 +426,8 @@ def _violations(history: History) -> Iterator[str]:
 
 
 async def _insist(ask: Callable[[], Any]) -> Any:
-    """Ask until there is an answer, for as long as it may take to settle. Raises the last refusal."""
+    """Ask until there is an answer, for as long as it may take to settle. Raises the last
+    refusal."""
     end = time.monotonic() + _SETTLE_SECONDS
     while True:
         try:

@@ -1,4 +1,5 @@
-"""A simulated cluster: hosts with servers and nodes, clients, and everything that can happen to them."""
+"""A simulated cluster: hosts with servers and nodes, clients, and everything that can happen to
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from holdfast.testing.simulation.world import SimClock, World
 class Process:
     """A simulated process with one node in it."""
 
-    def __init__(self, cluster: SimCluster, name: str, host: str, serve: Sequence[type[Agent[Any]]], inc: str) -> None:
+    def __init__(
+        self, cluster: SimCluster, name: str, host: str, serve: Sequence[type[Agent[Any]]], inc: str
+    ) -> None:
         self.name = name
         self.host = host
         self.node: Node | None = None
@@ -61,10 +64,11 @@ class Process:
 
 
 class SimCluster:
-    """``hosts`` hosts with one node each, serving ``serve``; a node that ends is started again by its host.
+    """``hosts`` hosts with one node each, serving ``serve``; a node that ends is started again by
+    its host.
 
-    ``clock_drift``: by how much each process's clocks are faster or slower at most, as a fraction. ``late_seconds``: within
-    which the hosts start for the first time, one by one; 0: all at once.
+    ``clock_drift``: by how much each process's clocks are faster or slower at most, as a fraction.
+    ``late_seconds``: within which the hosts start for the first time, one by one; 0: all at once.
     """
 
     def __init__(
@@ -119,7 +123,13 @@ class SimCluster:
         while True:
             if self.host_up[host]:
                 living = [self.incarnations[host]] if host in self.nodes else []
-                beat = HostBeat(host, living, self.ended[host], votes=self.servers.up(host), voters=len(self.hosts))
+                beat = HostBeat(
+                    host,
+                    living,
+                    self.ended[host],
+                    votes=self.servers.up(host),
+                    voters=len(self.hosts),
+                )
                 beat.still = self.still[host]
                 engine.bus.publish(HOST_SUBJECT, codec.encode_raw(beat))
             await asyncio.sleep(limits.BEAT_SECONDS)
@@ -137,7 +147,7 @@ class SimCluster:
         self.clients.append(found)
         return found
 
-    # What can happen -----------------------------------------------------------------------------------------------
+    # What can happen ------------------------------------------------------------------------------
 
     def kill_node(self, host: str) -> None:
         """kill -9: its host starts it again within a second."""
@@ -171,22 +181,33 @@ class SimCluster:
             self.kill_node(host)
 
     def stand_still(self, host: str, label: str, says: bool) -> None:
-        """A handler of the host's node never returns: the host says which, if it can, and ends the node."""
+        """A handler of the host's node never returns: the host says which, if it can, and ends the
+        node."""
         process = self.nodes[host]
         assert process.node is not None
-        running = [one for one in process.node._runtime.resident.values() if one.running is not None]
+        running = [
+            one for one in process.node._runtime.resident.values() if one.running is not None
+        ]
         told = codec.encode_raw((label,))
-        what = next(one for one in running if one.running is not None and one.running.arguments == told)
+        what = next(
+            one for one in running if one.running is not None and one.running.arguments == told
+        )
         assert what.running is not None
         token, key, name = what.token, what.running.key, self.incarnations[host]
-        self.world.tell(f"the node of {host} stands still in {token} {key}{'' if says else ', and nobody is told'}")
+        self.world.tell(
+            f"the node of {host} stands still in {token} "
+            f"{key}{'' if says else ', and nobody is told'}"
+        )
         process.loop.freeze()
 
         def tell(seconds: float, ended: bool) -> None:
             if self.nodes.get(host) is process:
                 if says:
                     known = [one for one in self.still[host] if one.incarnation != name]
-                    self.still[host] = [*known, Standstill(name, seconds, token, key, "app.py:1", ended=ended)]
+                    self.still[host] = [
+                        *known,
+                        Standstill(name, seconds, token, key, "app.py:1", ended=ended),
+                    ]
                 if ended:
                     self.kill_node(host)
 
@@ -226,9 +247,13 @@ class SimCluster:
 
         self.world.later(seconds, back)
 
-    def partition(self, host: str, seconds: float, way: Literal["both", "out", "in"] = "both") -> None:
+    def partition(
+        self, host: str, seconds: float, way: Literal["both", "out", "in"] = "both"
+    ) -> None:
         """Cut a host off: in both directions, or only what it sends, or only what is sent to it."""
-        self.world.tell(f"cut off {host}{'' if way == 'both' else f' ({way} only)'} for {seconds:.1f} s")
+        self.world.tell(
+            f"cut off {host}{'' if way == 'both' else f' ({way} only)'} for {seconds:.1f} s"
+        )
         cuts = [(host, other) for other in self.hosts if other != host] if way != "in" else []
         cuts += [(other, host) for other in self.hosts if other != host] if way != "out" else []
         for source, target in cuts:

@@ -1,4 +1,5 @@
-"""The third engine: a simulated process's connection to simulated servers. It keeps the engines' contract, and no more."""
+"""The third engine: a simulated process's connection to simulated servers. It keeps the engines'
+contract, and no more."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ class SimEngine(Engine):
             if not tail.done():
                 tail.set_result(None)
 
-    async def ensure_cells(self, cells: Sequence[str], replicas: int, first_sequence: int = 1) -> None:
+    async def ensure_cells(
+        self, cells: Sequence[str], replicas: int, first_sequence: int = 1
+    ) -> None:
         if any(cell not in self.cluster.cells for cell in cells):
             self.cluster.on_founding(self.loop.name, replicas)
         for cell in cells:
@@ -92,7 +95,9 @@ class SimEngine(Engine):
     def servers(self) -> int:
         entry = self.cluster.entry(self.host)
         seen = [
-            host for host in self.cluster.hosts if self.cluster.up(host) and self.cluster.world.connected(entry, host)
+            host
+            for host in self.cluster.hosts
+            if self.cluster.up(host) and self.cluster.world.connected(entry, host)
         ]
         return max(len(seen), 1)
 
@@ -100,7 +105,8 @@ class SimEngine(Engine):
         return {"appends": self.log.appends, "unknown": self.log.unknown}
 
     async def reach(self, target: str, read: Callable[[], T], timeout_seconds: float) -> T:
-        """What a server answers, after the time that it takes. Raises `NoQuorum` where none comes in time."""
+        """What a server answers, after the time that it takes. Raises `NoQuorum` where none comes
+        in time."""
         world = self.cluster.world
         future: asyncio.Future[T] = self.loop.create_future()
 
@@ -112,7 +118,9 @@ class SimEngine(Engine):
             entry = self.cluster.entry(self.host)
             if entry and self.cluster.up(target) and world.connected(entry, target):
                 value = read()
-                world.later(world.random.uniform(0.0002, 0.002), lambda: self.loop.call_soon(back, value))
+                world.later(
+                    world.random.uniform(0.0002, 0.002), lambda: self.loop.call_soon(back, value)
+                )
 
         world.later(world.random.uniform(0.0002, self.cluster.faults.read_seconds), there)
         try:
@@ -125,7 +133,9 @@ class SimEngine(Engine):
         """A server that is reached, any of them; where there are others, not this one."""
         entry = self.cluster.entry(self.host)
         able = [
-            h for h in self.cluster.hosts if entry and self.cluster.up(h) and self.cluster.world.connected(entry, h)
+            h
+            for h in self.cluster.hosts
+            if entry and self.cluster.up(h) and self.cluster.world.connected(entry, h)
         ]
         if not able:
             raise NoQuorum("no server is reached")
@@ -151,7 +161,9 @@ class SimLog(Log):
 
     async def append(self, cell: str, records: Sequence[Record]) -> range:
         found = self._cell(cell)
-        checks.check_batch(cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX)
+        checks.check_batch(
+            cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
+        )
         loop = self._engine.loop
         future: asyncio.Future[range] = loop.create_future()
 
@@ -172,7 +184,9 @@ class SimLog(Log):
                 sequences = await future
         except TimeoutError:
             self.unknown += 1
-            raise Unknown(f"a batch of {len(records)} records in {cell}: no answer in time") from None
+            raise Unknown(
+                f"a batch of {len(records)} records in {cell}: no answer in time"
+            ) from None
         self.appends += 1
         return sequences
 
@@ -193,7 +207,11 @@ class SimLog(Log):
         if sequence < 1:
             return None
         for host in (self._engine.choose(), found.leader):
-            stored = await self._engine.reach(host, lambda h=host: found.replicas[h].records.get(sequence), 1.0)  # type: ignore[misc]
+            stored = await self._engine.reach(
+                host,
+                lambda h=host: found.replicas[h].records.get(sequence),  # type: ignore[misc]
+                1.0,
+            )
             if stored is not None:
                 return stored
         return None
@@ -228,7 +246,9 @@ class SimLog(Log):
                             some.append(stored)
                     return some, replica.last
 
-                seen: tuple[list[Stored], int] = await self._engine.reach(at, look, _SILENCE_SECONDS)
+                seen: tuple[list[Stored], int] = await self._engine.reach(
+                    at, look, _SILENCE_SECONDS
+                )
             except NoQuorum:
                 host = ""
                 await asyncio.sleep(0.2)
@@ -287,7 +307,9 @@ class SimLog(Log):
         if not self._engine.cluster.majority(found.leader):
             raise NoQuorum(f"no server leads {cell}")
         leader = found.leader
-        subjects = await self._engine.reach(leader, lambda: set(filter(wanted, found.replicas[leader].newest)), 2.0)
+        subjects = await self._engine.reach(
+            leader, lambda: set(filter(wanted, found.replicas[leader].newest)), 2.0
+        )
         return Shown(leader, subjects)
 
     async def last_sequence(self, cell: str) -> int:
@@ -308,11 +330,16 @@ class SimBus(Bus):
         if reply:
             checks.check_subject(reply)
         if len(payload) > limits.RECORD_BYTES_MAX:
-            raise TooLarge(f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are allowed")
+            raise TooLarge(
+                f"a message of {len(payload)} bytes on {subject}; {limits.RECORD_BYTES_MAX} are "
+                "allowed"
+            )
         if not self._engine.closed:
             self._engine.cluster.publish(self._engine.host, Message(subject, reply, payload))
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+    ) -> Subscription:
         checks.check_filter(subject)
         if self._engine.closed:
             raise Closed("the engine was closed")

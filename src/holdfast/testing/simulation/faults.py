@@ -1,4 +1,5 @@
-"""What is done to the hosts of a simulated cluster, each by its name in a scenario. All of it passes after a while."""
+"""What is done to the hosts of a simulated cluster, each by its name in a scenario. All of it
+passes after a while."""
 
 # ruff: noqa: ARG001  # all harms are called alike
 
@@ -35,7 +36,8 @@ def freeze_node(cluster: SimCluster, random: Random, host: str, seconds: float) 
 
 
 def freeze_at_commit(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
-    """The node is stopped when its next batch is committed: after the handlers, before the replies."""
+    """The node is stopped when its next batch is committed: after the handlers, before the
+    replies."""
     armed = [True]
 
     def watch(batch: list[Stored]) -> None:
@@ -97,12 +99,14 @@ def elect(cluster: SimCluster, random: Random, host: str, seconds: float) -> Non
 
 
 def damage(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
-    """Records of agents in one host's replicas are lost or damaged there. It is always the same host: a minority."""
+    """Records of agents in one host's replicas are lost or damaged there. It is always the same
+    host: a minority."""
     cluster.servers.damage(cluster.hosts[-1])
 
 
 def slander(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
-    """Somebody says in the name of a node that lives that it left, or goes on as another, or can carry next to nothing."""
+    """Somebody says in the name of a node that lives that it left, or goes on as another, or can
+    carry next to nothing."""
     process = cluster.nodes.get(host)
     if process is None or process.node is None:
         return
@@ -116,7 +120,9 @@ def slander(cluster: SimCluster, random: Random, host: str, seconds: float) -> N
     else:
         beat.capacity = random.choice([0.01, 1000.0])
     cluster.world.tell(f"slander: the node of {host}: {kind}")
-    cluster.servers.publish(random.choice(cluster.hosts), Message(BEAT_SUBJECT, "", codec.encode_raw(beat)))
+    cluster.servers.publish(
+        random.choice(cluster.hosts), Message(BEAT_SUBJECT, "", codec.encode_raw(beat))
+    )
 
 
 def false_word(cluster: SimCluster, random: Random, host: str, seconds: float) -> None:
@@ -124,14 +130,28 @@ def false_word(cluster: SimCluster, random: Random, host: str, seconds: float) -
     for name in cluster.hosts if random.random() < 0.5 else [host]:
         word = HostBeat(name, [], [cluster.incarnations[name]])
         cluster.world.tell(f"false word: the node of {name}")
-        cluster.servers.publish(random.choice(cluster.hosts), Message(HOST_SUBJECT, "", codec.encode_raw(word)))
+        cluster.servers.publish(
+            random.choice(cluster.hosts), Message(HOST_SUBJECT, "", codec.encode_raw(word))
+        )
 
 
 ALL: Final[dict[str, Harm]] = {
     harm.__name__: harm
     for harm in (
-        kill_node, stop_node, freeze_node, freeze_at_commit, stop_server, kill_host, partition, one_way, mute, flap, elect,
-        damage, slander, false_word,
+        kill_node,
+        stop_node,
+        freeze_node,
+        freeze_at_commit,
+        stop_server,
+        kill_host,
+        partition,
+        one_way,
+        mute,
+        flap,
+        elect,
+        damage,
+        slander,
+        false_word,
     )
-}  # fmt: skip
+}
 """What a scenario may name."""

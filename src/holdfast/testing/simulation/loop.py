@@ -1,8 +1,9 @@
 """An event loop on a virtual clock: one per simulated process, all of them turned by one `World`.
 
-Real asyncio tasks, futures and timeouts run on it. It never waits: the world decides which process runs next, and when
-all have nothing to do, the world's clock jumps to the next event. A frozen process is a loop that is not turned; a killed
-one is never turned again. Nothing here touches the operating system, so a run is a function of its seed.
+Real asyncio tasks, futures and timeouts run on it. It never waits: the world decides which process
+runs next, and when all have nothing to do, the world's clock jumps to the next event. A frozen
+process is a loop that is not turned; a killed one is never turned again. Nothing here touches the
+operating system, so a run is a function of its seed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class SimLoop(asyncio.AbstractEventLoop):
     ``wake`` is called when it has something to do: at once (None), or at a time on its own clock.
     """
 
-    def __init__(self, name: str, read: Callable[[], float], wake: Callable[[SimLoop, float | None], None]) -> None:
+    def __init__(
+        self, name: str, read: Callable[[], float], wake: Callable[[SimLoop, float | None], None]
+    ) -> None:
         self.name = name
         self.frozen = False
         self.dead = False
@@ -41,7 +44,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._count = 0
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
 
-    # What asyncio asks of a loop -----------------------------------------------------------------------------------
+    # What asyncio asks of a loop ------------------------------------------------------------------
 
     def time(self) -> float:
         raise NotImplementedError  # its clock stands here, see above
@@ -58,12 +61,20 @@ class SimLoop(asyncio.AbstractEventLoop):
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(  # type: ignore[override]
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._count += 1
@@ -108,7 +119,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         pass
 
-    # What the world asks -------------------------------------------------------------------------------------------
+    # What the world asks --------------------------------------------------------------------------
 
     def turns(self) -> bool:
         """Whether it takes part: neither frozen nor dead."""
@@ -166,5 +177,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.rouse()
 
     def kill(self) -> None:
-        """End the process: nothing of it runs any more, not even what cleans up (so what it holds is kept)."""
+        """End the process: nothing of it runs any more, not even what cleans up (so what it holds
+        is kept)."""
         self.dead = True

@@ -1,7 +1,8 @@
 """Runs of whole clusters, each a function of a scenario and a seed, judged by all checkers.
 
-A scenario is a small TOML file: how large the cluster is, what clients do, how the servers and the network misbehave, and
-what is done to the hosts. Everything that it leaves open is drawn from the seed.
+A scenario is a small TOML file: how large the cluster is, what clients do, how the servers and the
+network misbehave, and what is done to the hosts. Everything that it leaves open is drawn from the
+seed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _SMALL = {
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What runs have in common. Times are in seconds; where there is a list, each run chooses one of it."""
+    """What runs have in common. Times are in seconds; where there is a list, each run chooses one
+    of it."""
 
     name: str = "scenario"
     hosts: int = 3
@@ -69,7 +71,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     still_seconds: float = 10.0
     """For how long nothing may move at the end."""
     late_hosts: list[float] = []
-    """Within so many seconds the hosts start for the first time, one by one, while clients already try to join."""
+    """Within so many seconds the hosts start for the first time, one by one, while clients already
+    try to join."""
     unjudged: list[str] = []
     """Checkers that do not judge: what they look for is not promised where somebody lies."""
 
@@ -86,7 +89,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Outcome(msgspec.Struct):
-    """How a run ended. ``counts``: operations by kind and fate; ``seconds``: on the world's clock."""
+    """How a run ended. ``counts``: operations by kind and fate; ``seconds``: on the world's
+    clock."""
 
     scenario: str
     seed: int
@@ -99,13 +103,21 @@ class Outcome(msgspec.Struct):
 
     def report(self) -> str:
         """What a person needs to understand a run that failed, and to see it again."""
-        lines = [f"seed {self.seed} of {self.scenario}: {len(self.violations)} violations", "", *self.story, ""]
+        lines = [
+            f"seed {self.seed} of {self.scenario}: {len(self.violations)} violations",
+            "",
+            *self.story,
+            "",
+        ]
         lines += [f"  {violation[:400]}" for violation in self.violations[:12]]
-        return "\n".join([*lines, "", f"again: holdfast simulate {self.scenario} --seed {self.seed}"])
+        return "\n".join(
+            [*lines, "", f"again: holdfast simulate {self.scenario} --seed {self.seed}"]
+        )
 
 
 def load(name: str) -> Scenario:
-    """A scenario by the name of one that comes with Holdfast, or by a file. Raises `ConfigError`."""
+    """A scenario by the name of one that comes with Holdfast, or by a file. Raises
+    `ConfigError`."""
     path = Path(name)
     packaged = resources.files("holdfast.testing.simulation") / "scenarios" / f"{name}.toml"
     if path.suffix == ".toml" and path.exists():
@@ -113,7 +125,9 @@ def load(name: str) -> Scenario:
     elif packaged.is_file():
         text = packaged.read_text()
     else:
-        raise ConfigError(f"there is no scenario {name!r}: give a .toml file, or one of {', '.join(names())}")
+        raise ConfigError(
+            f"there is no scenario {name!r}: give a .toml file, or one of {', '.join(names())}"
+        )
     try:
         return msgspec.convert({"name": name, **tomllib.loads(text)}, Scenario)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, TypeError) as error:
@@ -129,7 +143,9 @@ def about(name: str) -> str:
 def names() -> list[str]:
     """The scenarios that come with Holdfast."""
     found = (resources.files("holdfast.testing.simulation") / "scenarios").iterdir()
-    return sorted(entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml")
+    )
 
 
 def run(scenario: Scenario, seed: int) -> Outcome:
@@ -170,8 +186,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _bad(error: dict[str, Any]) -> bool:
-    """Whether what a node's exception handler was called with may not be; a damaged replica is to be reported so."""
-    return not (isinstance(error.get("exception"), DataLoss) and str(error["message"]).endswith("is repeated"))
+    """Whether what a node's exception handler was called with may not be; a damaged replica is to
+    be reported so."""
+    return not (
+        isinstance(error.get("exception"), DataLoss)
+        and str(error["message"]).endswith("is repeated")
+    )
 
 
 class Simulation:
@@ -196,7 +216,9 @@ class Simulation:
         self.cluster.servers.on_cell = self._watch
 
     def _founded(self, process: str, copies: int) -> None:
-        self.history.founders.append((process, not process.startswith("client"), copies, self.scenario.hosts))
+        self.history.founders.append(
+            (process, not process.startswith("client"), copies, self.scenario.hosts)
+        )
 
     def _watch(self, cell: Cell) -> None:
         def note(batch: list[Stored]) -> None:
@@ -218,42 +240,59 @@ class Simulation:
         """End the process in whose handler this is called."""
         loop: Any = asyncio.get_running_loop()
         self.history.deaths[label] = self.history.deaths.get(label, 0) + 1
-        host = next((host for host, process in self.cluster.nodes.items() if process.loop is loop), "")
+        host = next(
+            (host for host, process in self.cluster.nodes.items() if process.loop is loop), ""
+        )
         if host:
             self.cluster.kill_node(host)
         await asyncio.sleep(3600)
 
     async def stand_still(self, label: str) -> None:
-        """Have the process stand still in whose handler this is called; its host ends it after a while."""
+        """Have the process stand still in whose handler this is called; its host ends it after a
+        while."""
         loop: Any = asyncio.get_running_loop()
         says = self._random.random() < 0.8
         self.history.standstills.setdefault(label, []).append(says)
-        host = next((host for host, process in self.cluster.nodes.items() if process.loop is loop), "")
+        host = next(
+            (host for host, process in self.cluster.nodes.items() if process.loop is loop), ""
+        )
         if host:
             self.cluster.stand_still(host, label, says)
         await asyncio.sleep(3600)
 
-    # The run -------------------------------------------------------------------------------------------------------
+    # The run --------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """See the module."""
         clients = [
-            self.cluster.client(self.cluster.hosts[n % self.scenario.hosts]) for n in range(self.scenario.clients)
+            self.cluster.client(self.cluster.hosts[n % self.scenario.hosts])
+            for n in range(self.scenario.clients)
         ]
-        if self._await("no client joins", 90, lambda: all(client.node is not None for client in clients)):
+        if self._await(
+            "no client joins", 90, lambda: all(client.node is not None for client in clients)
+        ):
             clerks = self._begin(clients)
             self._harm(self.world.now + self.scenario.seconds)
             self._heal()
             calm_at = self.world.now
             self.world.run(3)
             self.stopping = True
-            if self._await("clients get no answer", 150, lambda: not any(clerk.running for clerk in clerks)):
-                self.world.run(max(calm_at + 15 - self.world.now, 5))  # timers that are still to fire
+            if self._await(
+                "clients get no answer", 150, lambda: not any(clerk.running for clerk in clerks)
+            ):
+                # timers that are still to fire
+                self.world.run(max(calm_at + 15 - self.world.now, 5))
                 self._look(clients[0])
         problems = [*self.problems]
         for process in [*self.cluster.nodes.values(), *clients]:
-            problems += [f"{process.name}: {error.get('exception')!r}" for error in process.loop.errors if _bad(error)]
-        for checker in checkers.ALL if not self.problems else (checkers.one_line, checkers.one_actor):
+            problems += [
+                f"{process.name}: {error.get('exception')!r}"
+                for error in process.loop.errors
+                if _bad(error)
+            ]
+        for checker in (
+            checkers.ALL if not self.problems else (checkers.one_line, checkers.one_actor)
+        ):
             if checker.__name__ not in self.scenario.unjudged:
                 problems += [f"{checker.__name__}: {text}" for text in checker(self.history)]
         counts = Counter(f"{op.kind} {op.fate}" for op in self.history.operations)
@@ -293,40 +332,50 @@ class Simulation:
             self.world.run(self._random.uniform(*self.scenario.harm_pause))
             if not kinds or self.world.now >= end:
                 continue
-            host, kind = self._random.choice(self.cluster.hosts), self._random.choices(kinds, weights)[0]
+            host, kind = (
+                self._random.choice(self.cluster.hosts),
+                self._random.choices(kinds, weights)[0],
+            )
             seconds = self._random.uniform(0.5, self.scenario.harm_seconds)
             self._calm_at = max(self._calm_at, self.world.now + seconds + 3)
             self.history.harmed = self.history.harmed or kind != faults.stop_node.__name__
             faults.ALL[kind](self.cluster, self._random, host, seconds)
 
     def _heal(self) -> None:
-        """Wait until the last harm has passed, and have the servers and the network behave from now on."""
+        """Wait until the last harm has passed, and have the servers and the network behave from now
+        on."""
         self.world.run(max(self._calm_at - self.world.now, 0))
         self.cluster.servers.faults = Faults()
         self.world.tell("all is well again")
 
-    # The end -------------------------------------------------------------------------------------------------------
+    # The end --------------------------------------------------------------------------------------
 
     def _look(self, client: Process) -> None:
         """Take down what the checkers need to know of the end."""
         epochs = self._epochs()
         if not self._await("inboxes are not handled", 120, self._quiet):
             return
-        self.world.run(1)  # what was handled last is on its way into the log: until then readers see the state before
+        # what was handled last is on its way into the log: until then readers see the state before
+        self.world.run(1)
         ended: list[bool] = []
         client.spawn(self._told(self._read(client, ended)))
         if not self._await("agents do not answer at the end", 120, lambda: bool(ended)):
             return
-        # A shard that was moved in the midst of the harm may be moved once more, for balance, a while later.
+        # A shard that was moved in the midst of the harm may be moved once more, for balance, a
+        # while later.
         for _ in range(_SETTLES_ROUNDS):
             self.world.run(self.scenario.still_seconds)
             before, epochs = epochs, self._epochs()
             self.history.epochs_at_rest = before, epochs
             if before == epochs:
                 break
-        nodes = [process.node for process in self.cluster.nodes.values() if process.node is not None]
+        nodes = [
+            process.node for process in self.cluster.nodes.values() if process.node is not None
+        ]
         for number in range(self.scenario.shards):
-            self.history.owners[str(number)] = [node.name for node in nodes if number in node._ownership.owned]
+            self.history.owners[str(number)] = [
+                node.name for node in nodes if number in node._ownership.owned
+            ]
         for node in nodes:
             self._compare(node)
 
@@ -350,7 +399,9 @@ class Simulation:
         cells = self.cluster.servers.cells.values()
         there = packs.unfold(stored for cell in cells for stored in cell.committed.records.values())
         found = {stored.subject.rpartition("/")[2] for stored in there if ".st." in stored.subject}
-        agents = sorted(found.union(op.agent for op in self.history.operations if op.kind != "deadly"))
+        agents = sorted(
+            found.union(op.agent for op in self.history.operations if op.kind != "deadly")
+        )
         for agent in agents:
             while True:
                 try:
@@ -368,7 +419,10 @@ class Simulation:
             return False
         self._looked_at = self.world.now
         return not any(
-            shard._held or any(a.inbox or a.mailbox or a.running or a.pending for a in shard.activations.values())
+            shard._held
+            or any(
+                a.inbox or a.mailbox or a.running or a.pending for a in shard.activations.values()
+            )
             for process in self.cluster.nodes.values()
             if process.node is not None
             for shard in process.node._runtime.shards.values()
@@ -379,17 +433,26 @@ class Simulation:
         for shard in node._runtime.shards.values():
             prefix = f"{shard.prefix}.st."
             records = sorted(
-                self.cluster.servers.cells[shard.cell].committed.records.values(), key=lambda one: one.sequence
+                self.cluster.servers.cells[shard.cell].committed.records.values(),
+                key=lambda one: one.sequence,
             )
             found = {
-                one.subject.removeprefix(prefix): one for one in packs.unfold(records) if one.subject.startswith(prefix)
+                one.subject.removeprefix(prefix): one
+                for one in packs.unfold(records)
+                if one.subject.startswith(prefix)
             }
             if {token: one.sequence for token, one in found.items()} != shard.index:
-                self.history.differences.append(f"{node.name}: the index of shard {shard.number} is not the log's")
+                self.history.differences.append(
+                    f"{node.name}: the index of shard {shard.number} is not the log's"
+                )
             for token, activation in shard.activations.items():
                 if activation.loaded and activation.sequence:
                     stored = found.get(token)
                     record = None if stored is None else unpack(stored.payload, stored.subject)
-                    state = record and (record.state or self.cluster.servers.blobs.get(record.blob, b""))
+                    state = record and (
+                        record.state or self.cluster.servers.blobs.get(record.blob, b"")
+                    )
                     if activation.pending or state != activation.state_bytes:
-                        self.history.differences.append(f"{node.name}: {token} is not as the log has it")
+                        self.history.differences.append(
+                            f"{node.name}: {token} is not as the log has it"
+                        )

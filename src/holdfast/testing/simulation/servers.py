@@ -1,9 +1,11 @@
-"""Simulated servers: replicated cells with leaders, lag and elections, and a bus. What the real ones do, and no better.
+"""Simulated servers: replicated cells with leaders, lag and elections, and a bus. What the real
+ones do, and no better.
 
-A cell commits in one order, by a leader that reaches a majority. What it committed reaches each replica in that order,
-but late; reads and tails are answered by any replica, so they may be stale. An append may be lost, may arrive after its
-sender gave up, and its answer may be lost. A leader that is cut off keeps what it is given: it commits it when the cut is
-mended before another is elected, and forgets it otherwise.
+A cell commits in one order, by a leader that reaches a majority. What it committed reaches each
+replica in that order, but late; reads and tails are answered by any replica, so they may be stale.
+An append may be lost, may arrive after its sender gave up, and its answer may be lost. A leader
+that is cut off keeps what it is given: it commits it when the cut is mended before another is
+elected, and forgets it otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Answer = Callable[[range | HoldfastError], None]
 
 @dataclass
 class Faults:
-    """How often the servers and the network misbehave, as probabilities for each message, and by how many seconds."""
+    """How often the servers and the network misbehave, as probabilities for each message, and by
+    how many seconds."""
 
     append_lost: float = 0.0
     append_late: float = 0.0
@@ -74,7 +77,9 @@ class Watcher:
 
     def __init__(self, subjects: tuple[str, ...], wake: Callable[[], None]) -> None:
         self.wanted = matcher(subjects)
-        self.tokens = list(dict.fromkeys(subject.split(".", 2)[1].replace(">", "*") for subject in subjects))
+        self.tokens = list(
+            dict.fromkeys(subject.split(".", 2)[1].replace(">", "*") for subject in subjects)
+        )
         self.wake = wake
 
 
@@ -96,7 +101,9 @@ class Cell:
         self.on_commit: list[Callable[[list[Stored]], None]] = []
         self.on_refusal: list[Callable[[list[Record], HoldfastError], None]] = []
         self._election_at = 0.0
-        self._watchers: dict[str, dict[str, dict[Watcher, None]]] = {host: {} for host in servers.hosts}
+        self._watchers: dict[str, dict[str, dict[Watcher, None]]] = {
+            host: {} for host in servers.hosts
+        }
         """Per replica, and per second token of what is wanted: who waits for news."""
 
     def propose(self, records: Sequence[Record], answer: Answer) -> None:
@@ -109,14 +116,21 @@ class Cell:
     def _commit(self, records: Sequence[Record]) -> range | HoldfastError:
         newest = self.committed.newest
         for record in records:
-            if record.expect is not None and newest.get(record.expect.subject, 0) != record.expect.sequence:
-                fence = any(one.expect is not None and one.expect.subject != one.subject for one in records)
+            if (
+                record.expect is not None
+                and newest.get(record.expect.subject, 0) != record.expect.sequence
+            ):
+                fence = any(
+                    one.expect is not None and one.expect.subject != one.subject for one in records
+                )
                 error = (Fenced if fence else Conflict)(f"{self.name}: {record.expect}")
                 for hear in self.on_refusal:
                     hear(list(records), error)
                 return error
         first = self.committed.last + 1
-        batch = [Stored(record.subject, first + n, record.payload) for n, record in enumerate(records)]
+        batch = [
+            Stored(record.subject, first + n, record.payload) for n, record in enumerate(records)
+        ]
         self._operate(batch)
         for watch in self.on_commit:
             watch(batch)
@@ -137,7 +151,8 @@ class Cell:
                 self.servers.world.later(lag, lambda host=host: self._catch_up(host))  # type: ignore[misc]
 
     def first_since(self, time: float) -> int:
-        """The sequence of the first record that was committed at this time or later, or of the next one."""
+        """The sequence of the first record that was committed at this time or later, or of the next
+        one."""
         first = self.committed.last + 1
         for operation, at in zip(reversed(self.operations), reversed(self._times), strict=True):
             if at < time:
@@ -148,9 +163,15 @@ class Cell:
 
     def _catch_up(self, host: str) -> None:
         replica = self.replicas[host]
-        lag = 0.0 if host == self.leader else self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
+        lag = (
+            0.0
+            if host == self.leader
+            else self._lags.get(host, 0.0) * self.servers.faults.lag_seconds
+        )
         until = self.servers.world.now - lag + 1e-9
-        if host != self.leader and not (self.servers.up(host) and self.servers.world.connected(self.leader, host)):
+        if host != self.leader and not (
+            self.servers.up(host) and self.servers.world.connected(self.leader, host)
+        ):
             return
         subjects: list[str] = []
         while replica.applied < len(self.operations) and self._times[replica.applied] <= until:
@@ -177,7 +198,8 @@ class Cell:
             self._watchers[host][token].pop(watcher, None)
 
     def look(self) -> None:
-        """Several times a second: replicas catch up, a leader without a majority is replaced after a while."""
+        """Several times a second: replicas catch up, a leader without a majority is replaced after
+        a while."""
         servers = self.servers
         if servers.majority(self.leader):
             self._election_at = 0.0
@@ -196,7 +218,8 @@ class Cell:
             self.elect()
 
     def elect(self) -> None:
-        """Another server leads, where one has a majority. What the old one kept, and its answers under way, are lost."""
+        """Another server leads, where one has a majority. What the old one kept, and its answers
+        under way, are lost."""
         servers = self.servers
         able = [host for host in servers.hosts if host != self.leader and servers.majority(host)]
         if able:
@@ -210,7 +233,14 @@ class Cell:
 class Interest:
     """A subscription, as the servers know it."""
 
-    def __init__(self, subject: str, queue: str, host: str, loop: SimLoop, callback: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        subject: str,
+        queue: str,
+        host: str,
+        loop: SimLoop,
+        callback: Callable[[Message], None],
+    ) -> None:
         self.subject = subject
         self.wanted = matcher((subject,))
         self.queue = queue
@@ -244,7 +274,8 @@ class Servers:
         self.muted: set[str] = set()
         """Hosts whose messages do not leave them, although their batches do."""
         self.planned: list[tuple[str, str, float]] = []
-        """What is to happen to the next batch with a record whose subject ends so: ``lost``, ``late``, ``answer-lost``."""
+        """What is to happen to the next batch with a record whose subject ends so: ``lost``,
+        ``late``, ``answer-lost``."""
         self.on_cell: Callable[[Cell], None] = lambda _: None
         self.on_founding: Callable[[str, int], None] = lambda _process, _copies: None
         world.later(0.5, self._look)
@@ -263,7 +294,9 @@ class Servers:
     def make(self, name: str, first_sequence: int = 1) -> Cell:
         """The cell, made where it is missing."""
         if name not in self.cells:
-            self.cells[name] = cell = Cell(self, name, self.hosts[len(self.cells) % len(self.hosts)])
+            self.cells[name] = cell = Cell(
+                self, name, self.hosts[len(self.cells) % len(self.hosts)]
+            )
             for replica in (cell.committed, *cell.replicas.values()):
                 replica.last = first_sequence - 1
             self.on_cell(self.cells[name])
@@ -273,10 +306,14 @@ class Servers:
         """The server that a process on this host is connected to, empty where it reaches none."""
         if self.up(host):
             return host
-        return next((other for other in self.hosts if self.up(other) and self.world.connected(host, other)), "")
+        return next(
+            (other for other in self.hosts if self.up(other) and self.world.connected(host, other)),
+            "",
+        )
 
     def append(self, host: str, cell: Cell, records: Sequence[Record], answer: Answer) -> None:
-        """Carry a batch from a process on a host to the leader, and the answer back, as far as they get."""
+        """Carry a batch from a process on a host to the leader, and the answer back, as far as they
+        get."""
         world, faults, random = self.world, self.faults, self.world.random
         server = self.entry(host)
         if not server:
@@ -309,7 +346,10 @@ class Servers:
             world.later(plan_seconds, arrive)
         elif random.random() >= faults.append_lost and plan != "lost":
             late = random.random() < faults.append_late
-            world.later(random.uniform(0, faults.late_seconds) if late else random.uniform(0.0003, 0.003), arrive)
+            world.later(
+                random.uniform(0, faults.late_seconds) if late else random.uniform(0.0003, 0.003),
+                arrive,
+            )
 
     def _plan(self, records: Sequence[Record]) -> tuple[str, float]:
         for place, (end, what, seconds) in enumerate(self.planned):
@@ -319,11 +359,16 @@ class Servers:
         return "", 0.0
 
     def damage(self, host: str) -> None:
-        """An agent's record at rest in this host's replica is lost, or a byte of it is another; no server notices."""
+        """An agent's record at rest in this host's replica is lost, or a byte of it is another; no
+        server notices."""
         random = self.world.random
         cell = random.choice(list(self.cells.values()))
         replica, recent = cell.replicas[host], cell.first_since(self.world.now - 1.0)
-        agents = [one for one in replica.records.values() if ".st." in one.subject or packs.is_pack(one.subject)]
+        agents = [
+            one
+            for one in replica.records.values()
+            if ".st." in one.subject or packs.is_pack(one.subject)
+        ]
         there = [stored for stored in agents if stored.sequence < recent]
         if not there:
             return
@@ -345,7 +390,7 @@ class Servers:
                 del self.interests[subject]
         self.world.later(0.5, self._look)
 
-    # The bus ---------------------------------------------------------------------------------------------------------
+    # The bus --------------------------------------------------------------------------------------
 
     def subscribe(self, interest: Interest) -> None:
         """Note that a process wants messages."""
@@ -378,5 +423,7 @@ class Servers:
             for _ in range(2 if random.random() < faults.bus_twice else 1):
                 if random.random() >= faults.bus_lost:
                     late = faults.bus_late and random.random() < faults.bus_late
-                    delay = random.uniform(0.0002, faults.late_seconds if late else faults.bus_delay_seconds)
+                    delay = random.uniform(
+                        0.0002, faults.late_seconds if late else faults.bus_delay_seconds
+                    )
                     world.later(delay, lambda one=one: one.deliver(message))  # type: ignore[misc]

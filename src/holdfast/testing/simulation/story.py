@@ -1,9 +1,11 @@
-"""Cluster stories in plain text: commands, and below each what came of it. See `tests/testing/transcripts`.
+"""Cluster stories in plain text: commands, and below each what came of it. See
+`tests/testing/transcripts`.
 
-A story is run on a simulated cluster, and its text is made anew with what came of each command; a test compares. So a
-story documents the protocol, and cannot be out of date. A block is a command, ``----``, and its output up to an empty
-line; lines that begin with ``#`` are prose. Hosts are given names of the story's own (``let old = owner a1``), and epochs
-and times are told so roughly that another seed tells the same story.
+A story is run on a simulated cluster, and its text is made anew with what came of each command; a
+test compares. So a story documents the protocol, and cannot be out of date. A block is a command,
+``----``, and its output up to an empty line; lines that begin with ``#`` are prose. Hosts are given
+names of the story's own (``let old = owner a1``), and epochs and times are told so roughly that
+another seed tells the same story.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _ANSWER_SECONDS = 120
 
 
 def execute(text: str) -> str:
-    """The story's text, with what comes of each command now. Raises `ConfigError` for a command that is none."""
+    """The story's text, with what comes of each command now. Raises `ConfigError` for a command
+    that is none."""
     story = Story()
     workloads._current.append(story)
     try:
@@ -58,10 +61,16 @@ class Story:
     def block(self, text: str) -> str:
         """One block, with its output as it is now."""
         lines = text.splitlines()
-        commands = [line for line in lines[: lines.index("----")] if line.strip()] if "----" in lines else []
+        commands = (
+            [line for line in lines[: lines.index("----")] if line.strip()]
+            if "----" in lines
+            else []
+        )
         if not commands:
             return text
-        words = [word for line in commands if not line.startswith("#") for word in shlex.split(line)]
+        words = [
+            word for line in commands if not line.startswith("#") for word in shlex.split(line)
+        ]
         command: Callable[..., str] | None = getattr(self, "do_" + words[0].replace("-", "_"), None)
         if command is None:
             raise ConfigError(f"a story has no command {words[0]!r}")
@@ -90,7 +99,7 @@ class Story:
             self.cluster.stand_still(host, label, True)
         await asyncio.sleep(3600)
 
-    # Names ---------------------------------------------------------------------------------------------------------
+    # Names ----------------------------------------------------------------------------------------
 
     def _host(self, name: str) -> str:
         host = self.names.get(name, name)
@@ -113,7 +122,7 @@ class Story:
         newest = cell.committed.newest.get(f"{cell.name}.{number}.epoch")
         return "" if newest is None else _epoch(cell.committed.records[newest]).host
 
-    # Commands: the cluster -----------------------------------------------------------------------------------------
+    # Commands: the cluster ------------------------------------------------------------------------
 
     def do_cluster(self, hosts: str = "3", shards: str = "6") -> str:
         """Start hosts with a node each, and a client beside each node."""
@@ -123,7 +132,11 @@ class Story:
             self.clients[host] = self.cluster.client(host)
         served = self.world.run(90, lambda: len(self._owners()) == int(shards))
         nodes = f"{hosts} hosts, a node on each"
-        return f"{nodes}; {shards} shards, each with one owner" if served else f"{nodes}; not every shard has an owner"
+        return (
+            f"{nodes}; {shards} shards, each with one owner"
+            if served
+            else f"{nodes}; not every shard has an owner"
+        )
 
     def _owners(self) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}
@@ -134,7 +147,9 @@ class Story:
         return found if ready else {}
 
     def _refusal(self, records: list[Record], error: HoldfastError) -> None:
-        agents = [record.subject.rpartition("/")[2] for record in records if ".st." in record.subject]
+        agents = [
+            record.subject.rpartition("/")[2] for record in records if ".st." in record.subject
+        ]
         if agents:
             self.refused.append(f"a batch of {', '.join(agents)}: {type(error).__name__}")
 
@@ -146,7 +161,11 @@ class Story:
     def do_owner(self, agent: str) -> str:
         """Who owns an agent, and how often its shard has been claimed."""
         cell, number = self._shard(agent)
-        epochs = [s for s in self._history(cell) if s.subject == f"{cell.name}.{number}.epoch" and _epoch(s).owner]
+        epochs = [
+            s
+            for s in self._history(cell)
+            if s.subject == f"{cell.name}.{number}.epoch" and _epoch(s).owner
+        ]
         return f"{self._called(_epoch(epochs[-1]).host)}, {_nth(len(epochs))} claim"
 
     def do_owners(self) -> str:
@@ -181,7 +200,8 @@ class Story:
         return ""
 
     def do_next_batch(self, agent: str, what: str, seconds: str = "0") -> str:
-        """The next batch of an agent is ``lost``, or ``late`` by some seconds, or its ``answer-lost``."""
+        """The next batch of an agent is ``lost``, or ``late`` by some seconds, or its
+        ``answer-lost``."""
         self.cluster.servers.planned.append((f".st.Actor/{agent}", what, float(seconds)))
         return ""
 
@@ -191,13 +211,15 @@ class Story:
         self.cluster.servers.planned.append((f".rl.{cell.name}-{number}", what, float(seconds)))
         return ""
 
-    # Commands: messages --------------------------------------------------------------------------------------------
+    # Commands: messages ---------------------------------------------------------------------------
 
     def do_ask(self, agent: str, handler: str, *args: str, **options: str) -> str:
         """Ask, and wait for the answer. ``at``: the host of the client."""
         return self._wait(self._begin(agent, handler, args, options))
 
-    def do_begin(self, name: str, _ask: str, agent: str, handler: str, *args: str, **options: str) -> str:
+    def do_begin(
+        self, name: str, _ask: str, agent: str, handler: str, *args: str, **options: str
+    ) -> str:
         """Ask, and do not wait."""
         self.begun[name] = self._begin(agent, handler, args, options)
         self.world.run(0.05)
@@ -216,18 +238,28 @@ class Story:
         return self._wait(self._begin(agent, "tape", (), {})).partition("   (")[0]
 
     def _begin(
-        self, agent: str, handler: str, args: tuple[str, ...], options: dict[str, str], durable: bool = False
+        self,
+        agent: str,
+        handler: str,
+        args: tuple[str, ...],
+        options: dict[str, str],
+        durable: bool = False,
     ) -> tuple[float, list[str]]:
         client = self.clients[self._host(options.get("at", "h1"))]
         answer: list[str] = []
 
         async def work() -> None:
             assert client.node is not None
-            ref = client.node.agent(Actor, agent).options(timeout_seconds=float(options.get("timeout", "60")))
+            ref = client.node.agent(Actor, agent).options(
+                timeout_seconds=float(options.get("timeout", "60"))
+            )
             if "id" in options:
                 ref = ref.options(message_id=options["id"])
             method: Any = getattr(Actor, handler)
-            given = [word.split(",") if "," in word else int(word) if word.isdigit() else word for word in args]
+            given = [
+                word.split(",") if "," in word else int(word) if word.isdigit() else word
+                for word in args
+            ]
             try:
                 value = await (ref.send(method, *given) if durable else ref.ask(method, *given))
             except HoldfastError as error:
@@ -243,16 +275,24 @@ class Story:
         if not self.world.run(_ANSWER_SECONDS, lambda: bool(answer)):
             return "no answer"
         took = self.world.now - at
-        rough = next((f"within {limit} s" for limit in (0.05, 3, 10, 30, 120) if took <= limit), "late")
+        rough = next(
+            (f"within {limit} s" for limit in (0.05, 3, 10, 30, 120) if took <= limit), "late"
+        )
         return f"{answer[0]}   ({'at once' if took <= 0.05 else rough})"
 
-    # Commands: what is to be seen ----------------------------------------------------------------------------------
+    # Commands: what is to be seen -----------------------------------------------------------------
 
     def _history(self, cell: Cell) -> list[Stored]:
-        return [stored for operation in cell.operations if isinstance(operation, list) for stored in operation]
+        return [
+            stored
+            for operation in cell.operations
+            if isinstance(operation, list)
+            for stored in operation
+        ]
 
     def do_log(self, agent: str) -> str:
-        """All that was ever written into an agent's shard, and what its relays wrote elsewhere, in order."""
+        """All that was ever written into an agent's shard, and what its relays wrote elsewhere, in
+        order."""
         cell, number = self._shard(agent)
         lines: list[str] = []
         claims = 0
@@ -260,7 +300,11 @@ class Story:
             if stored.subject == f"{cell.name}.{number}.epoch":
                 epoch = _epoch(stored)
                 claims += bool(epoch.owner)
-                what = f"{_nth(claims)} claim, by {self._called(epoch.host)}" if epoch.owner else "released"
+                what = (
+                    f"{_nth(claims)} claim, by {self._called(epoch.host)}"
+                    if epoch.owner
+                    else "released"
+                )
                 lines.append(f"epoch   {what}")
             elif stored.subject.startswith(f"{cell.name}.{number}."):
                 lines.append(self._line(stored))
@@ -285,14 +329,23 @@ class Story:
         lines = []
         for other in self.cluster.servers.cells.values():
             for operation in other.operations if other is not cell else ():
-                if isinstance(operation, list) and operation[0].subject.endswith(f".rl.{cell.name}-{number}"):
-                    lines.append(f"cell {other.name[-1]}: the cursor, and {len(operation) - 1} messages, in one batch")
+                if isinstance(operation, list) and operation[0].subject.endswith(
+                    f".rl.{cell.name}-{number}"
+                ):
+                    lines.append(
+                        f"cell {other.name[-1]}: the cursor, and {len(operation) - 1} messages, in "
+                        "one batch"
+                    )
         return "\n".join(lines) or "nothing"
 
     def do_outbox(self, agent: str) -> str:
         """What is still to be carried over."""
         cell, number = self._shard(agent)
-        left = [subject for subject in cell.committed.newest if subject.startswith(f"{cell.name}.{number}.out.")]
+        left = [
+            subject
+            for subject in cell.committed.newest
+            if subject.startswith(f"{cell.name}.{number}.out.")
+        ]
         return f"{len(left)} messages"
 
     def do_refused(self) -> str:
@@ -313,7 +366,8 @@ class Story:
             assert client.node is not None
             letters = await client.node.dead_letters.all()
             lines.extend(
-                f"{one.agent_id} {one.handler}: {one.kind_of_error}, {one.attempts} attempts" for one in letters
+                f"{one.agent_id} {one.handler}: {one.kind_of_error}, {one.attempts} attempts"
+                for one in letters
             )
             lines.append("")
 

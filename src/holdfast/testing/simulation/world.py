@@ -1,7 +1,9 @@
-"""The simulated world: one virtual clock, processes on hosts, and a network between the hosts that can be cut.
+"""The simulated world: one virtual clock, processes on hosts, and a network between the hosts that
+can be cut.
 
-Everything that happens is an event on one heap, or a turn of a process's loop; which of several ready processes goes
-first is drawn from the seed. So a run explores an interleaving, and the same seed explores the same one.
+Everything that happens is an event on one heap, or a turn of a process's loop; which of several
+ready processes goes first is drawn from the seed. So a run explores an interleaving, and the same
+seed explores the same one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _BEGINNING = 1000.0
 
 
 class SimClock:
-    """A process's clocks: ahead of the world's by ``offset`` seconds, and running at ``rate`` times its speed."""
+    """A process's clocks: ahead of the world's by ``offset`` seconds, and running at ``rate`` times
+    its speed."""
 
     def __init__(self, world: World, offset: float = 0.0, rate: float = 1.0) -> None:
         self._world = world
@@ -60,7 +63,7 @@ class World:
         """Add a line to the story."""
         self.story.append(f"{self.now:9.3f}  {text}")
 
-    # Processes -----------------------------------------------------------------------------------------------------
+    # Processes ------------------------------------------------------------------------------------
 
     def process(self, name: str, clock: SimClock | None = None) -> tuple[SimLoop, SimClock]:
         """A new process: its loop and its clocks."""
@@ -74,11 +77,12 @@ class World:
             else:
                 self.later((when - _BEGINNING) / rate - self.now, loop.ring)
 
-        loop = SimLoop(name, clock.monotonic, wake)  # type: ignore[abstract]  # no sockets, no subprocesses
+        # no sockets, no subprocesses
+        loop = SimLoop(name, clock.monotonic, wake)  # type: ignore[abstract]
         self._loops.append(loop)
         return loop, clock
 
-    # Time ----------------------------------------------------------------------------------------------------------
+    # Time -----------------------------------------------------------------------------------------
 
     def later(self, seconds: float, event: Callable[[], Any]) -> None:
         """Have something happen in a while, in the world's time."""
@@ -86,7 +90,8 @@ class World:
         heapq.heappush(self._events, (self.now + seconds, self._count, event))
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        """Let time pass; return whether ``until`` came true before it was over (True where there is none)."""
+        """Let time pass; return whether ``until`` came true before it was over (True where there is
+        none)."""
         end = self.now + seconds
         with chance.drawn_from(self.random):  # of several worlds, this one's
             while True:
@@ -97,7 +102,8 @@ class World:
                     return until is None
 
     def _step(self, end: float) -> bool:
-        """The next event, or the next turn of a process; False where there is none before the end."""
+        """The next event, or the next turn of a process; False where there is none before the
+        end."""
         if self._queue:
             if self._events and self._events[0][0] <= self.now:
                 heapq.heappop(self._events)[2]()
@@ -117,7 +123,8 @@ class World:
         return True
 
     def close(self) -> None:
-        """End all that is under way, in dead processes too, so that nothing is left for Python to find half done."""
+        """End all that is under way, in dead processes too, so that nothing is left for Python to
+        find half done."""
         with chance.drawn_from(self.random):
             for _ in range(1000):
                 tasks = [task for loop in self._loops for task in asyncio.all_tasks(loop)]
@@ -130,10 +137,11 @@ class World:
                     loop.turn()
         self._drawing.close()
 
-    # The network ---------------------------------------------------------------------------------------------------
+    # The network ----------------------------------------------------------------------------------
 
     def cut(self, source: str, target: str) -> None:
-        """What one host sends does not reach the other, until as many cuts were mended; the other way is another matter."""
+        """What one host sends does not reach the other, until as many cuts were mended; the other
+        way is another matter."""
         self._cut[source, target] = self._cut.get((source, target), 0) + 1
 
     def mend(self, source: str, target: str) -> None:
