@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_a_server_that_outlived_its_host_keeps_the_lock(
         # it is waited for: the kernel ends a server soon after its host
         DirectoryLock(tmp_path).take()
         assert ending.wait() == 0
+
+
+def test_a_host_that_is_about_to_end_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows no command of a process that was killed, which still has its files."""
+    monkeypatch.setattr(directory, "_ORPHAN_SECONDS", 240.0)
+    with holder(tmp_path) as (process, _):
+        shown = processes.command_of
+        monkeypatch.setattr(
+            processes, "command_of", lambda pid: "" if pid == process.pid else shown(pid)
+        )
+        monkeypatch.setattr(directory, "_is_there", lambda *_: False)
+        ending = threading.Timer(0.3, process.kill)
+        ending.start()
+        DirectoryLock(tmp_path).take()
+        ending.join()
 
 
 def test_a_number_that_means_nothing_here_is_not_given_for_the_holder(

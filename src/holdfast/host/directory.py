@@ -155,8 +155,8 @@ class DirectoryLock:
     def _is_held_by_a_host(self) -> bool:
         """Whether a host is there, so that waiting is no use; else its server is about to end."""
         holders, noted = self._holders(), self._noted()
-        if holders:
-            return any(not _is_server(pid) for pid in holders)
+        if holders:  # one that shows no command is about to end
+            return any(processes.command_of(pid) and not _is_server(pid) for pid in holders)
         return noted is not None and _is_there(noted.pid, noted.command)
 
     def _holders(self) -> list[int]:
