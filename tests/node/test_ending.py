@@ -75,7 +75,7 @@ async def test_a_part_that_is_cancelled_ends_its_node(
     for name in (
         names
         if url[0].startswith("local")
-        else ["Life._keep_proving", "Ownership._run", "Membership._run"]
+        else ["Liveness._keep_proving", "Ownership._run", "Membership._run"]
     ):
         caplog.clear()
         async with joined(url) as (node, there):

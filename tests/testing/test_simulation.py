@@ -82,7 +82,7 @@ def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> No
     here = Path(holdfast.__file__).parent
     there = tmp_path / "a directory with another name, longer than most" / "holdfast"
     shutil.copytree(here, there)
-    runs = []
+    made = []
     for hashes, place in (("1", here), ("2", there)):
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS],
@@ -94,9 +94,9 @@ def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr + done.stdout[-2000:]
         imported, *digests = done.stdout.splitlines()
         assert Path(imported).parent == place
-        runs.append(digests)
-    assert [len(line.split()[1]) for line in runs[0]] == [32] * len(runs.names())
-    assert runs[0] == runs[1]
+        made.append(digests)
+    assert [len(line.split()[1]) for line in made[0]] == [32] * len(runs.names())
+    assert made[0] == made[1]
 
 
 def test_another_seed_is_another_run() -> None:
