@@ -44,7 +44,9 @@ async def measure(rate: float, agents: int, frozen_seconds: float, after_seconds
             await node.ready(60)
             await asyncio.sleep(5)
             names = [f"a{n}" for n in range(agents)]
-            await asyncio.gather(*(node.call(f"Account/{name}", "add", [1]) for name in names))
+            await asyncio.gather(
+                *(node.ask_by_name(f"Account/{name}", "add", [1]) for name in names)
+            )
             victim = node.describe(f"Account/{names[0]}").owner
             theirs = {name for name in names if node.describe(f"Account/{name}").owner == victim}
             who = next(member.name for member in node.members() if member.incarnation == victim)
@@ -55,7 +57,7 @@ async def measure(rate: float, agents: int, frozen_seconds: float, after_seconds
             async def call(name: str, measured: bool) -> None:
                 began = loop.time()
                 try:
-                    await node.call(f"Account/{name}", "add", [1], timeout_seconds=60)
+                    await node.ask_by_name(f"Account/{name}", "add", [1], timeout_seconds=60)
                 except HoldfastError as error:
                     errors.append(str(error))
                 if measured:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from holdfast.host.server.nats_config import Security
+from holdfast.security import Security
 
 DAY = datetime.timedelta(days=1)
 

@@ -21,7 +21,7 @@ async def main() -> None:
             await node.ready()
             agents = [node.agent(Counter, f"x{n}") for n in range(1_000)]
             await asyncio.gather(*(agent.ask(Counter.add, 0) for agent in agents))
-            create = await created(lambda n: node.create(Counter, f"c{n}"), 10_000, 256)
+            create = await created(lambda n: node.register(Counter, f"c{n}"), 10_000, 256)
             durable = await rate(lambda n: agents[n % 1_000].ask(Counter.add, 1))
             reads = await rate(lambda n: agents[n % 1_000].ask(Counter.value))
             alone = await rate(lambda _: agents[0].ask(Counter.add, 0), 1)

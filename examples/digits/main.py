@@ -132,7 +132,7 @@ async def cluster(directory: Path) -> bool:
         async with hosts, Node.join(hosts.urls) as node:
             await node.ready()
             for digit in range(10):
-                await node.create(Learner, f"digit-{digit}", metadata={"digit": digit})
+                await node.register(Learner, f"digit-{digit}", metadata={"digit": digit})
             task = progress.add_task("the same, on the cluster", total=total())
 
             def count(digit: int) -> None:

@@ -43,6 +43,7 @@ from holdfast.node.dead_letters import DeadLetter
 from holdfast.node.node import Node
 from holdfast.node.stored import StoredAgent, StoredTimer
 from holdfast.node.views import AgentInfo, MemberInfo
+from holdfast.security import Security
 from holdfast.serving.workers.soundness import worker_broken
 from holdfast.version import VERSION as __version__
 
@@ -81,6 +82,7 @@ __all__ = [
     "Pool",
     "Reader",
     "ReplayMismatch",
+    "Security",
     "State",
     "StorageFailed",
     "StoredAgent",

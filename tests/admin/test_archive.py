@@ -29,7 +29,7 @@ async def backup(tmp_path: Path) -> Path:
         for number in range(20):
             await node.agent(Purse, f"p{number}").ask(Purse.give, "p0", number)
         await node.agent(Counter, "large").ask(Counter.grow, 600_000)
-        await node.create(Purse, "p0")
+        await node.register(Purse, "p0")
     await backup_of(tmp_path / "old.db", tmp_path / "b.backup")
     return tmp_path / "b.backup"
 

@@ -136,7 +136,7 @@ async def fill(node: Node) -> None:
     await asyncio.gather(*(node.agent(Purse, name).ask(Purse.look) for name in PURSES))
     for name in PURSES:
         if node.lookup(Purse, name) is None:
-            await node.create(Purse, name, metadata={"color": "red"})
+            await node.register(Purse, name, metadata={"color": "red"})
 
 
 @pytest.mark.capability("B6")

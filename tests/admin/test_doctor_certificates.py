@@ -36,8 +36,7 @@ async def test_a_certificate(tmp_path: Path, lasts: int, code: str) -> None:
         await host.heard("server")
 
         async def look() -> Diagnosis:
-            names = {name: getattr(security, name) for name in security.__struct_fields__}
-            return await examine(NatsEngine([f"tls://127.0.0.1:{port}"], **names))
+            return await examine(NatsEngine([f"tls://127.0.0.1:{port}"], security))
 
         async with asyncio.timeout(240):
             if code == "certificate-expired":

@@ -55,13 +55,13 @@ async def do(node: Node, what: tuple[Any, ...]) -> None:
         # two that ask each other at once would wait for their deadline
         await node.agent(Counter, agent).send(Counter.forward, more[0], False)
     elif kind == "wrong":
-        await node.send(f"Counter/{agent}", "nothing")
+        await node.send_by_name(f"Counter/{agent}", "nothing")
     elif kind == "large":
         await node.agent(Counter, agent).ask(Counter.grow, 600_000)
     elif kind == "timer":
         await node.agent(Counter, agent).ask(Counter.wake, 0.0)
     elif kind == "register" and node.lookup(Purse, agent) is None:
-        await node.create(Purse, agent, metadata={"n": 1})
+        await node.register(Purse, agent, metadata={"n": 1})
 
 
 async def outcome(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ async def backup(tmp_path: Path) -> Path:
         await node.ready()
         for number, name in enumerate(NAMES):
             await node.agent(Purse, name).ask(Purse.give, NAMES[number - 1], number)
-            await node.create(Purse, name)
+            await node.register(Purse, name)
         await node.agent(Counter, "large").ask(Counter.grow, 700_000)
     await backup_of(tmp_path / "old.db", tmp_path / "b.backup")
     return tmp_path / "b.backup"

@@ -75,7 +75,7 @@ async def test_what_a_durable_message_or_a_timer_raises_stops_no_others(
         agent, other = node.agent(Rogue, "sent"), node.agent(Rogue, "beside")
         for name in NAMES:
             await agent.send(Rogue.at_once, name)
-            await node.send("Rogue/sent", "take", [{"how": name}])
+            await node.send_by_name("Rogue/sent", "take", [{"how": name}])
             await other.send(Rogue.add)
         await other.ask(Rogue.remind, NAMES)
 
@@ -100,7 +100,7 @@ async def test_what_values_raise_is_a_bad_message(tmp_path: Path) -> None:
         agent = node.agent(Rogue, "a")
         for name in NAMES:
             with pytest.raises(BadMessage):
-                await node.call("Rogue/a", "take", [{"how": name}])
+                await node.ask_by_name("Rogue/a", "take", [{"how": name}])
             with pytest.raises(HoldfastError):
                 await agent.ask(Rogue.give, name)
             assert await agent.ask(Rogue.value) == 0

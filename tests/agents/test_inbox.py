@@ -302,9 +302,9 @@ async def test_a_dead_letter_is_replayed_by_mended_code_or_dropped(path: Path) -
 
 async def test_a_message_that_no_handler_fits_is_a_dead_letter_at_once(path: Path) -> None:
     async with serving(path) as node:
-        await node.send("Counter/a", "add", ["text"])
-        await node.send("Counter/a", "nothing", [])
-        await node.send("Counter/a", "value", [])
+        await node.send_by_name("Counter/a", "add", ["text"])
+        await node.send_by_name("Counter/a", "nothing", [])
+        await node.send_by_name("Counter/a", "value", [])
         await node.agent(Counter, "a").send(Counter.add, 7)
 
         async def done() -> bool:

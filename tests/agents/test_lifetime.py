@@ -310,7 +310,7 @@ async def test_a_closed_node_says_so(path: Path) -> None:
             with pytest.raises(Closed):
                 await call
         with pytest.raises(Closed):
-            await node.create(Counter, "b")
+            await node.register(Counter, "b")
         with pytest.raises(Closed):
             await node.inspect("Counter/a")
     assert node.lookup(Counter, "b") is None

@@ -119,12 +119,12 @@ async def test_addresses_and_verbs(tmp_path: Path) -> None:
             with pytest.raises(
                 (TypeError, Exception), match=r"not the class of an agent|is no kind"
             ):
-                await node.create(kind, "a")  # type: ignore[type-var]
+                await node.register(kind, "a")  # type: ignore[type-var]
         for wanted in ("gpu", 7):
             with pytest.raises(BadMessage, match="capabilities are a set of words"):
-                await node.create(Bell, "a", capabilities=wanted)  # type: ignore[arg-type]
+                await node.register(Bell, "a", capabilities=wanted)  # type: ignore[arg-type]
         assert node.count() == 0
-        await node.create(Bell, "a", capabilities=["gpu"])
+        await node.register(Bell, "a", capabilities=["gpu"])
         with pytest.raises(BadMessage, match="capabilities are a set of words"):
             await node.update(Bell, "a", capabilities="gpu")
         assert node.count(capability="gpu") == 1
@@ -148,7 +148,7 @@ async def test_addresses_and_verbs(tmp_path: Path) -> None:
 async def test_arguments_by_name(tmp_path: Path, method: str, arguments: Any, text: str) -> None:
     async with serving(tmp_path / "log.db", Bell) as node:
         with pytest.raises(BadMessage, match=f"Bell.{method}: {text}"):
-            await node.call("Bell/a", method, arguments)
+            await node.ask_by_name("Bell/a", method, arguments)
 
 
 async def test_names_that_are_none(tmp_path: Path) -> None:
@@ -156,10 +156,10 @@ async def test_names_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(
             UnknownKind, match=r"Bell has no handler or reader 'sing': it has .*ring, rings, start"
         ):
-            await node.call("Bell/a", "sing")
+            await node.ask_by_name("Bell/a", "sing")
         for wrong in (5, None, "Bell", ("Bell", "a")):
             with pytest.raises(InvalidName, match=r"KIND/NAME"):
-                await node.call(wrong, "ring")  # type: ignore[arg-type]
+                await node.ask_by_name(wrong, "ring")  # type: ignore[arg-type]
         with pytest.raises(BadMessage, match="a capability to find is a word, or several, not 5"):
             node.find(capability=5)  # type: ignore[arg-type]
         with pytest.raises(BadMessage, match="a limit is a number, 0 or more, not '3'"):
@@ -277,9 +277,9 @@ async def test_models_in_arguments_replies_and_states(tmp_path: Path) -> None:
         once = keeper.options(message_id="m")
         first = await once.ask(Keeper.put, "y", Money(amount=1, words={"b", "a"}))
         assert await once.ask(Keeper.put, "y", Money(amount=1, words={"a", "b"})) == first
-        assert await node.call("Keeper/a", "put", ["z", {"amount": 2}]) is not None
+        assert await node.ask_by_name("Keeper/a", "put", ["z", {"amount": 2}]) is not None
         with pytest.raises(BadMessage, match="greater than or equal to 0"):
-            await node.call("Keeper/a", "put", ["z", {"amount": -2}])
+            await node.ask_by_name("Keeper/a", "put", ["z", {"amount": -2}])
         with pytest.raises(BadMessage, match=r"\$.money.*would not come back as it is"):
             await keeper.ask(Keeper.put, "x", Money.model_construct(amount=-1))
     async with serving(tmp_path / "log.db", Keeper) as node:

@@ -355,7 +355,7 @@ async def test_the_outcome_of_a_message_is_told_later(path: Path) -> None:
         assert (await counter.outcome("m-9")).status == "not seen"
     async with serving(path) as node:  # also from the record, after a restart
         assert (await node.agent(Counter, "a").outcome("m-3")).status == "done"
-        assert await node.call("Counter/a", "outcome", ["m-1"]) == {
+        assert await node.ask_by_name("Counter/a", "outcome", ["m-1"]) == {
             "status": "done",
             "error": "",
             "text": "",

@@ -251,7 +251,7 @@ async def test_a_suspect_that_cannot_be_run_holds_nobody_up(path: Path) -> None:
         await agent.ask(Counter.add, 1)
         shard = next(shard for shard in node._runtime.shards.values() if shard.index)
         shard.suspect_before = 1 << 60  # as after a claim from a process that died
-        await node.send("Counter/a", "nothing")
+        await node.send_by_name("Counter/a", "nothing")
         async with asyncio.timeout(240):
             assert await agent.ask(Counter.add, 1) == 2
             while not (letters := await node.dead_letters.all()):

@@ -188,7 +188,7 @@ async def test_who_asks_readers_of_this_process_in_a_row_leaves_the_loop_to_othe
         assert rounds >= 90
         rounds = 0
         for _ in range(100):
-            assert await node.call("Counter/a", "value") == 1
+            assert await node.ask_by_name("Counter/a", "value") == 1
         running.cancel()
         assert rounds >= 90
 
@@ -209,20 +209,20 @@ async def test_a_reader_cannot_write(path: Path) -> None:
 async def test_a_kind_that_nobody_serves(path: Path) -> None:
     async with serving(path) as node:
         with pytest.raises(UnknownKind, match="Nothing"):
-            await node.call("Nothing/a", "x")
+            await node.ask_by_name("Nothing/a", "x")
         with pytest.raises(UnknownKind, match="nothing"):
-            await node.call("Counter/a", "nothing")
+            await node.ask_by_name("Counter/a", "nothing")
 
 
 async def test_by_names_alone(path: Path) -> None:
     async with serving(path) as node:
-        assert await node.call("Counter/a", "add", [2]) == 2
-        assert await node.call("Counter/a", "add", {"by": 3}) == 5
-        assert await node.call("Counter/a", "value") == 5
+        assert await node.ask_by_name("Counter/a", "add", [2]) == 2
+        assert await node.ask_by_name("Counter/a", "add", {"by": 3}) == 5
+        assert await node.ask_by_name("Counter/a", "value") == 5
         with pytest.raises(BadMessage, match="by"):
-            await node.call("Counter/a", "add", {"by": "x"})
+            await node.ask_by_name("Counter/a", "add", {"by": "x"})
         with pytest.raises(BadMessage):
-            await node.call("Counter/a", "add", {"of": 1})
+            await node.ask_by_name("Counter/a", "add", {"of": 1})
 
 
 async def test_one_turn_that_the_log_refuses_harms_no_other(path: Path) -> None:

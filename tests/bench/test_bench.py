@@ -93,7 +93,7 @@ def test_a_fresh_cluster_is_measured_with_all_workloads() -> None:
     figures = {one["name"]: one for one in found["figures"]}
     assert len(figures) == 18
     for name in (
-        "create and register",
+        "register",
         "ask, one at a time",
         "ask, 32 in flight",
         "ask a reader",
@@ -127,12 +127,12 @@ def test_the_embedded_engine_is_measured() -> None:
 
 @pytest.mark.timeout(900)
 def test_a_workload_that_there_is_not_is_refused() -> None:
-    assert "there are create, asks" in bench("juggling", code=2)["text"]
+    assert "there are register, asks" in bench("juggling", code=2)["text"]
     assert "no failover" in bench("failover", "--at", "local", code=2)["text"]
     assert (
         "--nodes is for a cluster" in bench("asks", "--at", "local", "--nodes", "2", code=2)["text"]
     )
-    assert set(NAMES) >= {"create", "failover"}
+    assert set(NAMES) >= {"register", "failover"}
 
 
 @pytest.mark.cluster
@@ -144,7 +144,7 @@ async def test_a_cluster_that_goes_on_is_left_as_it_was(tmp_path: Path) -> None:
         before = await node.engine.cells()  # type: ignore[attr-defined]
         look(
             await asyncio.to_thread(
-                bench, "create", "asks", "timers", "failover", "--at", ",".join(cluster.urls)
+                bench, "register", "asks", "timers", "failover", "--at", ",".join(cluster.urls)
             )
         )
         assert await node.engine.cells() == before  # type: ignore[attr-defined]

@@ -351,7 +351,7 @@ async def test_a_name_is_unique_when_a_hundred_race(cluster: LocalCluster, node:
 
         async def create(number: int) -> bool:
             try:
-                await nodes[number % 3].create(Account, "the-one", metadata={"by": number})
+                await nodes[number % 3].register(Account, "the-one", metadata={"by": number})
             except AlreadyExists:
                 return False
             return nodes[number % 3].lookup(Account, "the-one") is not None
@@ -366,7 +366,7 @@ async def test_a_name_is_unique_when_a_hundred_race(cluster: LocalCluster, node:
             assert [ref.name for ref in each.find(capability="account")].count("the-one") == 1
         await second.unregister(Account, "the-one")
         assert second.lookup(Account, "the-one") is None
-        await third.create(Account, "the-one")
+        await third.register(Account, "the-one")
 
 
 async def test_a_host_is_killed_and_comes_back(cluster: LocalCluster, node: Node) -> None:

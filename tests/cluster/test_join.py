@@ -16,10 +16,11 @@ from holdfast.cli.main import app
 from holdfast.cli.up import _with_port
 from holdfast.cluster.facts import cohort
 from holdfast.cluster.facts.cohort import Cohort
-from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_config import ServerSettings
 from holdfast.host.server.nats_server import free_ports
 from holdfast.host.settings import HostSettings
 from holdfast.host.supervisor import Host
+from holdfast.security import Security
 
 
 def silent(_event: str, _facts: dict[str, object]) -> None:

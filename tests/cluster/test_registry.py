@@ -40,7 +40,7 @@ async def registry(engine: Engine) -> AsyncIterator[Registry]:
 
 async def test_create_lookup_update_unregister(registry: Registry) -> None:
     assert registry.lookup("A", "x") is None
-    entry = await registry.create("A", "x", capabilities={"read"}, metadata={"size": 1})
+    entry = await registry.register("A", "x", capabilities={"read"}, metadata={"size": 1})
     assert registry.lookup("A", "x") == entry
     assert (entry.kind, entry.name, entry.capabilities, dict(entry.metadata)) == (
         "A",
@@ -49,7 +49,7 @@ async def test_create_lookup_update_unregister(registry: Registry) -> None:
         {"size": 1},
     )
     with pytest.raises(AlreadyExists, match="A/x"):
-        await registry.create("A", "x")
+        await registry.register("A", "x")
     changed = await registry.update("A", "x", metadata={"size": 2})
     assert (changed.capabilities, dict(changed.metadata)) == ({"read"}, {"size": 2})
     assert changed.registered_at == entry.registered_at
@@ -61,14 +61,14 @@ async def test_create_lookup_update_unregister(registry: Registry) -> None:
     for missing in (registry.update("A", "x", metadata={}), registry.unregister("A", "x")):
         with pytest.raises(NotFound):
             await missing
-    assert (await registry.create("A", "x")).capabilities == frozenset()
+    assert (await registry.register("A", "x")).capabilities == frozenset()
 
 
 async def test_another_replica_catches_up_and_sees_the_same(
     registry: Registry, engine: Engine
 ) -> None:
     for n in range(50):
-        await registry.create("A", f"x{n}", capabilities={f"c{n % 5}"}, metadata={"n": n})
+        await registry.register("A", f"x{n}", capabilities={f"c{n % 5}"}, metadata={"n": n})
     await registry.unregister("A", "x7")
     other = Registry(engine, registry._cell, SYSTEM_CLOCK)
     await other.open()
@@ -80,8 +80,8 @@ async def test_another_replica_catches_up_and_sees_the_same(
         and other.count(kind="A", capability="c1") == 10
     )
     with pytest.raises(AlreadyExists):
-        await other.create("A", "x8")
-    await other.create("A", "x7")
+        await other.register("A", "x8")
+    await other.register("A", "x7")
     await registry.reach(other.position)
     assert registry.lookup("A", "x7") is not None
     await other.close()
@@ -132,14 +132,14 @@ async def test_queries_over_metadata(
         "d": {},
     }
     for name, metadata in everything.items():
-        await registry.create("A", name, metadata=metadata)
+        await registry.register("A", name, metadata=metadata)
     assert [entry.name for entry in registry.find(where=where)] == expected
 
 
 async def test_all_of_several_capabilities(registry: Registry) -> None:
-    await registry.create("A", "both", capabilities={"read", "write"})
-    await registry.create("A", "one", capabilities={"read"})
-    await registry.create("B", "other", capabilities={"read", "write"})
+    await registry.register("A", "both", capabilities={"read", "write"})
+    await registry.register("A", "one", capabilities={"read"})
+    await registry.register("B", "other", capabilities={"read", "write"})
     assert [e.name for e in registry.find(capability=["read", "write"])] == ["both", "other"]
     assert [e.name for e in registry.find(capability=["read"], kind="A")] == ["both", "one"]
     assert [e.name for e in registry.find(capability=["read"], limit=1)] == ["both"]
@@ -162,7 +162,7 @@ async def test_bad_input_is_refused_and_changes_nothing(registry: Registry) -> N
     for error, changes in bad:
         wanted: dict[str, Any] = {"kind": "A", "name": "x", **changes}
         with pytest.raises(error):
-            await registry.create(wanted.pop("kind"), wanted.pop("name"), **wanted)
+            await registry.register(wanted.pop("kind"), wanted.pop("name"), **wanted)
     for condition in (("x", "like", 1), ("", "eq", 1), ("x", "in", 5), "x = 1", ("x", "eq")):
         with pytest.raises(BadMessage):
             registry.find(where=[condition])  # type: ignore[list-item]
@@ -176,7 +176,7 @@ async def test_a_write_of_unknown_outcome_has_one_effect(
 ) -> None:
     """It happens, its answer is lost, and somebody takes the freed name before it is looked for:
     that stays."""
-    await registry.create("A", "x")
+    await registry.register("A", "x")
     other = Registry(engine, registry._cell, SYSTEM_CLOCK)
     await other.open()
     append = registry._appender.append
@@ -185,7 +185,7 @@ async def test_a_write_of_unknown_outcome_has_one_effect(
         registry._appender.append = append  # type: ignore[method-assign]
         await append(*records)
         await other.reach(await engine.log.last_sequence(registry._cell))
-        await other.create("A", "x", metadata={"of": "another"})
+        await other.register("A", "x", metadata={"of": "another"})
         raise Unknown("the answer was lost")
 
     registry._appender.append = lose_the_answer  # type: ignore[method-assign]
@@ -205,5 +205,5 @@ async def test_a_write_whose_answer_was_lost_is_found_again(registry: Registry) 
         raise Unknown("the answer was lost")
 
     registry._appender.append = lose_the_answer  # type: ignore[method-assign]
-    entry = await registry.create("A", "x")
+    entry = await registry.register("A", "x")
     assert registry.lookup("A", "x") == entry

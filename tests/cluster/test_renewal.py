@@ -9,7 +9,6 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from tests.authority import Authority
 from tests.cluster.app import Account
@@ -17,8 +16,8 @@ from tests.cluster.app import Account
 from holdfast import ConfigError, LocalCluster, Node
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.local_cluster import Place
-from holdfast.host.server.nats_config import Security
 from holdfast.host.server.nats_server import free_ports
+from holdfast.security import Security
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 APP = str(Path(__file__).parent / "app.py")
@@ -85,7 +84,6 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     authority = Authority(tmp_path / "certificates", "old")
     security = authority.security()
     events: list[str] = []
-    names = msgspec.structs.asdict(security)
     async with (
         LocalCluster(
             tmp_path / "cluster",
@@ -93,7 +91,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
             places=places(security),
             report=lambda event, _: events.append(event),
         ) as cluster,
-        Node.join(cluster.urls[0], **names) as node,
+        Node.join(cluster.urls[0], security=security) as node,
     ):
         await node.ready()
         yield Scene(cluster, node, authority, events)
@@ -129,4 +127,4 @@ async def test_certificates_are_renewed_under_load_and_no_call_fails(
     assert "node-ended" not in scene.events
     (tmp_path / "old.pem").write_bytes(old)
     with pytest.raises(ConfigError, match="not trusted"):
-        await NatsEngine(scene.cluster.urls, tls_ca=str(tmp_path / "old.pem")).open()
+        await NatsEngine(scene.cluster.urls, Security(tls_ca=str(tmp_path / "old.pem"))).open()

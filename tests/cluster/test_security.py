@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.authority import certificates
 
@@ -12,8 +13,9 @@ from holdfast import ConfigError, HoldfastError
 from holdfast.engines.base import Record
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.addresses import is_loopback
-from holdfast.host.server.nats_config import Security, ServerSettings, check
+from holdfast.host.server.nats_config import ServerSettings, check
 from holdfast.host.server.nats_server import NatsServer, free_ports
+from holdfast.security import Security
 
 pytestmark = pytest.mark.cluster
 
@@ -45,8 +47,8 @@ async def secured(tmp_path: Path) -> AsyncIterator[tuple[list[NatsServer], Secur
 
 
 def engine(servers: list[NatsServer], security: Security, **other: str) -> NatsEngine:
-    names = {name: getattr(security, name) for name in security.__struct_fields__}
-    return NatsEngine([server.url for server in servers], **{**names, **other})
+    shown = msgspec.structs.replace(security, **other)
+    return NatsEngine([server.url for server in servers], shown)
 
 
 async def test_a_cluster_beyond_loopback(secured: tuple[list[NatsServer], Security]) -> None:

@@ -16,8 +16,9 @@ from holdfast import ConfigError, LocalCluster, Node
 from holdfast.cli.common import read_password
 from holdfast.host.addresses import join
 from holdfast.host.local_cluster import Place
-from holdfast.host.server.nats_config import Security, ServerSettings, check, quoted, render
+from holdfast.host.server.nats_config import ServerSettings, check, quoted, render
 from holdfast.host.server.nats_server import find_binary, free_ports
+from holdfast.security import Security
 
 APP = str(Path(__file__).parent / "app.py")
 STRANGE = 'Jürgen "$HOME" \\ \'{}#;=, 雪 😀'

@@ -114,10 +114,10 @@ PROVOKE: dict[tuple[str, str], Callable[[Node], Awaitable[Any]]] = {
     ("InvalidName", "bytes"): lambda n: n.agent(Heavy, "x" * (limits.NAME_BYTES_MAX + 1)).ask(
         Heavy.take, ""
     ),
-    ("TooLarge", "capabilities"): lambda n: n.create(
+    ("TooLarge", "capabilities"): lambda n: n.register(
         Heavy, "c", capabilities={f"c{number}" for number in range(limits.CAPABILITIES_MAX + 1)}
     ),
-    ("TooLarge", "metadata of"): lambda n: n.create(
+    ("TooLarge", "metadata of"): lambda n: n.register(
         Heavy, "m", metadata={"x": "x" * limits.METADATA_BYTES_MAX}
     ),
     ("DeadlineExceeded", ""): late,

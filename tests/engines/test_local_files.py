@@ -134,7 +134,7 @@ async def test_a_node_whose_files_are_gone_refuses_everything_at_once(tmp_path: 
         with pytest.raises(StorageFailed, match="is gone"):
             await counter.send(Counter.add)
         with pytest.raises(StorageFailed, match="is gone"):
-            await node.create(Counter, "b")
+            await node.register(Counter, "b")
         assert node.life.over.is_set()
 
 

@@ -13,36 +13,26 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
 import nats
 import pytest
+from msgspec.structs import asdict
 from tests.authority import Authority
 from tests.engines.impostors import Impostor
 
 from holdfast import ConfigError, HoldfastError, Node, NoQuorum
 from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_config import ServerSettings
 from holdfast.host.server.nats_server import NatsServer, free_ports
 from holdfast.host.server.server_admin import ServerAdmin
 from holdfast.node.settings import parse
+from holdfast.security import Security
 
 pytestmark = pytest.mark.timeout(900)
 SECRET = "s3cret-Password"
-
-
-@dataclass
-class Keys:
-    """What a client has."""
-
-    tls_ca: str
-    tls_cert: str
-    tls_key: str
-    user: str = "somebody"
-    password: str = SECRET
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +43,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def keys(authority: Authority) -> Keys:
-    return Keys(
-        *(str(authority.directory / name) for name in ("authority.pem", "node.pem", "node.key"))
-    )
+def keys(authority: Authority) -> Security:
+    files = ("authority.pem", "node.pem", "node.key")
+    return Security(*(str(authority.directory / name) for name in files), "somebody", SECRET)
 
 
 def context(directory: Path, certificate: bytes, key: bytes) -> ssl.SSLContext:
@@ -67,21 +56,21 @@ def context(directory: Path, certificate: bytes, key: bytes) -> ssl.SSLContext:
     return made
 
 
-async def client(url: str, keys: Keys, _: Path) -> str:
-    engine = NatsEngine([url], **asdict(keys))
+async def client(url: str, keys: Security, _: Path) -> str:
+    engine = NatsEngine([url], keys)
     with pytest.raises(ConfigError) as caught:
         await engine.open()
     return str(caught.value)
 
 
-async def node(url: str, keys: Keys, _: Path) -> str:
+async def node(url: str, keys: Security, _: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        async with Node.join(url, **asdict(keys)):
+        async with Node.join(url, security=keys):
             pass
     return str(caught.value)
 
 
-async def host(url: str, keys: Keys, _: Path) -> str:
+async def host(url: str, keys: Security, _: Path) -> str:
     """The connection of a host to its own server, as its operator."""
     system = ServerAdmin(url, keys.password, Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key))
     with pytest.raises(ConfigError) as caught:
@@ -89,7 +78,7 @@ async def host(url: str, keys: Keys, _: Path) -> str:
     return str(caught.value)
 
 
-async def said_by(directory: Path, keys: Keys, *arguments: str, code: int = 2) -> str:
+async def said_by(directory: Path, keys: Security, *arguments: str, code: int = 2) -> str:
     (directory / "password").write_text(keys.password + "\n")
     (directory / "password").chmod(0o600)
     names = {
@@ -114,11 +103,11 @@ async def said_by(directory: Path, keys: Keys, *arguments: str, code: int = 2) -
     return out.decode()
 
 
-async def command(url: str, keys: Keys, directory: Path) -> str:
+async def command(url: str, keys: Security, directory: Path) -> str:
     return await said_by(directory, keys, "status", "--at", url)
 
 
-async def host_process(url: str, keys: Keys, directory: Path) -> str:
+async def host_process(url: str, keys: Security, directory: Path) -> str:
     """A host on servers of somebody else: its own connection, before it starts a node."""
     return await said_by(directory, keys, "up", "--servers", url, "--dir", str(directory / "host"))
 
@@ -139,9 +128,9 @@ WHO = [client, node, host, command, host_process]
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("kind", ["no-tls", "anothers", "another-name"])
 async def test_nothing_is_said_to_an_impostor(
-    who: Callable[[str, Keys, Path], Awaitable[str]],
+    who: Callable[[str, Security, Path], Awaitable[str]],
     kind: str,
-    keys: Keys,
+    keys: Security,
     authority: Authority,
     tmp_path: Path,
 ) -> None:
@@ -197,12 +186,12 @@ async def test_a_server_says_nothing_to_an_impostor_in_the_place_of_another_host
 
 @pytest.mark.parametrize("first", ["none", "required", "available"])
 @pytest.mark.parametrize("url", ["tls", "nats"])
-async def test_nothing_is_said_in_clear(first: str, url: str, keys: Keys) -> None:
+async def test_nothing_is_said_in_clear(first: str, url: str, keys: Security) -> None:
     # One that promises TLS and does not speak it gets the beginning of a handshake. Certificates
     # are enough to want TLS.
     async with Impostor(first=first).running() as impostor:
         with pytest.raises(ConfigError if first == "none" else NoQuorum):
-            await NatsEngine([f"{url}://{impostor.where}"], **asdict(keys)).open()
+            await NatsEngine([f"{url}://{impostor.where}"], keys).open()
     assert impostor.heard and impostor.connections > 1
     assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
 
@@ -220,19 +209,19 @@ async def server(authority: Authority, tmp_path: Path) -> AsyncIterator[NatsServ
 
 
 async def test_a_proxy_that_strips_the_word_on_tls_gets_nothing(
-    server: NatsServer, keys: Keys
+    server: NatsServer, keys: Security
 ) -> None:
     impostor = Impostor(first="none")
     impostor.forward = server.settings.port
     async with impostor.running():
         with pytest.raises(ConfigError, match="does not offer TLS"):
-            await NatsEngine([f"tls://{impostor.where}"], **asdict(keys)).open()
+            await NatsEngine([f"tls://{impostor.where}"], keys).open()
     assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
 
 
 @pytest.mark.parametrize("first", ['handshake_first: "300ms"', "handshake_first: true", ""])
 async def test_servers_of_all_ways_are_connected_to(
-    server: NatsServer, keys: Keys, first: str, tmp_path: Path
+    server: NatsServer, keys: Security, first: str, tmp_path: Path
 ) -> None:
     # As a host runs it, as its owner may have set it, and one that speaks before the handshake.
     text = server.config_path.read_text()
@@ -242,7 +231,7 @@ async def test_servers_of_all_ways_are_connected_to(
     async with asyncio.timeout(240):
         while "Reloaded" not in server.log_path.read_text():
             await asyncio.sleep(0.05)
-    engine = NatsEngine([server.url], **asdict(keys))
+    engine = NatsEngine([server.url], keys)
     await engine.open()
     assert engine.connection._transport.secured  # type: ignore[union-attr]
     await engine.close()
@@ -253,7 +242,7 @@ async def test_servers_of_all_ways_are_connected_to(
 
 
 async def test_a_client_that_lets_the_server_speak_first_still_connects(
-    server: NatsServer, keys: Keys
+    server: NatsServer, keys: Security
 ) -> None:
     # As every NATS client does by default, and ours of the version before: for upgrades, host by
     # host.
@@ -267,13 +256,12 @@ async def test_a_client_that_lets_the_server_speak_first_still_connects(
 
 @pytest.mark.parametrize("missing", ["tls_cert", "password"])
 async def test_a_server_that_does_not_take_us_is_told_of_at_once(
-    server: NatsServer, keys: Keys, missing: str
+    server: NatsServer, keys: Security, missing: str
 ) -> None:
-    names = asdict(keys) | (
-        {"tls_cert": "", "tls_key": ""} if missing == "tls_cert" else {"password": "wrong-one"}
-    )
+    other = {"tls_cert": "", "tls_key": ""} if missing == "tls_cert" else {"password": "wrong-one"}
+    shown = msgspec.structs.replace(keys, **other)
     with pytest.raises(ConfigError) as caught:
-        await NatsEngine([server.url], **names).open()
+        await NatsEngine([server.url], shown).open()
     assert "wrong-one" not in str(caught.value)
     assert ("certificate" if missing == "tls_cert" else "Authorization Violation") in str(
         caught.value
@@ -281,10 +269,10 @@ async def test_a_server_that_does_not_take_us_is_told_of_at_once(
 
 
 async def test_one_impostor_among_several_servers_is_passed_over(
-    server: NatsServer, keys: Keys
+    server: NatsServer, keys: Security
 ) -> None:
     async with Impostor(first="none").running() as impostor:
-        engine = NatsEngine([f"tls://{impostor.where}", server.url], **asdict(keys))
+        engine = NatsEngine([f"tls://{impostor.where}", server.url], keys)
         await engine.open()
         assert engine.server_name == "alone"
         await engine.close()
@@ -300,7 +288,9 @@ async def test_a_password_without_tls_goes_to_no_address_that_was_only_heard_of(
                 return info(self) | {"connect_urls": [heard_of.where]}
 
         async with Telling(first="none", closes="greeted").running() as named:
-            engine = NatsEngine([f"nats://{named.where}"], user="somebody", password=SECRET)
+            engine = NatsEngine(
+                [f"nats://{named.where}"], Security(user="somebody", password=SECRET)
+            )
             with suppress(HoldfastError):
                 await engine.open()
             async with asyncio.timeout(240):
@@ -337,9 +327,9 @@ async def test_a_server_that_closes_is_not_tried_without_a_pause(
 
 
 async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
-    server: NatsServer, keys: Keys, caplog: pytest.LogCaptureFixture
+    server: NatsServer, keys: Security, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = NatsEngine([server.url], **asdict(keys))
+    engine = NatsEngine([server.url], keys)
     await engine.open()
     was = server.settings
     security = msgspec.structs.replace(was.security, password="another-one")
@@ -365,10 +355,10 @@ async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
 
 
 async def test_urls_with_a_password_are_used_and_never_shown(
-    server: NatsServer, keys: Keys
+    server: NatsServer, keys: Security
 ) -> None:
     url = server.url.replace("tls://", f"tls://somebody:{SECRET}@")
-    engine = NatsEngine([url], tls_ca=keys.tls_ca, tls_cert=keys.tls_cert, tls_key=keys.tls_key)
+    engine = NatsEngine([url], msgspec.structs.replace(keys, user="", password=""))
     await engine.open()
     await engine.close()
     (port,) = free_ports(1)

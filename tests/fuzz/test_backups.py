@@ -45,9 +45,9 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
             for number in range(4):
                 await node.agent(Purse, f"p{number}").ask(Purse.give, "p0", number)
             await node.agent(Counter, "large").ask(Counter.grow, 600_000)
-            await node.create(Purse, "p0", metadata={"a": 1})
+            await node.register(Purse, "p0", metadata={"a": 1})
         async with Node.join(f"local:{directory}/old.db") as node:
-            await node.send("Purse/p9", "give", ["p0", 1])
+            await node.send_by_name("Purse/p9", "give", ["p0", 1])
         await backup_of(directory / "old.db", directory / "b.backup")
         return list(archive.read(directory / "b.backup"))
 

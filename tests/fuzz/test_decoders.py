@@ -201,7 +201,7 @@ def test_the_inbox_was_handled_to_its_end(served: Served) -> None:
 def test_arguments_by_names_alone(served: Served, value: Any) -> None:
     async def call() -> None:
         with suppress(HoldfastError):
-            await served.node.call("Counter/plain", "note", value)
+            await served.node.ask_by_name("Counter/plain", "note", value)
 
     served.runner.run(call())
     assert served.failures == []

@@ -45,7 +45,7 @@ class Adder(Agent[Number], capabilities={"adding"}):
 """
 MAIN = """
 async def main(node: Node) -> None:
-    await node.create(Adder, "made", metadata={"region": "eu"})
+    await node.register(Adder, "made", metadata={"region": "eu"})
     print("reply", await node.agent(Adder, "made").ask(Adder.add, 5))
 """
 

@@ -60,7 +60,7 @@ class Adder(Agent[Number], capabilities={{"adding"}}):
         return {{"nan": float("inf"), NASTY: [NASTY]}}
 
 async def main(node: Node) -> None:
-    await node.create(Adder, {NAMED!r}, metadata={{"region": NASTY, "[/y]": {{"a": [NASTY]}}}})
+    await node.register(Adder, {NAMED!r}, metadata={{"region": NASTY, "[/y]": {{"a": [NASTY]}}}})
     await node.agent(Adder, {NAMED!r}).ask(Adder.put, NASTY)
     await node.agent(Adder, "plain").send(Adder.fail, NASTY)
     node.events.say("pool-changed", NASTY, text=NASTY)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.agents.kinds import Counter
 
-from holdfast import Closed, ConfigError, Node
+from holdfast import Closed, ConfigError, Node, Security
 
 
 async def test_a_node_that_was_opened_serves_until_it_is_closed(tmp_path: Path) -> None:
@@ -39,3 +40,23 @@ async def test_what_cannot_be_opened_leaves_nothing_open(tmp_path: Path, capacit
         await Node.open(f"local:{tmp_path}/log.db", serve=[Counter], capacity=capacity)
     node = await Node.open(f"local:{tmp_path}/log.db", serve=[Counter])  # its lock is free again
     await node.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"security": Security(user="a")}, "user: the embedded engine has no server"),
+        ({"user": "a", "password": "b"}, "user, password: the embedded engine has no server"),
+        (
+            {"security": Security(user="a"), "password": "b"},
+            "password: give them in the Security, or as arguments without one",
+        ),
+        ({"security": {"user": "a"}}, "security is a holdfast.Security, not a dict"),
+    ],
+)
+async def test_a_login_that_cannot_be_used_is_refused(
+    tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        await Node.open(f"local:{tmp_path}/log.db", **options)
+    assert not (tmp_path / "log.db").exists()

@@ -169,7 +169,7 @@ async def test_a_node_that_serves_nothing_is_a_client_of_the_one_that_does(tmp_p
             assert sorted(await asyncio.gather(*asked)) == list(range(1, 301))
             with pytest.raises(HandlerFailed, match="as told"):
                 await client.agent(Adder, "a").ask(Adder.fail)
-            await client.create(Adder, "named", metadata={"a": 1})
+            await client.register(Adder, "named", metadata={"a": 1})
             await other.registry.reach(client.registry.position)
             assert other.lookup(Adder, "named") is not None
             for number in range(20):

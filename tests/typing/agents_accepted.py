@@ -82,7 +82,7 @@ async def use(node: Node) -> None:
     acme.tell(Reviewer.review, "diff")
     assert_type(await node.agent(Orders, "o").ask(Orders.put, Order(words=["a"])), Order)
     await node.agent(Summer, "s").ask(Summer.learn, np.zeros(3))
-    created = await node.create(Reviewer, "critical", metadata={"a": 1}, capabilities=["x"])
+    created = await node.register(Reviewer, "critical", metadata={"a": 1}, capabilities=["x"])
     assert_type(created, AgentRef[Reviewer])
     async for found in node.find(capability="review", where=[("region", "eq", "eu")]):
         assert_type(found, AgentRef[Any])

@@ -50,7 +50,7 @@ async def use(node: Node) -> None:
     print(text)
     counter.options(timeout="soon")  # type: ignore[call-arg]
     counter.options(message_id=1)  # type: ignore[arg-type]
-    await node.create("Counter", "a")  # type: ignore[arg-type]
+    await node.register("Counter", "a")  # type: ignore[arg-type]
     node.agent(Count, "a")  # type: ignore[type-var]
     node.agent(Counter, 5)  # type: ignore[arg-type]
     async with Node.join("local:x.db", serve=[Count]):  # type: ignore[list-item]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec.structs import asdict
 
 from holdfast import limits, said
 from holdfast.bench import kinds
@@ -25,12 +24,12 @@ from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import ConfigError, NoQuorum, Unknown
 from holdfast.host.host_child import HostChild
 from holdfast.host.local_cluster import LocalCluster
-from holdfast.host.server.nats_config import Security
 from holdfast.host.settings import HostSettings
 from holdfast.host.voting.leader_balance import UNEVEN_SECONDS
 from holdfast.ids import new_id
 from holdfast.node.node import Node
 from holdfast.records import packs
+from holdfast.security import Security
 
 _logger = logging.getLogger(__name__)
 _LABELS: Final = sorted(kinds.POOL.labels)
@@ -126,7 +125,7 @@ async def set_up(settings: Settings) -> AsyncIterator[tuple[str, Setting]]:
         nodes = HostChild(host, (), said.show)
         stack.push_async_callback(nodes.stop)
         await nodes.start(_START_SECONDS)
-        node = await stack.enter_async_context(Node.join(urls, **asdict(settings.security)))
+        node = await stack.enter_async_context(Node.join(urls, security=settings.security))
         engine = node.engine
         assert isinstance(engine, NatsEngine)
         # no stream of anybody else has this name: these are removed at the end

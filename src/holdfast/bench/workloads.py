@@ -53,15 +53,15 @@ class Moments(msgspec.Struct):
     killed_at: list[float]
 
 
-async def create(setting: Setting) -> AsyncIterator[Figure]:
-    """Create and register agents, each with a name that nobody else has."""
+async def register(setting: Setting) -> AsyncIterator[Figure]:
+    """Register agents, each with a name that nobody else has."""
     node, mark = setting.node, f"{time.time():.0f}"
     load = Load()
     await load.keep(
-        lambda n: node.create(BenchCounter, f"c{mark}-{n}", metadata={"n": n}),
+        lambda n: node.register(BenchCounter, f"c{mark}-{n}", metadata={"n": n}),
         setting.in_flight, 0.0, setting.agents,
     )  # fmt: skip
-    figure = load.figure("create and register")
+    figure = load.figure("register")
     figure.engine = await engine_alone.batches(
         node.engine, setting.cells[:1], 1, setting.in_flight, 80, setting.engine_seconds
     )
@@ -322,7 +322,7 @@ async def failover(setting: Setting, seen: Moments) -> AsyncIterator[Figure]:
 
 
 ALL: Final[dict[str, Callable[[Setting], AsyncIterator[Figure]]]] = {
-    "create": create,
+    "register": register,
     "asks": asks,
     "readers": readers,
     "sends": sends,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
-from msgspec.structs import asdict
 
 from holdfast import files, signals
 from holdfast.admin.presence import guarded
@@ -30,11 +29,11 @@ from holdfast.errors import (
     OutcomeUnknown,
     Unknown,
 )
-from holdfast.host.server.nats_config import Security
 from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node
 from holdfast.node.settings import Local, not_joined, parse
+from holdfast.security import Security
 
 T = TypeVar("T")
 
@@ -160,8 +159,8 @@ async def connected(at: str) -> AsyncIterator[NatsEngine]:
     `ConfigError`, `NoQuorum`."""
     urls = cluster_urls(at)
     seconds = bounds.left(None if bounds.wait else CONNECT_SECONDS) or COMMAND_SECONDS
-    secrets = asdict(security_from_environment())
-    engine = await reach(urls, lambda some: NatsEngine(some, **secrets, connect_seconds=seconds))
+    security = security_from_environment()
+    engine = await reach(urls, lambda some: NatsEngine(some, security, connect_seconds=seconds))
     try:
         yield engine
     finally:

@@ -57,7 +57,9 @@ def call(
         given = _arguments(arguments, named)
         needs_app(at, app)
         async with joined(at, app) as node:
-            reply = await node.call(agent, handler, given, timeout_seconds=bounds.left() or timeout)
+            reply = await node.ask_by_name(
+                agent, handler, given, timeout_seconds=bounds.left() or timeout
+            )
             if as_json:
                 out.json({"reply": reply})
             elif reply is not None:
@@ -81,7 +83,7 @@ def send(
         ids.parse_agent_id(agent)
         given = _arguments(arguments, named)
         async with joined(at) as node:
-            await node.send(agent, handler, given, timeout_seconds=bounds.left() or timeout)
+            await node.send_by_name(agent, handler, given, timeout_seconds=bounds.left() or timeout)
             if as_json:
                 out.json({"sent": agent})
             else:

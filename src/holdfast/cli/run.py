@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from msgspec.structs import asdict
 
 from holdfast.cli.bounds import bounds
 from holdfast.cli.common import execute, security_from_environment
@@ -17,9 +16,9 @@ from holdfast.cli.place import DIRECTORY
 from holdfast.cli.printing import bold, out
 from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError, StorageFailed
-from holdfast.host.server.nats_config import Security
 from holdfast.node.loading import load_agents, load_module
 from holdfast.node.node import Node
+from holdfast.security import Security
 from holdfast.signals import Signals
 
 _FOR_EVER_SECONDS: Final = 1e8
@@ -76,7 +75,7 @@ async def _serve(app: str, at: str) -> None:
     security = Security() if url.startswith("local:") else security_from_environment()
     patience = _FOR_EVER_SECONDS if bounds.wait else None
     async with Node.join(
-        url, serve=agents, wait=bounds.wait, timeout_seconds=patience, **asdict(security)
+        url, serve=agents, wait=bounds.wait, timeout_seconds=patience, security=security
     ) as node:
         if main is not None:
             if (

@@ -26,12 +26,13 @@ from holdfast.host.addresses import CLIENT_PORT, CLUSTER_PORT
 from holdfast.host.directory import DirectoryLock, Started, agree, explain, recall, remember
 from holdfast.host.local_cluster import LocalCluster
 from holdfast.host.process import begin_again, serve
-from holdfast.host.server.nats_config import Security, ServerSettings, check
+from holdfast.host.server.nats_config import ServerSettings, check
 from holdfast.host.settings import HostSettings
 from holdfast.ids import check_machine
 from holdfast.limits import CAPACITY_MAX, CAPACITY_MIN
 from holdfast.node.loading import load_agents
 from holdfast.pipes import Writer, write_all
+from holdfast.security import Security
 from holdfast.signals import Signals
 
 T = TypeVar("T")

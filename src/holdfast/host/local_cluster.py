@@ -28,11 +28,12 @@ from holdfast.host import addresses, frozen, state
 from holdfast.host.directory import DirectoryLock, Started, agree, explain, remember
 from holdfast.host.host_child import HostChild
 from holdfast.host.server.keeper import RESTART_SECONDS_MIN, STABLE_SECONDS, longer
-from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_config import ServerSettings
 from holdfast.host.server.nats_server import free_ports
 from holdfast.host.settings import HostSettings, Report
 from holdfast.pipes import Writer
 from holdfast.said import SAID_EVENTS, said_line
+from holdfast.security import Security
 
 
 class Place(msgspec.Struct, frozen=True):

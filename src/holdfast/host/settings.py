@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from holdfast import ids
-from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.security import Security
 
 Report = Callable[[str, dict[str, Any]], None]
 """Takes an event's name and its facts."""

@@ -112,9 +112,7 @@ class Host:
             self._tasks += self.keeper.tasks()
         # Its own server is there: where the machine has little time, it answers late.
         seconds = limits.CONNECT_SECONDS if self.server is None else limits.JOIN_SECONDS
-        self._engine = NatsEngine(
-            self._urls, connect_seconds=seconds, **msgspec.structs.asdict(self.settings.security)
-        )
+        self._engine = NatsEngine(self._urls, self.settings.security, connect_seconds=seconds)
         await self._engine.open()
         self._tasks.append(loop.create_task(self._report.run(self._engine)))
         if self.server is not None and self.seat is not None:
@@ -212,7 +210,6 @@ class Host:
         # ghost's.
         child.begins(ids.new_id("n"))
         self._say_who_lives()
-        security = self.settings.security
         settings = NodeSettings(
             urls=self._urls,
             parent=os.getpid(),
@@ -225,11 +222,7 @@ class Host:
             replicas=self._copies(),
             labels=self.settings.labels,
             capacity=self.settings.capacity,
-            tls_ca=security.tls_ca,
-            tls_cert=security.tls_cert,
-            tls_key=security.tls_key,
-            user=security.user,
-            password=security.password,
+            security=self.settings.security,
         )
         started: spawn.Child | None = None
         try:

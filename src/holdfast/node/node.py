@@ -41,7 +41,7 @@ from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
 from holdfast.node.dead_letters import DeadLetters
 from holdfast.node.ending import Ending, Part
-from holdfast.node.options import JoinOptions, check
+from holdfast.node.options import JoinOptions, check, security_of
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
 from holdfast.serving.runtime import Runtime
@@ -115,11 +115,7 @@ class Node:
         """
         check(options)
         place = settings.parse(list(url) if not isinstance(url, str) else url)
-        engine = settings.engine(place, {
-            "tls_ca": options.get("tls_ca", ""), "tls_cert": options.get("tls_cert", ""),
-            "tls_key": options.get("tls_key", ""), "user": options.get("user", ""),
-            "password": options.get("password", ""),
-        }, visits=not options.get("serve"))  # fmt: skip
+        engine = settings.engine(place, security_of(options), visits=not options.get("serve"))
         try:
             async with settings.within(settings.timeout(place, options.get("timeout_seconds"))):
                 await engine.open()
@@ -292,7 +288,7 @@ class Node:
         """An agent's address. No I/O; the agent need not exist. Raises `InvalidName`."""
         return AgentRef(self._router, kind, name)
 
-    async def create(
+    async def register(
         self,
         kind: type[AgentT],
         name: str,
@@ -309,7 +305,7 @@ class Node:
         """
         ref = self.agent(kind, name)
         wanted = by_name.capabilities(kind, capabilities)
-        await self.registry.create(
+        await self.registry.register(
             kind.__kind__.name, name, capabilities=wanted, metadata=metadata or {}
         )
         return ref
@@ -363,7 +359,7 @@ class Node:
         `OutcomeUnknown`."""
         await self.registry.unregister(by_name.kind_name(kind), name)
 
-    async def call(
+    async def ask_by_name(
         self,
         agent_id: str,
         handler: str,
@@ -371,17 +367,17 @@ class Node:
         *,
         timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS,
     ) -> Any:
-        """Ask by names alone, as a shell does: ``arguments`` is a list, or a map of names; the
-        reply is plain data.
+        """Ask a handler or a reader without its class, as a shell does.
 
-        Readers and handlers alike. Raises what `AgentRef.ask` raises.
+        ``arguments`` is a list, or a map by parameter name. The reply is plain data. Raises what
+        `AgentRef.ask` raises.
         """
         token, data = by_name.encode(agent_id, handler, arguments)
         options = Options(timeout_seconds, ids.new_id("call"))
         reply = await self._router.ask(token, handler, data, options, reads_only=False)
         return codec.to_builtins(reply)
 
-    async def send(
+    async def send_by_name(
         self,
         agent_id: str,
         handler: str,
@@ -389,7 +385,8 @@ class Node:
         *,
         timeout_seconds: float = limits.ASK_TIMEOUT_SECONDS,
     ) -> None:
-        """Send by names alone; see `call`. What does not fit the handler becomes a dead letter."""
+        """Send without the class; see `ask_by_name` for ``arguments``. A message that does not fit
+        its handler becomes a dead letter."""
         token, data = by_name.encode(agent_id, handler, arguments)
         await self._router.place(token, None)
         await self._router.send(token, handler, data, timeout_seconds, "")

@@ -7,6 +7,8 @@ from typing import Any, TypedDict
 
 from holdfast.agents.agent import Agent
 from holdfast.clock import Clock
+from holdfast.errors import ConfigError
+from holdfast.security import Security
 
 
 class JoinOptions(TypedDict, total=False):
@@ -47,20 +49,16 @@ class JoinOptions(TypedDict, total=False):
     clock: Clock
     """For tests that move the time."""
 
+    security: Security
+    """Certificates and a password, as one value."""
+
     tls_ca: str
-    """The file of the authority whose certificates are trusted, in PEM."""
+    """A field of `Security`, as a shorthand; so are the next four."""
 
     tls_cert: str
-    """The file of this program's certificate, in PEM."""
-
     tls_key: str
-    """The file of the certificate's key, in PEM."""
-
     user: str
-    """The user's name, where the servers ask for a password."""
-
     password: str
-    """The password."""
 
 
 def check(options: JoinOptions) -> None:
@@ -70,3 +68,23 @@ def check(options: JoinOptions) -> None:
             f"a node has no option {unknown[0]!r}; it has "
             f"{', '.join(sorted(JoinOptions.__optional_keys__))}"
         )
+
+
+def security_of(options: JoinOptions) -> Security:
+    """The certificates and the password, given as one value or by the names of its fields.
+
+    Raises `ConfigError` for both ways at once.
+    """
+    fields: dict[str, Any] = {
+        name: options[name]  # type: ignore[literal-required]
+        for name in Security.__struct_fields__
+        if options.get(name)
+    }
+    security = options.get("security", Security())
+    if not isinstance(security, Security):
+        raise ConfigError(f"security is a holdfast.Security, not a {type(security).__name__}")
+    if fields and security != Security():
+        raise ConfigError(
+            f"{', '.join(fields)}: give them in the Security, or as arguments without one"
+        )
+    return Security(**fields) if fields else security

@@ -23,6 +23,7 @@ from holdfast.loops import run
 from holdfast.node.loading import load_agents
 from holdfast.node.node import Node
 from holdfast.pipes import Teller
+from holdfast.security import Security
 from holdfast.serving import running
 
 _GC_THRESHOLDS: Final = (20_000, 10, 10)
@@ -55,11 +56,7 @@ class NodeSettings(msgspec.Struct):
     """How many copies of everything there are to be, at least."""
     labels: list[str] = []
     capacity: float = 1.0
-    tls_ca: str = ""
-    tls_cert: str = ""
-    tls_key: str = ""
-    user: str = ""
-    password: str = ""
+    security: Security = Security()
     events: int = 1
     """The pipe for what the host is to know. A host of an older version reads the standard output
     instead."""
@@ -124,11 +121,7 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
         timeout_seconds=limits.FOUND_SECONDS,
         labels=settings.labels,
         capacity=settings.capacity,
-        tls_ca=settings.tls_ca,
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-        user=settings.user,
-        password=settings.password,
+        security=settings.security,
     ) as node:
         joined.set()
         kind_names = [cls.__kind__.name for cls in kinds]

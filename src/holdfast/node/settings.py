@@ -4,10 +4,10 @@ connection needs."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +20,7 @@ from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.urls import shown
 from holdfast.errors import ConfigError, NoQuorum
+from holdfast.security import Security
 
 T = TypeVar("T")
 
@@ -112,13 +113,13 @@ def not_joined(seconds: float) -> NoQuorum:
     )
 
 
-def engine(where: Local | Nats, secrets: Mapping[str, Any], visits: bool = False) -> Engine:
-    """The engine for a place, with a client's secrets. Raises `ConfigError`.
+def engine(where: Local | Nats, security: Security, visits: bool = False) -> Engine:
+    """The engine for a place. Raises `ConfigError`.
 
     ``visits``: where a running program has the embedded log open, its process is asked instead.
     """
     if isinstance(where, Local):
-        given = [name for name, value in secrets.items() if value]
+        given = [name for name, value in msgspec.structs.asdict(security).items() if value]
         if given:
             raise ConfigError(
                 f"{', '.join(given)}: the embedded engine has no server to show them to"
@@ -128,4 +129,4 @@ def engine(where: Local | Nats, secrets: Mapping[str, Any], visits: bool = False
             if visits and socket_engine.answers(where.path)
             else LocalEngine(where.path)
         )
-    return NatsEngine(where.urls, **{name: value for name, value in secrets.items() if value})
+    return NatsEngine(where.urls, security)

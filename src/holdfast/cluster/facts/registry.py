@@ -230,7 +230,7 @@ class Registry:
 
     # Writes: one compare-and-set each -------------------------------------------------------------
 
-    async def create(
+    async def register(
         self,
         kind: str,
         name: str,
@@ -261,8 +261,8 @@ class Registry:
         capabilities: Iterable[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Replace capabilities, metadata, or both. Raises `NotFound`, and what `create` raises of
-        the rest."""
+        """Replace capabilities, metadata, or both. Raises `NotFound`, and what `register` raises
+        otherwise."""
         token = ids.agent_token(kind, name)
         new = self._record(token, capabilities or (), metadata or {})
 

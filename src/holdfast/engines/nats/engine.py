@@ -31,6 +31,7 @@ from holdfast.errors import (
     NotFound,
     Unknown,
 )
+from holdfast.security import NO_SECURITY, Security
 
 SERVER_MIN: Final = (2, 15)
 BLOB_CELL: Final = "g1blobs"
@@ -50,8 +51,7 @@ class _Names(msgspec.Struct):
 
 
 class NatsEngine(Engine):
-    """See `holdfast.engines.base.Engine`. ``urls``: servers, the nearest first; files in PEM; all
-    of it for `open`."""
+    """See `holdfast.engines.base.Engine`. ``urls``: servers, the nearest first."""
 
     name = "nats"
     record_bytes_max = limits.RECORD_BYTES_MAX
@@ -61,22 +61,21 @@ class NatsEngine(Engine):
     def __init__(
         self,
         urls: Sequence[str],
+        security: Security = NO_SECURITY,
         *,
-        tls_ca: str = "",
-        tls_cert: str = "",
-        tls_key: str = "",
-        user: str = "",
-        password: str = "",
         connect_seconds: float = limits.CONNECT_SECONDS,
     ) -> None:
         self._connect_seconds = connect_seconds
         self._urls, named_user, named_password = split(urls)
         self.certificates = Certificates(
-            tls_ca, tls_cert, tls_key, wanted=check_schemes(self._urls)
+            security.tls_ca,
+            security.tls_cert,
+            security.tls_key,
+            wanted=check_schemes(self._urls),
         )
         """For other connections of this process, too."""
-        self._user = user or named_user
-        self._password = password if user else named_password
+        self._user = security.user or named_user
+        self._password = security.password if security.user else named_password
         self._connection: Connection | None = None
         self._reading: Connection | None = None
         """What is read in bulk comes by a connection of its own, so that acknowledgements do not

@@ -24,6 +24,7 @@ from holdfast.engines.nats.certificates import Certificates
 from holdfast.errors import ConfigError
 from holdfast.host import addresses
 from holdfast.host.state import ACCOUNT
+from holdfast.security import Security
 
 SYSTEM_ACCOUNT: Final = "SYS"
 SYSTEM_USER: Final = "holdfast-system"
@@ -39,24 +40,6 @@ only with TLS."""
 
 _HANDSHAKE_SECONDS: Final = 5
 """The server's own limit of two seconds is short for a machine that has much to do."""
-
-
-class Security(msgspec.Struct, frozen=True):
-    """Certificates (files in PEM) and a password, for clients and servers alike."""
-
-    tls_ca: str = ""
-    tls_cert: str = ""
-    tls_key: str = ""
-    user: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"Security(tls_ca={self.tls_ca!r}, tls_cert={self.tls_cert!r}, user={self.user!r})"
-
-    @property
-    def complete(self) -> bool:
-        """Whether a server may be reached from other machines with it."""
-        return all((self.tls_ca, self.tls_cert, self.tls_key, self.user, self.password))
 
 
 class ServerSettings(msgspec.Struct, frozen=True):

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-import msgspec
-
 from holdfast.cluster.facts import cohort
 from holdfast.cluster.facts.cohort import Cohort
 from holdfast.engines.nats.engine import NatsEngine
@@ -19,7 +17,8 @@ from holdfast.errors import ConfigError, InvalidName, NoResponders
 from holdfast.host import addresses
 from holdfast.host.rpc.facts import HostFacts
 from holdfast.host.rpc.service import ask_host
-from holdfast.host.server.nats_config import Security, ServerSettings
+from holdfast.host.server.nats_config import ServerSettings
+from holdfast.security import Security
 
 _JOIN_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.25
@@ -38,7 +37,7 @@ async def read(engine: NatsEngine) -> tuple[Cohort | None, int]:
 async def learn(host: str, security: Security, join: str) -> tuple[Cohort, int]:
     """The record of the cluster that a host is to join. Raises `ConfigError`, `NoQuorum`."""
     scheme = "tls" if security.tls_cert else "nats"
-    engine = NatsEngine([f"{scheme}://{join}"], **msgspec.structs.asdict(security))
+    engine = NatsEngine([f"{scheme}://{join}"], security)
     await engine.open()
     try:
         record, sequence = await _joinable(engine, join)

@@ -128,7 +128,7 @@ class Voter:
         if not urls:
             return
         record, sequence, up, own = None, 0, "", f"{self.host}-{self._state.identity}"
-        engine = NatsEngine(urls, **msgspec.structs.asdict(self._server.settings.security))
+        engine = NatsEngine(urls, self._server.settings.security)
         try:
             async with asyncio.timeout(_PEEK_SECONDS):
                 await engine.open()

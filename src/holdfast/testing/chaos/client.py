@@ -16,13 +16,12 @@ from random import Random
 from typing import Final
 
 import msgspec
-from msgspec.structs import asdict
 
 from holdfast.children import die_with_parent
 from holdfast.errors import from_wire, to_wire
-from holdfast.host.server.nats_config import Security
 from holdfast.loops import run
 from holdfast.node.node import Node
+from holdfast.security import Security
 from holdfast.testing.history import Fate, History, Operation
 from holdfast.testing.workloads import Clerk
 
@@ -106,7 +105,7 @@ async def serve(settings: ClientSettings) -> None:
     """Work until there is more on the standard input. Raises what `Node.join` raises."""
     loop = asyncio.get_running_loop()
     book = _Notebook()
-    async with Node.join(settings.urls, name=settings.name, **asdict(settings.security)) as node:
+    async with Node.join(settings.urls, name=settings.name, security=settings.security) as node:
         clerk = Clerk(
             book, node, settings.name, settings.agents, settings.pause, Random(settings.seed)
         )

@@ -27,8 +27,8 @@ from holdfast import chance, files
 from holdfast.children import die_with_parent
 from holdfast.errors import ConfigError
 from holdfast.host.local_cluster import Place
-from holdfast.host.server.nats_config import Security
 from holdfast.host.server.nats_server import free_ports
+from holdfast.security import Security
 
 _PORT: Final = 4222
 _CLUSTER_PORT: Final = 6222

@@ -21,9 +21,9 @@ from holdfast.engines.base import Stored
 from holdfast.engines.nats import api
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, DataLoss, NotDone, Unknown
-from holdfast.host.server.nats_config import Security
 from holdfast.records import packs
 from holdfast.records.agent_record import pack, unpack
+from holdfast.security import Security
 from holdfast.testing.history import Commit
 
 _LAG_MAX: Final = 50
@@ -69,8 +69,7 @@ class Observer:
         """… and whose it is: an incarnation, or nobody."""
         self._seen: dict[str, dict[int, tuple[float, Stored]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        names = {name: getattr(security, name) for name in security.__struct_fields__}
-        self._engines = [NatsEngine([url], **names) for url in urls]
+        self._engines = [NatsEngine([url], security) for url in urls]
 
     async def start(self, cells: Sequence[str]) -> None:
         """Begin, with all servers up."""

@@ -203,11 +203,10 @@ class Chaos:
                 log=directory / "processes.log",
             )
             security = network.places[0].security
-            names = {name: getattr(security, name) for name in security.__struct_fields__}
             self._report("starting a cluster")
             try:
                 await cluster.start()
-                async with Node.join(cluster.urls, **names) as node:
+                async with Node.join(cluster.urls, security=security) as node:
                     await node.ready(_SETTLE_SECONDS)
                     observer = Observer(cluster.urls, security)
                     try:
