@@ -24,7 +24,7 @@ from holdfast.admin.backup import archive
 from holdfast.admin.backup.archive import Item
 from holdfast.core.digest import entry
 from holdfast.errors import HandlerFailed
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 
 NAMES = [f"a{n}" for n in range(6)]
 SERVE: list[Any] = [Purse, Counter]
@@ -212,7 +212,7 @@ async def test_a_second_restore_is_another_generation(tmp_path: Path) -> None:
             cell, shard = node.describe("Counter/a").cell, node.describe("Counter/a").shard
             stored = await node.engine.log.read(cell, f"{cell}.{shard}.st.Counter/a")
             assert stored is not None
-            record = unpack(stored.payload, "")
+            record = agent_record.decode(stored.payload, "")
             # The digest goes on from what the restore wrote.
             assert record.digest == entry(ids.agent_token("Counter", "a"), record.previous)
 

@@ -19,7 +19,7 @@ from holdfast.agents.calls import Open
 from holdfast.cluster.members.membership import Membership
 from holdfast.cluster.members.standstills import Standstill, Standstills
 from holdfast.cluster.ownership import ownership
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 from holdfast.records.messages import ERROR, Call
 from holdfast.serving.turns import attempts, poison
 from holdfast.serving.turns.attempts import ANY_MESSAGE
@@ -110,7 +110,7 @@ async def marks(node: Node, agent: str = "a") -> dict[str, int]:
     while stored is None:
         await asyncio.sleep(0)
         stored = await node.engine.log.read_sequence(shard.cell, shard.index[f"Worker/{agent}"])
-    return unpack(stored.payload, "").attempts
+    return agent_record.decode(stored.payload, "").attempts
 
 
 async def names(node: Node, agent: str = "a") -> list[str]:
@@ -246,7 +246,7 @@ async def test_fresh_calls_of_its_agent_do_not_acquit_a_deadly_ask(path: Path) -
                 7,
                 7,
                 deadline,
-                suspect=times > 1,
+                interrupted=times > 1,
             )
             node._runtime.take(
                 ask, lambda _, outcome, payload: outcome == ERROR and given_up.set_result(payload)
@@ -577,7 +577,7 @@ async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path:
         send = node._router._send
 
         def suspected(opened: object) -> None:
-            opened.call.suspect = True  # type: ignore[attr-defined]
+            opened.call.interrupted = True  # type: ignore[attr-defined]
             send(opened)  # type: ignore[arg-type]
 
         node._router._send = suspected  # type: ignore[method-assign,assignment]
@@ -602,7 +602,7 @@ async def test_a_reader_that_is_suspect_runs_behind_a_mark_and_leaves_none(path:
 def asked_again(node: Node) -> None:
     """As the router does it where an attempt was not answered in its time."""
     for opened in list(node._router._open.values()):
-        opened.call.suspect = True
+        opened.call.interrupted = True
         node._router._send(opened)
 
 
@@ -642,7 +642,7 @@ async def test_a_reader_that_may_have_ended_a_process_is_refused_where_too_many_
         send = node._router._send
 
         def suspected(opened: Open) -> None:
-            opened.call.suspect = True
+            opened.call.interrupted = True
             send(opened)
 
         monkeypatch.setattr(node._router, "_send", suspected)

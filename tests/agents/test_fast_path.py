@@ -21,7 +21,8 @@ from tests.agents.kinds import Gate, serving
 
 from holdfast import Agent, BadState, Node, State, handler, reader
 from holdfast.agents.calls import Sink
-from holdfast.records.agent_record import AgentRecord, unpack
+from holdfast.records import agent_record
+from holdfast.records.agent_record import AgentRecord
 from holdfast.records.messages import WAITS, Call
 from holdfast.serving import fast_path
 from holdfast.serving.turns.activation import Activation
@@ -244,7 +245,7 @@ async def record_of(node: Node, token: str = "Fast/a") -> AgentRecord:
         runtime.cell_of(shard), f"{runtime.cell_of(shard)}.{shard}.st.{token}"
     )
     assert stored is not None
-    return unpack(stored.payload, token)
+    return agent_record.decode(stored.payload, token)
 
 
 def rounds(seed: int, kinds: Sequence[tuple[str, Any]]) -> Iterator[list[Call]]:
@@ -335,7 +336,7 @@ async def test_what_takes_it(tmp_path: Path, taken: list[bool]) -> None:
         (call(2, 2, "unknown"), False),
         (call(2, 2, message_id="an-id"), False),
         (call(0, 0), False),
-        (call(2, 2, suspect=True), False),
+        (call(2, 2, interrupted=True), False),
         (call(2, 2, deadline=1.0), False),
         (call(2, 3), False),
         (call(1, 1), False),
@@ -405,7 +406,7 @@ async def test_another_attempt_joins_what_waits_for_its_batch(
         first = asyncio.ensure_future(give(node, asks))
         await until(lambda: gate.waiting == 1)
         again = asyncio.ensure_future(
-            give(node, [msgspec.structs.replace(one, suspect=True) for one in asks])
+            give(node, [msgspec.structs.replace(one, interrupted=True) for one in asks])
         )
         await until(lambda: len(taken) == 8)
         # all are in the batch, none of them twice

@@ -191,7 +191,7 @@ async def test_it_reads_as_by_the_general_way(
 
 
 @pytest.mark.parametrize(
-    "more", [{"fresh": True}, {"suspect": True}, {"deadline": 1.0}, {"deadline": 0.0}]
+    "more", [{"fresh": True}, {"interrupted": True}, {"deadline": 1.0}, {"deadline": 0.0}]
 )
 async def test_what_asks_for_more_goes_the_general_way(
     more: dict[str, Any], tmp_path: Path, taken: list[bool]

@@ -15,7 +15,7 @@ from holdfast import DeadlineExceeded, HoldfastError, Node, NoQuorum, limits
 from holdfast.cluster.ownership.epochs import Claim
 from holdfast.engines.base import Record
 from holdfast.errors import Unknown
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 from holdfast.serving.shards.shard import Shard
 
 
@@ -38,7 +38,7 @@ def all_suspect(node: Node) -> Callable[[Any], None]:
     send = node._router._send
 
     def suspected(opened: Any) -> None:
-        opened.call.suspect = True
+        opened.call.interrupted = True
         send(opened)
 
     node._router._send = suspected  # type: ignore[method-assign]
@@ -159,11 +159,11 @@ async def test_what_goes_on_in_an_abandoned_agent_is_never_written(
         assert node.statistics()["recovery_failures"] == {}
 
 
-async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_it(
+async def test_a_mark_goes_with_the_last_interrupted_message_unless_a_process_ended_behind_it(
     path: Path,
 ) -> None:
-    """Else every later suspect of the agent would run alone on its node, and a second takeover take
-    for ever."""
+    """Else every later interrupted message of the agent would run alone on its node, and a second
+    takeover take for ever."""
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -173,7 +173,7 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
         async def marks() -> dict[str, int]:
             stored = await node.engine.log.read_sequence(shard.cell, shard.index["Counter/a"])
             assert stored is not None
-            return unpack(stored.payload, "").attempts
+            return agent_record.decode(stored.payload, "").attempts
 
         assert sorted(await asyncio.gather(*(agent.ask(Counter.add, 1) for _ in range(5)))) == [
             2,
@@ -200,8 +200,8 @@ async def test_a_mark_goes_with_the_last_suspect_unless_a_process_ended_behind_i
 async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_ended(
     path: Path,
 ) -> None:
-    """The mark of a suspect is in the log, its turn's record is not: claimed again by the same
-    process, it counts for nothing."""
+    """The mark of an interrupted message is in the log, its turn's record is not: claimed again by
+    the same process, it counts for nothing."""
     async with serving(path) as node:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
@@ -211,7 +211,9 @@ async def test_a_process_that_does_not_learn_what_became_of_its_writes_has_not_e
         async def lose(real: Append, cell: str, records: Sequence[Record]) -> range:
             nonlocal lost
             (written,) = [
-                unpack(one.payload, "") for one in records if one.subject.endswith(".st.Counter/a")
+                agent_record.decode(one.payload, "")
+                for one in records
+                if one.subject.endswith(".st.Counter/a")
             ]
             if not written.attempts and lost < 5:
                 lost += 1
@@ -242,7 +244,9 @@ async def test_a_message_that_is_given_up_behind_its_mark_holds_nobody_up(path: 
         async with asyncio.timeout(240):
             assert await agent.ask(Counter.add, 1) == 2
         stored = await node.engine.log.read_sequence(shard.cell, shard.index["Counter/a"])
-        assert stored is not None and unpack(stored.payload, "").attempts.keys() <= {"*"}
+        assert stored is not None and agent_record.decode(stored.payload, "").attempts.keys() <= {
+            "*"
+        }
 
 
 async def test_a_suspect_that_cannot_be_run_holds_nobody_up(path: Path) -> None:
@@ -250,7 +254,7 @@ async def test_a_suspect_that_cannot_be_run_holds_nobody_up(path: Path) -> None:
         agent = node.agent(Counter, "a")
         await agent.ask(Counter.add, 1)
         shard = next(shard for shard in node._runtime.shards.values() if shard.index)
-        shard.suspect_before = 1 << 60  # as after a claim from a process that died
+        shard.interrupted_before = 1 << 60  # as after a claim from a process that died
         await node.send_by_name("Counter/a", "nothing")
         async with asyncio.timeout(240):
             assert await agent.ask(Counter.add, 1) == 2

@@ -30,12 +30,15 @@ OLD_VERSION = "0.0.9"
 
 
 def older_tree(directory: Path) -> Path:
-    """This code as it was before records had a third form, without packs."""
+    """This code as it was before records had a third version, without packs."""
     tree = directory / "older"
     shutil.copytree(NEW, tree / "holdfast", ignore=shutil.ignore_patterns("__pycache__"))
     for name, now, then in (
-        ("cluster/facts/manifest.py", "RECORD_VERSION: Final = 3\n", "RECORD_VERSION: Final = 2\n"),
-        ("records/agent_record.py", "FORMS = (1, 2, 3)\n", "FORMS = (1, 2)\n"),
+        (
+            "records/agent_record.py",
+            "RECORD_VERSION: Final = 3\n",
+            "RECORD_VERSION: Final = 2\n",
+        ),
         ("version.py", 'VERSION = version("holdfast")', f'VERSION = "{OLD_VERSION}"'),
     ):
         path = tree / "holdfast" / name

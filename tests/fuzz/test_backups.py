@@ -31,7 +31,7 @@ from holdfast.admin.backup.verify import verify
 from holdfast.cluster.facts import manifest as manifests
 from holdfast.core import pools
 from holdfast.engines.local.engine import LocalEngine
-from holdfast.records.agent_record import pack, unpack
+from holdfast.records import agent_record
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,11 @@ def renamed(old: str, new: str) -> Callable[[Item], Item]:
 
 def agent(**changes: Any) -> Callable[[Frame], Frame]:
     return item(
-        "st.", lambda one: replace(one, payload=pack(replace(unpack(one.payload, ""), **changes)))
+        "st.",
+        lambda one: replace(
+            one,
+            payload=agent_record.encode(replace(agent_record.decode(one.payload, ""), **changes)),
+        ),
     )
 
 
@@ -203,7 +207,7 @@ NONSENSE: dict[str, Callable[[Frame], Frame | list[Frame]]] = {
     "a blob nowhere": agent(blob="nowhere.1.Purse/x.1"),
     "a blob without a name": agent(blob="g1c0.1"),
     "written at no time": agent(at=math.nan),
-    "of no form": agent(form=9),
+    "of no version": agent(record_version=9),
     "no pools": table(lambda found: replace(found, pools=[])),
     "endless pool": table(lambda found: replace(found, pools=[pools.PoolRecord("main", 0, 2**60)])),
     "empty pool": table(lambda found: replace(found, pools=[MAIN, pools.PoolRecord("x", 128, 0)])),

@@ -58,7 +58,7 @@ def damaged(values: list[bytes]) -> st.SearchStrategy[bytes]:
 def test_records(data: bytes) -> None:
     for payload in (data, codec.seal(data)):
         with pytest.raises(DataLoss):
-            agent_record.unpack(payload, "x")
+            agent_record.decode(payload, "x")
         with pytest.raises(DataLoss):
             decode_manifest(payload)
 

@@ -173,7 +173,7 @@ def any_record_is_loaded(patch: pytest.MonkeyPatch) -> None:
             except (NoQuorum, Unknown):
                 stored = None
             if stored is not None:
-                return agent_record.unpack(stored.payload, f"{self.cell} {sequence} {token}")
+                return agent_record.decode(stored.payload, f"{self.cell} {sequence} {token}")
             await asyncio.sleep(0.1)
 
     patch.setattr(shard.Shard, "_read_exactly", read_newest)

@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.app import Post
 
 from holdfast.engines.base import Stored
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 from holdfast.testing.simulation.cluster import SimCluster
 from holdfast.testing.simulation.servers import Faults
 from holdfast.testing.simulation.world import World
@@ -39,7 +39,7 @@ def run(world: World) -> None:
     def watch(batch: list[Stored]) -> None:
         for stored in batch:
             if ".st." in stored.subject:
-                record = unpack(stored.payload, stored.subject)
+                record = agent_record.decode(stored.payload, stored.subject)
                 version, sequence = newest.get(stored.subject, (0, 0))
                 if (record.version, record.previous) != (version + 1, sequence):
                     wrong.append(

@@ -62,7 +62,7 @@ class Turn(Protocol):
     """The turn in which a call is made, as far as its caller's side needs it. `Context` is one."""
 
     deadline: float
-    chain: tuple[str, ...]
+    path: tuple[str, ...]
     _over: bool
     _task: Any
     _asks: Any

@@ -49,7 +49,7 @@ class Context(msgspec.Struct, eq=False):
     message_key: str
     deadline: float = 0.0
     keep_until: float = 0.0
-    chain: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
     reads_only: bool = False
     outgoing: list[Outgoing] | None = None
     timers: dict[str, Timer | None] | None = None

@@ -53,7 +53,7 @@ class Reroute:
             if now and opened.unanswered and opened.target != now:
                 # Where it went to nobody in particular, it may be in the hands of a process that
                 # died.
-                opened.call.suspect = opened.call.suspect or not opened.target
+                opened.call.interrupted = opened.call.interrupted or not opened.target
                 router._send(opened)
 
     def node_died(self, incarnation: str) -> None:
@@ -63,5 +63,5 @@ class Reroute:
             del router._owners[shard]
         for opened in list(router._open.values()):
             if opened.target == incarnation and opened.unanswered:
-                opened.call.suspect = True
+                opened.call.interrupted = True
                 router._send(opened)

@@ -179,18 +179,18 @@ class Router:
         timeout_seconds, fresh = options.timeout_seconds, options.fresh
         message_id = "" if reads_only else options.message_id
         deadline, keep_until = self._clock.now() + timeout_seconds, 0.0
-        chain: tuple[str, ...] = ()
+        path: tuple[str, ...] = ()
         turn = current.get() if context is None else context
         asker: Turn | None = None
         if turn is not None:
             if turn._task is not None and turn._task is asyncio.current_task():
                 asker = turn
             if not turn._over and (asker is not None or context is not None):
-                chain = turn.chain
-                if not reads_only and token in chain:
-                    path = " → ".join((*chain, token))
+                path = turn.path
+                if not reads_only and token in path:
+                    circle = " → ".join((*path, token))
                     raise WouldDeadlock(
-                        f"{token} is waiting for this very call ({path}): send to it instead"
+                        f"{token} is waiting for this very call ({circle}): send to it instead"
                     )
             if context is not None and not context._over:
                 if context.deadline and context.deadline < deadline:
@@ -218,7 +218,7 @@ class Router:
             deadline,
             message_id,
             keep_until,
-            chain,
+            path,
             fresh,
         )
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
@@ -454,7 +454,7 @@ class Router:
                 elif opened.unanswered and opened.sent_at < monotonic - limits.ATTEMPT_SECONDS:
                     # Its owner may be gone with the message in its hands, or only slow; then it
                     # joins the attempts.
-                    opened.call.suspect = True
+                    opened.call.interrupted = True
                     self._owners.pop(opened.shard, None)
                     self.retries += 1
                     self._send(opened)

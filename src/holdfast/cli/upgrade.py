@@ -38,7 +38,9 @@ def restart(
 def upgrade(
     finalize: Annotated[
         bool,
-        typer.Option("--finalize", help="Write records in the new form from now on: no way back."),
+        typer.Option(
+            "--finalize", help="Write records in the new version from now on: no way back."
+        ),
     ] = False,
     timeout: Timeout = 180,
     at: At = "",

@@ -24,7 +24,7 @@ from holdfast.calling.router import Router
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster.facts import founding
 from holdfast.cluster.facts.events import Events
-from holdfast.cluster.facts.manifest import RECORD_VERSION, Manifest, registry_cell
+from holdfast.cluster.facts.manifest import Manifest, registry_cell
 from holdfast.cluster.facts.placement import Placement
 from holdfast.cluster.facts.registry import Entry, Registry
 from holdfast.cluster.facts.write_pause import WritePause
@@ -44,6 +44,7 @@ from holdfast.node.ending import Ending, Part
 from holdfast.node.options import JoinOptions, check, security_of
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
+from holdfast.records.agent_record import RECORD_VERSION
 from holdfast.serving.runtime import Runtime
 from holdfast.version import VERSION
 

@@ -10,8 +10,7 @@ import msgspec
 from holdfast import codec, ids
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import BadMessage, NotFound
-from holdfast.records import packs
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record, packs
 
 
 class StoredTimer(msgspec.Struct, frozen=True):
@@ -43,7 +42,7 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
     stored = await _newest(engine, cell, subject)
     if stored is None:
         raise NotFound(f"{agent_id} has no state: it never finished a message")
-    record = unpack(stored.payload, subject)
+    record = agent_record.decode(stored.payload, subject)
     data = await engine.blobs.get(record.blob) if record.blob else record.state
     try:
         state = codec.to_builtins(data) if data else None  # none was made yet

@@ -30,7 +30,7 @@ class MemberInfo(msgspec.Struct, frozen=True):
     draining: bool
     """Whether it is about to end, and gives its shards away."""
     record_version: int
-    """The newest form of records that it reads."""
+    """The newest version of records that it reads."""
     degraded: str = ""
     """What is wrong with it: its loop stood still a short while ago. Empty where nothing is."""
 

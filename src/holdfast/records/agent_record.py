@@ -7,6 +7,8 @@ replica that lost some.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from holdfast import codec
@@ -15,15 +17,19 @@ from holdfast.core.digest import before
 from holdfast.errors import DataLoss
 from holdfast.records.messages import Timer
 
-FORMS = (1, 2, 3)
-"""The forms that this code reads. Which one it writes is said by the manifest: see
-`holdfast.cluster.facts.manifest`."""
+RECORD_VERSION: Final = 3
+"""The newest version of records that this code reads, and can write. Which one it writes is said by
+the manifest: see `holdfast.cluster.facts.manifest`."""
+
+RECORD_VERSION_MIN: Final = 1
+"""The oldest version that it reads. Releases that follow each other have one in common, so that
+they can run side by side."""
 
 
 class AgentRecord(msgspec.Struct, array_like=True, gc=False):
     """See the fields. Sequences are the cell's; 0 stands for none."""
 
-    form: int
+    record_version: int
     commit: int
     """The number of the shard's batch that wrote it."""
     previous: int
@@ -51,28 +57,28 @@ class AgentRecord(msgspec.Struct, array_like=True, gc=False):
     """Messages in the hands of processes that died (``*``: any), about to run, and how many
     processes each ended."""
     at: float = 0.0
-    """When it was written, in s since 1970 on its owner's clock. From form 2 on."""
+    """When it was written, in s since 1970 on its owner's clock. From record version 2 on."""
 
 
 _decode = msgspec.msgpack.Decoder(AgentRecord).decode
 
 
-def pack(record: AgentRecord) -> bytes:
+def encode(record: AgentRecord) -> bytes:
     """The record's bytes, with a checksum."""
     return codec.seal(codec.encode_raw(record))
 
 
-def unpack(payload: bytes, what: str) -> AgentRecord:
-    """The record. Raises `DataLoss` where the bytes are damaged or of an unknown form."""
+def decode(payload: bytes, what: str) -> AgentRecord:
+    """The record. Raises `DataLoss` where the bytes are damaged or of an unknown version."""
     body = codec.unseal(payload, what)
     try:
         record = _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataLoss(f"{what}: not a record of an agent: {error}") from None
-    if record.form not in FORMS:
+    if not RECORD_VERSION_MIN <= record.record_version <= RECORD_VERSION:
         raise DataLoss(
-            f"{what}: a record of form {record.form}; this code reads {FORMS[0]} to {FORMS[-1]}: "
-            "upgrade it"
+            f"{what}: a record of version {record.record_version}; this code reads "
+            f"{RECORD_VERSION_MIN} to {RECORD_VERSION}: upgrade it"
         )
     return record
 

@@ -45,9 +45,10 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     deadline: Moment = 0.0
     message_id: Short = ""
     keep_until: Moment = 0.0
-    chain: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    """The agents that wait for its answer, the first asker first."""
     fresh: bool = False
-    suspect: bool = False
+    interrupted: bool = False
     """It was in the hands of a process that died."""
 
 

@@ -44,7 +44,7 @@ class Delivery(msgspec.Struct, eq=False):
     begun: bool = False
     """Whether its turn ran, or began to, in an activation that came to an end before its commit was
     known."""
-    suspect: bool = False
+    interrupted: bool = False
     shared: bool = False
     """Several callers asked it, under one message id: not all of them gave up if one did."""
     read_after: bool = False
@@ -112,14 +112,19 @@ def is_same_ask(one: Call | None, other: Call) -> bool:
 
 def from_call(call: Call, sink: Sink | None) -> Delivery:
     """A delivery of an ask or a tell."""
-    return Delivery(call.handler, call.arguments, "", call, sink, suspect=call.suspect)
+    return Delivery(call.handler, call.arguments, "", call, sink, interrupted=call.interrupted)
 
 
-def from_inbox(sequence: int, message: InboxMessage, suspect: bool) -> Delivery:
+def from_inbox(sequence: int, message: InboxMessage, interrupted: bool) -> Delivery:
     """A delivery of an inbox message."""
     key = inbox_key(sequence, message)
     return Delivery(
-        message.handler, message.arguments, key, message=message, sequence=sequence, suspect=suspect
+        message.handler,
+        message.arguments,
+        key,
+        message=message,
+        sequence=sequence,
+        interrupted=interrupted,
     )
 
 
@@ -128,15 +133,15 @@ def mark(done: Future[None]) -> Delivery:
     return Delivery("", b"", "", done=done)
 
 
-def from_timer(timer: Timer, suspect: bool) -> Delivery:
-    """A delivery of a timer that is due. ``suspect``: it may have been in the hands of a process
-    that died."""
+def from_timer(timer: Timer, interrupted: bool) -> Delivery:
+    """A delivery of a timer that is due. ``interrupted``: it may have been in the hands of a
+    process that died."""
     return Delivery(
         timer.handler,
         timer.arguments,
         f"tm:{timer.name}:{timer.generation}",
         timer=timer,
-        suspect=suspect,
+        interrupted=interrupted,
     )
 
 
@@ -197,5 +202,5 @@ def context_of(host: TurnHost, message: Delivery | None, reads_only: bool = Fals
     if call is None:
         return Context(host, message.key, 0.0, 0.0, (host.token,), reads_only)
     # a reader keeps its agent from nothing
-    chain = call.chain if reads_only else (*call.chain, host.token)
-    return Context(host, message.key, call.deadline, call.keep_until, chain, reads_only)
+    path = call.path if reads_only else (*call.path, host.token)
+    return Context(host, message.key, call.deadline, call.keep_until, path, reads_only)

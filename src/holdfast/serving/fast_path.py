@@ -54,7 +54,7 @@ def take(activation: Activation, call: Call, sink: Sink) -> bool:
         or not method.at_once
         or call.message_id
         or number < (low or 1)
-        or call.suspect
+        or call.interrupted
         or not activation.at_rest
         or activation.running is not None
         or activation.in_hand
@@ -165,7 +165,7 @@ def _read(activation: Activation, method: Method[Any, Any, Any], call: Call, sin
         view is None
         or not activation.kind.has_plain_attributes
         or call.fresh
-        or call.suspect
+        or call.interrupted
         or activation.readers
         or activation.broken is not None
         or not activation.loaded
@@ -181,7 +181,7 @@ def _read(activation: Activation, method: Method[Any, Any, Any], call: Call, sin
 
     activation.last_used = runtime.loop.time()
     message = Delivery(call.handler, call.arguments, "", call, sink)
-    context = Context(activation, message.key, call.deadline, call.keep_until, call.chain, True)
+    context = Context(activation, message.key, call.deadline, call.keep_until, call.path, True)
     whole = activation.agent
     agent = object.__new__(activation.kind.cls)  # from here on: `reading.twin`, `reading.at_once`
     agent.__dict__ = whole.__dict__

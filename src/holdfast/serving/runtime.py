@@ -88,7 +88,7 @@ class Runtime:
         self.stalls, self.standstills = Stalls(), Standstills()
         self.complaints = Complaints(self.loop.time)
         self.warm_bytes = 0
-        # agents and messages that were suspect, and that it has outlived
+        # agents and messages that were interrupted, and that it has outlived
         self.marks: set[tuple[str, str]] = set()
         self.on_reclaim: Callable[[str, list[int]], None] = _ignore
         self.on_lost: Callable[[str, list[int]], None] = _ignore

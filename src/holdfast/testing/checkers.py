@@ -1,6 +1,6 @@
 """Each promise as a function from a history to what is wrong with it: nothing, in the best case.
 
-They know nothing of how Holdfast works, but for the form of an agent's record and of a relay's
+They know nothing of how Holdfast works, but for the layout of an agent's record and of a relay's
 cursor. The numbers are those of the invariants in `docs/simulation.md`.
 """
 
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from holdfast.errors import DeadlineExceeded, HandlerFailed, NoQuorum
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 from holdfast.testing.history import History, Operation
 
 Checker = Callable[[History], Iterator[str]]
@@ -29,7 +29,7 @@ def one_line(history: History) -> Iterator[str]:
     for commit in history.commits:
         for stored in commit.batch:
             if ".st." in stored.subject:
-                record = unpack(stored.payload, stored.subject)
+                record = agent_record.decode(stored.payload, stored.subject)
                 version, sequence = newest.get(stored.subject, (0, 0))
                 skipped = not history.commits_are_all and record.version > version + 1
                 if (record.version, record.previous) != (version + 1, sequence) and not skipped:

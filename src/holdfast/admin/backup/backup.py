@@ -32,7 +32,7 @@ from holdfast.codec import ERRORS, unseal
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import DataLoss, NotFound, Overloaded
 from holdfast.node.node import Node
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 from holdfast.records.messages import DeadRecord
 from holdfast.version import VERSION
 
@@ -168,7 +168,7 @@ class _Handled:
         found = self._consumed.get(subject)
         if found is None:
             payload = self._spool.get(subject)
-            found = 0 if payload is None else unpack(payload, subject).consumed
+            found = 0 if payload is None else agent_record.decode(payload, subject).consumed
             if len(self._consumed) >= 10_000:
                 self._consumed.clear()
             self._consumed[subject] = found

@@ -31,7 +31,8 @@ from holdfast.admin.backup.subjects import Places, kind_of, shard_of
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import DataLoss
-from holdfast.records.agent_record import AgentRecord, pack, unpack
+from holdfast.records import agent_record
+from holdfast.records.agent_record import AgentRecord
 from holdfast.records.messages import InboxMessage, inbox_key
 
 _decode_inbox = msgspec.msgpack.Decoder(InboxMessage).decode
@@ -104,8 +105,8 @@ class Batches:
             if first:
                 begun.add(number)
                 shard.commit += 1
-            record = unpack(item.payload, f"{item.subject} {item.sequence}")
-            payload = pack(self._renewed(record, shard, first))
+            record = agent_record.decode(item.payload, f"{item.subject} {item.sequence}")
+            payload = agent_record.encode(self._renewed(record, shard, first))
             records.append(Record(self._places.move(item.subject)[1], payload))
             self._under_way.append((shard, token))
         records += others

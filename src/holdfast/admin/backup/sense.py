@@ -20,12 +20,12 @@ from holdfast import codec, ids, limits
 from holdfast.admin.backup.archive import PART_BYTES, Head, Item, Part
 from holdfast.admin.backup.subjects import is_passing, kind_of, shard_of
 from holdfast.cluster.facts import manifest as manifests
-from holdfast.cluster.facts.manifest import RECORD_VERSION_MIN, Manifest, registry_cell
+from holdfast.cluster.facts.manifest import Manifest, registry_cell
 from holdfast.cluster.facts.placement import read_table
 from holdfast.engines.base import Stored
 from holdfast.engines.checks import check_subject
 from holdfast.errors import ConfigError, DataLoss, InvalidName
-from holdfast.records.agent_record import AgentRecord
+from holdfast.records.agent_record import RECORD_VERSION_MIN, AgentRecord
 
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 _WORD: Final = re.compile(r"[a-z]{1,16}")

@@ -17,12 +17,12 @@ from holdfast.admin.backup import archive
 from holdfast.admin.backup.archive import Frame, Head, Item, Part
 from holdfast.admin.backup.sense import Sense
 from holdfast.admin.backup.subjects import kind_of, shard_of
-from holdfast.cluster.facts.manifest import RECORD_VERSION
 from holdfast.cluster.facts.registry import is_freed
 from holdfast.core.digest import before, entry
 from holdfast.engines.base import Stored
 from holdfast.errors import ConfigError, DataLoss
-from holdfast.records.agent_record import AgentRecord, unpack
+from holdfast.records import agent_record
+from holdfast.records.agent_record import RECORD_VERSION, AgentRecord
 
 
 class BackupFacts(msgspec.Struct):
@@ -126,7 +126,7 @@ class Checks:
                 raise DataLoss(f"{item.subject}: its record {item.sequence} is out of order")
             self._last[item.cell] = item.sequence
             token = item.subject.split(".", 3)[3]
-            record = unpack(item.payload, f"{item.subject} {item.sequence}")
+            record = agent_record.decode(item.payload, f"{item.subject} {item.sequence}")
             self._sense.record(item.subject, record)
             if record.blob:
                 self.blobs[record.blob] = None

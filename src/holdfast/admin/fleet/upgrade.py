@@ -5,7 +5,7 @@ its own process by a new one with the same command: so host, nodes and server al
 is installed by then. The next host's turn comes when this one's nodes serve again and its server
 has caught up, so that a majority is there all the time.
 
-New code writes records in the old form until it is told that every node reads the new one:
+New code writes records in the old version until it is told that every node reads the new one:
 `finalize`. Until then the installation of the old code can be put back, the same way.
 """
 
@@ -31,6 +31,7 @@ from holdfast.errors import (
 from holdfast.host.rpc.facts import HostFacts, Replicas
 from holdfast.host.rpc.service import Nothing, ask_host, ask_hosts
 from holdfast.node.node import Node
+from holdfast.records.agent_record import RECORD_VERSION
 
 _CHECK_SECONDS: Final = 15.0
 """How long a host may take to find out whether the others can do without it."""
@@ -42,8 +43,8 @@ Report = Callable[[str, str], None]
 
 
 class Versions(NamedTuple):
-    """Which forms of records there are: what is written now, what this code could write, and what
-    each node reads."""
+    """The versions of records: the one that is written now, the newest that this code could write,
+    and the newest that each node reads."""
 
     written: int
     known: int
@@ -53,12 +54,12 @@ class Versions(NamedTuple):
 def versions(node: Node) -> Versions:
     """Who reads what, as far as this node has heard."""
     reads = {member.name: member.record_version for member in node.members() if member.kinds}
-    return Versions(node.manifest.record_version, manifest.RECORD_VERSION, reads)
+    return Versions(node.manifest.record_version, RECORD_VERSION, reads)
 
 
 async def finalize(node: Node) -> int:
-    """Have records written in the newest form that this code knows; return it. There is no way back
-    to older code then.
+    """Have records of the newest version that this code knows written; return it. There is no way
+    back to older code then.
 
     Raises `ConfigError` while some node cannot read it, `NoQuorum`, `OutcomeUnknown`.
     """

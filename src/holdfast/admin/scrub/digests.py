@@ -17,8 +17,8 @@ from holdfast.engines.nats import streams
 from holdfast.engines.nats.connection import Connection
 from holdfast.engines.nats.replica import open_replicas
 from holdfast.errors import DataLoss
-from holdfast.records import packs
-from holdfast.records.agent_record import AgentRecord, check_digest, unpack
+from holdfast.records import agent_record, packs
+from holdfast.records.agent_record import AgentRecord, check_digest
 
 _SHARDS_AT_ONCE: Final = 16
 """The index of so many shards is in memory at a time."""
@@ -38,7 +38,7 @@ class ShardReading:
     def add(self, stored: Stored) -> None:
         """One record of an agent, in order. Raises `DataLoss` where it is damaged."""
         token = stored.subject[len(self.prefix) + len(".st.") :]
-        record = unpack(stored.payload, stored.subject)
+        record = agent_record.decode(stored.payload, stored.subject)
         self.digest ^= moved(token, self.index.get(token, 0), stored.sequence)
         self.index[token] = stored.sequence
         if not self.newest or record.commit > self.newest[0][2].commit:

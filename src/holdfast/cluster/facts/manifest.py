@@ -20,14 +20,7 @@ from holdfast import chance, codec, ids, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
-
-RECORD_VERSION: Final = 3
-"""The newest form of records that this code can write; it reads no later one."""
-
-RECORD_VERSION_MIN: Final = 1
-"""The oldest form that it reads. Releases that follow each other have one in common, so that they
-can run side by side."""
-
+from holdfast.records.agent_record import RECORD_VERSION, RECORD_VERSION_MIN
 
 _REGISTRY_CELL: Final = re.compile(r"g([0-9]{1,6})reg", re.ASCII)
 _CLUSTER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -60,8 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """A cluster's facts. ``generation`` is raised by a restore, so that old nodes are fenced off.
 
     ``shards``: how many parts the main pool has; shard ``s`` is in cell ``cells[s % len(cells)]``.
-    ``record_version``: the form in which records are written, raised when all nodes can read a
-    newer one.
+    ``record_version``: of the records that are written; raised when all nodes can read a newer one.
     """
 
     cluster_id: str
@@ -135,7 +127,7 @@ async def write(engine: Engine, cell: str, manifest: Manifest, expected: int) ->
 
 
 async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
-    """Have records written in a newer form from now on; the manifest as it is then.
+    """Have records of a newer version written from now on; return the manifest as it is then.
 
     Raises `ConfigError` for a version that does not follow the present one, `NoQuorum`,
     `OutcomeUnknown`.

@@ -1,8 +1,8 @@
 """Where agents may live, as the log has it: one small record that every node follows, changed by
 compare-and-set.
 
-The manifest is followed with it, as the form in which records are to be written may be raised while
-nodes run.
+The manifest is followed with it, as the version of the records that are written may be raised
+while nodes run.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Beat(msgspec.Struct, array_like=True):
     draining: bool = False
     """It is about to end, and gives its shards away."""
     record_version: Small = 1
-    """The newest form of records that it reads and writes."""
+    """The newest version of records that it reads and writes."""
     generation: Small = 1
     """Of the cluster that it belongs to: who was cut off while a restore made another is no member
     of that."""

@@ -116,7 +116,7 @@ class Claims:
             *last,
             record.released,
             ended,
-            now.suspects,
+            now.interrupted,
         )
 
     def _let_go(self, epoch: Epoch) -> bool:
@@ -131,7 +131,7 @@ class Claims:
             claim.inherit(epoch)
             if not self._let_go(epoch):
                 claim.ended = [*claim.ended, (epoch.sequence, epoch.record.owner)][-_ENDED_MAX:]
-                claim.suspects = (-1, 0.0)
+                claim.interrupted = (-1, 0.0)
             if not self._life.embedded:
                 claim.chain, claim.packs = name, sorted(self._epochs.packs(number))
             claims[number] = claim

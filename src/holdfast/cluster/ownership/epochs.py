@@ -36,12 +36,12 @@ class EpochRecord(msgspec.Struct, array_like=True):
     ended: list[tuple[int, str]] = []
     """The last epochs that ended otherwise, with their owners. Of the newest record's owner it is
     not known yet."""
-    suspects: tuple[int, float] = (0, 0.0)
-    """See `Epoch.suspects`; a sequence of -1 stands for this record's own, with its time."""
+    interrupted: tuple[int, float] = (0, 0.0)
+    """See `Epoch.interrupted`; a sequence of -1 stands for this record's own, with its time."""
 
     def inherit(self, before: Epoch) -> None:
         """What is known of owners that ended goes on from record to record."""
-        self.ended, self.suspects = before.record.ended, before.suspects
+        self.ended, self.interrupted = before.record.ended, before.interrupted
 
 
 class Claim(NamedTuple):
@@ -50,7 +50,7 @@ class Claim(NamedTuple):
     in which it was served before, 0 where that is not known; ``owner``: who owned it then, where
     that owner did not let go of it; ``released``: the newest epoch that ended in order, 0 where
     none is known to; ``ended``: the last epochs that ended otherwise, with their owners;
-    ``suspects``: see `Epoch`."""
+    ``interrupted``: see `Epoch`."""
 
     epoch: int
     clean: bool
@@ -60,7 +60,7 @@ class Claim(NamedTuple):
     owner: str = ""
     released: int = 0
     ended: tuple[tuple[int, str], ...] = ()
-    suspects: tuple[int, float] = (0, 0.0)
+    interrupted: tuple[int, float] = (0, 0.0)
 
     def owner_in(self, epoch: int) -> str:
         """Who did not let go of the shard in an epoch before; empty where that is not known."""
@@ -74,11 +74,11 @@ class Epoch(msgspec.Struct, frozen=True):
     record: EpochRecord
 
     @property
-    def suspects(self) -> tuple[int, float]:
+    def interrupted(self) -> tuple[int, float]:
         """A sequence and a time: what came before, and timers due by then, may have been in the
         hands of a process that ended. Owners that let go of the shard in order change nothing about
         that."""
-        before, due = self.record.suspects
+        before, due = self.record.interrupted
         return (self.sequence, self.record.at) if before < 0 else (before, due)
 
 

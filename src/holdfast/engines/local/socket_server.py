@@ -137,10 +137,10 @@ class _Visit:
         with suppress(ConnectionError):
             await self._writer.drain()
 
-    async def _hello(self, form: int) -> tuple[int, int]:
-        if form != wire.FORMAT:
+    async def _hello(self, version: int) -> tuple[int, int]:
+        if version != wire.FORMAT:
             raise BadMessage(
-                f"the process that has this log open speaks form {wire.FORMAT}, not {form}: use "
+                f"the process that has this log open speaks form {wire.FORMAT}, not {version}: use "
                 "one version"
             )
         return os.getpid(), wire.FORMAT

@@ -13,8 +13,7 @@ from holdfast import codec, limits
 from holdfast.cluster.ownership import epochs
 from holdfast.engines.base import Record
 from holdfast.errors import TooLarge
-from holdfast.records import packs
-from holdfast.records.agent_record import pack, unpack
+from holdfast.records import agent_record, packs
 from holdfast.serving.delivery import Delivery
 from holdfast.serving.turns.activation import Activation
 
@@ -28,8 +27,8 @@ _RECORD_OVERHEAD: Final = 512
 class Batch:
     """See the module. ``link``: its first record; None on the embedded engine. ``chain``: the chain
     that fences it; empty where the shards' epochs do. ``slot``: where its pack goes; None where it
-    has none. ``hot_from``: agents whose newest record is older go into none. ``form``: of the
-    records. ``now``: in s since 1970."""
+    has none. ``hot_from``: agents whose newest record is older go into none. ``version``: of
+    the records. ``now``: in s since 1970."""
 
     def __init__(
         self,
@@ -38,7 +37,7 @@ class Batch:
         chain: str,
         slot: int | None,
         hot_from: int,
-        form: int,
+        version: int,
         now: float,
     ) -> None:
         self.link = link
@@ -58,7 +57,7 @@ class Batch:
         self.outbox: list[tuple[Shard, str, int]] = []
         """Sends to another cell: the shard, the cell, and the place of the record."""
         self._cell = cell
-        self._form = form
+        self._version = version
         self._now = now
         self._pack: list[tuple[int, str, bytes]] = []
         self._pack_bytes = 0
@@ -88,7 +87,9 @@ class Batch:
             self._begin(shard)
             digest, count = shard.digest, len(shard.index)
             fence = None if self.chain else shard.fence
-        payload = pack(activation.snapshot(self._form, self._now, shard.commit, digest, count))
+        payload = agent_record.encode(
+            activation.snapshot(self._version, self._now, shard.commit, digest, count)
+        )
         size = len(payload)
         if size + _RECORD_OVERHEAD > limits.RECORD_BYTES_MAX:
             if first:
@@ -151,7 +152,7 @@ class Batch:
         """Add a record of its own for an agent that is packed: the same but for its place."""
         packed = shard.packed_record(token)
         assert packed is not None, f"{token} is in no pack"
-        record = unpack(packed, f"the packed record of {token}")
+        record = agent_record.decode(packed, f"the packed record of {token}")
         if first := shard not in self.shards:
             self._begin(shard)
         record.commit, record.previous, record.version = (
@@ -161,7 +162,7 @@ class Batch:
         )
         record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
         self.moves.append((shard, token, len(self.records)))
-        self._append(Record(f"{shard.prefix}.st.{token}", pack(record)))
+        self._append(Record(f"{shard.prefix}.st.{token}", agent_record.encode(record)))
 
     def add_settled(self, shard: Shard) -> None:
         """Add that a shard needs nothing in packs of owners before."""

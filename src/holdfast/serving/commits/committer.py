@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from holdfast.serving.runtime import Runtime
     from holdfast.serving.shards.shard import Shard
 
-PACKED_FORM: Final = 3
-"""From this form of records on every node knows packs, and chains for fences."""
+PACKED_VERSION: Final = 3
+"""From this version of records on every node knows packs, and chains for fences."""
 
 _MOVES_PAUSE_SECONDS: Final = 1.0
 
@@ -248,7 +248,7 @@ class Committer:
     def _knows_chains(self) -> bool:
         """Whether every node breaks chains, and reads packs."""
         version = self._runtime.router.placement.manifest.record_version
-        return version >= PACKED_FORM and not self._runtime.life.embedded
+        return version >= PACKED_VERSION and not self._runtime.life.embedded
 
     def _chained(self) -> bool:
         """Whether the chain is the fence."""
@@ -259,11 +259,13 @@ class Committer:
         worth = chained and not self._one_by_one and agents >= limits.PACK_AGENTS_MIN
         slot = self.journal.slot() if worth else None
         chain = self._chain.name if chained else ""
-        form, now = (
+        version, now = (
             self._runtime.router.placement.manifest.record_version,
             self._runtime.clock.now(),
         )
-        return Batch(self._cell, self._next_link(), chain, slot, self.journal.hot_from(), form, now)
+        return Batch(
+            self._cell, self._next_link(), chain, slot, self.journal.hot_from(), version, now
+        )
 
     def _next_link(self) -> Record | None:
         return None if self._runtime.life.embedded else self._chain.next_link(b"%d" % self.batches)

@@ -23,14 +23,14 @@ _READ_AT_ONCE: Final = 64
 _decode = msgspec.msgpack.Decoder(InboxMessage).decode
 
 
-def message_of(stored: Stored, suspect_before: int) -> Delivery:
-    """The message of a record. ``suspect_before``: earlier ones may have been in the hands of a
+def message_of(stored: Stored, interrupted_before: int) -> Delivery:
+    """The message of a record. ``interrupted_before``: earlier ones may have been in the hands of a
     process that died."""
     try:
         message = _decode(codec.unseal(stored.payload, stored.subject))
     except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
         message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
-    return delivery.from_inbox(stored.sequence, message, stored.sequence < suspect_before)
+    return delivery.from_inbox(stored.sequence, message, stored.sequence < interrupted_before)
 
 
 async def refill(shard: Shard, activation: Activation) -> None:
@@ -69,7 +69,7 @@ async def refill(shard: Shard, activation: Activation) -> None:
             if stored is None:  # no replica that answers has it yet: go on from here in a moment
                 break
             waiting.popleft()
-            ready.append(message_of(stored, shard.suspect_before))
+            ready.append(message_of(stored, shard.interrupted_before))
         if ready:
             waiting.extendleft(reversed(ready))
             break

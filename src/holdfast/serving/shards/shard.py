@@ -18,7 +18,8 @@ from holdfast.cluster.ownership.epochs import Claim
 from holdfast.core.digest import entry, moved
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
-from holdfast.records.agent_record import AgentRecord, check_digest, unpack
+from holdfast.records import agent_record
+from holdfast.records.agent_record import AgentRecord, check_digest
 from holdfast.records.messages import NOT_OWNER, Timer
 from holdfast.records.packs import Packed
 from holdfast.serving import delivery
@@ -73,7 +74,7 @@ class Shard:
         """What the owner before left to carry over: target cell, sequence, payload."""
         self._relays: dict[str, OutboxRelay] = {}
         self.claim = claim
-        self.suspect_before, self.suspect_due = claim.suspects
+        self.interrupted_before, self.interrupted_due = claim.interrupted
         self._inbox_open: dict[int, None] = {}
         self._inbox_seen = 0
         self._consumed_count = 0
@@ -101,7 +102,9 @@ class Shard:
             elif kind == "out":
                 self._outbox.append((rest.partition(".")[0], stored.sequence, stored.payload))
             elif kind == "st":
-                record = unpack(stored.payload, f"{self.cell} {stored.sequence} {rest}")
+                record = agent_record.decode(
+                    stored.payload, f"{self.cell} {stored.sequence} {rest}"
+                )
                 # A replica that is still catching up shows a record, and later the one that
                 # replaced it.
                 self.digest ^= moved(rest, self.index.get(rest, 0), stored.sequence)
@@ -175,7 +178,7 @@ class Shard:
             if sequence == 0:
                 activation.load(None, b"", 0)
             elif payload is not None:
-                record = unpack(payload, f"{self.cell} {sequence} {token}")
+                record = agent_record.decode(payload, f"{self.cell} {sequence} {token}")
                 if not record.blob:
                     activation.load(record, record.state, sequence)
                     return activation
@@ -205,7 +208,7 @@ class Shard:
             try:
                 stored = await self.runtime.engine.log.read_sequence(self.cell, sequence)
                 if stored is not None and stored.subject == f"{self.prefix}.st.{token}":
-                    return unpack(stored.payload, f"{self.cell} {sequence} {token}")
+                    return agent_record.decode(stored.payload, f"{self.cell} {sequence} {token}")
             except (NoQuorum, Unknown):
                 pass
             except DataLoss as error:  # another replica may have it whole
@@ -339,7 +342,7 @@ class Shard:
         self._inbox_seen = stored.sequence
         self._inbox_open[stored.sequence] = None
         token = stored.subject.split(".", 4)[3]
-        self.hand(token, inbox.message_of(stored, self.suspect_before))
+        self.hand(token, inbox.message_of(stored, self.interrupted_before))
 
     def refill(self, activation: Activation) -> None:
         """Read on in the inbox of an agent that has more messages than are held in memory."""
@@ -372,7 +375,7 @@ class Shard:
     def fire(self, token: str, timer: Timer) -> None:
         """A timer is due."""
         if self.active:
-            self.hand(token, delivery.from_timer(timer, timer.due <= self.suspect_due))
+            self.hand(token, delivery.from_timer(timer, timer.due <= self.interrupted_due))
 
     def later(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """Call in a while, if the shard is still served then."""
@@ -386,12 +389,13 @@ class Shard:
         """Whether an answer from memory may be given now."""
         return self.active and self.runtime.life.live()
 
-    def has_suspects(self, activation: Activation) -> bool:
+    def has_interrupted(self, activation: Activation) -> bool:
         """Whether a message waits at the agent that may have been in the hands of a process that
         died."""
         waiting = chain(activation.mailbox or (), activation.inbox or ())
         return any(
-            one < self.suspect_before if isinstance(one, int) else one.suspect for one in waiting
+            one < self.interrupted_before if isinstance(one, int) else one.interrupted
+            for one in waiting
         )
 
     def busy(self) -> bool:

@@ -338,7 +338,7 @@ class Activation:
                     message.turn_away(BUSY)
                     return
         names = self.shard.runtime.standstills.names
-        if message.suspect or self.attempts or (names and (self.token, message.key) in names):
+        if message.interrupted or self.attempts or (names and (self.token, message.key) in names):
             poison.start(self, message)
         else:
             turn.start(self, message)
@@ -374,7 +374,9 @@ class Activation:
 
     # Commit ---------------------------------------------------------------------------------------
 
-    def snapshot(self, form: int, now: float, commit: int, digest: int, count: int) -> AgentRecord:
+    def snapshot(
+        self, version: int, now: float, commit: int, digest: int, count: int
+    ) -> AgentRecord:
         """The record of all turns up to now. What waited for a commit waits for this one."""
         seen = self.seen
         self.in_batch, self.pending = self.pending, []
@@ -396,7 +398,7 @@ class Activation:
         senders = received.recent_senders(self, now) if self.senders else {}
         timers = list(self.timers.values()) if self.timers else []
         return AgentRecord(
-            form,
+            version,
             commit,
             self.sequence,
             digest,
@@ -412,7 +414,7 @@ class Activation:
             timers,
             self.generation,
             self.attempts or {},
-            now if form > 1 else 0.0,
+            now if version > 1 else 0.0,
         )
 
     def not_written(self) -> None:

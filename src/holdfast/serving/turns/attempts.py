@@ -97,16 +97,16 @@ def forget(marks: Marks, name: str) -> None:
 
 
 def handled(activation: Activation, message: Delivery) -> None:
-    """A message is done with: its own mark goes, and the agent's where no suspect may come that is
-    the cause of it.
+    """A message is done with: its own mark goes, and the agent's where no interrupted one may come
+    that is the cause of it.
 
     Behind one that was loaded a process ended. What ended it comes again a moment after the claim,
     if it comes at all.
     """
     marks, shard = activation.attempts or {}, activation.shard
     forget(marks, name_of(message.key))
-    if message.suspect:
-        over = activation.probation and not shard.has_suspects(activation)
+    if message.interrupted:
+        over = activation.probation and not shard.has_interrupted(activation)
     else:
         over = activation.probation or shard.runtime.loop.time() > shard.claimed_at + _AGAIN_SECONDS
     if over:

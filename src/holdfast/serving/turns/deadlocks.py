@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def look(activation: Activation, message: Delivery) -> None:
     """Find out whether a call of a turn, which may wait here, waits in a circle."""
-    if message.call is not None and message.call.chain and activation.running is not None:
+    if message.call is not None and message.call.path and activation.running is not None:
         follow(
             activation.shard.runtime,
             Probe(activation.token, message.key, activation.token, message.key),

@@ -67,14 +67,14 @@ def start(activation: Activation, message: Delivery) -> None:
             _excuse(activation, message, marked)
     if why := _guilty(activation, message, name, still):
         _give_up(activation, message, why)
-    elif still is not None or name in marks or (message.suspect and _alone(activation)):
+    elif still is not None or name in marks or (message.interrupted and _alone(activation)):
         # whoever owns the agent next is to know it, however this one lets go of it
         if still is not None:
             marks.setdefault(name, 0)
             if still.ended:
                 attempts.explain(marks, name, still.text)
         _begin(activation, message, name)
-    elif not message.suspect or (
+    elif not message.interrupted or (
         activation.probation and ANY_MESSAGE in marks and not _reads(activation, message)
     ):
         activation.attempts = marks or None
@@ -91,7 +91,7 @@ def _is_open(activation: Activation, message: Delivery, name: str) -> bool:
     It is there, as its host says, and silent. That counts for a while after the claim; a debugger
     may hold it for ever.
     """
-    shard, accuse = activation.shard, (name, ANY_MESSAGE) if message.suspect else (name,)
+    shard, accuse = activation.shard, (name, ANY_MESSAGE) if message.interrupted else (name,)
     if shard.runtime.loop.time() > shard.claimed_at + 3 * limits.FROZEN_SECONDS:
         return False
     heard = shard.runtime.standstills
@@ -111,8 +111,8 @@ async def _when_told(activation: Activation, message: Delivery) -> None:
 
 
 def _alone(activation: Activation) -> bool:
-    """Whether a process ended that ran suspects of this agent behind the mark of the agent, and it
-    may be for one of them."""
+    """Whether a process ended that ran interrupted messages of this agent behind the mark of the
+    agent, and it may be for one of them."""
     marks = activation.attempts or {}
     return (
         attempts.ends(marks, ANY_MESSAGE, activation.shard.epoch) > 0 and not activation.probation
@@ -156,7 +156,7 @@ def _standstill(activation: Activation, message: Delivery) -> Standstill | None:
     if (still := heard.named(activation.token, message.key)) is not None:
         return still
     marked = [_writer(activation, mark) for mark in (name, ANY_MESSAGE)]
-    owners = [activation.shard.claim.owner, *marked] if message.suspect else []
+    owners = [activation.shard.claim.owner, *marked] if message.interrupted else []
     found = [still for owner in owners if owner and (still := heard.of(owner)) is not None]
     return next((still for still in found if _may_be(activation, message, still)), None)
 
@@ -275,7 +275,7 @@ async def _run(activation: Activation, message: Delivery, name: str) -> None:
         if activation.running is message:
             activation.running = None
         attempts.forget(marks, attempts.name_of(message.key))
-        if activation.probation and not activation.shard.has_suspects(activation):
+        if activation.probation and not activation.shard.has_interrupted(activation):
             attempts.forget(marks, ANY_MESSAGE)
         activation.attempts = marks or None
     else:

@@ -56,7 +56,7 @@ def take(activation: Activation, message: Delivery, method: Method[Any, Any, Any
         method.waits
         or method.runs_in != "loop"
         or call.fresh
-        or call.suspect
+        or call.interrupted
         or not activation.loaded
     )
     if lasts and known is None and call.reference:
@@ -74,7 +74,7 @@ def begin(activation: Activation, message: Delivery) -> None:
     handlers do."""
     call, shard = message.call, activation.shard
     assert call is not None
-    if call.suspect and (
+    if call.interrupted and (
         _after_an_end(shard) or activation.attempts or shard.runtime.standstills.names
     ):
         if (error := overloaded(activation, call)) is not None:
@@ -82,7 +82,7 @@ def begin(activation: Activation, message: Delivery) -> None:
         else:
             activation.deliver_timer(message)
         return
-    message.suspect = False  # whoever had it before let go of it in order
+    message.interrupted = False  # whoever had it before let go of it in order
     if call.fresh:
         message.read_after = True
         activation.note(message)
@@ -95,7 +95,7 @@ def _after_an_end(shard: Shard) -> bool:
     again."""
     return (
         not shard.claim.clean
-        or shard.runtime.clock.now() - shard.suspect_due < _ASKED_AGAIN_SECONDS
+        or shard.runtime.clock.now() - shard.interrupted_due < _ASKED_AGAIN_SECONDS
     )
 
 

@@ -65,7 +65,7 @@ def overloaded(activation: Activation, call: Call) -> Overloaded | None:
     if waiting >= (most := activation.kind.mailbox_max):
         text = f"{most} messages wait for {activation.token}"
         return Overloaded(f"{text}: call it more slowly, or spread the work over more agents")
-    if activation.shard.committer.waiting >= limits.UNWRITTEN_TURNS_MAX and not call.chain:
+    if activation.shard.committer.waiting >= limits.UNWRITTEN_TURNS_MAX and not call.path:
         text = f"{limits.UNWRITTEN_TURNS_MAX} turns of one node wait to be written"
         return Overloaded(f"{text}: call more slowly, or add nodes and servers")
     return None
@@ -88,7 +88,7 @@ def method_of(
 
 def start(activation: Activation, message: Delivery) -> None:
     """Run the handler: to its end where it does not wait, else as a task."""
-    activation.running = None  # a suspect was it while it waited for its mark
+    activation.running = None  # an interrupted message was it while it waited for its mark
     if message.attempts >= limits.ATTEMPTS_MAX:
         bury(
             activation,
@@ -284,9 +284,9 @@ def _digests(activation: Activation, message: Delivery) -> tuple[int, int]:
     if of is None or not of.message_id:
         return 0, 0
     arguments = of.arguments
-    form = delivery.meaning(activation.kind.methods.get(of.handler), arguments)
+    meaning = delivery.meaning(activation.kind.methods.get(of.handler), arguments)
     digest = delivery.digest(of.handler, arguments)
-    canonical = digest if form is arguments else delivery.digest(of.handler, form)
+    canonical = digest if meaning is arguments else delivery.digest(of.handler, meaning)
     return digest, canonical * (canonical != digest)
 
 

@@ -39,7 +39,7 @@ class Job(msgspec.Struct, array_like=True):
     message_key: str
     deadline: float
     keep_until: float
-    chain: tuple[str, ...]
+    path: tuple[str, ...]
     reads_only: bool
     epoch: int
     timers: dict[str, Timer]

@@ -58,7 +58,7 @@ def job(
         context.message_key,
         context.deadline,
         context.keep_until,
-        context.chain,
+        context.path,
         context.reads_only,
         activation.epoch,
         activation.timers or {},
@@ -178,7 +178,7 @@ def perform(kind: Kind, agent: Any, job: Job, is_live: Callable[[], bool] = lamb
     method = kind.methods[job.handler]
     host = _Host(job, is_live)
     agent._holdfast_context = context = Context(
-        cast(Any, host), job.message_key, job.deadline, job.keep_until, job.chain, job.reads_only
+        cast(Any, host), job.message_key, job.deadline, job.keep_until, job.path, job.reads_only
     )
     agent.state = (
         kind.view(job.state) if job.reads_only else kind.load_state(job.state, kind.state_version)

@@ -21,8 +21,7 @@ from holdfast.engines.base import Stored
 from holdfast.engines.nats import api
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, DataLoss, NotDone, Unknown
-from holdfast.records import packs
-from holdfast.records.agent_record import pack, unpack
+from holdfast.records import agent_record, packs
 from holdfast.security import Security
 from holdfast.testing.history import Commit
 
@@ -51,8 +50,8 @@ class _Info(msgspec.Struct):
 
 
 def _bare(payload: bytes, what: str) -> bytes:
-    record = unpack(payload, what)
-    return pack(
+    record = agent_record.decode(payload, what)
+    return agent_record.encode(
         msgspec.structs.replace(record, state=b"", callers={}, ids={}, senders={}, timers=[])
     )
 

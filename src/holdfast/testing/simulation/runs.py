@@ -23,8 +23,7 @@ import msgspec
 from holdfast import limits
 from holdfast.engines.base import Stored
 from holdfast.errors import ConfigError, DataLoss, NotDone, Unknown
-from holdfast.records import packs
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record, packs
 from holdfast.serving import complaints
 from holdfast.testing import checkers, workloads
 from holdfast.testing.history import Commit, History, Mark
@@ -448,7 +447,11 @@ class Simulation:
             for token, activation in shard.activations.items():
                 if activation.loaded and activation.sequence:
                     stored = found.get(token)
-                    record = None if stored is None else unpack(stored.payload, stored.subject)
+                    record = (
+                        None
+                        if stored is None
+                        else agent_record.decode(stored.payload, stored.subject)
+                    )
                     state = record and (
                         record.state or self.cluster.servers.blobs.get(record.blob, b"")
                     )

@@ -22,7 +22,7 @@ from holdfast import codec, ids
 from holdfast.cluster.ownership.epochs import EpochRecord
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import ConfigError, HoldfastError
-from holdfast.records.agent_record import unpack
+from holdfast.records import agent_record
 from holdfast.testing import workloads
 from holdfast.testing.history import History, Mark
 from holdfast.testing.simulation.cluster import Process, SimCluster
@@ -314,7 +314,7 @@ class Story:
         _, _, kind, *rest = stored.subject.split(".")
         name = rest[0].rpartition("/")[2] if rest else ""
         if kind == "st":
-            record = unpack(stored.payload, stored.subject)
+            record = agent_record.decode(stored.payload, stored.subject)
             marks = ", with an attempt mark" if record.attempts else ""
             return f"state   {name}, version {record.version}{marks}"
         if kind == "settled":
