@@ -118,7 +118,7 @@ async def live(path: Path, cells: int, lives: list[list[tuple[Any, ...]]]) -> No
                 shard.relay = lambda cell: Idle()  # type: ignore[method-assign,assignment]
             for what in steps[len(steps) // 2 :]:
                 await do(node, what)
-            node._gate.hold(60.0)
+            node._runtime.gate.hold(60.0)
             await crash(node)
 
 
@@ -165,7 +165,7 @@ async def test_a_turn_that_runs_again_gets_the_first_answers(tmp_path: Path) -> 
         async with asyncio.timeout(240):
             while (await node.agent(Counter, "b").ask(Counter.look)).n == 0:
                 await asyncio.sleep(0.005)
-        node._gate.hold(60.0)
+        node._runtime.gate.hold(60.0)
         await crash(node)
     facts = await backup_of(tmp_path / "old.db", tmp_path / "b.backup")
     assert facts.messages == 1, "the message is not handled yet: it failed after its call"

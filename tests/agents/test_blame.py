@@ -248,7 +248,7 @@ async def test_fresh_calls_of_its_agent_do_not_acquit_a_deadly_ask(path: Path) -
                 deadline,
                 interrupted=times > 1,
             )
-            node._runtime.take(
+            node._runtime.intake.take(
                 ask, lambda _, outcome, payload: outcome == ERROR and given_up.set_result(payload)
             )
             if times < 4:

@@ -241,6 +241,8 @@ async def test_what_was_refused_runs_at_no_later_attempt(
         before = [await node.agent(Crosser, name).ask(Crosser.value) for name in "ab"]
         answers: list[tuple[int, bytes]] = []
         for call in calls:
-            node._runtime.take(call, lambda _, outcome, payload: answers.append((outcome, payload)))
+            node._runtime.intake.take(
+                call, lambda _, outcome, payload: answers.append((outcome, payload))
+            )
         assert [await node.agent(Crosser, name).ask(Crosser.value) for name in "ab"] == before
         assert sorted(outcome for outcome, _ in answers) == [OK, ERROR]

@@ -233,7 +233,7 @@ async def give(node: Node, calls: Sequence[Call]) -> list[Any]:
             value = msgspec.msgpack.decode(payload) if payload else None
             future.set_result((outcome, value[:2] if outcome == 1 else value))
 
-        node._runtime.take(one, sink)
+        node._runtime.intake.take(one, sink)
     async with asyncio.timeout(240):
         return [await answers[place] for place in answers]
 

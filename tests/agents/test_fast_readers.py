@@ -218,10 +218,10 @@ async def test_it_sees_what_is_committed_and_leaves_a_turn_alone(
             seen.append((outcome, msgspec.msgpack.decode(payload) if payload else None))
 
         await give(node, [call(0, 0, "value", [])])
-        runtime.take(call(2, 2), lambda *_: None)  # ended, and not yet committed
+        runtime.intake.take(call(2, 2), lambda *_: None)  # ended, and not yet committed
         taken.clear()
-        runtime.take(call(0, 0, "value", []), keep)
-        runtime.take(call(0, 0, "by_helper", []), keep)
+        runtime.intake.take(call(0, 0, "value", []), keep)
+        runtime.intake.take(call(0, 0, "by_helper", []), keep)
         assert taken == [True, True]
         assert [outcome for outcome, _ in seen] == [0, 0]
         assert (seen[0][1], seen[1][1][0]) == (1, 1)
@@ -311,5 +311,5 @@ async def _outcome(node: Node, name: str) -> int:
     def sink(_reference: int, outcome: int, _payload: bytes) -> None:
         found.append(outcome)
 
-    node._runtime.take(call(0, 0, name, []), sink)
+    node._runtime.intake.take(call(0, 0, name, []), sink)
     return found[0]

@@ -64,7 +64,7 @@ async def test_what_a_handler_or_a_reader_raises_fails_its_own_message(url: list
             expected += 1
             assert await agent.ask(Rogue.add) == expected, "the state is that of the turn before"
             assert await other.ask(Rogue.value) == 0
-        assert not node._runtime.failures
+        assert not node._runtime.tasks.failures
 
 
 async def test_what_a_durable_message_or_a_timer_raises_stops_no_others(
@@ -92,7 +92,7 @@ async def test_what_a_durable_message_or_a_timer_raises_stops_no_others(
         assert await agent.ask(Rogue.add) == 1 and await other.ask(Rogue.rings) == [""]
         letters = [letter for letter in await node.dead_letters.all() if letter.handler != "take"]
         assert all("rogues.py:" in letter.error for letter in letters)
-        assert not node._runtime.failures
+        assert not node._runtime.tasks.failures
 
 
 async def test_what_values_raise_is_a_bad_message(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_state_code_that_raises_is_a_bad_state_of_that_agent_alone(
                 return len(await node.dead_letters.all()) == count
 
             await until(buried)
-            assert await other.ask(Rogue.add) and not node._runtime.failures
+            assert await other.ask(Rogue.add) and not node._runtime.tasks.failures
             monkeypatch.setattr(Broken, attribute, "")
             assert await agent.ask(Broken.value) == 5, "mended, it is served again"
     async with on(url, *kinds) as node:
@@ -276,7 +276,7 @@ async def test_a_task_of_a_turn_ends_no_process_of_ours(tmp_path: Path) -> None:
                 with pytest.raises(HandlerFailed):
                     async with asyncio.timeout(240):
                         await agent.ask(way, name)
-        assert not node._runtime.failures
+        assert not node._runtime.tasks.failures
 
 
 PROGRAM = """
@@ -389,7 +389,7 @@ async def test_a_new_agent_whose_state_cannot_be_made(
                     2,
                     3,
                 ]
-            assert not node._runtime.failures
+            assert not node._runtime.tasks.failures
         monkeypatch.setattr(Unmade, "how", "")
         async with serving(tmp_path / "log.db", *kinds) as node:
             assert await node.agent(Newborn, mended).ask(Newborn.value) == 3 * (mended == "at once")
@@ -423,7 +423,7 @@ async def test_a_log_that_raises_fails_nothing_else(
             return len(await node.dead_letters.all()) == 2
 
         await until(buried)
-        assert await agent.ask(Rogue.add) == 1 and not node._runtime.failures
+        assert await agent.ask(Rogue.add) == 1 and not node._runtime.tasks.failures
 
 
 async def test_a_refusal_that_is_not_recorded_vouches_for_no_other_attempt(

@@ -46,7 +46,7 @@ async def deliver(node: Node, call: Call) -> tuple[int, Any]:
         if outcome != WAITS:  # which is said of an attempt that joins another, and is no answer
             answered.set_result((outcome, payload))
 
-    node._runtime.take(call, take)
+    node._runtime.intake.take(call, take)
     async with asyncio.timeout(240):
         outcome, payload = await answered
     value = msgspec.msgpack.decode(payload) if payload else None

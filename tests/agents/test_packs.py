@@ -301,7 +301,7 @@ def test_a_shard_stays_whose_packed_records_cannot_be_written(world: World) -> N
     assert packed
 
     async def drain() -> None:
-        node._gate.hold(5.0)
+        node._runtime.gate.hold(5.0)
         stayed.append(await node._runtime.drain(dict.fromkeys(packed, ""), 2.0))
 
     process.spawn(drain())

@@ -45,7 +45,7 @@ async def test_what_is_sent_under_an_id_is_a_dead_letter(tmp_path: Path) -> None
 
         await until(buried)
         assert await node.agent(Rogue, "a").ask(Rogue.add) == 1
-        assert not node._runtime.failures
+        assert not node._runtime.tasks.failures
 
 
 async def test_what_is_asked_under_an_id_is_answered(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ async def test_what_is_asked_under_an_id_is_answered(tmp_path: Path) -> None:
         gate.open.set()
         assert await first == codec.encode_raw(1)
         assert await node.agent(Held, "a").ask(Held.other) == 2
-        assert not node._runtime.resident["Held/a"].in_hand and not node._runtime.failures
+        assert not node._runtime.resident["Held/a"].in_hand and not node._runtime.tasks.failures
 
 
 @pytest.mark.skipif(
@@ -93,7 +93,7 @@ async def test_a_marked_function_that_raises_fails_its_own_message(tmp_path: Pat
             with pytest.raises(HandlerFailed):
                 await node.agent(Marked, "a").ask(Marked.take, name)
         assert await node.agent(Marked, "a").ask(Marked.take, "") == 1
-        assert not node._runtime.failures
+        assert not node._runtime.tasks.failures
 
 
 class Once(State):

@@ -234,7 +234,7 @@ async def test_a_loop_that_stands_still_is_noticed_and_named(
     counts."""
     async with serving(path, Heavy) as node:
         assert "(stall)" not in node.members()[0].degraded
-        node._runtime.stalls._recent.clear()
+        node._parts.stalls._recent.clear()
         async with asyncio.timeout(240):
             while "(stall)" not in caplog.text:  # a look that is late itself names nothing
                 await node.agent(Heavy, "a").ask(Heavy.stall, 1.2)
@@ -281,7 +281,7 @@ async def test_code_that_keeps_the_interpreter_is_noticed_and_a_frozen_process_i
     async with serving(path, Heavy) as node:
         await node.agent(Heavy, "a").ask(Heavy.hog, 1.2)
         await asyncio.sleep(0.3)
-        assert "stood still" in node._runtime.stalls.text()
+        assert "stood still" in node._parts.stalls.text()
         pid, count = os.getpid(), node.statistics()["stalls"]
         waker = await asyncio.create_subprocess_shell(
             f"sleep 0.2; kill -STOP {pid}; sleep 1.5; kill -CONT {pid}"

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from holdfast import ConfigError, Node, codec, limits
+from holdfast.cluster.facts.events import unheard
 from holdfast.cluster.members.beats import (
     BEAT_SUBJECT,
     HOST_SUBJECT,
@@ -254,6 +255,7 @@ async def test_one_member_never_ends_the_planner(
         "placement": SimpleNamespace(table=table, manifest=SimpleNamespace(cells=["c"])),
         "epochs": SimpleNamespace(holders=dict),
         "life": SimpleNamespace(incarnation="n-a"),
+        "on_event": unheard,
     }
     planner = Planner(**cast(Any, parts))
     if whole:

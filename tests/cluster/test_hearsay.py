@@ -43,13 +43,13 @@ class Scene:
         self.random = random.Random(1)
         self.deaths: list[str] = []
         """Incarnations that the client took for dead, whatever made it."""
-        took = node._membership.on_death
+        took = node._membership._on_death
 
         def died(incarnation: str) -> None:
             self.deaths.append(incarnation)
             took(incarnation)
 
-        node._membership.on_death = died
+        node._membership._on_death = died
 
     def beats(self) -> dict[str, Beat]:
         """The newest beat of each node that serves, as the client has heard it."""

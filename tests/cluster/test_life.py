@@ -58,7 +58,7 @@ async def test_who_does_not_is_not_live_when_it_is_condemned_and_goes_on_as_anot
     cells = await cells_of(engine)
     life, other = (Liveness(engine, SYSTEM_CLOCK, name, cells, True) for name in ("n-a", "n-b"))
     ended = []
-    life.on_condemned = lambda: ended.append(life.incarnation)
+    life._on_condemned = lambda: ended.append(life.incarnation)
     await life.start()
     await until_live(life)
     await life.close()  # it falls silent
@@ -129,7 +129,7 @@ async def test_a_log_that_lost_what_was_acknowledged_between_two_proofs_is_notic
     cells = await cells_of(engine)
     life = Liveness(engine, SYSTEM_CLOCK, "n-a", cells, True)
     lost: list[str] = []
-    life.on_cell_lost = lambda cell, why: lost.append(f"{cell}: {why}")
+    life._on_cell_lost = lambda cell, why: lost.append(f"{cell}: {why}")
     await life.start()
     try:
         await until_live(life)
@@ -163,7 +163,7 @@ async def test_a_proof_that_is_acknowledged_late_is_no_loss() -> None:
     engine = cast(Any, SimpleNamespace(name="nats", log=Log(), when_failed=lambda _: None))
     life = Liveness(engine, SYSTEM_CLOCK, "n-a", ["c0"], True)
     lost: list[str] = []
-    life.on_cell_lost = lambda cell, why: lost.append(why)
+    life._on_cell_lost = lambda cell, why: lost.append(why)
     life.acknowledged("c0", 9)
     proving = asyncio.create_task(life._prove("c0"))
     await arrived.wait()

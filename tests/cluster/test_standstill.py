@@ -305,7 +305,7 @@ async def test_who_stood_still_itself_is_not_cut_off(cluster: LocalCluster, node
                     )
                 await asyncio.sleep(0.05)
         # as after so long a silence on a client of more hosts
-        client.life.hears_majority = lambda _: False
+        client.life._hears_majority = lambda _: False
         await slow
         client.life.want(True)
         time.sleep(3)

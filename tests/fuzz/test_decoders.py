@@ -151,7 +151,7 @@ def test_garbage_on_the_bus_harms_no_node(served: Served, data: bytes) -> None:
 
     async def throw() -> None:
         message = Message("hf.x", "hf.y", data)
-        node._runtime._on_frame(message)
+        node._runtime.intake._on_frame(message)
         node._router._on_message(Message(f"{node._router._frames.reply}.0", "", data))
         node._membership._on_beat(message)
         node._membership._on_host(message)

@@ -302,11 +302,11 @@ async def test_a_part_that_cannot_be_closed_keeps_no_other_open(
             close_ownership, node._ownership.close = node._ownership.close, close  # type: ignore[method-assign]
             with monkeypatch.context() as patch, pytest.raises(SystemExit):
                 patch.setattr(loops, "report", raises)
-                node._runtime.on_failed("a part failed", None)
+                node._parts.ending.failed("a part failed", None)
             await node.close()
             with suppress(HoldfastError):
                 await close_ownership()
-            assert not node._runtime.shards and node._ending._failing is not None
+            assert not node._runtime.shards and node._parts.ending._failing is not None
             assert "its Ownership could not be closed" in caplog.text
             with pytest.raises(Closed, match=r"has failed \(a part failed\)"):
                 await node.ready()
@@ -330,6 +330,6 @@ async def test_a_hosts_node_that_serves_nothing_is_heard_of_as_well(tmp_path: Pa
     such a one."""
     async with Node.join(f"local:{tmp_path / 'log.db'}", incarnation="n-1") as node:
         heard = asyncio.Event()
-        node._runtime.stalls.tell = lambda what, _: heard.set() if what == "pulse" else None
+        node._parts.stalls.tell = lambda what, _: heard.set() if what == "pulse" else None
         async with asyncio.timeout(240):
             await heard.wait()

@@ -25,7 +25,7 @@ def test_who_is_isolated_has_dropped_its_shards_before(seed: int) -> None:
     loop, clock = world.process("h1")
     life = Liveness(SimEngine(servers, "h1", loop), clock, "n-a", CELLS, True)
     dropped: list[bool] = []
-    life.on_lapse = lambda: dropped.append(True)
+    life._on_lapse = lambda: dropped.append(True)
     try:
         loop.create_task(life.start())
         assert world.run(5.0, life.live)

@@ -88,7 +88,7 @@ def test_whoever_wakes_calls_nobody_dead_before_it_could_read_what_came() -> Non
         try:
             assert story.client.node is not None
             membership, dead = story.client.node._membership, list[str]()
-            membership.on_death = dead.append
+            membership._on_death = dead.append
             story.client.loop.freeze()
             # what was said meanwhile comes a moment after it wakes
             story.cluster.partition("h1", 6.0)

@@ -11,7 +11,7 @@ from holdfast.records.messages import Call
 
 
 class Here(Protocol):
-    """See the module; `holdfast.serving.runtime.Runtime` is one."""
+    """See the module; `holdfast.serving.intake.Intake` is one."""
 
     @property
     def shards(self) -> Container[int]:

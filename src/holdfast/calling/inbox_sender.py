@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from holdfast import chance, codec, limits
@@ -59,7 +59,7 @@ class InboxSender:
     """The sends of one process. ``appenders``: one per cell, in the order of the cells."""
 
     def __init__(
-        self, appenders: list[tuple[str, Appender]], clock: Clock, caller: str, space: Space
+        self, appenders: Sequence[tuple[str, Appender]], clock: Clock, caller: str, space: Space
     ) -> None:
         self._appenders = appenders
         self._clock = clock

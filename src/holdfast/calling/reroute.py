@@ -16,21 +16,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from holdfast.calling.router import Router
     from holdfast.cluster.members.membership import Membership
-    from holdfast.cluster.ownership.ownership import Ownership
+    from holdfast.cluster.ownership.epochs import Epochs
 
 
 class Reroute:
     """See the module."""
 
-    def __init__(self, router: Router, membership: Membership, ownership: Ownership) -> None:
+    def __init__(self, router: Router, membership: Membership, epochs: Epochs) -> None:
         self._router = router
         self._membership = membership
-        self._epochs = ownership.epochs
+        self._epochs = epochs
         self._loop = asyncio.get_running_loop()
         self._changed: set[int] = set()
-        router.owner_of = self.owner_of
-        ownership.on_owner = self.changed
-        membership.on_death = self.node_died
 
     def owner_of(self, shard: int) -> str:
         """Who owns a shard by the log, if that node is heard; else nothing."""

@@ -15,7 +15,7 @@ looks after all deadlines and attempts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +27,7 @@ from holdfast.agents.over import current
 from holdfast.calling import clock_skew
 from holdfast.calling.frames import Frames, decode_replies
 from holdfast.calling.here import Here
-from holdfast.calling.inbox_sender import InboxSender
+from holdfast.calling.inbox_sender import Appender, InboxSender
 from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.core.pools import Pool
@@ -71,14 +71,28 @@ _decode_error = msgspec.msgpack.Decoder(tuple[str, str, str, str]).decode
 
 
 class Router:
-    """See the module. One per process; all its calls are numbered by one counter."""
+    """See the module. One per process; all its calls are numbered by one counter.
 
-    def __init__(self, bus: Bus, clock: Clock, caller: str, placement: Placement) -> None:
+    ``appenders``: one per cell, in the order of the cells. ``here``: the agents of this process.
+    ``owner_of`` takes a shard, and names its owner by the log, empty if none is heard.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock,
+        caller: str,
+        placement: Placement,
+        appenders: Sequence[tuple[str, Appender]],
+        life: Liveness,
+        here: Here,
+        owner_of: Callable[[int], str],
+    ) -> None:
         self.caller = caller
-        self.runtime: Here | None = None
-        self.sender: InboxSender | None = None
-        self.life: Liveness | None = None
         self.random = chance.random()
+        self.sender = InboxSender(appenders, clock, caller, placement.space)
+        self._life = life
+        self._here = here
         self._bus = bus
         self._clock = clock
         self.placement = placement
@@ -89,7 +103,7 @@ class Router:
         self._open_to: dict[str, int | dict[int, None]] = {}
         """Per receiver the number still open, or all of them, lowest first."""
         self._owners: dict[int, str] = {}
-        self.owner_of: Callable[[int], str] = lambda _: ""
+        self._owner_of = owner_of
         self._frames = Frames(bus, f"hf.r.{caller}")
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -108,8 +122,7 @@ class Router:
         """Answer every open call with `Closed`, or `OutcomeUnknown` where an attempt is unaccounted
         for."""
         self.fail("the node was closed")
-        if self.sender is not None:
-            await self.sender.close()
+        await self.sender.close()
         await loops.stop(self._sweeper)
         if self._subscription is not None:
             await self._subscription.close()
@@ -157,8 +170,8 @@ class Router:
     def _check(self, what: str) -> None:
         if self._closed:
             raise Closed(self._closed)
-        if self.life is not None and self.life.isolated():
-            why, kind = self.life.refusal()
+        if self._life.isolated():
+            why, kind = self._life.refusal()
             raise kind(f"{what}: {why}, and nothing was done")
         if len(self._open) >= limits.OPEN_CALLS_MAX:
             raise Overloaded(
@@ -250,17 +263,16 @@ class Router:
         self, token: str, handler: str, arguments: bytes, timeout_seconds: float, message_id: str
     ) -> None:
         """Append to the agent's inbox. See `AgentRef.send` for what it raises."""
-        if self.sender is None or self._closed:
-            raise Closed(self._closed or "this node has no connection to the log")
+        self.check_open()
         await self.sender.send(token, handler, arguments, timeout_seconds, message_id)
 
     def tell(self, token: str, handler: str, arguments: bytes) -> None:
         """Hand over a message that may be lost. Here too its turn begins later: a chain of them
         must not nest their turns."""
         call = Call(token, handler, arguments, 0, self.caller)
-        runtime, shard = self.runtime, self.space.shard_of(token)
-        if runtime is not None and shard in runtime.shards:
-            self._loop.call_soon(runtime.take, call, None, context=guard.fresh())
+        here, shard = self._here, self.space.shard_of(token)
+        if shard in here.shards:
+            self._loop.call_soon(here.take, call, None, context=guard.fresh())
         else:
             self._frames.add(self._owners.get(shard) or shard, call)
 
@@ -288,13 +300,13 @@ class Router:
         opened.attempts = attempts = opened.attempts + 1
         opened.unanswered |= 1 << attempts
         opened.sent_at = self._loop.time()
-        call, shard, runtime = opened.call, opened.shard, self.runtime
+        call, shard, here = opened.call, opened.shard, self._here
         call.reference = opened.number << ATTEMPT_BITS | attempts
-        if runtime is not None and shard in runtime.shards:
-            opened.target = runtime.incarnation
-            runtime.take(call, self._on_reply)
+        if shard in here.shards:
+            opened.target = here.incarnation
+            here.take(call, self._on_reply)
             return
-        opened.target = target = self._owners.get(shard) or self.owner_of(shard)
+        opened.target = target = self._owners.get(shard) or self._owner_of(shard)
         self._frames.add(target or shard, call)
 
     def _beside(self, token: str, number: int) -> int:
@@ -425,8 +437,8 @@ class Router:
         self._close(opened)
         if context is not None and not context.is_live:
             return
-        if self.runtime is not None and opened.shard in self.runtime.shards:
-            self.runtime.cancel(opened.call)
+        if opened.shard in self._here.shards:
+            self._here.cancel(opened.call)
         elif opened.target:
             self._frames.cancel(opened.target, opened.call)
 
@@ -438,14 +450,11 @@ class Router:
             await asyncio.sleep(_SWEEP_SECONDS)
             now, monotonic = self._clock.now(), self._loop.time()
             late, swept_at = max(monotonic - swept_at - 2 * _SWEEP_SECONDS, 0.0), monotonic
-            if (life := self.life) is not None:
-                waits = monotonic - 2 * _SWEEP_SECONDS
-                life.want(
-                    any(one.attempts > 1 or one.sent_at < waits for one in self._open.values())
-                )
-                if life.isolated():
-                    for opened in list(self._open.values()):
-                        self._fail(opened, *life.refusal())
+            life, waits = self._life, monotonic - 2 * _SWEEP_SECONDS
+            life.want(any(one.attempts > 1 or one.sent_at < waits for one in self._open.values()))
+            if life.isolated():
+                for opened in list(self._open.values()):
+                    self._fail(opened, *life.refusal())
             for opened in list(self._open.values()):
                 # what came while this process stood still
                 opened.sent_at = min(opened.sent_at + late, monotonic)

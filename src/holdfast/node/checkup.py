@@ -7,7 +7,7 @@ live, which shards it serves, which recoveries fail, and why.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -18,10 +18,8 @@ from holdfast.engines.base import Message
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.local.socket_engine import SocketEngine
 from holdfast.errors import NoResponders, Unknown
+from holdfast.node.assembly import Assembly
 from holdfast.version import VERSION
-
-if TYPE_CHECKING:
-    from holdfast.node.node import Node
 
 SUBJECT: Final = "hf.d"
 _WHO: Final = "hf.w"
@@ -59,60 +57,59 @@ def state_door() -> Door[NodeState]:
     return Door("a node's answer", _decode_state, answers=False)
 
 
-async def answer(node: Node) -> None:
+async def answer(parts: Assembly) -> None:
     """Answer whoever asks, until the node's engine is closed. Raises `Closed`."""
-
     door = Door("a question to all nodes", bytes)
 
     def take(message: Message) -> None:
         if door.read(message) is not None and message.reply:
-            node.engine.bus.publish(message.reply, codec.encode_raw(state(node)))
+            parts.engine.bus.publish(message.reply, codec.encode_raw(state(parts)))
 
-    await node.engine.bus.subscribe(SUBJECT, take)
-    if node.life.embedded:
-        await _meet(node)
+    await parts.engine.bus.subscribe(SUBJECT, take)
+    if parts.life.embedded:
+        await _meet(parts)
 
 
-async def _meet(node: Node) -> None:
+async def _meet(parts: Assembly) -> None:
     """On an embedded log nobody beats, as there is one node. A visitor asks that one who it is."""
-    if isinstance(node.engine, SocketEngine):
+    if isinstance(parts.engine, SocketEngine):
         with suppress(NoResponders, Unknown):
-            beat = await node.engine.bus.request(_WHO, b"", _WHO_SECONDS)
-            node._membership._on_beat(Message(BEAT_SUBJECT, "", beat))
+            beat = await parts.engine.bus.request(_WHO, b"", _WHO_SECONDS)
+            parts.membership._on_beat(Message(BEAT_SUBJECT, "", beat))
         return
 
     def tell(message: Message) -> None:
         if message.reply:
-            node.engine.bus.publish(message.reply, codec.encode_raw(node._beat()))
+            parts.engine.bus.publish(message.reply, codec.encode_raw(parts.beat()))
 
-    await node.engine.bus.subscribe(_WHO, tell)
-    if isinstance(node.engine, LocalEngine) and node._runtime.kinds:
-        await node.engine.let_in()  # one that serves nothing has it for a moment only
+    await parts.engine.bus.subscribe(_WHO, tell)
+    if isinstance(parts.engine, LocalEngine) and parts.runtime.kinds:
+        await parts.engine.let_in()  # one that serves nothing has it for a moment only
 
 
-def malformed(node: Node) -> int:
+def malformed(parts: Assembly) -> int:
     """How many messages of others this node dropped since its start, as they did not fit."""
     doors: list[Door[Any]] = [
-        node._membership.beats,
-        node._membership.host_beats,
-        node._holding.door,
-        node._router._frames.door,
+        parts.membership.beats,
+        parts.membership.host_beats,
+        parts.write_pause.door,
+        parts.router._frames.door,
     ]
-    return sum(door.dropped for door in doors) + node._runtime.door.dropped
+    return sum(door.dropped for door in doors) + parts.runtime.intake.door.dropped
 
 
-def state(node: Node) -> NodeState:
+def state(parts: Assembly) -> NodeState:
     """What a node says of itself at this moment."""
-    ownership = node._ownership
+    ownership = parts.ownership
     return NodeState(
-        node.incarnation,
-        node.name,
-        node.host,
+        parts.life.incarnation,
+        parts.identity.name,
+        parts.identity.host,
         VERSION,
-        sorted(node._runtime.kinds),
-        node.life.live(),
-        sorted(number for number in ownership.owned if node._runtime.serves(number)),
+        sorted(parts.runtime.kinds),
+        parts.life.live(),
+        sorted(number for number in ownership.owned if parts.runtime.serves(number)),
         dict(ownership.failures),
-        node._runtime.stalls.text(),
+        parts.stalls.text(),
         dict(ownership.lost_cells),
     )

@@ -14,7 +14,6 @@ from contextvars import Context
 from typing import Any, Final, Protocol
 
 from holdfast import limits, loops
-from holdfast.serving.runtime import Runtime
 
 _PART_SECONDS: Final = 0.5
 """A part of a node that failed is waited for so long, when the time for all of them is over."""
@@ -28,26 +27,25 @@ class Part(Protocol):
 
 class Ending:
     """See the module. ``parts`` names those of the node, in the order in which they are closed;
-    ``cut`` closes its engine; ``name`` is the node's."""
+    ``cut`` closes its engine; ``refuse`` ends all calls, and says why; ``name`` is the node's."""
 
     def __init__(
         self,
         name: str,
         parts: Callable[[], Sequence[Part]],
         cut: Callable[[], Coroutine[Any, Any, None]],
+        refuse: Callable[[str], None],
     ) -> None:
         self._name = name
         self._parts = parts
         self._cut = cut
-        self._runtime: Runtime | None = None
+        self._refuse = refuse
         self._closing: asyncio.Task[None] | None = None
         self._failing: asyncio.Task[None] | None = None
 
-    async def begin(self, runtime: Runtime, start: Coroutine[Any, Any, None]) -> None:
+    async def begin(self, start: Coroutine[Any, Any, None]) -> None:
         """Start the node's parts, and hear of their end from now on."""
-        self._runtime = runtime
-        runtime.on_failed = self._failed
-        hears = loops.hears.set(self._failed)
+        hears = loops.hears.set(self.failed)
         try:
             await start
         finally:
@@ -70,15 +68,15 @@ class Ending:
             if cut:
                 await self._cut()
 
-    def _failed(self, what: str, error: BaseException | None) -> None:
+    def failed(self, what: str, error: BaseException | None) -> None:
+        """End the node, as a part of it has ended that it needs."""
         if self._closing is not None or self._failing is not None:
             return
         over = loops.is_over()
         self._failing = asyncio.get_running_loop().create_task(
             self._end_in_time(over), context=Context()
         )
-        if self._runtime is not None:
-            self._runtime.router.fail(f"this node has failed ({what}): see its log, and join again")
+        self._refuse(f"this node has failed ({what}): see its log, and join again")
         if over:
             what = f"the program ended, and did not close the node {self._name}"
             asyncio.get_running_loop().call_exception_handler({"message": what})

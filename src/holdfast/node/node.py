@@ -1,7 +1,6 @@
 """A node: one process's part in the cluster, and the one object that users hold.
 
-It puts the parts together (engine, registry, membership, ownership, agents) and has no logic of its
-own.
+It has no logic of its own: `holdfast.node.assembly` puts the parts together.
 """
 
 from __future__ import annotations
@@ -14,39 +13,23 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack
 
 from holdfast import codec, ids, limits
-from holdfast.agents import child_tasks
 from holdfast.agents.agent import Agent
 from holdfast.agents.calls import Options
 from holdfast.agents.ref import AgentRef
-from holdfast.calling.inbox_sender import InboxSender
-from holdfast.calling.reroute import Reroute
-from holdfast.calling.router import Router
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.cluster.facts import founding
-from holdfast.cluster.facts.events import Events
-from holdfast.cluster.facts.manifest import Manifest, registry_cell
-from holdfast.cluster.facts.placement import Placement
-from holdfast.cluster.facts.registry import Entry, Registry
-from holdfast.cluster.facts.write_pause import WritePause
-from holdfast.cluster.members.beats import Beat
-from holdfast.cluster.members.liveness import Liveness
-from holdfast.cluster.members.membership import Membership
-from holdfast.cluster.ownership.ownership import Ownership
+from holdfast.cluster.facts.manifest import Manifest
+from holdfast.cluster.facts.registry import Entry
 from holdfast.core.pools import check_capacity, check_label
 from holdfast.core.query import Where
-from holdfast.engines.appender import GroupAppender
 from holdfast.engines.base import Engine
-from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, NoResponders
 from holdfast.node import by_name, checkup, settings
-from holdfast.node.dead_letters import DeadLetters
-from holdfast.node.ending import Ending, Part
+from holdfast.node.assembly import Assembly, Identity
 from holdfast.node.options import JoinOptions, check, security_of
 from holdfast.node.stored import StoredAgent, read_stored
 from holdfast.node.views import AgentInfo, Found, MemberInfo
-from holdfast.records.agent_record import RECORD_VERSION
-from holdfast.serving.runtime import Runtime
-from holdfast.version import VERSION
+from holdfast.serving.runtime import kinds_of
 
 AgentT = TypeVar("AgentT", bound=Agent[Any])
 
@@ -57,33 +40,19 @@ class Node:
     """One process's part in the cluster. Make it with `Node.join`, or with `Node.open` and
     `close`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        manifest: Manifest,
-        clock: Clock,
-        name: str,
-        host: str,
-        supervised: bool,
-    ) -> None:
-        self.engine, self.name, self.host = engine, name, host
-        self._supervised = supervised
-        self._clock = clock
-        self._started_at = clock.now()
-        self._ending = Ending(name, self._parts, engine.close)
-        self._labels: list[str] = []
-        self._capacity = 1.0
-        self.life: Liveness
-        self.placement: Placement
-        self.events: Events
-        self.registry: Registry
-        self._gate = Gate(engine.log)
-        self._holding: WritePause
-        self.dead_letters = DeadLetters(engine, list(manifest.cells), self._gate, clock)
-        self._router: Router
-        self._runtime: Runtime
-        self._membership: Membership
-        self._ownership: Ownership
+    def __init__(self, parts: Assembly) -> None:
+        self.engine = parts.engine
+        self.name, self.host = parts.identity.name, parts.identity.host
+        self.life = parts.life
+        self.placement = parts.placement
+        self.events = parts.events
+        self.registry = parts.registry
+        self.dead_letters = parts.dead_letters
+        self._parts = parts
+        self._router = parts.router
+        self._runtime = parts.runtime
+        self._membership = parts.membership
+        self._ownership = parts.ownership
 
     @classmethod
     @asynccontextmanager
@@ -159,106 +128,26 @@ class Node:
         settings.check_names(name, host)
         mandate = founding.Mandate(found, replicas, wait, bool(serve))
         manifest = await founding.settle(engine, shards, clock.now(), mandate)
-        registry, cells = registry_cell(manifest.generation), list(manifest.cells)
         supervised, incarnation = bool(incarnation), incarnation or ids.new_id("n")
         if not ids.is_incarnation(incarnation):
             raise ConfigError(
                 f"{incarnation[:40]!r} is not an incarnation's name: use letters, digits, - and _"
             )
-        node = cls(
-            engine, manifest, clock, name or incarnation, host or socket.gethostname(), supervised
-        )
-        node._labels, node._capacity = labels, check_capacity(capacity)
-        node.placement = placement = Placement(engine, registry, manifest)
-        node.events = Events(engine, registry, clock, node.name)
-        node.life = life = Liveness(engine, clock, incarnation, cells, bool(serve))
-        node.registry = Registry(engine, registry, clock, gate := node._gate)
-        node._router = Router(engine.bus, clock, ids.new_id("p"), placement)
-        appenders = [(cell, GroupAppender(gate, cell)) for cell in cells]
-        node._router.sender = InboxSender(
-            list(appenders), clock, node._router.caller, placement.space
-        )
-        node._runtime = runtime = Runtime(
-            engine, clock, node._router, life, cells, placement.space, serve, gate
-        )
-        node._membership = Membership(engine, node._beat, life.embedded)
-        node._holding = WritePause(engine, gate, lambda: life.incarnation)
-        host = node.host if supervised else ""
-        node._ownership = Ownership(
-            engine, clock, node._membership, placement, runtime, life, host, cells, bool(serve)
-        )
-        if serve:
-            node._membership.on_event = node._ownership.planner.on_event = (
-                node._ownership.on_event
-            ) = node.events.say
+        identity = Identity(
+            name or incarnation, host or socket.gethostname(), incarnation, supervised,
+            labels, check_capacity(capacity),
+        )  # fmt: skip
+        node = cls(Assembly(engine, manifest, clock, identity, kinds_of(serve)))
         try:
-            await node._ending.begin(runtime, node._start())
+            await node._parts.ending.begin(node._start())
         except BaseException:
             await node.leave()
             raise
         return node
 
     async def _start(self) -> None:
-        await self.placement.open()
-        await self.placement.declare(
-            {kind.name: kind.pool for kind in self._runtime.kinds.values()}
-        )
-        self._runtime.on_lost = self._ownership.lost
-        self._runtime.on_reclaim = self._ownership.reclaim
-        Reroute(self._router, self._membership, self._ownership)
-        await self.registry.open()
-        await self._router.start()
-        if self._runtime.kinds:
-            child_tasks.keep_in()
-        await self._runtime.start()
-        # A host ends a node of which it hears nothing.
-        if (self._runtime.kinds or self._supervised) and self._clock is SYSTEM_CLOCK:
-            self._runtime.stalls.start(self._runtime.loop, self.name)
-        await self._holding.start()
-        self.life.on_lapse = self._runtime.suspend
-        self.life.on_condemned = self._begin_again
-        self._router.life = self.life
-        await self.life.start()
-        await self.events.start(self._is_oldest)
-        await self._membership.start()
-        await self._ownership.start()
-        await checkup.answer(self)
-
-    def _is_oldest(self) -> bool:
-        return (
-            bool(self._membership.serving())
-            and self._membership.live()[0].incarnation == self.incarnation
-        )
-
-    def _beat(self) -> Beat:
-        counts = self._runtime.statistics()
-        return Beat(
-            self.incarnation,
-            self.host,
-            self.name,
-            self._started_at,
-            sorted(self._runtime.kinds),
-            counts["shards"],
-            counts["agents"],
-            VERSION,
-            self._supervised,
-            labels=self._labels,
-            capacity=self._capacity,
-            state_versions=[
-                self._runtime.kinds[kind].state_version for kind in sorted(self._runtime.kinds)
-            ],
-            warm=self._ownership.recovery.warm(),
-            draining=self._ownership.draining,
-            record_version=RECORD_VERSION,
-            generation=self.manifest.generation,
-            degraded=self._runtime.stalls.text()[: limits.DEGRADED_TEXT_MAX],
-        )
-
-    def _begin_again(self) -> None:
-        """This node was condemned: as another incarnation it owns nothing yet."""
-        self._runtime.suspend()
-        self._runtime.spawn(self._runtime.begin_again())
-        self._membership.beat()
+        await self._parts.start()
+        await checkup.answer(self._parts)
 
     @property
     def incarnation(self) -> str:
@@ -267,21 +156,11 @@ class Node:
 
     async def close(self) -> None:
         """Finish what runs, let go of the shards, and leave. Closing twice is harmless."""
-        await self._ending.close(cut=True)
+        await self._parts.ending.close(cut=True)
 
     async def leave(self) -> None:
         """As `close`, but for the engine, which stays open."""
-        await self._ending.close()
-
-    def _parts(self) -> list[Part]:
-        parts: list[Part] = [
-            self._holding,
-            self._ownership,
-            self._runtime,
-            self._router,
-            self._membership,
-        ]
-        return [*parts, self.life, self.registry, self.placement, self.events]
+        await self._parts.ending.close()
 
     # Agents ---------------------------------------------------------------------------------------
 
@@ -478,12 +357,13 @@ class Node:
         """Counts since the start: of this node's agents, calls and engine."""
         return {
             **self._runtime.statistics(),
+            "stalls": self._parts.stalls.count,
             **self._router.statistics(),
             "takeovers": self._ownership.takeovers,
             "owned": len(self._ownership.owned),
             "registered": self.registry.count(),
             "recovery_failures": dict(self._ownership.failures),
             "process": os.getpid(),
-            "malformed": checkup.malformed(self),
+            "malformed": checkup.malformed(self._parts),
             "engine": dict(self.engine.statistics()),
         }

@@ -129,7 +129,7 @@ async def serve(settings: NodeSettings, teller: Teller) -> None:
             "ready",
             {"incarnation": node.incarnation, "kinds": kind_names, "stacks": _keep_stacks()},
         )
-        node._runtime.stalls.tell = teller.tell
+        node._parts.stalls.tell = teller.tell
         await stop.wait()
         teller.tell("ending", {})
     if failures:

@@ -110,7 +110,7 @@ class Stalls:
             target=self._watch, args=arguments, name="holdfast-stalls", daemon=True
         ).start()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Watch no longer."""
         self._ended.set()
         if self._handle is not None:

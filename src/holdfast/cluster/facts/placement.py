@@ -43,10 +43,12 @@ class Placement:
     """This node's view of the table. ``space``: which shard an agent is in; ``on_change`` hears of
     each newer table."""
 
-    def __init__(self, engine: Engine, cell: str, manifest: Manifest) -> None:
+    def __init__(
+        self, engine: Engine, cell: str, manifest: Manifest, on_change: Callable[[], None]
+    ) -> None:
         self.space = Space(pools.empty(manifest.shards))
         self.manifest = manifest
-        self.on_change: Callable[[], None] = lambda: None
+        self._on_change = on_change
         self._engine = engine
         self._cell = cell
         self._subject = f"{cell}.placement"
@@ -101,7 +103,7 @@ class Placement:
         table = read_table(stored)
         self._sequence = stored.sequence
         self.space.take(table)
-        self.on_change()
+        self._on_change()
 
     # Changes --------------------------------------------------------------------------------------
 

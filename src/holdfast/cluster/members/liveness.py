@@ -48,16 +48,40 @@ def number(incarnation: str) -> int:
     return int(tail) if tail.isdecimal() and len(tail) < _DIGITS_MAX else 1
 
 
+def _nothing() -> None:
+    pass
+
+
+def _ignore(_cell: str, _why: str) -> None:
+    pass
+
+
+def _hears_nobody(_voters: int) -> bool:
+    return False
+
+
 class Liveness:
     """A process's proofs. ``serves``: one that owns no shards only asks now and then whether a
     majority answers.
 
     ``on_lapse`` is called when it was live and is not, or was not for a moment; ``on_condemned``
-    when this incarnation has ended, with the next one already in ``incarnation``.
+    when this incarnation has ended, with the next one already in ``incarnation``; ``on_cell_lost``
+    with a cell whose log lost what it had acknowledged, and how that shows. ``hears_majority``
+    tells whether most of so many hosts are heard, so that cells without a leader will have one.
     """
 
     def __init__(
-        self, engine: Engine, clock: Clock, incarnation: str, cells: list[str], serves: bool
+        self,
+        engine: Engine,
+        clock: Clock,
+        incarnation: str,
+        cells: list[str],
+        serves: bool,
+        *,
+        on_lapse: Callable[[], None] = _nothing,
+        on_condemned: Callable[[], None] = _nothing,
+        on_cell_lost: Callable[[str, str], None] = _ignore,
+        hears_majority: Callable[[int], bool] = _hears_nobody,
     ) -> None:
         self.incarnation = incarnation
         self.embedded = engine.name == "local"
@@ -70,12 +94,10 @@ class Liveness:
         self.wanted = serves
         """Whether to prove now: a mere client does only while it waits for something."""
         self.lapses = 0
-        self.on_lapse: Callable[[], None] = _nothing
-        self.on_condemned: Callable[[], None] = _nothing
-        self.on_cell_lost: Callable[[str, str], None] = _ignore
-        """Takes a cell whose log lost what it had acknowledged, and how that shows."""
-        self.hears_majority: Callable[[int], bool] = lambda _: False
-        """Whether most of so many hosts are heard, so that cells without a leader will have one."""
+        self._on_lapse = on_lapse
+        self._on_condemned = on_condemned
+        self._on_cell_lost = on_cell_lost
+        self._hears_majority = hears_majority
         self._engine = engine
         self._clock = clock
         self._random = chance.random()
@@ -129,7 +151,7 @@ class Liveness:
             return True
         if self.embedded or not self.wanted:
             return False
-        return self._unheard > limits.ISOLATE_SECONDS and not self.hears_majority(len(self._cells))
+        return self._unheard > limits.ISOLATE_SECONDS and not self._hears_majority(len(self._cells))
 
     def refusal(self) -> tuple[str, type[NoQuorum]]:
         """Why nothing can be done from here, and the error that says it."""
@@ -141,7 +163,7 @@ class Liveness:
         self.live_until = _NEVER
         self.lapses += 1
         self.over.set()
-        self.on_lapse()
+        self._on_lapse()
 
     def want(self, wanted: bool) -> None:
         """Say whether a process that serves nothing should find out whether a majority answers."""
@@ -164,11 +186,11 @@ class Liveness:
         self._looked_at = now
 
     def look(self) -> None:
-        """Find out whether this node is live no more; then `on_lapse` is called."""
+        """Find out whether this node is live no more; then ``on_lapse`` is called."""
         if self._was_live and not self.live():
             self._was_live = False
             self.lapses += 1
-            self.on_lapse()
+            self._on_lapse()
 
     async def _keep_proving(self, cell: str) -> None:
         while True:
@@ -250,7 +272,7 @@ class Liveness:
         """
         self.acknowledged(cell, sequence)
         if before and sequence <= before:
-            self.on_cell_lost(
+            self._on_cell_lost(
                 cell, f"its log goes up to {sequence}, and {before} was acknowledged to this node"
             )
 
@@ -263,7 +285,7 @@ class Liveness:
         self.live_until = _NEVER
         self._was_live = False
         self.lapses += 1
-        self.on_condemned()
+        self._on_condemned()
 
     # Others ---------------------------------------------------------------------------------------
 
@@ -329,11 +351,3 @@ def _subject(cell: str, incarnation: str) -> str:
 
 def _is_condemned(stored: Stored) -> bool:
     return bytes(stored.payload) == _CONDEMNED
-
-
-def _nothing() -> None:
-    pass
-
-
-def _ignore(_cell: str, _why: str) -> None:
-    pass

@@ -40,18 +40,37 @@ _BEATS_TOGETHER: Final = 16
 name."""
 
 
-class Membership:
-    """The view that one node has of all. ``alone``: no other process can be there (the embedded
-    engine)."""
+def _nothing() -> None:
+    pass
 
-    def __init__(self, engine: Engine, describe: Callable[[], Beat], embedded: bool) -> None:
+
+def _ignore(_incarnation: str) -> None:
+    pass
+
+
+class Membership:
+    """The view that one node has of all. ``embedded``: no other process can be there.
+
+    ``on_change`` is called when the view has changed; ``on_death`` with an incarnation that is
+    dead; ``on_event`` with what happened: see `holdfast.cluster.facts.events.Events.say`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        describe: Callable[[], Beat],
+        embedded: bool,
+        *,
+        on_change: Callable[[], None] = _nothing,
+        on_death: Callable[[str], None] = _ignore,
+        on_event: Callable[..., None] = unheard,
+    ) -> None:
         self.embedded = embedded
         self.standstills = Standstills(self._is_there, self._goes_on)
         self._generation = 1
-        self.on_change: Callable[[], None] = _nothing
-        self.on_death: Callable[[str], None] = _ignore
-        self.on_event: Callable[..., None] = unheard
-        """Takes what happened, to whom, a key, and facts: see `cluster.events.Events.say`."""
+        self._on_change = on_change
+        self._on_death = on_death
+        self._on_event = on_event
         self._engine = engine
         self._describe = describe
         self._members: dict[str, Member] = {}
@@ -131,7 +150,7 @@ class Membership:
                     "version": beat.version,
                     "kinds": beat.kinds,
                 }
-                self.on_event("node-joined", beat.name, beat.incarnation, **facts)
+                self._on_event("node-joined", beat.name, beat.incarnation, **facts)
             if self._reaped(beat.incarnation, beat.host):
                 self._call_dead(beat.incarnation, "its process ended", word=True)
         elif not known.take(beat, self._loop.time()):
@@ -142,7 +161,7 @@ class Membership:
         if beat.leaving:
             self._call_dead(beat.incarnation, "left")
         elif not known.dead and was != (beat.kinds, beat.warm):
-            self.on_change()
+            self._on_change()
 
     def _reaped(self, incarnation: str, host: str) -> bool:
         return host in self._hosts and base(incarnation) in self._hosts[host].ended
@@ -159,7 +178,7 @@ class Membership:
             and known.incarnation == beat.incarnation
             and beat.host not in self._hosts_heard_at
         ):
-            self.on_event("host-returned", beat.host, _silence(known))
+            self._on_event("host-returned", beat.host, _silence(known))
         for name in known.nodes if known is not None else ():
             if self._host_of.get(name) == beat.host:
                 del self._host_of[name]
@@ -168,11 +187,11 @@ class Membership:
         self._hosts_heard_at[beat.host] = self._loop.time()
         for one in self.standstills.note(beat.still, beat.killed, beat.host):
             what = {"seconds": one.seconds, "where": one.where, "agent": one.token}
-            self.on_event(
+            self._on_event(
                 "node-stood-still", one.incarnation, one.incarnation, host=beat.host, **what
             )
         if beat.incarnation and (known is None or known.incarnation != beat.incarnation):
-            self.on_event("host-joined", beat.host, beat.incarnation)
+            self._on_event("host-joined", beat.host, beat.incarnation)
         ended = set(beat.ended)
         if base(self._own) in ended:
             self._deny()
@@ -200,7 +219,7 @@ class Membership:
             and now - member.called_at > _OLD_WORD_SECONDS
         ):
             member.lift(now)
-            self.on_change()
+            self._on_change()
 
     def _look(self) -> None:
         """Note who was not heard for too long; forget the dead after a while."""
@@ -226,7 +245,7 @@ class Membership:
             for host, heard_at in list(self._hosts_heard_at.items()):
                 if now - heard_at > limits.TAKEOVER_SECONDS:
                     del self._hosts_heard_at[host]
-                    self.on_event(
+                    self._on_event(
                         "host-silent",
                         host,
                         _silence(self._hosts[host]),
@@ -256,18 +275,18 @@ class Membership:
         was = member.dead
         if member.call_dead(self._loop.time(), word=word):
             if was:
-                self.on_change()
+                self._on_change()
             else:
                 self._died(incarnation, why)
 
     def _died(self, incarnation: str, why: str = "") -> None:
         member = self._members[incarnation]
         if member.beat.kinds and why:
-            self.on_event(
+            self._on_event(
                 "node-ended", member.beat.name, incarnation, host=member.beat.host, why=why
             )
-        self.on_death(incarnation)
-        self.on_change()
+        self._on_death(incarnation)
+        self._on_change()
 
     # Questions ------------------------------------------------------------------------------------
 
@@ -333,7 +352,7 @@ class Membership:
             member.final, was, member.dead = True, member.dead, True
             if not was:
                 self._died(incarnation, "condemned: it was silent, and proved nothing")
-        self.on_change()
+        self._on_change()
 
     def hears_majority(self, voters: int) -> bool:
         """Whether most of the hosts that vote, ``voters`` or more, are heard: if they have no
@@ -365,11 +384,3 @@ def _silence(beat: HostBeat) -> str:
     """The name of the silence that began after a host's beat: the same for all that heard about the
     same one last."""
     return f"{beat.incarnation}-{beat.number // _BEATS_TOGETHER}"
-
-
-def _nothing() -> None:
-    pass
-
-
-def _ignore(_incarnation: str) -> None:
-    pass

@@ -20,11 +20,10 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from holdfast import chance, limits, loops
 from holdfast.clock import Clock
-from holdfast.cluster.facts.events import unheard
 from holdfast.cluster.facts.placement import Placement
 from holdfast.cluster.members.liveness import Liveness, base
 from holdfast.cluster.members.membership import Membership
@@ -55,7 +54,8 @@ _TELLING_ATTEMPT = 4
 
 class Ownership:
     """This node's part in the ownership of all shards of all cells. ``serves``: whether it wants
-    any."""
+    any. ``on_owner`` takes a shard whose ownership record changed; for ``on_event`` see
+    `holdfast.cluster.facts.events.Events.say`."""
 
     def __init__(
         self,
@@ -68,14 +68,18 @@ class Ownership:
         host_name: str,
         cells: list[str],
         serves: bool,
+        *,
+        on_event: Callable[..., None],
+        on_owner: Callable[[int], None],
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
         self._wake = asyncio.Event()
+        self.wake: Final = self._wake.set
+        """Look again at once: something has changed."""
         self.recovery = Recovery(engine, self._wake.set)
-        self.planner = Planner(membership, placement, self.epochs, life)
-        self.on_event: Callable[..., None] = unheard
-        self.on_owner: Callable[[int], None] = _ignore
-        """Hears of shards whose ownership record changed."""
+        self.planner = Planner(membership, placement, self.epochs, life, on_event)
+        self._on_event = on_event
+        self._on_owner = on_owner
         self.owned: dict[int, int] = {}
         """Shards served by this node, with their epochs."""
         self.takeovers = 0
@@ -114,10 +118,6 @@ class Ownership:
         self._closes_at = math.inf
         """When turns that still run are given up, as this node is about to end."""
         self._releasing = False
-        membership.on_change = placement.on_change = self._wake.set
-        life.hears_majority = membership.hears_majority
-        life.on_cell_lost = self.lose
-        host.standstills = membership.standstills
 
     # Running --------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Ownership:
         owner = self.epochs.get(number).record.owner
         if owner and base(owner) != base(self._life.incarnation):
             self._membership.proved(owner)
-        self.on_owner(number)
+        self._on_owner(number)
         if self.owned.get(number, sequence) < sequence:
             del self.owned[number]
             self._host.drop_shards([number])
@@ -330,7 +330,7 @@ class Ownership:
         self._spawn(self._follow_inboxes(cell, current), f"the tail of inboxes in {cell}")
         unclean = sum(not claim.clean for claim in claims.values())
         numbers = {"shards": sorted(claims), "unclean": unclean, "warm": len(was_warm)}
-        self.on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
+        self._on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
 
     async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
         """Hand on what comes into the inboxes of shards claimed together, as long as one of them is
@@ -366,7 +366,7 @@ class Ownership:
         _logger.critical(
             "%s lost acknowledged writes: %s. This node does not serve it any more", cell, why
         )
-        self.on_event(
+        self._on_event(
             "cell-lost",
             cell,
             f"{cell}-{base(self._life.incarnation)}",
@@ -448,7 +448,3 @@ class Ownership:
         await self._suspicion.close()
         await self.recovery.close()
         await loops.stop(*self._tasks)
-
-
-def _ignore(_number: int) -> None:
-    pass

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from holdfast import limits
-from holdfast.cluster.facts.events import unheard
 from holdfast.cluster.facts.placement import Placement
 from holdfast.cluster.members.beats import Beat
 from holdfast.cluster.members.liveness import Liveness
@@ -30,10 +29,15 @@ class Planner:
     """See the module. ``plan``: the newest one."""
 
     def __init__(
-        self, membership: Membership, placement: Placement, epochs: Epochs, life: Liveness
+        self,
+        membership: Membership,
+        placement: Placement,
+        epochs: Epochs,
+        life: Liveness,
+        on_event: Callable[..., None],
     ) -> None:
         self.plan = plan.Plan({}, {}, [])
-        self.on_event: Callable[..., None] = unheard
+        self._on_event = on_event
         self._membership = membership
         self._placement = placement
         self._epochs = epochs
@@ -75,7 +79,7 @@ class Planner:
                     "no node that serves it, and is not cordoned, is labelled "
                     f"{', '.join(pool.labels)}"
                 )
-                self.on_event("placement-fallback", name, "", why=why)
+                self._on_event("placement-fallback", name, "", why=why)
         self._unfit = self.plan.unfit
 
     def _place(self, beat: Beat, cordoned: Collection[str]) -> plan.Place | None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from holdfast.cluster.members.standstills import Standstills
 from holdfast.cluster.ownership.epochs import Claim
 from holdfast.engines.base import Record, Stored
 
 
 class ShardHost(Protocol):
     """What serves the shards that are claimed."""
-
-    standstills: Standstills
 
     async def add_shards(
         self, cell: str, claims: Mapping[int, Claim], records: list[Stored]

@@ -23,7 +23,7 @@ from holdfast.serving.delivery import Delivery, call_key
 
 if TYPE_CHECKING:
     from holdfast.agents.calls import Open
-    from holdfast.serving.runtime import Runtime
+    from holdfast.serving.intake import Intake
     from holdfast.serving.turns.activation import Activation
 
 
@@ -31,15 +31,14 @@ def look(activation: Activation, message: Delivery) -> None:
     """Find out whether a call of a turn, which may wait here, waits in a circle."""
     if message.call is not None and message.call.path and activation.running is not None:
         follow(
-            activation.shard.runtime,
+            activation.shard.runtime.intake,
             Probe(activation.token, message.key, activation.token, message.key),
         )
 
 
-def follow(runtime: Runtime, probe: Probe) -> None:
+def follow(intake: Intake, probe: Probe) -> None:
     """Take a probe one step on, or refuse the call that it set out from."""
-    shard = runtime.shards.get(runtime.shard_of(probe.token))
-    activation = None if shard is None else shard.activations.get(probe.token)
+    activation = intake.at(probe.token)
     message = None if activation is None else (activation.in_hand or {}).get(probe.key)
     if activation is None or message is None or message not in (activation.mailbox or ()):
         return
@@ -55,10 +54,10 @@ def follow(runtime: Runtime, probe: Probe) -> None:
         onward = Probe(
             call.token, call_key(call), probe.origin, probe.origin_key, (*path, probe.token)
         )
-        if opened.shard in runtime.shards:
-            follow(runtime, onward)
+        if opened.shard in intake.shards:
+            follow(intake, onward)
         else:
-            runtime.router.send_probe(opened, onward)
+            activation.router.send_probe(opened, onward)
 
 
 def _awaited(activation: Activation) -> Open | None:

@@ -110,7 +110,7 @@ def slander(cluster: SimCluster, random: Random, host: str, seconds: float) -> N
     process = cluster.nodes.get(host)
     if process is None or process.node is None:
         return
-    beat = process.node._beat()
+    beat = process.node._parts.beat()
     beat.number = process.node._membership._sent + random.choice([1, 3, 1 << 40])
     kind = random.choice(["left", "another", "capacity"])
     if kind == "left":
