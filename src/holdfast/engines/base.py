@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from holdfast import telemetry
 
 
 class Expect(NamedTuple):
@@ -73,12 +75,17 @@ class Shown(NamedTuple):
     subjects: set[str]
 
 
+AnswerT = TypeVar("AnswerT")
+Answer: TypeAlias = Coroutine[Any, Any, AnswerT]
+"""What is awaited for an answer. Whoever asks an engine is heard of: see `holdfast.telemetry`. An
+engine itself has the methods with a leading underscore."""
+
+
 class Log(ABC):
     """Replicated logs, one per cell, each addressed by subject and holding the newest record of
     each subject."""
 
-    @abstractmethod
-    async def append(self, cell: str, records: Sequence[Record]) -> range:
+    def append(self, cell: str, records: Sequence[Record]) -> Answer[range]:
         """Append all the records, or none; return their sequences, which are consecutive and in the
         order given.
 
@@ -98,21 +105,34 @@ class Log(ABC):
             may have been written, may be written later, or never. Closed: the engine was closed
             before the batch was handed over. Nothing was written.
         """
+        work = self._append(cell, records)
+        return telemetry.engine("append", cell, work) if telemetry.listeners else work
 
     @abstractmethod
-    async def read(self, cell: str, subject: str) -> Stored | None:
+    async def _append(self, cell: str, records: Sequence[Record]) -> range: ...
+
+    def read(self, cell: str, subject: str) -> Answer[Stored | None]:
         """The newest record on a subject that the answering replica knows: **it may be stale**.
 
         Raises `NoQuorum` where no replica answers.
         """
+        work = self._read(cell, subject)
+        return telemetry.engine("read", cell, work) if telemetry.listeners else work
 
     @abstractmethod
-    async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
+    async def _read(self, cell: str, subject: str) -> Stored | None: ...
+
+    def read_sequence(self, cell: str, sequence: int) -> Answer[Stored | None]:
         """The record with exactly this sequence, from any replica that has it, or None if no
         replica shows it.
 
         Raises `NoQuorum` where no replica answers.
         """
+        work = self._read_sequence(cell, sequence)
+        return telemetry.engine("read_sequence", cell, work) if telemetry.listeners else work
+
+    @abstractmethod
+    async def _read_sequence(self, cell: str, sequence: int) -> Stored | None: ...
 
     @abstractmethod
     def tail(
@@ -140,13 +160,17 @@ class Log(ABC):
         Raises `NoQuorum` or `Unknown`; both may be answered by trying again.
         """
 
-    @abstractmethod
-    async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
+    def purge(self, cell: str, subject: str, before_sequence: int) -> Answer[None]:
         """Remove the records on a subject or filter whose sequence is lower. Repeating it is
         harmless.
 
         Raises `NoQuorum` or `Unknown`; both may be answered by trying again.
         """
+        work = self._purge(cell, subject, before_sequence)
+        return telemetry.engine("purge", cell, work) if telemetry.listeners else work
+
+    @abstractmethod
+    async def _purge(self, cell: str, subject: str, before_sequence: int) -> None: ...
 
     @abstractmethod
     async def last_sequence(self, cell: str) -> int:
@@ -206,18 +230,26 @@ class Blobs(ABC):
     """Values too large for a record. A key is used once: it is never overwritten with another
     value."""
 
-    @abstractmethod
-    async def put(self, key: str, value: bytes) -> None:
+    def put(self, key: str, value: bytes) -> Answer[None]:
         """Store; when it returns the value is as durable as a record. The same key with the same
         value is harmless.
 
         Raises `TooLarge` over `limits.BLOB_BYTES_MAX`, `NoQuorum`, `Unknown`, `InvalidName`.
         """
+        work = self._put(key, value)
+        return telemetry.engine("put", key, work) if telemetry.listeners else work
 
     @abstractmethod
-    async def get(self, key: str) -> bytes:
+    async def _put(self, key: str, value: bytes) -> None: ...
+
+    def get(self, key: str) -> Answer[bytes]:
         """The whole value. Raises `NotFound`, `DataLoss` where its checksum does not agree,
         `NoQuorum`."""
+        work = self._get(key)
+        return telemetry.engine("get", key, work) if telemetry.listeners else work
+
+    @abstractmethod
+    async def _get(self, key: str) -> bytes: ...
 
     @abstractmethod
     async def delete(self, key: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from asyncio import Future
 from typing import Any
 
 import msgspec
 
-from holdfast import codec, errors, ids
+from holdfast import codec, errors, ids, telemetry
 from holdfast.agents import guard
 from holdfast.agents.calls import Sink
 from holdfast.agents.context import Context, TurnHost, context_after
@@ -58,6 +59,8 @@ class Delivery(msgspec.Struct, eq=False):
     fast: bool = False
     """It took the fast path: what is left to do is to give its caller the reply, and nobody else
     joined it."""
+    ran_at: float = 0.0
+    """When its code began to run, by `time.perf_counter`; 0 where nobody listens to telemetry."""
 
     @property
     def key(self) -> str:
@@ -143,6 +146,21 @@ def from_timer(timer: Timer, interrupted: bool) -> Delivery:
         timer=timer,
         interrupted=interrupted,
     )
+
+
+def running(message: Delivery) -> None:
+    """Note for telemetry that the code of a message begins to run."""
+    if telemetry.listeners:
+        message.ran_at = time.perf_counter()
+
+
+def ran(token: str, message: Delivery, outcome: str) -> None:
+    """Tell of a turn whose code has run to its end, if it was heard of when it began."""
+    if message.ran_at:
+        seconds, message.ran_at = time.perf_counter() - message.ran_at, 0.0
+        agent = "/".join(ids.from_agent_token(token))
+        facts = {"agent": agent, "handler": message.handler, "outcome": outcome}
+        telemetry.tell("turn", seconds, facts)
 
 
 def error_bytes(error: BaseException) -> bytes:

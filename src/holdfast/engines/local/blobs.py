@@ -26,7 +26,7 @@ class LocalBlobs(Blobs):
         if self.closed:
             raise Closed("the engine was closed")
 
-    async def put(self, key: str, value: bytes) -> None:
+    async def _put(self, key: str, value: bytes) -> None:
         self._check(key)
         if len(value) > limits.BLOB_BYTES_MAX:
             raise TooLarge(f"a blob of {len(value)} bytes; {limits.BLOB_BYTES_MAX} are allowed")
@@ -48,7 +48,7 @@ class LocalBlobs(Blobs):
 
         await asyncio.shield(self._writer.call(work))
 
-    async def get(self, key: str) -> bytes:
+    async def _get(self, key: str) -> bytes:
         self._check(key)
         found = self._reader.execute(
             "SELECT checksum, value FROM blobs WHERE key = ?", (key,)

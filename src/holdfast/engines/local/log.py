@@ -61,7 +61,7 @@ class LocalLog(Log):
             raise InvalidName(f"there is no cell {cell!r}")
         return number
 
-    async def append(self, cell: str, records: Sequence[Record]) -> range:
+    async def _append(self, cell: str, records: Sequence[Record]) -> range:
         self._number(cell)
         checks.check_batch(
             cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
@@ -70,7 +70,7 @@ class LocalLog(Log):
         # goes on.
         return await asyncio.shield(self._writer.append(cell, records))
 
-    async def read(self, cell: str, subject: str) -> Stored | None:
+    async def _read(self, cell: str, subject: str) -> Stored | None:
         self._number(cell)
         checks.check_subject(subject)
         writer = self._writer
@@ -87,7 +87,7 @@ class LocalLog(Log):
         found: Stored | None = await asyncio.shield(writer.call(work))
         return found
 
-    async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
+    async def _read_sequence(self, cell: str, sequence: int) -> Stored | None:
         number = self._number(cell)
         row = self._reader.execute(
             "SELECT subject, payload FROM records WHERE sequence = ? AND cell = ?",
@@ -154,7 +154,7 @@ class LocalLog(Log):
         finally:
             self._tails.discard(tail)
 
-    async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
+    async def _purge(self, cell: str, subject: str, before_sequence: int) -> None:
         self._number(cell)
         checks.check_filter(subject)
         writer = self._writer

@@ -223,17 +223,17 @@ class SocketLog(Log):
     def __init__(self, line: _Line) -> None:
         self._line = line
 
-    async def append(self, cell: str, records: Sequence[Record]) -> range:
+    async def _append(self, cell: str, records: Sequence[Record]) -> range:
         checks.check_batch(
             cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
         )
         given = [(subject, bytes(payload), expect) for subject, payload, expect in records]
         return range(*msgspec.convert(await self._line.ask("append", cell, given), tuple[int, int]))
 
-    async def read(self, cell: str, subject: str) -> Stored | None:
+    async def _read(self, cell: str, subject: str) -> Stored | None:
         return msgspec.convert(await self._line.ask("read", cell, subject), Stored | None)
 
-    async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
+    async def _read_sequence(self, cell: str, sequence: int) -> Stored | None:
         return msgspec.convert(await self._line.ask("read_sequence", cell, sequence), Stored | None)
 
     async def tail(
@@ -258,7 +258,7 @@ class SocketLog(Log):
     async def subjects(self, cell: str, subject_filters: Sequence[str]) -> None:  # noqa: ARG002
         return None
 
-    async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
+    async def _purge(self, cell: str, subject: str, before_sequence: int) -> None:
         await self._line.ask("purge", cell, subject, before_sequence)
 
     async def last_sequence(self, cell: str) -> int:
@@ -271,12 +271,12 @@ class SocketBlobs(Blobs):
     def __init__(self, line: _Line) -> None:
         self._line = line
 
-    async def put(self, key: str, value: bytes) -> None:
+    async def _put(self, key: str, value: bytes) -> None:
         if len(value) > limits.BLOB_BYTES_MAX:
             raise TooLarge(f"a blob of {len(value)} bytes; {limits.BLOB_BYTES_MAX} are allowed")
         await self._line.ask("blob_put", key, value)
 
-    async def get(self, key: str) -> bytes:
+    async def _get(self, key: str) -> bytes:
         return msgspec.convert(await self._line.ask("blob_get", key), bytes)
 
     async def delete(self, key: str) -> None:

@@ -61,7 +61,7 @@ class NatsBlobs(Blobs):
         if self._log.closed:
             raise Closed("the engine was closed")
 
-    async def put(self, key: str, value: bytes) -> None:
+    async def _put(self, key: str, value: bytes) -> None:
         self._check(key)
         if len(value) > limits.BLOB_BYTES_MAX:
             raise TooLarge(f"a blob of {len(value)} bytes; {limits.BLOB_BYTES_MAX} are allowed")
@@ -94,7 +94,7 @@ class NatsBlobs(Blobs):
         stored = await self._log.read(self._cell, f"{self._cell}.whole.{key}")
         return None if stored is None else _decode(codec.unseal(stored.payload, f"the blob {key}"))
 
-    async def get(self, key: str) -> bytes:
+    async def _get(self, key: str) -> bytes:
         self._check(key)
         whole = await self._whole(key)
         if whole is None:

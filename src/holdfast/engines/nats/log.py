@@ -121,7 +121,7 @@ class NatsLog(Log):
 
     # Writing --------------------------------------------------------------------------------------
 
-    async def append(self, cell: str, records: Sequence[Record]) -> range:
+    async def _append(self, cell: str, records: Sequence[Record]) -> range:
         self._check_open(cell)
         checks.check_batch(
             cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
@@ -234,7 +234,7 @@ class NatsLog(Log):
             parts.append(b"\r\n")
         return b"".join(parts)
 
-    async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
+    async def _purge(self, cell: str, subject: str, before_sequence: int) -> None:
         self._check_open(cell)
         checks.check_filter(subject)
         if before_sequence > 1:
@@ -243,7 +243,7 @@ class NatsLog(Log):
 
     # Reading --------------------------------------------------------------------------------------
 
-    async def read(self, cell: str, subject: str) -> Stored | None:
+    async def _read(self, cell: str, subject: str) -> Stored | None:
         """The leader is asked first: of the newest, it is the one that is rarely behind."""
         checks.check_subject(subject)
         self._check_open(cell)
@@ -256,7 +256,7 @@ class NatsLog(Log):
                 raise
             return found
 
-    async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
+    async def _read_sequence(self, cell: str, sequence: int) -> Stored | None:
         """Any replica will do; where that one has nothing, the leader is asked."""
         self._check_open(cell)
         if sequence < 1:

@@ -19,7 +19,7 @@ from holdfast.agents.context import Context
 from holdfast.agents.guard import Raised
 from holdfast.errors import BadMessage, BadState, HoldfastError
 from holdfast.records.messages import NOT_OWNER, Call
-from holdfast.serving.delivery import Delivery, context_of, is_same_ask, too_late
+from holdfast.serving.delivery import Delivery, context_of, is_same_ask, ran, running, too_late
 from holdfast.serving.turns import reviving
 from holdfast.serving.turns.turn import method_of, overloaded, refuse
 from holdfast.serving.workers import workers
@@ -141,6 +141,7 @@ def read(activation: Activation, message: Delivery) -> asyncio.Task[None] | None
         refuse(message, error)
         return None
     context = context_of(activation, message, reads_only=True)
+    running(message)
     if method.runs_in != "loop":
         job = workers.job(activation, method, message, context, activation.committed_bytes)
         work: Coroutine[Any, Any, Any] = activation.shard.runtime.workers.run(
@@ -215,6 +216,11 @@ def done(
 ) -> None:
     if type(value) is Raised and guard.interrupts(value.error):
         raise value.error
+    ran(
+        activation.token,
+        message,
+        type(value.error).__name__ if type(value) is Raised else "ok",
+    )
     # Liveness is checked after the read: an owner that was cut off meanwhile must not answer.
     if not activation.shard.live():
         message.turn_away(NOT_OWNER)

@@ -108,6 +108,7 @@ def start(activation: Activation, message: Delivery) -> None:
         _failed(activation, message, error)
         return
     activation.running = message
+    delivery.running(message)
     if method.waits or method.runs_in != "loop":
         spawn(
             activation,
@@ -186,6 +187,7 @@ def raised(activation: Activation, message: Delivery, error: BaseException) -> N
     """The state goes back; an error of our own keeps its class, a user's becomes
     `HandlerFailed`."""
     pass_on(activation, error)
+    delivery.ran(activation.token, message, type(error).__name__)
     title = f"{activation.kind.name}.{message.handler}"
     try:
         failure = guard.shown(title, error)  # its text may take the time of the turn
@@ -233,6 +235,7 @@ def finished(
     except BaseException as error:
         raised(activation, message, error)
         return
+    delivery.ran(activation.token, message, "ok")
     activation.state = state
     if state_bytes != activation.state_bytes:
         activation.state_bytes = state_bytes

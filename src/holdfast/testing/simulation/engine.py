@@ -159,7 +159,7 @@ class SimLog(Log):
             raise InvalidName(f"there is no cell {name}")
         return cell
 
-    async def append(self, cell: str, records: Sequence[Record]) -> range:
+    async def _append(self, cell: str, records: Sequence[Record]) -> range:
         found = self._cell(cell)
         checks.check_batch(
             cell, records, limits.RECORD_BYTES_MAX, limits.BATCH_RECORDS_MAX, limits.BATCH_BYTES_MAX
@@ -190,7 +190,7 @@ class SimLog(Log):
         self.appends += 1
         return sequences
 
-    async def read(self, cell: str, subject: str) -> Stored | None:
+    async def _read(self, cell: str, subject: str) -> Stored | None:
         found = self._cell(cell)
         checks.check_subject(subject)
         host = self._engine.choose()
@@ -202,7 +202,7 @@ class SimLog(Log):
 
         return await self._engine.reach(host, look, 1.0)
 
-    async def read_sequence(self, cell: str, sequence: int) -> Stored | None:
+    async def _read_sequence(self, cell: str, sequence: int) -> Stored | None:
         found = self._cell(cell)
         if sequence < 1:
             return None
@@ -292,7 +292,7 @@ class SimLog(Log):
             cell.forget(host, watcher)
             self.waits.pop(future, None)
 
-    async def purge(self, cell: str, subject: str, before_sequence: int) -> None:
+    async def _purge(self, cell: str, subject: str, before_sequence: int) -> None:
         found = self._cell(cell)
         checks.check_filter(subject)
         if not self._engine.cluster.majority(found.leader):
@@ -393,7 +393,7 @@ class SimBlobs(Blobs):
             raise NoQuorum("no majority answers for the blobs")
         return self._engine.cluster.blobs
 
-    async def put(self, key: str, value: bytes) -> None:
+    async def _put(self, key: str, value: bytes) -> None:
         if len(value) > limits.BLOB_BYTES_MAX:
             raise TooLarge(f"a blob of {len(value)} bytes; {limits.BLOB_BYTES_MAX} are allowed")
         blobs = self._check(key)
@@ -401,7 +401,7 @@ class SimBlobs(Blobs):
         if crc32(blobs.setdefault(key, value)) != crc32(value):
             raise AlreadyExists(f"the blob {key} is there with another value: a key is used once")
 
-    async def get(self, key: str) -> bytes:
+    async def _get(self, key: str) -> bytes:
         blobs = self._check(key)
         if key not in blobs:
             raise NotFound(f"there is no blob {key}")
