@@ -35,8 +35,8 @@ def wait_longer() -> None:
         LocalCluster.add_host,
         LocalCluster.start_host,
         Node.ready,
-        Node.call,
-        Node.send,
+        Node.ask_by_name,
+        Node.send_by_name,
     ):
         _by_default(function, "timeout_seconds", PATIENT_SECONDS)
     _by_default(AgentRef.__init__, "options", Options(timeout_seconds=PATIENT_SECONDS))

@@ -26,6 +26,10 @@ class Writer(Agent[Words]):
         return len(self.state.text)
 
     @handler
+    async def grow(self, size: int) -> None:
+        self.state.text = "x" * size
+
+    @handler
     async def later(self, text: str) -> int:
         return await self.agent(Writer, text).ask(Writer.add, text)
 
@@ -95,7 +99,7 @@ async def test_each_turn_is_told_of_once(tmp_path: Path, told: Told) -> None:
 async def test_everything_that_is_told_is_in_the_table(tmp_path: Path, told: Told) -> None:
     async with Node.join(f"local:{tmp_path}/log.db", serve=[Writer]) as node:
         agent = node.agent(Writer, "a")
-        await agent.ask(Writer.add, "x" * (limits.BLOB_THRESHOLD_BYTES + 1))
+        await agent.ask(Writer.grow, limits.BLOB_THRESHOLD_BYTES + 1)
         await agent.ask(Writer.length)
     async with Node.join(f"local:{tmp_path}/log.db", serve=[Writer]) as node:
         assert await node.agent(Writer, "a").ask(Writer.length) == limits.BLOB_THRESHOLD_BYTES + 1
