@@ -21,7 +21,7 @@ ATTRIBUTES_MAX = 15
 LARGE = {
     "Activation": 44,
     "Ownership": 34,
-    "Runtime": 32,
+    "Runtime": 21,
     "Shard": 32,
     "Liveness": 25,
     "Membership": 25,

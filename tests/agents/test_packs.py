@@ -21,7 +21,7 @@ from holdfast.cluster.ownership.epochs import EpochRecord, Epochs
 from holdfast.cluster.ownership.pack_sweep import PackSweep
 from holdfast.engines.base import Record, Shown, Stored
 from holdfast.errors import DataLoss, Fenced, OutcomeUnknown
-from holdfast.records import packs
+from holdfast.records import packs, subjects
 from holdfast.serving.commits.batch import Batch
 from holdfast.serving.commits.committer import Committer
 from holdfast.serving.commits.pack_table import PackTable
@@ -48,8 +48,10 @@ def test_what_is_in_a_pack_counts_as_if_it_stood_alone() -> None:
         ("g1c0.7.st.Account/a", 5, b"one"),
         ("g1c0.19.st.Account/b%2Ec", 5, b"two"),
     ]
-    assert packs.chain_of(pack.subject) == "n-1-0"
-    assert not packs.is_pack("g1c0.7.st.pk.x") and not packs.is_pack("g1c0.7.in.Account/a.pk.1")
+    assert subjects.chain_of(pack.subject) == "n-1-0"
+    assert not subjects.is_pack("g1c0.7.st.pk.x") and not subjects.is_pack(
+        "g1c0.7.in.Account/a.pk.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,20 +177,20 @@ def in_packs(cluster: SimCluster) -> dict[str, str]:
         for stored in sorted(cell.committed.records.values(), key=lambda one: one.sequence):
             for one in (
                 packs.unfold([stored])
-                if ".st." in stored.subject or packs.is_pack(stored.subject)
+                if ".st." in stored.subject or subjects.is_pack(stored.subject)
                 else ()
             ):
                 token = one.subject.partition(".st.")[2]
                 found[token] = (
-                    packs.chain_of(stored.subject) if isinstance(one, packs.Packed) else ""
+                    subjects.chain_of(stored.subject) if isinstance(one, packs.Packed) else ""
                 )
     return {token: name for token, name in found.items() if name}
 
 
 def chains(cluster: SimCluster) -> set[str]:
     """The chains that have packs in the log."""
-    subjects = [one for cell in cluster.servers.cells.values() for one in cell.committed.newest]
-    return {packs.chain_of(subject) for subject in subjects if packs.is_pack(subject)}
+    there = [one for cell in cluster.servers.cells.values() for one in cell.committed.newest]
+    return {subjects.chain_of(subject) for subject in there if subjects.is_pack(subject)}
 
 
 def test_what_a_killed_node_left_in_packs_is_there_and_they_are_forgotten(world: World) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.cluster.ownership import epochs
 from holdfast.cluster.ownership.recovery import Recovery
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import DataLoss, HoldfastError
-from holdfast.records import packs
+from holdfast.records import packs, subjects
 from holdfast.testing.simulation.engine import SimEngine
 from holdfast.testing.simulation.servers import Servers
 from holdfast.testing.simulation.world import World
@@ -38,7 +37,7 @@ class Trial:
         ):
             self.cell.propose([record], lambda _: None)
         answers: list[range | HoldfastError] = []
-        self.cell.propose([Record(epochs.subject("c0", 7), b"")], answers.append)
+        self.cell.propose([Record(subjects.epoch("c0", 7), b"")], answers.append)
         (answer,) = answers
         assert isinstance(answer, range)
         self.epoch = answer[0]
@@ -126,7 +125,7 @@ def test_what_is_read_after_an_interruption_is_not_taken_for_whole() -> None:
         trial.world.run(0.5)
         trial.lose(AGENT)
         trial.world.run(5.0)
-        trial.cell.propose([Record(epochs.subject("c0", 7), b"")], lambda _: None)
+        trial.cell.propose([Record(subjects.epoch("c0", 7), b"")], lambda _: None)
         trial.world.run(5.0)
         warm.append(trial.recovery.warm() == [7])
         if warm[-1]:

@@ -28,7 +28,7 @@ from holdfast.host.settings import HostSettings
 from holdfast.host.voting.leader_balance import UNEVEN_SECONDS
 from holdfast.ids import new_id
 from holdfast.node.node import Node
-from holdfast.records import packs
+from holdfast.records import packs, subjects
 from holdfast.security import Security
 
 _logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ async def _purge_packs(node: Node, cell: str) -> None:
     async for chunk in tail:
         for stored in chunk.records:
             tokens = (token for _, token, _ in packs.entries(stored))
-            served.setdefault(packs.chain_of(stored.subject), set()).update(
+            served.setdefault(subjects.chain_of(stored.subject), set()).update(
                 token.partition("/")[0] for token in tokens
             )
         if chunk.caught_up:

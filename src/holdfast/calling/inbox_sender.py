@@ -31,6 +31,7 @@ from holdfast.errors import (
     StorageFailed,
     Unknown,
 )
+from holdfast.records import subjects
 from holdfast.records.messages import InboxMessage
 
 _AT_ONCE_MAX = 64
@@ -86,7 +87,7 @@ class InboxSender:
         cell, appender = self._appenders[shard % len(self._appenders)]
         now = self._clock.now()
         self._number += 1
-        subject = f"{cell}.{shard}.in.{token}.{self._caller}-{self._number}"
+        subject = subjects.inbox(cell, shard, token, f"{self._caller}-{self._number}")
         message = InboxMessage(handler, arguments, self._caller, self._number, message_id, now)
         record = Record(subject, codec.seal(codec.encode_raw(message)), Expect(subject, 0))
         loop = asyncio.get_running_loop()

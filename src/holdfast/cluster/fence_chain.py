@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.engines.base import Expect, Record, Stored
+from holdfast.records import subjects
 
 _BROKEN: Final = b"broken"
 
@@ -31,7 +32,7 @@ class Chain:
     @property
     def subject(self) -> str:
         """Where its links are written."""
-        return subject(self._cell, self.name)
+        return subjects.link(self._cell, self.name)
 
     def next_link(self, payload: bytes = b"") -> Record:
         """The record that makes a batch the next one of this chain, or the first."""
@@ -45,16 +46,6 @@ class Chain:
         self.link = 0
 
 
-def subject(cell: str, name: str) -> str:
-    """Where the links of a chain are."""
-    return f"{cell}.ch.{name}"
-
-
-def name_of(link_subject: str) -> str:
-    """The chain that a link is of."""
-    return link_subject.split(".", 2)[2]
-
-
 def is_broken(stored: Stored | None) -> bool:
     """Whether a chain's newest link says that there is no other."""
     return stored is not None and stored.payload == _BROKEN
@@ -62,5 +53,5 @@ def is_broken(stored: Stored | None) -> bool:
 
 def breaking(cell: str, name: str, newest: Stored | None) -> Record:
     """The record that breaks a chain, if this is still its newest link."""
-    where = subject(cell, name)
+    where = subjects.link(cell, name)
     return Record(where, _BROKEN, Expect(where, 0 if newest is None else newest.sequence))

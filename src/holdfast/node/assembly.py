@@ -49,6 +49,8 @@ class Identity(msgspec.Struct, frozen=True):
     """Whether a host started it, and hears of it."""
     labels: list[str]
     capacity: float
+    started_at: float
+    """In seconds since 1970."""
 
 
 class Assembly:
@@ -65,9 +67,7 @@ class Assembly:
         cells, registry = list(manifest.cells), registry_cell(manifest.generation)
         serves = bool(kinds)
         self.engine = engine
-        self.clock = clock
         self.identity = identity
-        self._started_at = clock.now()
         self.ending = Ending(
             identity.name, self._closed_in_order, engine.close, lambda why: self.router.fail(why)
         )
@@ -116,7 +116,7 @@ class Assembly:
         )  # fmt: skip
         self.reroute = Reroute(self.router, self.membership, self.ownership.epochs)
 
-    async def start(self) -> None:
+    async def start(self, clock: Clock) -> None:
         """Begin, in order. Raises what the parts do."""
         await self.placement.open()
         await self.placement.declare({kind.name: kind.pool for kind in self.runtime.kinds.values()})
@@ -127,7 +127,7 @@ class Assembly:
         await self.runtime.start()
         # A host ends a node of which it hears nothing.
         watched = self.runtime.kinds or self.identity.supervised
-        if watched and self.clock is SYSTEM_CLOCK:
+        if watched and clock is SYSTEM_CLOCK:
             self.stalls.start(asyncio.get_running_loop(), self.identity.name)
         await self.write_pause.start()
         await self.life.start()
@@ -169,7 +169,7 @@ class Assembly:
             self.life.incarnation,
             self.identity.host,
             self.identity.name,
-            self._started_at,
+            self.identity.started_at,
             sorted(kinds),
             counts["shards"],
             counts["agents"],

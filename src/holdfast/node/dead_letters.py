@@ -26,6 +26,7 @@ from holdfast.errors import (
     NotFound,
     from_wire,
 )
+from holdfast.records import subjects
 from holdfast.records.messages import DeadRecord, InboxMessage
 
 _decode = msgspec.msgpack.Decoder(DeadRecord).decode
@@ -70,7 +71,10 @@ class DeadLetters:
     async def _all(self, token: str) -> list[DeadLetter]:
         found: list[DeadLetter] = []
         for cell in self._cells:
-            tail = self._engine.log.tail(cell, [f"{cell}.*.dl.{token}.*"])
+            tail = self._engine.log.tail(
+                cell,
+                [subjects.dead_letter(subjects.shard(cell, subjects.ANY), token, subjects.ANY)],
+            )
             try:
                 async for chunk in tail:
                     for stored in chunk.records:
@@ -92,11 +96,12 @@ class DeadLetters:
         """Put the message into its agent's inbox again. Raises `NotFound` where it was replayed or
         dropped before."""
         stored, dead = await self._read(letter_id)
-        cell, shard, _, token, end = stored.subject.split(".")
+        cell, shard = subjects.cell_of(stored.subject), subjects.shard_of(stored.subject)
+        unique = f"dl-{subjects.end_of(stored.subject)}-{stored.sequence}"
         # A new message: neither its sender's number nor its id may make it one that was seen
         # before.
         message = msgspec.structs.replace(dead.message, sender="", number=0, message_id="", key="")
-        inbox = f"{cell}.{shard}.in.{token}.dl-{end}-{stored.sequence}"
+        inbox = subjects.inbox(cell, shard, subjects.agent_of(stored.subject), unique)
         payload = codec.seal(codec.encode_raw(message))
         await self._finish(letter_id, stored, [Record(inbox, payload, Expect(inbox, 0))])
 
@@ -123,7 +128,7 @@ class DeadLetters:
         return stored, dead
 
     async def _finish(self, letter_id: str, stored: Stored, records: list[Record]) -> None:
-        cell = stored.subject.partition(".")[0]
+        cell = subjects.cell_of(stored.subject)
         done = DeadRecord(InboxMessage("", b""), ("", "", "", ""), 0, self._clock.now(), done=True)
         mark = Record(
             letter_id, codec.seal(codec.encode_raw(done)), Expect(letter_id, stored.sequence)
@@ -152,7 +157,7 @@ def _letter(stored: Stored) -> DeadLetter | DeadRecord | None:
     error = from_wire(*dead.error)
     details = error.details if isinstance(error, HandlerFailed) else ""
     kind = error.kind_of_error if isinstance(error, HandlerFailed) else type(error).__name__
-    agent_id = "/".join(ids.from_agent_token(stored.subject.split(".")[3]))
+    agent_id = "/".join(ids.from_agent_token(subjects.agent_of(stored.subject)))
     return DeadLetter(
         stored.subject,
         agent_id,

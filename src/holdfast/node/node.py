@@ -135,18 +135,18 @@ class Node:
             )
         identity = Identity(
             name or incarnation, host or socket.gethostname(), incarnation, supervised,
-            labels, check_capacity(capacity),
+            labels, check_capacity(capacity), clock.now(),
         )  # fmt: skip
         node = cls(Assembly(engine, manifest, clock, identity, kinds_of(serve)))
         try:
-            await node._parts.ending.begin(node._start())
+            await node._parts.ending.begin(node._start(clock))
         except BaseException:
             await node.leave()
             raise
         return node
 
-    async def _start(self) -> None:
-        await self._parts.start()
+    async def _start(self, clock: Clock) -> None:
+        await self._parts.start(clock)
         await checkup.answer(self._parts)
 
     @property

@@ -10,7 +10,7 @@ import msgspec
 from holdfast import codec, ids
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import BadMessage, NotFound
-from holdfast.records import agent_record, packs
+from holdfast.records import agent_record, packs, subjects
 
 
 class StoredTimer(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ async def read_stored(engine: Engine, cell: str, shard: int, agent_id: str) -> S
     """The newest record that a replica shows. Raises `NotFound`, `NoQuorum`, `DataLoss`,
     `InvalidName`."""
     token = ids.agent_token(*ids.parse_agent_id(agent_id))
-    subject = f"{cell}.{shard}.st.{token}"
+    subject = subjects.record(subjects.shard(cell, shard), token)
     stored = await _newest(engine, cell, subject)
     if stored is None:
         raise NotFound(f"{agent_id} has no state: it never finished a message")

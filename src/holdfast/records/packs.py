@@ -18,9 +18,7 @@ import msgspec
 from holdfast import codec
 from holdfast.engines.base import Record, Stored
 from holdfast.errors import DataLoss
-
-TOKEN: Final = "pk"
-"""``<cell>.pk.…`` are packs."""
+from holdfast.records import subjects
 
 _decode: Final = msgspec.msgpack.Decoder(list[tuple[int, str, bytes]]).decode
 
@@ -34,22 +32,12 @@ class Packed(Stored):
 
 def filter_of(cell: str, chain: str = "*") -> str:
     """The subjects of one chain's packs, or of all."""
-    return f"{cell}.pk.{chain}.*"
-
-
-def chain_of(subject: str) -> str:
-    """The chain that a pack is of."""
-    return subject.split(".", 3)[2]
-
-
-def is_pack(subject: str) -> bool:
-    """Whether a subject is a pack's."""
-    return ".pk." in subject and subject.split(".", 2)[1] == "pk"
+    return subjects.pack(cell, chain, subjects.ANY)
 
 
 def record(cell: str, chain: str, slot: int, entries: list[tuple[int, str, bytes]]) -> Record:
     """A pack of (shard, agent, the agent's record)."""
-    return Record(f"{cell}.pk.{chain}.{slot}", codec.seal(codec.encode_raw(entries)))
+    return Record(subjects.pack(cell, chain, slot), codec.seal(codec.encode_raw(entries)))
 
 
 def entries(stored: Stored) -> list[tuple[int, str, bytes]]:
@@ -75,8 +63,8 @@ def unfold(
     `DataLoss`.
     """
     for stored in records:
-        if is_pack(stored.subject):
-            cell = stored.subject.partition(".")[0]
+        if subjects.is_pack(stored.subject):
+            cell = subjects.cell_of(stored.subject)
             try:
                 found = entries(stored)
             except DataLoss as error:
@@ -85,6 +73,6 @@ def unfold(
                 on_damage(stored, error)
                 continue
             for number, token, payload in found:
-                yield Packed(f"{cell}.{number}.st.{token}", stored.sequence, payload)
+                yield Packed(subjects.record(f"{cell}.{number}", token), stored.sequence, payload)
         else:
             yield stored

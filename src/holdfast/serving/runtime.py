@@ -20,6 +20,7 @@ from holdfast.core.pools import Space
 from holdfast.engines.base import Engine, Record, Stored
 from holdfast.engines.gate import Gate
 from holdfast.errors import ConfigError, DataLoss, NoQuorum, Unknown
+from holdfast.records import subjects
 from holdfast.serving.commits import large_states
 from holdfast.serving.commits.committer import Committer
 from holdfast.serving.complaints import Complaints
@@ -153,9 +154,8 @@ class Runtime:
         lapses = self.life.lapses
         shards = {number: Shard(self, number, cell, claim) for number, claim in claims.items()}
         of: dict[int, list[Stored]] = {number: [] for number in shards}
-        skip = len(cell) + 1
         async for stored in loops.in_slices(records):
-            number = int(stored.subject[skip : stored.subject.index(".", skip)])
+            number = subjects.shard_of(stored.subject)
             if number in claims and stored.sequence < claims[number].epoch:
                 of[number].append(stored)
         found: dict[int, tuple[list[Any], list[Stored]]] = {}
@@ -187,16 +187,15 @@ class Runtime:
         # a recovery that took long may have outlived what was left of an older subscription
         await self.listen(shards)
 
-    def on_inbox(self, cell: str, records: list[Stored], epochs: Mapping[int, int]) -> None:
+    def on_inbox(self, records: list[Stored], epochs: Mapping[int, int]) -> None:
         """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it
         was begun for.
 
         A shard that was claimed anew has a tail of its own: what an older one brings may have a gap
         before it.
         """
-        skip = len(cell) + 1
         for stored in records:
-            number = int(stored.subject[skip : stored.subject.index(".", skip)])
+            number = subjects.shard_of(stored.subject)
             shard = self.shards.get(number)
             if shard is not None and shard.epoch == epochs.get(number):
                 shard.receive(stored)

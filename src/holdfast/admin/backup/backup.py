@@ -23,8 +23,8 @@ from holdfast import limits, loops
 from holdfast.admin.backup import cut
 from holdfast.admin.backup.archive import FORMAT, Head, Item, Writer
 from holdfast.admin.backup.cut import Report
+from holdfast.admin.backup.places import is_passing
 from holdfast.admin.backup.spool import Spool
-from holdfast.admin.backup.subjects import is_passing, kind_of
 from holdfast.admin.backup.verify import BackupFacts, Checks, facts_of
 from holdfast.cluster.facts import write_pause
 from holdfast.cluster.facts.manifest import registry_cell
@@ -32,7 +32,7 @@ from holdfast.codec import ERRORS, unseal
 from holdfast.engines.base import Engine, Stored
 from holdfast.errors import DataLoss, NotFound, Overloaded
 from holdfast.node.node import Node
-from holdfast.records import agent_record
+from holdfast.records import agent_record, subjects
 from holdfast.records.messages import DeadRecord
 from holdfast.version import VERSION
 
@@ -135,14 +135,14 @@ def _items(spool: Spool, cuts: list[int]) -> Iterator[Item]:
     for outboxes in (False, True):
         for place, cut_at in enumerate(cuts):
             for stored in spool.in_order(place):
-                kind = kind_of(stored.subject)
+                kind = subjects.kind_of(stored.subject)
                 if (
-                    (kind == "out") != outboxes
+                    (kind == subjects.OUTBOX) != outboxes
                     or stored.sequence > cut_at
                     or is_passing(stored.subject)
                 ):
                     continue
-                if not handled(kind, stored) and stored.subject.split(".", 2)[1] != "rl":
+                if not handled(kind, stored) and subjects.word_of(stored.subject) != subjects.RELAY:
                     yield Item(place, stored.sequence, stored.subject, stored.payload)
 
 
@@ -155,13 +155,15 @@ class _Handled:
         self._cursors: dict[str, int] = {}
 
     def __call__(self, kind: str, stored: Stored) -> bool:
-        if kind == "in":
-            cell, shard, _, token, _ = stored.subject.split(".", 4)
-            return stored.sequence <= self._consumed_by(f"{cell}.{shard}.st.{token}")
-        if kind == "out":
-            cell, shard, _, target, _ = stored.subject.split(".", 4)
-            return stored.sequence <= self._carried(f"{target}.rl.{cell}-{shard}")
-        return kind == "dl" and _is_done(stored)
+        cell = subjects.cell_of(stored.subject)
+        if kind == subjects.INBOX:
+            shard = subjects.shard(cell, subjects.shard_of(stored.subject))
+            agent = subjects.agent_of(stored.subject)
+            return stored.sequence <= self._consumed_by(subjects.record(shard, agent))
+        if kind == subjects.OUTBOX:
+            target, number = subjects.target_of(stored.subject), subjects.shard_of(stored.subject)
+            return stored.sequence <= self._carried(subjects.relay(target, cell, number))
+        return kind == subjects.DEAD_LETTER and _is_done(stored)
 
     def _consumed_by(self, subject: str) -> int:
         """The last inbox message that an agent consumed."""

@@ -40,11 +40,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from holdfast import chance, limits
+from holdfast.admin.backup.places import changes_nothing, is_passing
 from holdfast.admin.backup.spool import Spool
-from holdfast.admin.backup.subjects import MARK, changes_nothing, is_passing
 from holdfast.cluster.facts import write_pause
 from holdfast.engines.base import Engine, Record
 from holdfast.errors import NoQuorum, Overloaded, Unknown
+from holdfast.records import subjects
 from holdfast.records.packs import unfold
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -187,7 +188,7 @@ async def _attempt(
 async def _mark(engine: Engine, readings: list[_Reading]) -> list[int]:
     """Append a mark to every cell, and wait until the tails are past them."""
     written = await asyncio.gather(
-        *(engine.log.append(one.cell, [Record(f"{one.cell}.{MARK}", b"")]) for one in readings)
+        *(engine.log.append(one.cell, [Record(subjects.mark(one.cell), b"")]) for one in readings)
     )
     marks = [sequences[0] for sequences in written]
     for reading, mark in zip(readings, marks, strict=True):

@@ -25,8 +25,8 @@ from holdfast import chance, limits
 from holdfast.admin.backup import rewrite
 from holdfast.admin.backup.archive import Head, Item, Part
 from holdfast.admin.backup.cut import Report
+from holdfast.admin.backup.places import Places, is_passing
 from holdfast.admin.backup.rewrite import Batches
-from holdfast.admin.backup.subjects import Places, is_passing, kind_of
 from holdfast.admin.backup.verify import BackupFacts, checked, verify
 from holdfast.admin.presence import Presence, look
 from holdfast.cluster.facts import manifest as manifests
@@ -37,9 +37,10 @@ from holdfast.core import backoff
 from holdfast.engines.base import Engine, Message, Record, Stored
 from holdfast.engines.checks import HEADER_BYTES
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, Unknown
+from holdfast.records import subjects
 
 _OURS: Final = re.compile(r"g([0-9]{1,6})(?:reg|c[0-9]{1,2})", re.ASCII)
-_FOUNDING: Final = frozenset({"placement", "ev", "rl"})
+_FOUNDING: Final = frozenset({subjects.PLACEMENT, subjects.EVENT, subjects.RELAY})
 """What a cluster that nobody has used yet may have beside what is of the moment."""
 
 _LISTEN_SECONDS: Final = 3 * limits.BEAT_SECONDS
@@ -148,7 +149,7 @@ async def _read_manifest(engine: Engine, registry: str) -> Stored | None:
     while True:
         attempt += 1
         try:
-            return await engine.log.read(registry, f"{registry}.manifest")
+            return await engine.log.read(registry, subjects.manifest(registry))
         except NoQuorum:
             if asyncio.get_running_loop().time() > end:
                 raise
@@ -186,7 +187,7 @@ async def _first_of_use(engine: Engine, cell: str) -> str:
                 for stored in chunk.records:
                     if (
                         not is_passing(stored.subject)
-                        and stored.subject.split(".", 2)[1] not in _FOUNDING
+                        and subjects.word_of(stored.subject) not in _FOUNDING
                     ):
                         return stored.subject
                 if chunk.caught_up:
@@ -218,7 +219,7 @@ async def _finish(engine: Engine, registry: str, manifest: Manifest, begun: int)
             # An attempt of ours may have been written all the same.
             stored = None
             with suppress(NoQuorum, Unknown):
-                stored = await engine.log.read(registry, f"{registry}.manifest")
+                stored = await engine.log.read(registry, subjects.manifest(registry))
             if stored is not None and stored.sequence > begun:
                 if manifests.decode(stored.payload) == manifest:
                     return
@@ -267,7 +268,7 @@ class _Copy:
                 await writer.stop()
 
     async def _item(self, item: Item, places: Places) -> None:
-        if kind_of(item.subject) == "st":
+        if subjects.is_record(item.subject):
             await self._writers[places.move(item.subject)[0]].agent(item)
         else:
             cell, record = rewrite.moved(item, places)

@@ -27,11 +27,11 @@ import msgspec
 
 from holdfast import codec, limits
 from holdfast.admin.backup.archive import Item
-from holdfast.admin.backup.subjects import Places, kind_of, shard_of
+from holdfast.admin.backup.places import Places
 from holdfast.core.digest import entry
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import DataLoss
-from holdfast.records import agent_record
+from holdfast.records import agent_record, subjects
 from holdfast.records.agent_record import AgentRecord
 from holdfast.records.messages import InboxMessage, inbox_key
 
@@ -51,8 +51,8 @@ def generation_of(sequence: int) -> int:
 
 def moved(item: Item, places: Places) -> tuple[str, Record]:
     """The cell and the record that becomes of anything but an agent's record. Raises `DataLoss`."""
-    kind = kind_of(item.subject)
-    if kind == "out":
+    kind = subjects.kind_of(item.subject)
+    if kind == subjects.OUTBOX:
         try:
             subject, message = _decode_outbox(codec.unseal(item.payload, item.subject))
         except codec.ERRORS as error:
@@ -60,7 +60,7 @@ def moved(item: Item, places: Places) -> tuple[str, Record]:
         cell, name = places.move(subject)
         return cell, Record(name, message)
     cell, name = places.move(item.subject)
-    return cell, Record(name, _keyed(item) if kind == "in" else item.payload)
+    return cell, Record(name, _keyed(item) if kind == subjects.INBOX else item.payload)
 
 
 def _keyed(item: Item) -> bytes:
@@ -98,7 +98,7 @@ class Batches:
         begun: set[int] = set()
         self._under_way = []
         for item in agents:
-            number, token = shard_of(item.subject), item.subject.split(".", 3)[3]
+            number, token = subjects.shard_of(item.subject), subjects.agent_of(item.subject)
             assert number is not None
             shard = self._shards.setdefault(number, _Shard())
             first = number not in begun

@@ -18,19 +18,22 @@ import msgspec
 
 from holdfast import codec, ids, limits
 from holdfast.admin.backup.archive import PART_BYTES, Head, Item, Part
-from holdfast.admin.backup.subjects import is_passing, kind_of, shard_of
+from holdfast.admin.backup.places import is_passing
 from holdfast.cluster.facts import manifest as manifests
 from holdfast.cluster.facts.manifest import Manifest, registry_cell
 from holdfast.cluster.facts.placement import read_table
 from holdfast.engines.base import Stored
 from holdfast.engines.checks import check_subject
 from holdfast.errors import ConfigError, DataLoss, InvalidName
+from holdfast.records import subjects
 from holdfast.records.agent_record import RECORD_VERSION_MIN, AgentRecord
 
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 _WORD: Final = re.compile(r"[a-z]{1,16}")
 _SHARD: Final = re.compile(r"0|[1-9][0-9]{0,9}")
-_TOKENS: Final = {"st": 4, "in": 5, "out": 5, "dl": 5}
+_TOKENS: Final = {
+    subjects.RECORD: 4, subjects.INBOX: 5, subjects.OUTBOX: 5, subjects.DEAD_LETTER: 5,
+}  # fmt: skip
 _decode_outbox = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
@@ -94,18 +97,18 @@ class Sense:
                 f"{item.subject[:80]!r} is not a subject of {self._cells[item.cell]}, where it "
                 "stands"
             )
-        if is_passing(item.subject) or item.subject.split(".", 2)[1] == "rl":
+        if is_passing(item.subject) or subjects.word_of(item.subject) == subjects.RELAY:
             raise DataLoss(f"{item.subject[:80]!r} is of the moment: no backup holds it")
         self._record(item.subject)
         # an agent that is there twice is found by its shard's digest
-        if (kind := kind_of(item.subject)) != "st":
+        if (kind := subjects.kind_of(item.subject)) != subjects.RECORD:
             digest = blake2b(item.subject.encode(), digest_size=12).digest()
             if digest in self._seen:
                 raise DataLoss(f"{item.subject[:80]!r} is there twice")
             self._seen.add(digest)
-        if kind == "out":
+        if kind == subjects.OUTBOX:
             self._outgoing(item)
-        if item.subject == f"{self._head.registry}.placement":
+        if item.subject == subjects.placement(self._head.registry):
             self._shards = max(
                 self._shards, read_table(Stored(item.subject, item.sequence, item.payload)).shards
             )
@@ -164,8 +167,7 @@ class Sense:
             raise DataLoss(
                 f"{subject[:80]!r} names {tokens[0][:20]!r} as a shard, or as what a cell has"
             )
-        shard = shard_of(subject)
-        assert shard is not None
+        shard = subjects.shard_of(subject)
         if self._head.cells[shard % len(self._head.cells)] != cell:
             raise DataLoss(f"{subject[:80]!r}: shard {shard} is not in {cell}")
         self._highest = max(self._highest, (shard, subject))
@@ -174,15 +176,15 @@ class Sense:
     def _blob(self, key: str) -> None:
         self._subject(key)
         tokens = key.split(".")
-        if len(tokens) != 4 or shard_of(key) is None:
+        if len(tokens) != 4 or subjects.shard_of(key) < 0:
             raise DataLoss(f"{key[:80]!r} is not the key of a blob")
         self._agent(key, tokens[2])
 
     def _record(self, subject: str) -> None:
         """A record's subject, beyond its cell."""
         tokens = subject.split(".")
-        if shard_of(subject) is None:
-            if tokens[1] == "ag":
+        if subjects.shard_of(subject) < 0:
+            if tokens[1] == subjects.ENTRY:
                 self._agent(subject, ".".join(tokens[2:]))
             return
         kind = tokens[2] if len(tokens) > 2 else ""
@@ -190,7 +192,7 @@ class Sense:
             raise DataLoss(f"{subject[:80]!r} names {kind[:20]!r} as what a shard has")
         if len(tokens) != _TOKENS.get(kind, len(tokens)):
             raise DataLoss(f"{subject[:80]!r} has {len(tokens)} parts, not {_TOKENS[kind]}")
-        if kind == "out":
+        if kind == subjects.OUTBOX:
             if tokens[3] not in self._head.cells:
                 raise DataLoss(f"{subject[:80]!r} is for a cell that is not there")
         elif kind in _TOKENS:
@@ -213,7 +215,7 @@ class Sense:
             ) from None
         cell = self._subject(subject)
         self._record(subject)
-        if cell != item.subject.split(".")[3] or kind_of(subject) != "in":
+        if cell != subjects.target_of(item.subject) or subjects.kind_of(subject) != subjects.INBOX:
             raise DataLoss(
                 f"{item.subject[:80]!r} is a message for {subject[:80]!r}, which is another cell's"
             )

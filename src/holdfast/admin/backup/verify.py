@@ -16,12 +16,11 @@ import msgspec
 from holdfast.admin.backup import archive
 from holdfast.admin.backup.archive import Frame, Head, Item, Part
 from holdfast.admin.backup.sense import Sense
-from holdfast.admin.backup.subjects import kind_of, shard_of
 from holdfast.cluster.facts.registry import is_freed
 from holdfast.core.digest import before, entry
 from holdfast.engines.base import Stored
 from holdfast.errors import ConfigError, DataLoss
-from holdfast.records import agent_record
+from holdfast.records import agent_record, subjects
 from holdfast.records.agent_record import RECORD_VERSION, AgentRecord
 
 
@@ -51,12 +50,12 @@ class BackupFacts(msgspec.Struct):
 
     def count(self, item: Item) -> None:
         """Note a record."""
-        kind = kind_of(item.subject)
+        kind = subjects.kind_of(item.subject)
         self.records += 1
-        self.agents += kind == "st"
-        self.messages += kind in ("in", "out")
-        self.dead_letters += kind == "dl"
-        if item.subject.split(".", 2)[1] == "ag":
+        self.agents += kind == subjects.RECORD
+        self.messages += kind in (subjects.INBOX, subjects.OUTBOX)
+        self.dead_letters += kind == subjects.DEAD_LETTER
+        if subjects.word_of(item.subject) == subjects.ENTRY:
             self.registered += not is_freed(Stored(item.subject, item.sequence, item.payload))
 
 
@@ -121,17 +120,16 @@ class Checks:
     def item(self, item: Item) -> None:
         """Check a record. Raises `DataLoss`."""
         self._sense.item(item)
-        if kind_of(item.subject) == "st":
+        if subjects.is_record(item.subject):
             if item.sequence < self._last[item.cell]:  # those of one pack have the same
                 raise DataLoss(f"{item.subject}: its record {item.sequence} is out of order")
             self._last[item.cell] = item.sequence
-            token = item.subject.split(".", 3)[3]
+            token = subjects.agent_of(item.subject)
             record = agent_record.decode(item.payload, f"{item.subject} {item.sequence}")
             self._sense.record(item.subject, record)
             if record.blob:
                 self.blobs[record.blob] = None
-            shard = shard_of(item.subject)
-            assert shard is not None
+            shard = subjects.shard_of(item.subject)
             self._shards.setdefault(shard, ShardCheck()).add(token, item.sequence, record)
 
     def part(self, part: Part) -> None:

@@ -24,6 +24,7 @@ from holdfast.core.replicas import spans
 from holdfast.engines.base import Stored
 from holdfast.engines.local.lock import InUse, Lock
 from holdfast.errors import ConfigError, DataLoss
+from holdfast.records import subjects
 
 _SPANS_MAX: Final = 20
 _LINES_MAX: Final = 5
@@ -91,8 +92,8 @@ def _look(path: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
         try:
             if not is_intact(subject, payload):
                 raise DataLoss(subject)
-            prefix, agent, _ = subject.partition(".st.")
-            if agent:
+            if subjects.is_record(subject):
+                prefix = subjects.shard(subjects.cell_of(subject), subjects.shard_of(subject))
                 shards.setdefault(prefix, ShardReading(prefix)).add(
                     Stored(subject, sequence, payload)
                 )

@@ -29,6 +29,7 @@ from holdfast.host.rpc.facts import HostFacts, Replicas
 from holdfast.host.rpc.service import ask_host, hear_hosts
 from holdfast.node.checkup import SUBJECT, NodeState, state_door
 from holdfast.node.dead_letters import DeadLetters
+from holdfast.records import subjects
 
 T = TypeVar("T")
 
@@ -245,7 +246,7 @@ async def _stream(engine: NatsEngine, name: str) -> StreamFacts | HoldfastError:
 
 async def _manifest(engine: NatsEngine) -> Manifest | None:
     cell = registry_cell(newest_generation(await engine.cells()))
-    stored = await engine.log.read(cell, f"{cell}.manifest")
+    stored = await engine.log.read(cell, subjects.manifest(cell))
     return None if stored is None else decode(stored.payload)
 
 
@@ -266,9 +267,9 @@ async def _see_shards(engine: NatsEngine, seen: Survey) -> None:
 
 async def _see_owners(engine: NatsEngine, manifest: Manifest, seen: Survey) -> None:
     async def owned(cell: str) -> None:
-        work = streams.subjects(engine.connection, cell, f"{cell}.*.epoch")
+        work = streams.subjects(engine.connection, cell, subjects.epoch(cell, subjects.ANY))
         shown = await _bounded(work, _SUBJECTS_SECONDS, f"the shards of {cell}", seen.unseen)
-        seen.shards |= {int(subject.split(".")[1]) for subject in (shown.subjects if shown else ())}
+        seen.shards |= {subjects.shard_of(subject) for subject in (shown.subjects if shown else ())}
 
     await asyncio.gather(*map(owned, manifest.cells))
     if seen.shards - seen.served and any(node.kinds for node in seen.nodes):

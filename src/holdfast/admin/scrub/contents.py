@@ -25,7 +25,7 @@ from holdfast.engines.nats.blobs import Whole
 from holdfast.engines.nats.connection import Connection
 from holdfast.engines.nats.replica import Replica, ends, open_replicas
 from holdfast.errors import DataLoss
-from holdfast.records import packs
+from holdfast.records import subjects
 
 CANDIDATES_MAX: Final = 100_000
 """Sequences that are looked at again; a replica that lost more is known by these."""
@@ -35,7 +35,19 @@ _ROUNDS_MAX: Final = 12
 _PAUSE_SECONDS: Final = 0.5
 _REACH_SECONDS: Final = 10.0
 
-_SEALED: Final = frozenset({"st", "in", "out", "dl", "epoch", "settled"})
+_SEALED: Final = frozenset(
+    {
+        subjects.RECORD,
+        subjects.INBOX,
+        subjects.OUTBOX,
+        subjects.DEAD_LETTER,
+        subjects.EPOCH,
+        subjects.SETTLED,
+    }
+)
+_SEALED_OF_A_CELL: Final = frozenset(
+    {subjects.RELAY, subjects.MANIFEST, subjects.ENTRY, subjects.PACK, "whole"}
+)
 _decode_whole = msgspec.msgpack.Decoder(Whole).decode
 
 
@@ -68,7 +80,7 @@ def is_sealed(subject: str) -> bool:
         return False
     if tokens[1].isdigit():
         return len(tokens) > 2 and tokens[2] in _SEALED
-    return tokens[1] in ("rl", "manifest", "ag", "whole", packs.TOKEN)
+    return tokens[1] in _SEALED_OF_A_CELL
 
 
 def is_intact(subject: str, payload: bytes) -> bool:

@@ -17,7 +17,7 @@ from holdfast.engines.nats import streams
 from holdfast.engines.nats.connection import Connection
 from holdfast.engines.nats.replica import open_replicas
 from holdfast.errors import DataLoss
-from holdfast.records import agent_record, packs
+from holdfast.records import agent_record, packs, subjects
 from holdfast.records.agent_record import AgentRecord, check_digest
 
 _SHARDS_AT_ONCE: Final = 16
@@ -37,7 +37,7 @@ class ShardReading:
 
     def add(self, stored: Stored) -> None:
         """One record of an agent, in order. Raises `DataLoss` where it is damaged."""
-        token = stored.subject[len(self.prefix) + len(".st.") :]
+        token = subjects.agent_of(stored.subject)
         record = agent_record.decode(stored.payload, stored.subject)
         self.digest ^= moved(token, self.index.get(token, 0), stored.sequence)
         self.index[token] = stored.sequence
@@ -55,8 +55,8 @@ class ShardReading:
 async def check_cell(connection: Connection, cell: str, server: str) -> dict[str, str]:
     """The shards whose digest does not hold on this server's replica, each with why. Raises
     `NoQuorum`, `Unknown`."""
-    owned = await streams.subjects(connection, cell, f"{cell}.*.epoch")
-    prefixes = sorted(subject.removesuffix(".epoch") for subject in owned.subjects)
+    owned = await streams.subjects(connection, cell, subjects.epoch(cell, subjects.ANY))
+    prefixes = sorted(subjects.shard(cell, subjects.shard_of(one)) for one in owned.subjects)
     failed: dict[str, str] = {}
     for start in range(0, len(prefixes), _SHARDS_AT_ONCE):
         wanted: Sequence[str] = prefixes[start : start + _SHARDS_AT_ONCE]
@@ -76,7 +76,10 @@ async def _check_some(
 ) -> dict[str, str]:
     shards = {prefix: ShardReading(prefix) for prefix in prefixes}
     failed: dict[str, str] = {}
-    filters = [*(f"{prefix}.st.>" for prefix in prefixes), packs.filter_of(cell)]
+    filters = [
+        *(subjects.all_of(prefix, subjects.RECORD) for prefix in prefixes),
+        packs.filter_of(cell),
+    ]
     reader = (await open_replicas(connection, cell, [server], filters))[server]
 
     def damaged(_: Stored, error: DataLoss) -> None:
@@ -85,7 +88,7 @@ async def _check_some(
     try:
         while chunk := await reader.next():
             for stored in packs.unfold(chunk, damaged):
-                prefix = stored.subject.partition(".st.")[0]
+                prefix = subjects.shard(cell, subjects.shard_of(stored.subject))
                 if prefix not in shards:
                     continue
                 try:

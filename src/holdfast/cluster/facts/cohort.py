@@ -20,6 +20,7 @@ from holdfast.cluster.door import Name, Names, Text
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import Conflict, DataLoss, NoQuorum, NotFound, Unknown
+from holdfast.records import subjects
 
 SIZES: Final = (1, 3, 5)
 CELL: Final = "hfhosts"
@@ -78,10 +79,6 @@ class Cohort(msgspec.Struct, array_like=True, frozen=True):
 _decode_cohort = codec.decoder(Cohort).decode
 
 
-def _subject(cell: str) -> str:
-    return f"{cell}.cohort"
-
-
 def _decode(payload: bytes) -> Cohort:
     try:
         cohort: Cohort = _decode_cohort(codec.unseal(payload, "the cohort's record"))
@@ -93,7 +90,7 @@ def _decode(payload: bytes) -> Cohort:
 async def read(engine: Engine, cell: str) -> tuple[Cohort | None, int]:
     """The record and its sequence; None and 0 where the cluster has none yet. It may be stale.
     Raises `NoQuorum`."""
-    stored = await engine.log.read(cell, _subject(cell))
+    stored = await engine.log.read(cell, subjects.cohort(cell))
     return (None, 0) if stored is None else (_decode(stored.payload), stored.sequence)
 
 
@@ -107,7 +104,7 @@ async def change(engine: Engine, cell: str, decide: Callable[[Cohort | None], Co
     random = chance.random()
     loop = asyncio.get_running_loop()
     end = loop.time() + limits.QUORUM_WAIT_SECONDS
-    subject = _subject(cell)
+    subject = subjects.cohort(cell)
     attempt = 0
     while True:
         attempt += 1
@@ -127,6 +124,6 @@ async def change(engine: Engine, cell: str, decide: Callable[[Cohort | None], Co
 
 async def follow(engine: Engine, cell: str) -> AsyncIterator[Cohort]:
     """The record, and each newer one, for ever. Close it with ``aclose()``."""
-    async for chunk in engine.log.tail(cell, [_subject(cell)]):
+    async for chunk in engine.log.tail(cell, [subjects.cohort(cell)]):
         for stored in chunk.records:
             yield _decode(stored.payload)

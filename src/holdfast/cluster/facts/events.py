@@ -21,6 +21,7 @@ from holdfast.clock import Clock
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import Closed, Conflict, DataLoss, HoldfastError, NoQuorum, Unknown
+from holdfast.records import subjects
 
 _WAITING_MAX: Final = 1000
 _TRIM_SECONDS: Final = 60.0
@@ -48,8 +49,8 @@ class Events:
 
     def __init__(self, engine: Engine, cell: str, clock: Clock, by: str) -> None:
         self._engine = engine
-        self._prefix = f"{cell}.ev"
         self._cell = cell
+        self._filter = subjects.all_of(cell, subjects.EVENT)
         self._clock = clock
         self._by = by
         self._waiting: deque[tuple[str, Event]] = deque(maxlen=_WAITING_MAX)
@@ -78,7 +79,7 @@ class Events:
         """Have an event written, without waiting. ``key``: what makes it the same one, when others
         see it too."""
         event = Event(what, who, self._clock.now(), self._by, facts)
-        self._waiting.append((f"{self._prefix}.{what}.{key or ids.new_id('e')}", event))
+        self._waiting.append((subjects.event(self._cell, what, key or ids.new_id("e")), event))
         self._wake.set()
 
     async def _write(self) -> None:
@@ -110,7 +111,7 @@ class Events:
     async def read(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[Event]:
         """The events behind a position, oldest first; with ``follow`` also those to come, for
         ever."""
-        tail = self._engine.log.tail(self._cell, [f"{self._prefix}.>"], after + 1)
+        tail = self._engine.log.tail(self._cell, [self._filter], after + 1)
         try:
             async for chunk in tail:
                 for stored in chunk.records:
@@ -136,7 +137,7 @@ class Events:
             kept.append(event.position)
             count += 1
         if count > limits.EVENTS_MAX:
-            await self._engine.log.purge(self._cell, f"{self._prefix}.>", kept[0])
+            await self._engine.log.purge(self._cell, self._filter, kept[0])
 
 
 def _decode(stored: Stored) -> Event | None:

@@ -20,6 +20,7 @@ from holdfast import chance, codec, ids, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import ConfigError, Conflict, DataLoss, NoQuorum, OutcomeUnknown, Unknown
+from holdfast.records import subjects
 from holdfast.records.agent_record import RECORD_VERSION, RECORD_VERSION_MIN
 
 _REGISTRY_CELL: Final = re.compile(r"g([0-9]{1,6})reg", re.ASCII)
@@ -79,7 +80,7 @@ async def read(engine: Engine, cell: str) -> Manifest | None:
     started = asyncio.get_running_loop().time()
     random = chance.random()
     for attempt in itertools.count(1):
-        stored = await engine.log.read(cell, f"{cell}.manifest")
+        stored = await engine.log.read(cell, subjects.manifest(cell))
         if stored is None:
             return None
         manifest = decode(stored.payload)
@@ -121,7 +122,7 @@ async def ensure(engine: Engine, cell: str, wanted: Manifest) -> Manifest:
 async def write(engine: Engine, cell: str, manifest: Manifest, expected: int) -> int:
     """Write it over the one with a sequence (0: there is none), and return its own. Raises what
     `Log.append` raises."""
-    subject = f"{cell}.manifest"
+    subject = subjects.manifest(cell)
     payload = codec.seal(codec.encode_raw(manifest))
     return (await engine.log.append(cell, [Record(subject, payload, Expect(subject, expected))]))[0]
 
@@ -132,7 +133,7 @@ async def raise_version(engine: Engine, cell: str, version: int) -> Manifest:
     Raises `ConfigError` for a version that does not follow the present one, `NoQuorum`,
     `OutcomeUnknown`.
     """
-    subject = f"{cell}.manifest"
+    subject = subjects.manifest(cell)
     random = chance.random()
     end = asyncio.get_running_loop().time() + limits.QUORUM_WAIT_SECONDS
     for attempt in range(1, 1000):

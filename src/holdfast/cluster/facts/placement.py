@@ -25,6 +25,7 @@ from holdfast.errors import (
     OutcomeUnknown,
     Unknown,
 )
+from holdfast.records import subjects
 
 _Change = Callable[[Table], Table]
 
@@ -51,7 +52,7 @@ class Placement:
         self._on_change = on_change
         self._engine = engine
         self._cell = cell
-        self._subject = f"{cell}.placement"
+        self._subject = subjects.placement(cell)
         self._sequence = 0
         self._looked_at = float("-inf")
         self._random = chance.random()
@@ -81,9 +82,9 @@ class Placement:
         await loops.stop(self._following)
 
     async def _follow(self) -> None:
-        subjects = [self._subject, f"{self._cell}.manifest"]
+        followed = [self._subject, subjects.manifest(self._cell)]
         try:
-            async for chunk in self._engine.log.tail(self._cell, subjects):
+            async for chunk in self._engine.log.tail(self._cell, followed):
                 for stored in chunk.records:
                     if stored.subject == self._subject:
                         self._take(stored)

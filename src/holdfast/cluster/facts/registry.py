@@ -37,6 +37,7 @@ from holdfast.errors import (
     TooLarge,
     Unknown,
 )
+from holdfast.records import subjects
 
 _logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Registry:
 
     async def _follow(self) -> None:
         skip = len(self._cell) + 4
-        tail = self._engine.log.tail(self._cell, [f"{self._cell}.ag.>"])
+        tail = self._engine.log.tail(self._cell, [subjects.all_of(self._cell, subjects.ENTRY)])
         try:
             async for chunk in tail:
                 async for stored in loops.in_slices(chunk.records):
@@ -316,7 +317,7 @@ class Registry:
     async def _write(self, token: str, change: Any) -> Entry:
         """Apply a change to what is there, as often as others come between. ``change`` raises where
         it cannot be."""
-        subject = f"{self._cell}.ag.{token}"
+        subject = subjects.entry(self._cell, token)
         end = self._clock.monotonic() + limits.QUORUM_WAIT_SECONDS
         unknown = False
         writer = ""

@@ -24,6 +24,7 @@ from holdfast.cluster.fence_chain import Chain
 from holdfast.core import backoff
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import Closed, Conflict, InvalidName, NoQuorum, StorageFailed, Unknown
+from holdfast.records import subjects
 
 _CONDEMNED: Final = b"condemned"
 _PROOF_SECONDS: Final = limits.ISOLATE_SECONDS / 4
@@ -204,12 +205,12 @@ class Liveness:
             self._clock.monotonic(),
             self._highest[cell],
         )
-        subject = _subject(cell, incarnation)
+        subject = subjects.life(cell, incarnation)
         proof = Record(subject, b"", Expect(subject, self._last[cell]))
         try:
             async with asyncio.timeout(limits.ISOLATE_SECONDS / 2):
                 sequences = await self._engine.log.append(
-                    cell, [proof if self.serves else Record(f"{cell}.alive", b"")]
+                    cell, [proof if self.serves else Record(subjects.alive(cell), b"")]
                 )
         except Conflict:
             await self._refused(cell, incarnation)
@@ -236,12 +237,12 @@ class Liveness:
         condemned."""
         before = self._highest[cell]
         try:
-            stored = await self._engine.log.read(cell, _subject(cell, incarnation))
+            stored = await self._engine.log.read(cell, subjects.life(cell, incarnation))
             if stored is None or stored.sequence < self._last[cell]:
                 # A replica that lags, or a log that lost this proof: a write tells.
                 self.wrote(
                     cell,
-                    (await self._engine.log.append(cell, [Record(f"{cell}.alive", b"")]))[0],
+                    (await self._engine.log.append(cell, [Record(subjects.alive(cell), b"")]))[0],
                     before,
                 )
         except (NoQuorum, Unknown, Closed):
@@ -308,7 +309,7 @@ class Liveness:
 
     async def _life_of(self, cell: str, incarnation: str) -> tuple[str, Stored | None] | None:
         try:
-            return cell, await self._engine.log.read(cell, _subject(cell, incarnation))
+            return cell, await self._engine.log.read(cell, subjects.life(cell, incarnation))
         except (NoQuorum, Unknown):
             return None
 
@@ -316,7 +317,7 @@ class Liveness:
         cell, stored = seen
         if stored is not None and _is_condemned(stored):
             return True
-        subject = _subject(cell, incarnation)
+        subject = subjects.life(cell, incarnation)
         expected = 0 if stored is None else stored.sequence
         try:
             await self._engine.log.append(
@@ -343,10 +344,6 @@ class Liveness:
             if stored is not None and stored.sequence > expected:
                 return _is_condemned(stored)
         return False
-
-
-def _subject(cell: str, incarnation: str) -> str:
-    return f"{cell}.life.{incarnation}"
 
 
 def _is_condemned(stored: Stored) -> bool:

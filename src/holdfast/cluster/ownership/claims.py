@@ -18,6 +18,7 @@ from holdfast.cluster.ownership import epochs
 from holdfast.cluster.ownership.epochs import Claim, Epoch, EpochRecord, Epochs
 from holdfast.engines.base import Engine, Record
 from holdfast.errors import Conflict, StorageFailed, Unknown
+from holdfast.records import subjects
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Claims:
             else:
                 self._life.wrote(cell, sequences[-1], highest)
                 break
-        self._broken.update((cell, fence_chain.name_of(record.subject)) for record in breaks)
+        self._broken.update((cell, subjects.chain_of(record.subject)) for record in breaks)
         if begins and mine.name == name:
             mine.link = sequences[-1]
         for number, sequence in zip(before, sequences, strict=False):
@@ -148,7 +149,7 @@ class Claims:
         found = []
         for name in sorted(names):
             if (cell, name) not in self._broken:
-                newest = await self._engine.log.read(cell, fence_chain.subject(cell, name))
+                newest = await self._engine.log.read(cell, subjects.link(cell, name))
                 if fence_chain.is_broken(newest):
                     self._broken.add((cell, name))
                 else:

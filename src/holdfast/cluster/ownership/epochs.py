@@ -14,6 +14,7 @@ import msgspec
 from holdfast import codec, ids
 from holdfast.engines.base import Engine, Expect, Record, Stored
 from holdfast.errors import DataLoss, NoQuorum, Unknown
+from holdfast.records import subjects
 
 _logger = logging.getLogger(__name__)
 
@@ -87,20 +88,15 @@ _decode = msgspec.msgpack.Decoder(EpochRecord).decode
 _decode_settled = msgspec.msgpack.Decoder(int).decode
 
 
-def subject(cell: str, number: int) -> str:
-    """Where a shard's epoch record is."""
-    return f"{cell}.{number}.epoch"
-
-
 def settled(cell: str, number: int, epoch: int) -> Record:
     """Says that since this epoch no record of the shard is in the packs of other chains than the
     owner's."""
-    return Record(f"{cell}.{number}.settled", codec.seal(codec.encode_raw(epoch)))
+    return Record(subjects.settled(cell, number), codec.seal(codec.encode_raw(epoch)))
 
 
 def successor(cell: str, number: int, before: int, record: EpochRecord) -> Record:
     """An epoch record that is written only if the one before is still the newest."""
-    name = subject(cell, number)
+    name = subjects.epoch(cell, number)
     return Record(name, codec.seal(codec.encode_raw(record)), Expect(name, before))
 
 
@@ -156,11 +152,12 @@ class Epochs:
 
     async def follow(self, cell: str, wake: Callable[[], None]) -> None:
         """Follow a cell's epochs for ever."""
-        async for chunk in self._engine.log.tail(cell, [f"{cell}.*.epoch", f"{cell}.*.settled"]):
+        filters = [subjects.epoch(cell, subjects.ANY), subjects.settled(cell, subjects.ANY)]
+        async for chunk in self._engine.log.tail(cell, filters):
             for stored in chunk.records:
                 try:
-                    number = int(stored.subject.split(".")[1])
-                    if stored.subject.endswith(".settled"):
+                    number = subjects.shard_of(stored.subject)
+                    if subjects.kind_of(stored.subject) == subjects.SETTLED:
                         self._settled[number] = _decode_settled(
                             codec.unseal(stored.payload, stored.subject)
                         )
@@ -178,7 +175,7 @@ class Epochs:
         """Read some epochs, for a tail that lags; a read that lags itself changes nothing."""
         for number in numbers:
             try:
-                stored = await self._engine.log.read(cell, subject(cell, number))
+                stored = await self._engine.log.read(cell, subjects.epoch(cell, number))
             except (NoQuorum, Unknown):
                 return
             if stored is not None:

@@ -20,7 +20,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from holdfast import chance, limits, loops
 from holdfast.clock import Clock
@@ -39,6 +39,7 @@ from holdfast.core import backoff
 from holdfast.core.contest import Contest
 from holdfast.engines.base import Engine
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
+from holdfast.records import subjects
 
 _logger = logging.getLogger(__name__)
 
@@ -74,8 +75,6 @@ class Ownership:
     ) -> None:
         self.epochs = Epochs(engine, self._newer)
         self._wake = asyncio.Event()
-        self.wake: Final = self._wake.set
-        """Look again at once: something has changed."""
         self.recovery = Recovery(engine, self._wake.set)
         self.planner = Planner(membership, placement, self.epochs, life, on_event)
         self._on_event = on_event
@@ -155,6 +154,10 @@ class Ownership:
             ):
                 self._renamed_at = now
                 self._life.begin_again()
+
+    def wake(self) -> None:
+        """Look again at once: something has changed."""
+        self._wake.set()
 
     async def _run(self) -> None:
         while not self._closing:
@@ -335,14 +338,16 @@ class Ownership:
     async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
         """Hand on what comes into the inboxes of shards claimed together, as long as one of them is
         still ours."""
-        filters = [f"{cell}.{number}.in.>" for number in current]
+        filters = [
+            subjects.all_of(subjects.shard(cell, number), subjects.INBOX) for number in current
+        ]
         tail = self._engine.log.tail(cell, filters, min(current.values()) + 1)
         try:
             async for chunk in tail:
                 if not any(self.owned.get(number) == epoch for number, epoch in current.items()):
                     return
                 if chunk.records:
-                    self._host.on_inbox(cell, chunk.records, current)
+                    self._host.on_inbox(chunk.records, current)
         finally:
             await tail.aclose()  # type: ignore[attr-defined]
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from holdfast import limits
-from holdfast.cluster.ownership import epochs
 from holdfast.cluster.ownership.epochs import Epochs
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.errors import Conflict, NoQuorum, Unknown
-from holdfast.records import packs
+from holdfast.records import packs, subjects
 
 
 class PackSweep:
@@ -59,15 +58,15 @@ class PackSweep:
 
     async def _sweep(self, cell: str, numbers: Sequence[int]) -> None:
         shown = await self._engine.log.subjects(cell, [packs.filter_of(cell)])
-        there = set(map(packs.chain_of, shown.subjects if shown else ()))
+        there = set(map(subjects.chain_of, shown.subjects if shown else ()))
         needed = set[str]().union(*map(self._epochs.packs, numbers))
         before, self._idle[cell] = self._idle.get(cell, set()), there - needed
         if swept := before & self._idle[cell]:
             records = [
                 Record(
-                    f"{cell}.sweep.{n}",
+                    subjects.sweep(cell, n),
                     b"",
-                    Expect(epochs.subject(cell, n), self._epochs.get(n).sequence),
+                    Expect(subjects.epoch(cell, n), self._epochs.get(n).sequence),
                 )
                 for n in numbers
             ]

@@ -26,10 +26,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from holdfast import limits, loops
-from holdfast.cluster.ownership import epochs
 from holdfast.engines.base import Engine, Shown, Stored
 from holdfast.errors import Closed, DataLoss, NoQuorum, Unknown
-from holdfast.records import packs
+from holdfast.records import packs, subjects
 
 _TAKE_SECONDS = 2.0
 _LAG_SECONDS = 3.0
@@ -44,17 +43,16 @@ _PASSING_MAX = 2000
 """Records of inbox and outbox that are kept of one shard."""
 
 
-def _shard(subject: str) -> int:
-    return int(subject.split(".", 2)[1])
+def _of_shards(cell: str, numbers: Iterable[int]) -> list[str]:
+    """Filters for all that shards of a cell have, but for what is in packs."""
+    return [subjects.all_of(subjects.shard(cell, number)) for number in numbers]
 
 
-def _filters(cell: str, subjects: Iterable[str]) -> list[str]:
+def _filters(cell: str, missing: Iterable[str]) -> list[str]:
     """Filters that these subjects match, one for a shard."""
-    some = list(subjects)
-    shards = {_shard(subject) for subject in some if not packs.is_pack(subject)}
-    return [f"{cell}.{number}.>" for number in shards] + [packs.filter_of(cell)] * any(
-        map(packs.is_pack, some)
-    )
+    some = list(missing)
+    shards = {subjects.shard_of(subject) for subject in some if not subjects.is_pack(subject)}
+    return _of_shards(cell, shards) + [packs.filter_of(cell)] * any(map(subjects.is_pack, some))
 
 
 class _Followed:
@@ -130,13 +128,12 @@ class Recovery:
         """The server whose replica will show what there is, as far as is known."""
         if cell not in self._leaders:
             with suppress(NoQuorum, Unknown, Closed):
-                await self._shown(cell, [f"{cell}.*.epoch"])
+                await self._shown(cell, [subjects.epoch(cell, subjects.ANY)])
         return self._leaders.get(cell, "")
 
     async def _run(self, cell: str, group: dict[int, _Followed]) -> None:
         """Follow some shards that were wanted together, as long as one of them still is."""
-        filters = [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)]
-        skip = len(cell) + 1
+        filters = [*_of_shards(cell, group), packs.filter_of(cell)]
         read: set[str] = set()
         tail = self._engine.log.tail(cell, filters, not_on=await self._leader(cell))
         comparing: asyncio.Task[None] | None = None
@@ -155,13 +152,13 @@ class Recovery:
                         self.forget(number)
                     continue  # up to the cancellation that this brought
                 async for stored in loops.in_slices(packs.unfold(chunk.records, damaged)):
-                    number = int(stored.subject[skip : stored.subject.index(".", skip)])
+                    number = subjects.shard_of(stored.subject)
                     followed = group.get(number)
                     if followed is None or self._followed.get(number) is not followed:
                         continue
-                    if stored.subject.endswith(".epoch"):
+                    if subjects.kind_of(stored.subject) == subjects.EPOCH:
                         followed.epoch = stored.sequence
-                    elif not stored.subject.endswith(".settled"):
+                    elif not subjects.is_ownership(stored.subject):
                         self._keep(number, followed, stored)
                 if comparing is None or not comparing.done():
                     read.update(one.subject for one in chunk.records)
@@ -185,16 +182,16 @@ class Recovery:
         """Find out whether what was read so far is everything; what comes from now on, comes from
         all replicas alike."""
         try:
-            shown = await self._shown(
-                cell, [*(f"{cell}.{number}.>" for number in group), packs.filter_of(cell)]
-            )
+            shown = await self._shown(cell, [*_of_shards(cell, group), packs.filter_of(cell)])
             lacking: set[int] = set()
             if shown is not None:
                 missing = await self._lacking(
                     cell, shown, read, lambda one: self._followed.get(one) is group[one]
                 )
                 lacking = (
-                    set(group) if any(map(packs.is_pack, missing)) else set(map(_shard, missing))
+                    set(group)
+                    if any(map(subjects.is_pack, missing))
+                    else set(map(subjects.shard_of, missing))
                 )
         except (NoQuorum, Unknown, Closed):
             lacking = set(group)  # it is followed anew, where it is still wanted
@@ -214,7 +211,7 @@ class Recovery:
         grown = len(stored.payload) - (len(old.payload) if old is not None else 0)
         followed.bytes += grown
         self._bytes += grown
-        if f".{number}.st." not in stored.subject:
+        if not subjects.is_record(stored.subject):
             followed.passing += 1
             if followed.passing > _PASSING_MAX:
                 self.forget(number)
@@ -286,14 +283,13 @@ class Recovery:
         self, cell: str, claims: Mapping[int, int], chains: Collection[str], anywhere: bool
     ) -> tuple[list[Stored], set[int], set[str]]:
         filters = [
-            *(f"{cell}.{number}.>" for number in claims),
+            *_of_shards(cell, claims),
             *(packs.filter_of(cell, name) for name in chains),
         ]
-        skip = len(cell) + 1
         tail = self._engine.log.tail(
             cell, filters, not_on="" if anywhere else await self._leader(cell)
         )
-        open_to = {epochs.subject(cell, number): number for number in claims}
+        open_to = {subjects.epoch(cell, number): number for number in claims}
         lost: set[int] = set()
         records: dict[str, Stored] = {}
         read_subjects: set[str] = set()
@@ -309,10 +305,7 @@ class Recovery:
                     if chunk.begun != begun:
                         raise Unknown(f"{cell}: the reading of its records was interrupted")
                     async for stored in loops.in_slices(packs.unfold(chunk.records)):
-                        if (
-                            int(stored.subject[skip : stored.subject.index(".", skip)])
-                            not in claims
-                        ):
+                        if subjects.shard_of(stored.subject) not in claims:
                             continue
                         if stored.subject in open_to:
                             number = open_to[stored.subject]
@@ -320,7 +313,7 @@ class Recovery:
                                 del open_to[stored.subject]
                             if stored.sequence > claims[number]:
                                 lost.add(number)
-                        elif not stored.subject.endswith((".epoch", ".settled")):
+                        elif not subjects.is_ownership(stored.subject):
                             records.pop(stored.subject, None)
                             records[stored.subject] = stored
                     read_subjects.update(one.subject for one in chunk.records)
@@ -367,8 +360,8 @@ class Recovery:
         end, again_at = now() + _LAG_SECONDS, now() + _PURGED_SECONDS
 
         def matters(subject: str) -> bool:
-            return packs.is_pack(subject) or (
-                wanted(_shard(subject)) and not subject.endswith((".epoch", ".settled"))
+            return subjects.is_pack(subject) or (
+                wanted(subjects.shard_of(subject)) and not subjects.is_ownership(subject)
             )
 
         # In C: there may be a million, and the loop would stand still.

@@ -13,7 +13,7 @@ from holdfast import codec, limits
 from holdfast.cluster.ownership import epochs
 from holdfast.engines.base import Record
 from holdfast.errors import TooLarge
-from holdfast.records import agent_record, packs
+from holdfast.records import agent_record, packs, subjects
 from holdfast.serving.delivery import Delivery
 from holdfast.serving.turns.activation import Activation
 
@@ -109,13 +109,13 @@ class Batch:
             self.bytes += size
         else:
             self.agents.append((activation, len(self.records), state))
-            self._append(Record(f"{shard.prefix}.st.{token}", payload, fence))
+            self._append(Record(subjects.record(shard.prefix, token), payload, fence))
         for message in activation.in_batch:
             if message.outgoing:
                 self._add_outgoing(shard, message)
             if message.dead:
-                end = message.sequence or f"t{shard.next_unique()}"
-                self._append(Record(f"{shard.prefix}.dl.{token}.{end}", message.dead))
+                end = str(message.sequence or f"t{shard.next_unique()}")
+                self._append(Record(subjects.dead_letter(shard.prefix, token, end), message.dead))
         return True
 
     def _append(self, record: Record) -> None:
@@ -132,12 +132,12 @@ class Batch:
             target = shard.runtime.shard_of(sent.token)
             cell = shard.runtime.cell_of(target)
             unique = shard.next_unique()
-            subject = f"{cell}.{target}.in.{sent.token}.{unique}"
+            subject = subjects.inbox(cell, target, sent.token, unique)
             payload = codec.seal(codec.encode_raw(sent.message))
             if cell != self._cell:
                 # The relay puts it under that subject in the other cell.
                 payload = codec.seal(codec.encode_raw((subject, payload)))
-                subject = f"{shard.prefix}.out.{cell}.{unique}"
+                subject = subjects.outbox(shard.prefix, cell, unique)
                 self.outbox.append((shard, cell, len(self.records)))
             self._append(Record(subject, payload))
 
@@ -162,7 +162,7 @@ class Batch:
         )
         record.digest, record.count = (shard.digest, len(shard.index)) if first else (0, 0)
         self.moves.append((shard, token, len(self.records)))
-        self._append(Record(f"{shard.prefix}.st.{token}", agent_record.encode(record)))
+        self._append(Record(subjects.record(shard.prefix, token), agent_record.encode(record)))
 
     def add_settled(self, shard: Shard) -> None:
         """Add that a shard needs nothing in packs of owners before."""

@@ -21,6 +21,7 @@ from holdfast import chance, codec, limits
 from holdfast.core import backoff
 from holdfast.engines.base import Expect, Record
 from holdfast.errors import Closed, Conflict, NotDone, Unknown
+from holdfast.records import subjects
 
 if TYPE_CHECKING:
     from holdfast.serving.runtime import Runtime
@@ -38,7 +39,7 @@ class OutboxRelay:
         self._runtime = runtime
         self._shard = shard
         self._target = target
-        self._subject = f"{target}.rl.{shard.prefix.replace('.', '-')}"
+        self._subject = subjects.relay(target, shard.cell, shard.number)
         self._waiting: list[_Item] = []
         self._cursor: tuple[int, int] | None = None
         """(sequence of the cursor record, outbox sequence that it names); None: not known."""
@@ -107,5 +108,5 @@ class OutboxRelay:
         self._cursor = (sequences[0], last)
         self.carried += len(batch)
         del self._waiting[: len(batch)]
-        outbox = f"{self._shard.prefix}.out.{self._target}.>"
+        outbox = subjects.outbox(self._shard.prefix, self._target, ">")
         self._runtime.spawn(self._runtime.purge(self._shard.cell, outbox, last + 1))

@@ -18,7 +18,7 @@ from holdfast.cluster.ownership.epochs import Claim
 from holdfast.core.digest import entry, moved
 from holdfast.engines.base import Expect, Stored
 from holdfast.errors import DataLoss, HoldfastError, NoQuorum, Unknown, UnknownKind
-from holdfast.records import agent_record
+from holdfast.records import agent_record, subjects
 from holdfast.records.agent_record import AgentRecord, check_digest
 from holdfast.records.messages import NOT_OWNER, Timer
 from holdfast.records.packs import Packed
@@ -46,9 +46,9 @@ class Shard:
         self.epoch = epoch = claim.epoch
         self.chain = claim.chain
         """The chain whose batches may hold records of it: no other is broken for its next owner."""
-        self.prefix = f"{cell}.{number}"
+        self.prefix = subjects.shard(cell, number)
         self.committer = runtime.committers[cell]
-        self.fence = Expect(f"{self.prefix}.epoch", epoch)
+        self.fence = Expect(subjects.epoch(cell, number), epoch)
         self.active = False
         self.draining = False
         self.next_owner = b""
@@ -97,11 +97,13 @@ class Shard:
         consumed: dict[str, int] = {}
         async for stored in loops.in_slices(records):
             kind, _, rest = stored.subject[len(self.prefix) + 1 :].partition(".")
-            if kind == "in":
+            if kind == subjects.INBOX:
                 inbox.append(stored)
-            elif kind == "out":
-                self._outbox.append((rest.partition(".")[0], stored.sequence, stored.payload))
-            elif kind == "st":
+            elif kind == subjects.OUTBOX:
+                self._outbox.append(
+                    (subjects.target_of(stored.subject), stored.sequence, stored.payload)
+                )
+            elif kind == subjects.RECORD:
                 record = agent_record.decode(
                     stored.payload, f"{self.cell} {stored.sequence} {rest}"
                 )
@@ -128,7 +130,7 @@ class Shard:
         self._verify(newest)
         # Of the inbox more may have been read than is left: see `cluster.recovery`.
         return timers, [
-            one for one in inbox if one.sequence > consumed.get(one.subject.split(".", 4)[3], 0)
+            one for one in inbox if one.sequence > consumed.get(subjects.agent_of(one.subject), 0)
         ]
 
     def _verify(self, newest: list[tuple[int, str, AgentRecord]]) -> None:
@@ -207,7 +209,7 @@ class Shard:
         for _ in range(_READS_MAX):
             try:
                 stored = await self.runtime.engine.log.read_sequence(self.cell, sequence)
-                if stored is not None and stored.subject == f"{self.prefix}.st.{token}":
+                if stored is not None and stored.subject == subjects.record(self.prefix, token):
                     return agent_record.decode(stored.payload, f"{self.cell} {sequence} {token}")
             except (NoQuorum, Unknown):
                 pass
@@ -341,7 +343,7 @@ class Shard:
             return
         self._inbox_seen = stored.sequence
         self._inbox_open[stored.sequence] = None
-        token = stored.subject.split(".", 4)[3]
+        token = subjects.agent_of(stored.subject)
         self.hand(token, inbox.message_of(stored, self.interrupted_before))
 
     def refill(self, activation: Activation) -> None:
@@ -359,7 +361,9 @@ class Shard:
         if self._consumed_count:
             self._consumed_count = 0
             before = next(iter(self._inbox_open), self._inbox_seen + 1)
-            self.runtime.spawn(self.runtime.purge(self.cell, f"{self.prefix}.in.>", before))
+            self.runtime.spawn(
+                self.runtime.purge(self.cell, subjects.all_of(self.prefix, subjects.INBOX), before)
+            )
 
     # What the committer, the relays and turns need ------------------------------------------------
 

@@ -21,7 +21,7 @@ from holdfast.engines.base import Stored
 from holdfast.engines.nats import api
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import Closed, DataLoss, NotDone, Unknown
-from holdfast.records import agent_record, packs
+from holdfast.records import agent_record, packs, subjects
 from holdfast.security import Security
 from holdfast.testing.history import Commit
 
@@ -112,7 +112,7 @@ class Observer:
         payload = b""
         if ".st." in stored.subject:
             payload = _bare(stored.payload, stored.subject)
-        elif packs.is_pack(stored.subject):
+        elif subjects.is_pack(stored.subject):
             some = [
                 (number, token, _bare(one, token)) for number, token, one in packs.entries(stored)
             ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from holdfast.engines.base import Message, Record, Stored, matcher
 from holdfast.errors import Conflict, Fenced, HoldfastError, NoQuorum
-from holdfast.records import packs
+from holdfast.records import subjects
 from holdfast.testing.simulation.loop import SimLoop
 from holdfast.testing.simulation.world import World
 
@@ -367,7 +367,7 @@ class Servers:
         agents = [
             one
             for one in replica.records.values()
-            if ".st." in one.subject or packs.is_pack(one.subject)
+            if ".st." in one.subject or subjects.is_pack(one.subject)
         ]
         there = [stored for stored in agents if stored.sequence < recent]
         if not there:

@@ -9,35 +9,30 @@ from __future__ import annotations
 
 from typing import Final
 
-MARK: Final = "mark"
-"""``<cell>.mark``: what a backup writes to learn how far the cell goes."""
+from holdfast.records import subjects
 
-_PASSING: Final = frozenset({"life", "alive", "ch", "sweep", "manifest", MARK})
-_EVENT: Final = "ev"
+_PASSING: Final = frozenset(
+    {
+        subjects.LIFE,
+        subjects.ALIVE,
+        subjects.LINK,
+        subjects.SWEEP,
+        subjects.MANIFEST,
+        subjects.MARK,
+    }
+)
 
 
 def is_passing(subject: str) -> bool:
     """Whether it is of the moment: it belongs to no backup, and says nothing of what agents are."""
-    tokens = subject.split(".", 3)
-    return tokens[1] in _PASSING or (len(tokens) > 2 and tokens[2] in ("epoch", "settled"))
+    kind = subjects.kind_of(subject)
+    return subjects.word_of(subject) in _PASSING or kind in (subjects.EPOCH, subjects.SETTLED)
 
 
 def changes_nothing(subject: str) -> bool:
     """Whether it may come between the two marks of a cut: what is of the moment, and notes of what
     happened."""
-    return is_passing(subject) or subject.split(".", 2)[1] == _EVENT
-
-
-def shard_of(subject: str) -> int | None:
-    """The shard that a subject of a cell is of; None for one that is of none."""
-    number = subject.split(".", 2)[1]
-    return int(number) if number.isdecimal() else None
-
-
-def kind_of(subject: str) -> str:
-    """What a record of a shard is: ``st``, ``in``, ``out``, ``dl``; empty for one of no shard."""
-    tokens = subject.split(".", 3)
-    return tokens[2] if len(tokens) > 3 and tokens[1].isdecimal() else ""
+    return is_passing(subject) or subjects.word_of(subject) == subjects.EVENT
 
 
 class Places:
@@ -61,10 +56,8 @@ class Places:
         cell, _, rest = subject.partition(".")
         if cell == self._old_registry:
             return self._registry, f"{self._registry}.{rest}"
-        shard = shard_of(subject)
+        shard = subjects.shard_of(subject)
         found = (
-            self.cells[self._index[cell] % len(self.cells)]
-            if shard is None
-            else self.cell_of(shard)
+            self.cells[self._index[cell] % len(self.cells)] if shard < 0 else self.cell_of(shard)
         )
         return found, f"{found}.{rest}"
