@@ -28,7 +28,6 @@ LARGE = {
     "Host": 24,
     "Kind": 22,
     "Router": 22,
-    "Node": 20,
     "Committer": 20,
     "Method": 19,
     "Writer": 18,
