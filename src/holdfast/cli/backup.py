@@ -21,6 +21,7 @@ from holdfast.cli.place import where
 from holdfast.cli.printing import bold, moment, out
 from holdfast.engines.base import Engine
 from holdfast.node import settings
+from holdfast.security import Security
 
 app = Commands(
     no_args_is_help=True, help="Backups: create, verify. `holdfast restore` brings one back."
@@ -93,7 +94,7 @@ def restore_backup(
 
 @asynccontextmanager
 async def _opened(place: settings.Local) -> AsyncIterator[Engine]:
-    engine = settings.engine(place, {})
+    engine = settings.engine(place, Security())
     await engine.open()
     try:
         yield engine
