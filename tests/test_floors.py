@@ -20,7 +20,7 @@ ATTRIBUTES_MAX = 15
 
 LARGE = {
     "Activation": 44,
-    "Ownership": 34,
+    "Ownership": 33,
     "Runtime": 21,
     "Shard": 32,
     "Liveness": 25,

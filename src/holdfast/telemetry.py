@@ -59,7 +59,6 @@ COUNTERS: Final[Mapping[str, str]] = {
     "retries": "attempts after the first",
     "frames": "frames sent to other nodes",
     "takeovers": "shards claimed from owners that did not let go of them",
-    "owned": "shards that this node owns",
     "registered": "agents registered in the cluster",
     "malformed": "messages dropped, as they made no sense",
 }

@@ -81,7 +81,7 @@ async def life(path: Path, ends: str = "in order") -> AsyncIterator[Node]:
         await node.ready()
         yield node
         if ends != "in order":
-            node._ownership.owned.clear()
+            node._runtime.drop_shards(list(node._runtime.shards))
 
 
 async def ran(what: str, times: int) -> None:

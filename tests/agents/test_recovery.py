@@ -94,7 +94,7 @@ async def test_blobs_that_no_record_names_are_swept(path: Path) -> None:
         own = f"{info.cell}.{info.shard}.Counter/a7"
         await node.engine.blobs.put(f"{own}.{info.shard}-1-1", b"left behind by an owner that died")
         # As an owner that died would leave it: its claim stands, and nobody let go of the shard.
-        node._ownership.owned.clear()
+        node._runtime.drop_shards(list(node._runtime.shards))
     async with serving(path) as node:
 
         async def swept() -> bool:

@@ -41,7 +41,7 @@ async def test_without_a_majority_nothing_is_read_from_memory(
                 ):
                     with pytest.raises(NoQuorum):
                         await ask
-            assert node.statistics()["owned"] == 0
+            assert node.statistics()["shards"] == 0
             monkeypatch.setattr(limits, "QUORUM_WAIT_SECONDS", 3.0)
             with pytest.raises(NoQuorum):
                 await node.dead_letters.all()

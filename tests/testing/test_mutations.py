@@ -103,9 +103,12 @@ def a_shard_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
 def a_shard_is_released_with_what_is_packed(patch: pytest.MonkeyPatch) -> None:
-    async def drain(self: Runtime, targets: dict[int, str], timeout_seconds: float) -> set[int]:
+    async def drain(
+        self: Runtime, targets: dict[int, str], timeout_seconds: float
+    ) -> dict[int, int]:
+        held = {number: self.shards[number].epoch for number in targets if number in self.shards}
         self.drop_shards(list(targets))
-        return set()
+        return held
 
     patch.setattr(Runtime, "drain", drain)
 

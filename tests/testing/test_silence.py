@@ -52,8 +52,7 @@ class Story:
     def _served(self) -> bool:
         nodes = [process.node for process in self.cluster.nodes.values()]
         return (
-            all(nodes)
-            and sum(len(node._ownership.owned) for node in nodes if node is not None) == 6
+            all(nodes) and sum(len(node._runtime.shards) for node in nodes if node is not None) == 6
         )
 
     def events(self, *kinds: str) -> list[tuple[str, str]]:

@@ -108,7 +108,7 @@ def state(parts: Assembly) -> NodeState:
         VERSION,
         sorted(parts.runtime.kinds),
         parts.life.live(),
-        sorted(number for number in ownership.owned if parts.runtime.serves(number)),
+        sorted(parts.runtime.shards),
         dict(ownership.failures),
         parts.stalls.text(),
         dict(ownership.lost_cells),

@@ -360,7 +360,6 @@ class Node:
             "stalls": self._parts.stalls.count,
             **self._router.statistics(),
             "takeovers": self._ownership.takeovers,
-            "owned": len(self._ownership.owned),
             "registered": self.registry.count(),
             "recovery_failures": dict(self._ownership.failures),
             "process": os.getpid(),

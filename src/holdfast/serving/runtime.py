@@ -208,10 +208,6 @@ class Runtime:
         """Take the calls for shards that were claimed, before they are recovered."""
         await self.intake.listen(numbers)
 
-    def serves(self, number: int) -> bool:
-        """Whether a shard is served here."""
-        return number in self.shards
-
     def drop_shards(self, numbers: Iterable[int]) -> None:
         """Stop serving at once: they are another's, or will be claimed anew."""
         for number in numbers:
@@ -220,12 +216,13 @@ class Runtime:
                 shard.stop()
             self.intake.ended(number, None if shard is None else shard.next_owner)
 
-    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> set[int]:
+    async def drain(self, targets: Mapping[int, str], timeout_seconds: float) -> dict[int, int]:
         """Start no more turns in these shards, and wait until those that run are committed, or the
         time is over.
 
         ``targets``: per shard who is to own it next, and gets its calls from now on. Returns the
-        shards that stay: what is packed of them, or under way, could not be written in time.
+        shards that were let go of, with their epochs. A shard stays if something of it, packed or
+        under way, could not be written in time.
         """
         shards = [self.shards[number] for number in targets if number in self.shards]
         end = self.loop.time() + timeout_seconds / 2
@@ -247,10 +244,15 @@ class Runtime:
         ):
             await asyncio.sleep(0.002)
         stay = [shard for shard in shards if shard.active and (shard.packed or shard.under_way())]
+        held = {
+            shard.number: shard.epoch
+            for shard in shards
+            if shard not in stay and self.shards.get(shard.number) is shard
+        }
         self.drop_shards([shard.number for shard in shards if shard not in stay])
         for shard in stay:
             shard.go_on()
-        return {shard.number for shard in stay}
+        return held
 
     async def write(self, cell: str, records: list[Record]) -> range:
         """Append between two batches of the cell. Raises what `Log.append` does; its shards are

@@ -79,8 +79,6 @@ class Ownership:
         self.planner = Planner(membership, placement, self.epochs, life, on_event)
         self._on_event = on_event
         self._on_owner = on_owner
-        self.owned: dict[int, int] = {}
-        """Shards served by this node, with their epochs."""
         self.takeovers = 0
         self.failures: dict[str, str] = {}
         """Cells whose claim or recovery fails, and why."""
@@ -128,7 +126,7 @@ class Ownership:
         if self._serves and not self._life.embedded:
             shards = self._placement.space
             sweep = PackSweep(
-                self._engine, self.epochs, self._cells, lambda: shards.shards, self.owned
+                self._engine, self.epochs, self._cells, lambda: shards.shards, self._host.shards
             )
             self._spawn(sweep.run(), "the sweep of packs", False)
 
@@ -142,8 +140,7 @@ class Ownership:
         if owner and base(owner) != base(self._life.incarnation):
             self._membership.proved(owner)
         self._on_owner(number)
-        if self.owned.get(number, sequence) < sequence:
-            del self.owned[number]
+        if (mine := self._host.shards.get(number)) is not None and mine.epoch < sequence:
             self._host.drop_shards([number])
             # Others take what is a dead node's: if this node lives, and that goes on, it is better
             # known by another name.
@@ -197,7 +194,7 @@ class Ownership:
             coming = [
                 n
                 for n in self._of(cell)
-                if n not in self.owned and n not in self._busy and self.planner.is_coming(n)
+                if n not in self._host.shards and n not in self._busy and self.planner.is_coming(n)
             ]
             self._host.expect(n for n in coming if wanted.get(n) == me)
             self.recovery.follow(cell, coming, [n for n in self._of(cell) if n not in self._busy])
@@ -206,7 +203,7 @@ class Ownership:
     def _move(self) -> None:
         """Let go, a few at a time, of what others should own."""
         if not self._releasing:
-            some = self.planner.to_release([n for n in self.owned if n not in self._busy])
+            some = self.planner.to_release([n for n in sorted(self._host.shards) if n not in self._busy])
             if some:
                 self._busy.update(some)
                 self._spawn(self._release(some), "a release")
@@ -221,7 +218,7 @@ class Ownership:
                 return True
             self._again.discard(number)  # somebody else was faster, and has it rightly
         if record.owner == self._life.incarnation:
-            return number not in self.owned
+            return number not in self._host.shards
         if wanted != self._life.incarnation:
             return False
         if not record.owner:
@@ -328,12 +325,15 @@ class Ownership:
         for number, epoch in current.items():
             if self.epochs.get(number).sequence != epoch:
                 self._host.drop_shards([number])
-            elif self._host.serves(number):  # else a batch of it was refused meanwhile
-                self.owned[number] = epoch
         self._spawn(self._follow_inboxes(cell, current), f"the tail of inboxes in {cell}")
         unclean = sum(not claim.clean for claim in claims.values())
         numbers = {"shards": sorted(claims), "unclean": unclean, "warm": len(was_warm)}
         self._on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
+
+    def _still_serves(self, number: int, epoch: int) -> bool:
+        """Whether a shard is served here, since this very claim of it."""
+        mine = self._host.shards.get(number)
+        return mine is not None and mine.epoch == epoch
 
     async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
         """Hand on what comes into the inboxes of shards claimed together, as long as one of them is
@@ -344,7 +344,7 @@ class Ownership:
         tail = self._engine.log.tail(cell, filters, min(current.values()) + 1)
         try:
             async for chunk in tail:
-                if not any(self.owned.get(number) == epoch for number, epoch in current.items()):
+                if not any(self._still_serves(number, epoch) for number, epoch in current.items()):
                     return
                 if chunk.records:
                     self._host.on_inbox(chunk.records, current)
@@ -353,10 +353,8 @@ class Ownership:
 
     # Letting go -----------------------------------------------------------------------------------
 
-    def lost(self, _cell: str, numbers: list[int]) -> None:
+    def lost(self, _cell: str, _numbers: list[int]) -> None:
         """The log refused a batch of ours, and these are another's."""
-        for number in numbers:
-            self.owned.pop(number, None)
         self._wake.set()
 
     def lose(self, cell: str, why: str) -> None:
@@ -365,8 +363,6 @@ class Ownership:
         if cell in self.lost_cells:
             return
         self.lost_cells[cell] = why
-        for number in self._of(cell):
-            self.owned.pop(number, None)
         self._host.drop_shards(self._of(cell))
         _logger.critical(
             "%s lost acknowledged writes: %s. This node does not serve it any more", cell, why
@@ -382,8 +378,6 @@ class Ownership:
     def reclaim(self, cell: str, numbers: list[int]) -> None:
         """A batch's outcome is unknown: claim all shards of the cell anew with another chain. The
         old batch lies before the new epochs, or never happens."""
-        for number in numbers:
-            self.owned.pop(number, None)
         self._again.update(numbers)
         self._life.chains[cell].end()
         self._wake.set()
@@ -393,8 +387,7 @@ class Ownership:
         self._releasing = True
         try:
             seconds = min(limits.DRAIN_SECONDS, self._closes_at - self._loop.time())
-            stay = await self._host.drain(targets, max(seconds, _DRAIN_SECONDS_MIN))
-            held = {n: self.owned.pop(n) for n in targets if n in self.owned and n not in stay}
+            held = await self._host.drain(targets, max(seconds, _DRAIN_SECONDS_MIN))
             by_cell: dict[str, dict[int, EpochRecord]] = {}
             for number, epoch in held.items():
                 release = self.epochs.release(
@@ -434,20 +427,21 @@ class Ownership:
         end = self._closes_at = self._loop.time() + limits.DRAIN_SECONDS
         self.draining = True
         self._membership.beat()
-        while self.planner.has_heirs(self.owned) and self._life.live() and self._loop.time() < end:
+        served = self._host.shards
+        while self.planner.has_heirs(served) and self._life.live() and self._loop.time() < end:
             self._wake.set()  # they prepare, and then this node lets go of a few at a time
             await asyncio.sleep(0.02)
         self._closing = True
         self._wake.set()
         while self._busy:
             await asyncio.sleep(0.01)
-        if self.owned and self._engine.connected():
+        if self._host.shards and self._engine.connected():
             try:
                 # What still runs is given up; that it is, is said in any case: else it would count
                 # as an end of this process.
                 drained_at = max(end, self._loop.time() + _DRAIN_SECONDS_MIN)
                 async with asyncio.timeout_at(drained_at + limits.APPEND_TIMEOUT_SECONDS):
-                    await self._release(dict.fromkeys(self.owned, ""))
+                    await self._release(dict.fromkeys(sorted(self._host.shards), ""))
             except (TimeoutError, Closed):
                 pass
         await self._suspicion.close()

@@ -46,7 +46,7 @@ def freeze_at_commit(cluster: SimCluster, random: Random, host: str, seconds: fl
             return
         for stored in packs.unfold(batch):
             _, shard, kind, *_ = [*stored.subject.split("."), "", ""]
-            if kind == "st" and int(shard) in process.node._ownership.owned:
+            if kind == "st" and int(shard) in process.node._runtime.shards:
                 armed.clear()
                 cluster.freeze_node(host, seconds)
                 return

@@ -373,7 +373,7 @@ class Simulation:
         ]
         for number in range(self.scenario.shards):
             self.history.owners[str(number)] = [
-                node.name for node in nodes if number in node._ownership.owned
+                node.name for node in nodes if number in node._runtime.shards
             ]
         for node in nodes:
             self._compare(node)

@@ -141,7 +141,7 @@ class Story:
     def _owners(self) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}
         for host, process in self.cluster.nodes.items():
-            for number in process.node._ownership.owned if process.node is not None else ():
+            for number in process.node._runtime.shards if process.node is not None else ():
                 found.setdefault(number, []).append(host)
         ready = all(client.node is not None for client in self.clients.values())
         return found if ready else {}
