@@ -27,6 +27,7 @@ from holdfast import (
 )
 from holdfast.engines.base import Record, Stored
 from holdfast.records.messages import InboxMessage
+from holdfast.serving.shards import inbox
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ async def test_the_tail_of_an_older_claim_cannot_make_a_shard_skip_messages(path
             codec.encode_raw(InboxMessage("take", msgspec.msgpack.encode(["me", 3])))
         )
         stored = Stored(f"{info.cell}.{info.shard}.in.Receiver/r.ahead", info.epoch + 10_000, ahead)
-        node._runtime.on_inbox([stored], {info.shard: info.epoch - 1})
+        inbox.receive(node._runtime, [stored], {info.shard: info.epoch - 1})
         await receiver.send(Receiver.take, "me", 2)
         await until(lambda: has(receiver, 2))
         assert await receiver.ask(Receiver.all) == [("me", 1), ("me", 2)]

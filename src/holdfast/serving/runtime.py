@@ -25,6 +25,7 @@ from holdfast.serving.commits import large_states
 from holdfast.serving.commits.committer import Committer
 from holdfast.serving.complaints import Complaints
 from holdfast.serving.intake import Intake
+from holdfast.serving.shards import inbox
 from holdfast.serving.shards.shard import Shard
 from holdfast.serving.tasks import Tasks
 from holdfast.serving.timers import Timers
@@ -186,19 +187,8 @@ class Runtime:
         )
         # a recovery that took long may have outlived what was left of an older subscription
         await self.listen(shards)
-
-    def on_inbox(self, records: list[Stored], epochs: Mapping[int, int]) -> None:
-        """Take records that the live tail of the inboxes brought. ``epochs``: of the shards that it
-        was begun for.
-
-        A shard that was claimed anew has a tail of its own: what an older one brings may have a gap
-        before it.
-        """
-        for stored in records:
-            number = subjects.shard_of(stored.subject)
-            shard = self.shards.get(number)
-            if shard is not None and shard.epoch == epochs.get(number):
-                shard.receive(stored)
+        epochs = {number: claim.epoch for number, claim in claims.items()}
+        self.spawn(inbox.follow(self, cell, epochs))
 
     def expect(self, numbers: Iterable[int]) -> None:
         """Keep the calls for these shards, for a moment: they are about to be owned."""

@@ -39,7 +39,6 @@ from holdfast.core import backoff
 from holdfast.core.contest import Contest
 from holdfast.engines.base import Engine
 from holdfast.errors import Closed, Conflict, DataLoss, NoQuorum, Unknown
-from holdfast.records import subjects
 
 _logger = logging.getLogger(__name__)
 
@@ -203,7 +202,7 @@ class Ownership:
     def _move(self) -> None:
         """Let go, a few at a time, of what others should own."""
         if not self._releasing:
-            some = self.planner.to_release([n for n in sorted(self._host.shards) if n not in self._busy])
+            some = self.planner.to_release(sorted(self._host.shards.keys() - self._busy))
             if some:
                 self._busy.update(some)
                 self._spawn(self._release(some), "a release")
@@ -325,31 +324,9 @@ class Ownership:
         for number, epoch in current.items():
             if self.epochs.get(number).sequence != epoch:
                 self._host.drop_shards([number])
-        self._spawn(self._follow_inboxes(cell, current), f"the tail of inboxes in {cell}")
         unclean = sum(not claim.clean for claim in claims.values())
         numbers = {"shards": sorted(claims), "unclean": unclean, "warm": len(was_warm)}
         self._on_event("shards-claimed", self._life.incarnation, "", cell=cell, **numbers)
-
-    def _still_serves(self, number: int, epoch: int) -> bool:
-        """Whether a shard is served here, since this very claim of it."""
-        mine = self._host.shards.get(number)
-        return mine is not None and mine.epoch == epoch
-
-    async def _follow_inboxes(self, cell: str, current: dict[int, int]) -> None:
-        """Hand on what comes into the inboxes of shards claimed together, as long as one of them is
-        still ours."""
-        filters = [
-            subjects.all_of(subjects.shard(cell, number), subjects.INBOX) for number in current
-        ]
-        tail = self._engine.log.tail(cell, filters, min(current.values()) + 1)
-        try:
-            async for chunk in tail:
-                if not any(self._still_serves(number, epoch) for number, epoch in current.items()):
-                    return
-                if chunk.records:
-                    self._host.on_inbox(chunk.records, current)
-        finally:
-            await tail.aclose()  # type: ignore[attr-defined]
 
     # Letting go -----------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
-"""An agent's inbox, as the log has it: its messages as deliveries, and those beyond the read-ahead
-read when it gets to them."""
+"""The inboxes of agents, as the log has them: followed for all shards that were claimed together,
+and read on where an agent has more messages than are held in memory."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -11,11 +12,13 @@ import msgspec
 from holdfast import codec
 from holdfast.engines.base import Stored
 from holdfast.errors import DataLoss, NoQuorum, Unknown
+from holdfast.records import subjects
 from holdfast.records.messages import InboxMessage
 from holdfast.serving import delivery
 from holdfast.serving.delivery import Delivery
 
 if TYPE_CHECKING:
+    from holdfast.serving.runtime import Runtime
     from holdfast.serving.shards.shard import Shard
     from holdfast.serving.turns.activation import Activation
 
@@ -31,6 +34,38 @@ def message_of(stored: Stored, interrupted_before: int) -> Delivery:
     except (msgspec.MsgspecError, UnicodeDecodeError, DataLoss) as error:
         message = InboxMessage(f"<unreadable: {error}>", bytes(stored.payload))
     return delivery.from_inbox(stored.sequence, message, stored.sequence < interrupted_before)
+
+
+async def follow(runtime: Runtime, cell: str, epochs: Mapping[int, int]) -> None:
+    """Hand on what comes into the inboxes of shards that were claimed together, as long as one of
+    them is still served. ``epochs``: of these claims."""
+    filters = [subjects.all_of(subjects.shard(cell, number), subjects.INBOX) for number in epochs]
+    tail = runtime.engine.log.tail(cell, filters, min(epochs.values()) + 1)
+    try:
+        async for chunk in tail:
+            if not any(_serves(runtime, number, epoch) for number, epoch in epochs.items()):
+                return
+            receive(runtime, chunk.records, epochs)
+    finally:
+        await tail.aclose()  # type: ignore[attr-defined]  # tails are async generators
+
+
+def _serves(runtime: Runtime, number: int, epoch: int) -> bool:
+    """Whether a shard is served here, since this very claim of it."""
+    shard = runtime.shards.get(number)
+    return shard is not None and shard.epoch == epoch
+
+
+def receive(runtime: Runtime, records: Iterable[Stored], epochs: Mapping[int, int]) -> None:
+    """Give records that a tail brought to their shards. ``epochs``: those that it was begun for.
+
+    A shard that was claimed again has a tail of its own: what an older one brings may have a gap
+    before it.
+    """
+    for stored in records:
+        number = subjects.shard_of(stored.subject)
+        if number in epochs and _serves(runtime, number, epochs[number]):
+            runtime.shards[number].receive(stored)
 
 
 async def refill(shard: Shard, activation: Activation) -> None:
