@@ -1,25 +1,44 @@
 """On a busy machine everything takes several times longer, and nothing is wrong: how long the tests
 of this process wait where neither they nor what they are about says how long.
 
-A test that is about a bound gives that bound itself.
+A test that is about a bound gives that bound itself. What one try may miss for want of time is
+tried again (`again`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
 from holdfast import AgentRef, LocalCluster, Node, limits
 from holdfast.agents.calls import Options
+from holdfast.engines.nats.engine import NatsEngine
+from holdfast.errors import NoQuorum, NoResponders, Unknown
 from holdfast.serving import stalls
 
+T = TypeVar("T")
+
 PATIENT_SECONDS: Final = 240.0
+_CONNECT_SECONDS: Final = 60.0
+"""A test that looks for a server in vain takes so long, or says `connect_within`."""
+
+_PAUSE_SECONDS: Final = 0.2
+
+WAITING: Final = ("--wait", "--timeout", "240")
+"""Options for a command that a test runs once on a cluster. Without them the command looks for a
+server for 2 s, and has 30 s in all."""
+
+PASSING: Final[tuple[type[Exception], ...]] = (NoQuorum, NoResponders, Unknown)
+"""Errors of a single question to a cluster in which nothing is wrong: an election runs, or the
+answer is late."""
 
 
 def wait_longer() -> None:
@@ -40,6 +59,47 @@ def wait_longer() -> None:
     ):
         _by_default(function, "timeout_seconds", PATIENT_SECONDS)
     _by_default(AgentRef.__init__, "options", Options(timeout_seconds=PATIENT_SECONDS))
+    _by_default(NatsEngine.__init__, "connect_seconds", _CONNECT_SECONDS)
+
+
+def connect_within(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the engines of one test look for a server for so long, as none answers in it."""
+    defaults = NatsEngine.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "connect_seconds", seconds)
+
+
+async def again(
+    work: Callable[[], Awaitable[T]],
+    *errors: type[Exception],
+    seconds: float = PATIENT_SECONDS,
+) -> T:
+    """Do ``work`` again as long as it raises one of ``errors``; by default these are `PASSING`.
+
+    After ``seconds`` what it raises is raised here. A check is repeated with `AssertionError`.
+    """
+    until, passing = time.monotonic() + seconds, errors or PASSING
+    while True:
+        try:
+            return await work()
+        except passing:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def again_blocking(
+    work: Callable[[], T], *errors: type[Exception], seconds: float = PATIENT_SECONDS
+) -> T:
+    """As `again`, for a test without a loop."""
+    until, passing = time.monotonic() + seconds, errors or PASSING
+    while True:
+        try:
+            return work()
+        except passing:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

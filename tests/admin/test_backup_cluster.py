@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.admin.purses import Counter, Purse
-from tests.admin.restored import APP, purses, restored_cluster, restored_file
+from tests.admin.restored import APP, created, purses, restored_cluster, restored_file
 
 from holdfast import LocalCluster, Node
-from holdfast.admin.backup.backup import create
 from holdfast.admin.backup.verify import BackupFacts, verify
 
 pytestmark = [
@@ -145,7 +144,7 @@ async def test_a_backup_under_load_is_of_one_moment(node: Node, tmp_path: Path) 
     load = Load(node)
     large = node.agent(Counter, "large")
     await large.ask(Counter.grow, 1_000_000)
-    facts = await load.run(lambda: create(node, tmp_path / "b.backup", load.report))
+    facts = await load.run(lambda: created(node, tmp_path / "b.backup", load.report))
     assert verify(tmp_path / "b.backup") == facts
     assert facts.registered == len(PURSES) and facts.blobs == 1
     for _ in range(3):
@@ -168,7 +167,7 @@ async def test_a_backup_under_load_is_of_one_moment(node: Node, tmp_path: Path) 
 
 async def test_a_cluster_becomes_an_embedded_log(node: Node, tmp_path: Path) -> None:
     await fill(node)
-    facts = await create(node, tmp_path / "b.backup")
+    facts = await created(node, tmp_path / "b.backup")
     await restored_file(tmp_path / "new.db", tmp_path / "b.backup")
     assert facts.agents > len(PURSES) // 2
     async with Node.join(f"local:{tmp_path / 'new.db'}", serve=[Purse, Counter]) as there:
@@ -197,7 +196,7 @@ async def test_an_owner_killed_during_the_hold_spoils_nothing(
 
     await node.ready()
     load = Killing(node)
-    await load.run(lambda: create(node, tmp_path / "b.backup", load.report))
+    await load.run(lambda: created(node, tmp_path / "b.backup", load.report))
     assert killed
     await check_in_a_log(load, tmp_path, tmp_path / "b.backup")
     await node.ready()
@@ -229,5 +228,5 @@ async def test_a_server_killed_while_the_tails_read_spoils_nothing(
         load = Killing(node)
         directory = tmp_path / str(number)
         directory.mkdir()
-        await load.run(lambda: create(node, directory / "b.backup", load.report))  # noqa: B023
+        await load.run(lambda: created(node, directory / "b.backup", load.report))  # noqa: B023
         await check_in_a_log(load, directory, directory / "b.backup")

@@ -12,11 +12,13 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.agents.kinds import Append
+from tests.patience import again
 
 from holdfast import limits
 from holdfast.admin.backup import cut
@@ -46,7 +48,7 @@ class Writer:
         for number in itertools.count(1):
             for cell in self.cells:
                 record = Record(f"{cell}.1.st.{number % _KEYS}", b"%d" % number)
-                await self.gate.append(cell, [record])
+                await again(partial(self.gate.append, cell, [record]))
             self.acknowledged = number
 
     async def stop(self) -> None:
@@ -204,11 +206,16 @@ async def test_tails_that_are_late_miss_nothing(
     await writer.stop()
 
 
+async def append(gate: Gate, cell: str, name: str) -> range:
+    """Append a record, through elections."""
+    return await again(lambda: gate.append(cell, [Record(f"{cell}.{name}", b"")]))
+
+
 async def test_a_hold_ends_by_itself(engines: Any) -> None:
     ours, _, cells = engines
     gate = Gate(ours.log)
     gate.hold(0.05)
-    waiting = asyncio.create_task(gate.append(cells[0], [Record(f"{cells[0]}.a", b"")]))
+    waiting = asyncio.create_task(append(gate, cells[0], "a"))
     await asyncio.sleep(0)
     assert not waiting.done()
     async with asyncio.timeout(240):
@@ -219,12 +226,12 @@ async def test_a_hold_of_one_cell_lets_the_others_pass(engines: Any) -> None:
     ours, _, cells = engines
     gate = Gate(ours.log)
     gate.hold(600.0, cells[0])
-    held = asyncio.create_task(gate.append(cells[0], [Record(f"{cells[0]}.b", b"")]))
+    held = asyncio.create_task(append(gate, cells[0], "b"))
     async with asyncio.timeout(240):
-        await gate.append(cells[1], [Record(f"{cells[1]}.b", b"")])
+        await append(gate, cells[1], "b")
     assert not held.done()
     gate.hold(0.05)
-    others = asyncio.create_task(gate.append(cells[1], [Record(f"{cells[1]}.b", b"")]))
+    others = asyncio.create_task(append(gate, cells[1], "b"))
     await asyncio.sleep(0)
     assert not others.done() and not held.done()
     async with asyncio.timeout(240):

@@ -229,7 +229,7 @@ async def test_a_shard_of_several_batches_is_recovered(tmp_path: Path) -> None:
     await backup_of(tmp_path / "old.db", tmp_path / "b.backup")
     await restored_file(tmp_path / "new.db", tmp_path / "b.backup")
     async with Node.join(f"local:{tmp_path / 'new.db'}", serve=SERVE) as node:
-        await node.ready(10)
+        await node.ready()
         looks = await asyncio.gather(
             *(node.agent(Counter, f"c{n}").ask(Counter.look) for n in range(2100))
         )

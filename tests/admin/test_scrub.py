@@ -13,18 +13,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from tests.admin.app import Note
+from tests.patience import PASSING, again
 
 from holdfast import HoldfastError, LocalCluster, Node, limits
 from holdfast.admin.doctor.doctor import examine
-from holdfast.admin.scrub.scrub import ScrubReport, by_hosts, scrub
+from holdfast.admin.scrub.scrub import Damage, Scrubbed, ScrubReport, by_hosts, scrub
 from holdfast.engines.nats import streams
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.replica import open_replicas, sizes
@@ -87,9 +89,25 @@ class Scene:
             )
             assert texts == [self.acknowledged[name] for name in some]
 
-    async def follower_of(self, stream: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
-        facts = await streams.info(self.engine.connection, stream)
-        return next(peer.name for peer in facts.cluster.replicas if wanted(peer.name))
+    async def leader_of(self, stream: str) -> str:
+        """The server that leads a stream, once one does."""
+
+        async def leader() -> str:
+            found = (await streams.info(self.engine.connection, stream)).cluster.leader
+            assert found, f"nobody leads {stream}"
+            return found
+
+        return await again(leader, AssertionError, *PASSING)
+
+    async def follower_of(self, stream: str, leader: str) -> str:
+        """A server that keeps a stream and does not lead it; nor is it ``leader``, which led it a
+        moment ago."""
+        facts = await again(lambda: streams.info(self.engine.connection, stream))
+        return next(peer.name for peer in facts.cluster.replicas if peer.name != leader)
+
+    async def text_of(self, name: str) -> Any:
+        """The text of a note, as the log has it."""
+        return (await again(lambda: self.node.inspect(f"Note/{name}"))).state["text"]
 
     async def compacted(self, server: str) -> None:
         """End a host's server in order, which has it write its snapshots; its host starts it
@@ -190,11 +208,42 @@ async def load(scene: Scene) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
+def losses(scrubbed: Iterable[Scrubbed]) -> list[Damage]:
+    """What is wrong, but for what stays open in a stream while one of its servers does not
+    answer."""
+    return [
+        damage
+        for one in scrubbed
+        for damage in one.damages
+        if damage.code == "diverged" or all(other.code != "unread" for other in one.damages)
+    ]
+
+
+async def compared(scene: Scene) -> ScrubReport:
+    """A scrub that every server answered, or that found losses."""
+
+    async def whole() -> ScrubReport:
+        report = await scrub(scene.engine)
+        assert losses(report.streams) or not report.damages, report.damages
+        return report
+
+    return await again(whole, AssertionError, *PASSING)
+
+
+def was_repaired(runs: Iterable[list[Scrubbed]], stream: str, server: str) -> bool:
+    """Whether this replica was copied again, and no other one was found to differ, in all the runs
+    that it took."""
+    found = [damage for run in runs for damage in losses(run)]
+    assert {(one.stream, one.server) for one in found} == {(stream, server)}, found
+    return any(one.repaired for one in found)
+
+
 def command(scene: Scene, *arguments: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "holdfast"),
             "scrub",
+            *("--wait", "--timeout", "550"),
             *arguments,
             "--at",
             ",".join(scene.cluster.urls),
@@ -211,7 +260,7 @@ def command(scene: Scene, *arguments: str) -> tuple[int, dict[str, Any]]:
 async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
     async with load(scene):
         for _ in range(2):
-            report = await scrub(scene.engine)
+            report = await compared(scene)
             assert report.damages == []
             assert all(one.copies == 3 and len(one.servers) == 3 for one in report.streams)
     # Those that were not replaced meanwhile; many of them are together in one record.
@@ -229,58 +278,71 @@ async def test_a_healthy_cluster_under_load_is_clean(scene: Scene) -> None:
 async def test_twenty_scrubs_under_load_raise_no_false_alarm(scene: Scene) -> None:
     async with load(scene):
         for _ in range(20):
-            assert (await scrub(scene.engine)).damages == []
+            assert (await compared(scene)).damages == []
 
 
 async def test_a_flipped_byte_is_found_and_the_replica_copied_anew_under_load(scene: Scene) -> None:
     cell = scene.node.manifest.cells[-1]  # where leaders are uneven, others are moved first
-    first = (await streams.info(scene.engine.connection, cell)).cluster.leader
-    victim = await scene.follower_of(cell)
+    first = await scene.leader_of(cell)
+    victim = await scene.follower_of(cell, first)
     await scene.compacted(victim)
     await scene.write([f"n{n}" for n in range(30)], "after the snapshot")
     await leads(scene, cell, first)
     await scene.flip(victim, cell)
     await leads(scene, cell, first)
-    # The engine finds nothing wrong with it.
-    facts = await ask_host(scene.engine.bus, host_of(victim), "facts", HostFacts)
-    assert facts.server_trouble == ""
-    leader = (await streams.info(scene.engine.connection, cell)).cluster.leader
-    assert leader != victim
-    ends = await sizes(scene.engine.connection, cell, [leader, victim])
-    diagnosis = await examine(NatsEngine(scene.cluster.urls))
-    assert [one.where for one in diagnosis.findings if one.code == "diverged"] == [cell]
-    code, found = await asyncio.to_thread(command, scene, "--json")
-    assert code == 1 and not found["clean"]
-    damages = [damage for one in found["streams"] for damage in one["damages"]]
-    assert [(one["code"], one["stream"], one["server"]) for one in damages] == [
-        ("diverged", cell, victim)
-    ]
-    full, lost = await scene.contents(cell, leader), await scene.contents(cell, victim)
-    missing = sorted(set(full) - set(lost))
-    # The two are read one after the other, and nodes prove their lives meanwhile.
-    lost_sequences = expanded(damages[0]["sequences"])
-    assert (
-        lost_sequences
-        and lost_sequences <= set(missing)
-        and (damages[0]["missing"] - len(missing)) in range(-20, 21)
-    )
-    assert ends[victim].messages < ends[leader].messages
-    assert all(agent.startswith(("Note/", cell)) or agent == "…" for agent in damages[0]["agents"])
 
-    async with load(scene):
+    async def the_engine_finds_nothing() -> None:
+        facts = await ask_host(scene.engine.bus, host_of(victim), "facts", HostFacts)
+        assert facts.server_trouble == ""
+
+    async def diverged() -> list[str]:
+        diagnosis = await examine(NatsEngine(scene.cluster.urls))
+        found = [one.where for one in diagnosis.findings if one.code == "diverged"]
+        assert found, diagnosis
+        return found
+
+    async def exactly_what_is_missing_is_told() -> None:
+        """The scrub and the two replicas are read one after the other. Meanwhile nodes prove their
+        lives, and another server may come to lead."""
+        await leads(scene, cell, first)
+        ends = await sizes(scene.engine.connection, cell, [first, victim])
+        code, found = await asyncio.to_thread(command, scene, "--json")
+        assert code == 1 and found.get("clean") is False, found
+        damages = losses(msgspec.convert(found["streams"], list[Scrubbed]))
+        assert [(one.code, one.stream, one.server) for one in damages] == [
+            ("diverged", cell, victim)
+        ]
+        damage = damages[0]
+        full, lost = await scene.contents(cell, first), await scene.contents(cell, victim)
+        missing = sorted(set(full) - set(lost))
+        lost_sequences = expanded(damage.sequences)
+        assert (
+            lost_sequences
+            and lost_sequences <= set(missing)
+            and (damage.missing - len(missing)) in range(-20, 21)
+        )
+        assert ends[victim].messages < ends[first].messages
+        assert all(agent.startswith(("Note/", cell)) or agent == "…" for agent in damage.agents)
+        assert await scene.leader_of(cell) == first
+
+    runs: list[list[Scrubbed]] = []
+
+    async def it_is_repaired() -> None:
         code, found = await asyncio.to_thread(command, scene, "--json", "--repair")
-    assert code == 0 and found["clean"]
-    damages = [damage for one in found["streams"] for damage in one["damages"]]
-    assert [(one["stream"], one["server"], one["repaired"]) for one in damages] == [
-        (cell, victim, True)
-    ]
+        runs.append(msgspec.convert(found.get("streams", []), list[Scrubbed]))
+        assert code == 0 and found["clean"], found
+
+    await again(the_engine_finds_nothing, AssertionError, *PASSING)
+    assert await again(diverged, AssertionError) == [cell]
+    await again(exactly_what_is_missing_is_told, AssertionError, *PASSING)
+    async with load(scene):
+        await again(it_is_repaired, AssertionError)
+    assert was_repaired(runs, cell, victim)
     await leads(scene, cell, victim)
     await scene.current()
     for name, text in list(scene.acknowledged.items()):
-        agent = scene.node.describe(f"Note/{name}")
-        if agent.cell == cell:
-            stored = await scene.node.inspect(f"Note/{name}")
-            assert stored.state["text"] == text
+        if scene.node.describe(f"Note/{name}").cell == cell:
+            assert await scene.text_of(name) == text
     scene.cluster.kill_node("h1-1")  # what it had is recovered from the log
     await scene.all_read()
 
@@ -306,29 +368,35 @@ async def leads(scene: Scene, stream: str, server: str) -> None:
 async def test_a_flipped_byte_in_a_blob_is_found_and_healed(scene: Scene) -> None:
     for name in ("big1", "big2"):
         await scene.node.agent(Note, name).ask(Note.grow, 2_000_000)
-    leader = (await streams.info(scene.engine.connection, "g1blobs")).cluster.leader
-    victim = await scene.follower_of("g1blobs")
+    leader = await scene.leader_of("g1blobs")
+    victim = await scene.follower_of("g1blobs", leader)
     await scene.compacted(victim)
     await leads(scene, "g1blobs", leader)
     await scene.flip(victim, "g1blobs")
-    report = await scrub(scene.engine)
-    assert [(one.code, one.stream, one.server) for one in report.damages] == [
+    damages = losses((await compared(scene)).streams)
+    assert [(one.code, one.stream, one.server) for one in damages] == [
         ("diverged", "g1blobs", victim)
     ]
-    assert set(report.damages[0].agents) <= {"Note/big1", "Note/big2"}
-    report = await scrub(scene.engine, rebuild=by_hosts(scene.engine))
-    assert report.clean and [one.repaired for one in report.damages] == [True]
+    assert set(damages[0].agents) <= {"Note/big1", "Note/big2"}
+    runs: list[list[Scrubbed]] = []
+
+    async def it_is_repaired() -> None:
+        report = await scrub(scene.engine, rebuild=by_hosts(scene.engine))
+        runs.append(report.streams)
+        assert report.clean, report.damages
+
+    await again(it_is_repaired, AssertionError, *PASSING)
+    assert was_repaired(runs, "g1blobs", victim)
     await leads(scene, "g1blobs", victim)
     for name in ("big1", "big2"):
-        stored = await scene.node.inspect(f"Note/{name}")
-        assert stored.state["text"] == "x" * 2_000_000
-    assert (await scrub(scene.engine)).damages == []
+        assert await scene.text_of(name) == "x" * 2_000_000
+    assert (await compared(scene)).damages == []
 
 
 @pytest.mark.soak
 async def test_no_replica_is_thrown_away_where_no_majority_would_be_left(scene: Scene) -> None:
     cell = scene.node.manifest.cells[1]
-    leader = (await streams.info(scene.engine.connection, cell)).cluster.leader
+    leader = await scene.leader_of(cell)
     servers = (await streams.info(scene.engine.connection, cell)).servers("")
     victims = [server for server in servers if server != leader]
     for victim in victims:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.admin.hosts import cohort
+from tests.patience import WAITING, again
 
 from holdfast.admin.presence import HostPresence, MissingNode, Presence
 from holdfast.admin.status import DEGRADED, DOWN, WELL, Status, judged
@@ -126,24 +127,18 @@ async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> N
     at = ",".join(hosts[0].settings.urls)
 
     async def status(*options: str, what: str = "status") -> tuple[int | None, str]:
-        command = [sys.executable, "-m", "holdfast", what, "--at", at, *options]
+        command = [sys.executable, "-m", "holdfast", what, "--at", at, *WAITING, *options]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         out, _ = await process.communicate()
         return process.returncode, out.decode()
 
-    try:
-        for host in hosts:
-            await host.start()
-        await hosts[0].heard("node-ready")
-        await hosts[1].heard("node-ready")
-        async with asyncio.timeout(240):
-            while True:
-                code, text = await status("--json")
-                found = json.loads(text)
-                if found.get("missing") and found["served"] == found["shards"] == 128:
-                    break
+    async def the_node_is_missed() -> None:
+        code, text = await status("--json")
+        found = json.loads(text)
+        assert found.get("missing") and found["served"] == found["shards"] == 128, text
         assert (code, found["state"]) == (1, "degraded")
-        (missing,) = found["missing"]
+        assert len(found["missing"]) == 1, text
+        missing = found["missing"][0]
         assert (missing["name"], missing["host"]) == ("h3-1", "h3") and missing["ends"] > 1
         assert "nothing to import" in missing["why"]
         assert [
@@ -152,14 +147,26 @@ async def test_a_host_whose_node_never_comes_up_is_not_well(tmp_path: Path) -> N
             if one.startswith("node h3-1 of host h3 is missing since ")
         ]
         assert all(host["up"] for host in found["hosts"])
+
+    async def people_are_told() -> None:
         code, text = await status()
         assert (
             code == 1
             and "node h3-1 of host h3 is missing since " in text
             and "nothing to import" in text
-        )
+        ), text
+
+    async def its_host_has_none() -> None:
         _, text = await status(what="hosts")
-        assert "0 of 1" in next(line for line in text.splitlines() if "h3" in line)
+        assert "0 of 1" in next((line for line in text.splitlines() if "h3" in line), ""), text
+
+    try:
+        for host in hosts:
+            await host.start()
+        await hosts[0].heard("node-ready")
+        await hosts[1].heard("node-ready")
+        for check in (the_node_is_missed, people_are_told, its_host_has_none):
+            await again(check, AssertionError)
     finally:
         for host in hosts:
             await host.kill()

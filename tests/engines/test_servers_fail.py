@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from tests.patience import connect_within
 
 from holdfast import limits
 from holdfast.engines.base import Expect, Record
@@ -219,7 +220,7 @@ async def test_a_server_without_jetstream_is_refused(tmp_path: Path) -> None:
 
 
 async def test_nobody_there_is_no_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.limits.CONNECT_SECONDS", 1.0)
+    connect_within(monkeypatch, 1.0)
     (port,) = free_ports(1)
     with pytest.raises(NoQuorum, match=str(port)):
         await NatsEngine([f"nats://127.0.0.1:{port}"]).open()

@@ -21,6 +21,7 @@ import pytest
 from msgspec.structs import asdict
 from tests.authority import Authority
 from tests.engines.impostors import Impostor
+from tests.patience import connect_within
 
 from holdfast import ConfigError, HoldfastError, Node, NoQuorum
 from holdfast.engines.nats.certificates import Certificates
@@ -186,7 +187,11 @@ async def test_a_server_says_nothing_to_an_impostor_in_the_place_of_another_host
 
 @pytest.mark.parametrize("first", ["none", "required", "available"])
 @pytest.mark.parametrize("url", ["tls", "nats"])
-async def test_nothing_is_said_in_clear(first: str, url: str, keys: Security) -> None:
+async def test_nothing_is_said_in_clear(
+    first: str, url: str, keys: Security, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if first != "none":
+        connect_within(monkeypatch, 5.0)
     # One that promises TLS and does not speak it gets the beginning of a handshake. Certificates
     # are enough to want TLS.
     async with Impostor(first=first).running() as impostor:
@@ -303,8 +308,13 @@ async def test_a_password_without_tls_goes_to_no_address_that_was_only_heard_of(
 
 @pytest.mark.parametrize("closes", ["at once", "greeted"])
 async def test_a_server_that_closes_is_not_tried_without_a_pause(
-    closes: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    closes: str,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if closes == "at once":
+        connect_within(monkeypatch, 5.0)
     unretrieved: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unretrieved.append(context))
     caplog.set_level(logging.INFO)
@@ -355,12 +365,13 @@ async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
 
 
 async def test_urls_with_a_password_are_used_and_never_shown(
-    server: NatsServer, keys: Security
+    server: NatsServer, keys: Security, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = server.url.replace("tls://", f"tls://somebody:{SECRET}@")
     engine = NatsEngine([url], msgspec.structs.replace(keys, user="", password=""))
     await engine.open()
     await engine.close()
+    connect_within(monkeypatch, 5.0)
     (port,) = free_ports(1)
     for bad in (
         f"nats://somebody:{SECRET}@127.0.0.1:{port}",

@@ -203,6 +203,12 @@ def test_findings_events_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.out.count(SEEN) >= 5 and said.err.count(SEEN) == 1
 
 
+def written(say: up._Speaker) -> None:
+    """Close it once all is written: by itself it waits no longer than a second."""
+    say._out.writer.close(240.0)
+    say.close()
+
+
 def test_what_up_shows(capfd: pytest.CaptureFixture[str]) -> None:
     say = up._Speaker(as_json=False)
     names = {
@@ -211,13 +217,13 @@ def test_what_up_shows(capfd: pytest.CaptureFixture[str]) -> None:
     for event in up._TEXTS:
         say(event, dict.fromkeys({*names, "host"}, NASTY))
         say(event, {**dict.fromkeys(names, NASTY), "kinds": [NASTY], "urls": [NASTY]})
-    say.close()
+    written(say)
     said = capfd.readouterr().out
     clean(said)
     assert said.count(SEEN) > len(up._TEXTS)
     say = up._Speaker(as_json=True)
     say("node-said", {"text": NASTY, "number": float("nan")})
-    say.close()
+    written(say)
     line = capfd.readouterr().out
     assert line.count("\n") == 1 and json.loads(line)["text"] == NASTY
     clean(line)
