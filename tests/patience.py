@@ -20,6 +20,8 @@ import pytest
 
 from holdfast import AgentRef, LocalCluster, Node, limits
 from holdfast.agents.calls import Options
+from holdfast.engines.nats import blobs, log, replica, streams, tail
+from holdfast.engines.nats import engine as nats_engine
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.errors import NoQuorum, NoResponders, Unknown
 from holdfast.serving import stalls
@@ -40,11 +42,20 @@ PASSING: Final[tuple[type[Exception], ...]] = (NoQuorum, NoResponders, Unknown)
 """Errors of a single question to a cluster in which nothing is wrong: an election runs, or the
 answer is late."""
 
+ANSWER_SECONDS: Final = PATIENT_SECONDS / 4
+"""For one question to a server. An election may lose the question: the rest of `PATIENT_SECONDS` is
+for asking again."""
+
+_PINGS_MAX: Final = 1000
+"""A connection sends a ping each second, so no test lasts until this many have no answer."""
+
 
 def wait_longer() -> None:
-    """Have asks, starts and joins wait for `PATIENT_SECONDS` by default, in this process and in
-    those that it starts."""
+    """Have asks, connections, starts and joins wait for `PATIENT_SECONDS` by default, in this
+    process and in those that it starts."""
+    limits.CONNECT_SECONDS = PATIENT_SECONDS  # type: ignore[misc]
     limits.JOIN_SECONDS = PATIENT_SECONDS  # type: ignore[misc]
+    nats_engine._ENSURE_SECONDS = PATIENT_SECONDS  # type: ignore[misc]
     children = str(Path(__file__).parent / "children")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [children, os.environ.get("PYTHONPATH")])
@@ -100,6 +111,42 @@ def again_blocking(
             if time.monotonic() > until:
                 raise
         time.sleep(_PAUSE_SECONDS)
+
+
+def children_wait(bound: str, seconds: float) -> dict[str, str]:
+    """The variable that gives a child process another bound than `tests/children` does.
+
+    ``bound``: MODULE:NAME.
+    """
+    return {"HOLDFAST_TESTS_BOUNDS": f"{bound}={seconds}"}
+
+
+def wait_for_answers(patch: pytest.MonkeyPatch) -> None:
+    """Have engines wait longer for what they ask their servers."""
+    for module, name in (
+        (log, "_READ_SECONDS"),
+        (log, "_API_SECONDS"),
+        (blobs, "_API_SECONDS"),
+        (replica, "_API_SECONDS"),
+        (streams, "_API_SECONDS"),
+        (tail, "_API_SECONDS"),
+    ):
+        patch.setattr(module, name, ANSWER_SECONDS)
+    patch.setattr(limits, "APPEND_TIMEOUT_SECONDS", PATIENT_SECONDS)
+
+
+def keep_connections(engine: NatsEngine) -> None:
+    """Have an open engine keep its connections while their server is silent."""
+    for connection in (engine._connection, engine._reading):
+        assert connection is not None
+        connection.options["max_outstanding_pings"] = _PINGS_MAX
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds, for `PATIENT_SECONDS` at most."""
+    async with asyncio.timeout(PATIENT_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.patience import PATIENT_SECONDS, children_wait
+
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^(?P<indent> *)(?P<marks>`{3,})(?P<language>[\w+-]*)[^`\n]*$")
 _COMMENT = re.compile(r"^\s*<!--\s*(?P<word>run|skip)(?::\s*(?P<why>.+?))?\s*-->\s*$")
@@ -76,13 +78,14 @@ def commands(block: Block) -> list[str]:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """This process's environment, with this Python's scripts first on PATH and a home of its
-    own."""
+    """This process's environment, with this Python's scripts first on PATH, a home of its own, and
+    time for each command."""
     scripts = str(Path(sys.executable).parent)
     return {
         **os.environ,
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
         "HOME": str(directory),
+        **children_wait("holdfast.cli.bounds:COMMAND_SECONDS", PATIENT_SECONDS),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.docs.snippets import ROOT, Block, blocks, commands, pages, run_page
 
 
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 async def test_the_examples_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,7 @@ class Heavy(Agent[Kept], mailbox_max=1):
 
 
 async def crowd(node: Node) -> None:
-    agent = node.agent(Heavy, "crowd").options(timeout_seconds=90)
+    agent = node.agent(Heavy, "crowd").options(timeout_seconds=240)
     WAITING.clear()
     held = asyncio.create_task(agent.ask(Heavy.wait))
     others: list[asyncio.Task[int]] = []
@@ -78,7 +78,7 @@ async def crowd(node: Node) -> None:
             while not WAITING:
                 await asyncio.sleep(0.01)
         others = [asyncio.create_task(agent.ask(Heavy.take, "x")) for _ in range(5)]
-        for done in asyncio.as_completed(others, timeout=60):
+        for done in asyncio.as_completed(others, timeout=300):
             await done
     finally:
         for task in (held, *others):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.patience import keep_connections, wait_for_answers
 
 from holdfast.engines.base import Engine
 from holdfast.engines.local.engine import LocalEngine
@@ -34,9 +35,12 @@ class Visiting(SocketEngine):
 
 
 @pytest.fixture(params=["local", "socket", "nats"])
-def closed_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+def closed_engine(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Engine:
     """An engine of each kind. Not a coroutine: the servers are started by a loop of their own."""
     if request.param == "nats":
+        wait_for_answers(monkeypatch)
         servers: LocalServers = request.getfixturevalue("servers")
         return NatsEngine(servers.urls)
     return (LocalEngine if request.param == "local" else Visiting)(tmp_path / "log.db")
@@ -46,5 +50,7 @@ def closed_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
 async def engine(closed_engine: Engine) -> AsyncIterator[Engine]:
     """An open engine of each kind."""
     await closed_engine.open()
+    if isinstance(closed_engine, NatsEngine):
+        keep_connections(closed_engine)
     yield closed_engine
     await closed_engine.close()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 
 import pytest
+from tests.patience import again
 
 from holdfast import limits
 from holdfast.engines.base import Engine
-from holdfast.errors import AlreadyExists, Closed, InvalidName, NotFound, TooLarge
+from holdfast.errors import AlreadyExists, Closed, InvalidName, NoQuorum, NotFound, TooLarge
 from holdfast.ids import new_id
 
 
@@ -19,12 +19,8 @@ async def key(engine: Engine, cell: str) -> str:
 
 
 async def eventually(engine: Engine, key: str) -> bytes:
-    async with asyncio.timeout(240):
-        while True:
-            try:
-                return await engine.blobs.get(key)
-            except NotFound:  # a replica that is late
-                await asyncio.sleep(0.02)
+    """Read a blob again while a replica that is late answers, or none does."""
+    return await again(lambda: engine.blobs.get(key), NotFound, NoQuorum)
 
 
 @pytest.mark.parametrize("size", [0, 1, 512 * 1024, 512 * 1024 + 1, 5_000_003])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
+from tests.patience import until
 
 from holdfast import limits
 from holdfast.engines.base import Engine, Message
@@ -16,12 +16,6 @@ from holdfast.ids import new_id
 @pytest.fixture
 def base() -> str:
     return new_id("bus")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(240):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_messages_arrive_in_order(engine: Engine, base: str) -> None:
@@ -63,7 +57,7 @@ async def test_one_of_a_queue_gets_each_message(engine: Engine, base: str) -> No
 async def test_a_request_is_answered(engine: Engine, base: str) -> None:
     await engine.bus.subscribe(base, lambda m: engine.bus.publish(m.reply, m.payload * 2))
     assert await asyncio.gather(
-        *(engine.bus.request(base, str(n).encode(), 5) for n in range(50))
+        *(engine.bus.request(base, str(n).encode(), 240) for n in range(50))
     ) == [str(n).encode() * 2 for n in range(50)]
 
 
@@ -71,13 +65,13 @@ async def test_nobody_there_is_said_at_once(engine: Engine, base: str) -> None:
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(NoResponders):
-        await engine.bus.request(base, b"", 30)
+        await engine.bus.request(base, b"", 240)
     heard: list[Message] = []
     await engine.bus.subscribe(f"{base}.reply.*", heard.append)
     engine.bus.publish(f"{base}.nobody", b"x", f"{base}.reply.7")
     await until(lambda: bool(heard))
     assert heard == [Message(f"{base}.reply.7", "", b"", True)]
-    assert loop.time() - started < 15
+    assert loop.time() - started < 120
 
 
 async def test_no_answer_is_unknown(engine: Engine, base: str) -> None:
@@ -93,7 +87,7 @@ async def test_a_closed_subscription_hears_nothing(engine: Engine, base: str) ->
     await subscription.close()
     engine.bus.publish(base, b"")
     with pytest.raises(NoResponders):
-        await engine.bus.request(base, b"", 5)
+        await engine.bus.request(base, b"", 240)
     assert heard == []
 
 

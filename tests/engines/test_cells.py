@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.engines.test_log import eventually, put, take
+from tests.engines.test_log import eventually, put, replicas_agree, take
 
-from holdfast.engines.base import Engine
+from holdfast.engines.base import Engine, Record
 from holdfast.errors import HoldfastError, InvalidName
 
 
@@ -24,6 +24,7 @@ async def test_a_cell_begins_where_it_is_told_to(engine: Engine) -> None:
     assert await put(engine, name, "a") == first
     await engine.ensure_cells([name], replicas)  # it is there: nothing changes
     assert await put(engine, name, "a", expect=first) == first + 1
+    await replicas_agree(engine, name)
     assert [one.sequence for one in await take(engine, name, [f"{name}.>"], 1)] == [first + 1]
     await engine.drop_cells([name])
 
@@ -37,7 +38,7 @@ async def test_a_removed_cell_takes_nothing_and_shows_nothing(engine: Engine, ce
     await engine.drop_cells([cell])
     assert cell not in await engine.cells()
     with pytest.raises(HoldfastError):
-        await put(engine, cell, "a")
+        await engine.log.append(cell, [Record(f"{cell}.a", b"x")])
     await engine.drop_cells([cell])  # again is harmless
     assert (await eventually(engine, other, "a", kept)).payload == b"kept"
     await engine.ensure_cells([cell], replicas)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.patience import again, keep_connections, wait_for_answers
 
 from holdfast.engines.base import Engine, Expect, Record
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, NoQuorum, Unknown
 from holdfast.host.server.nats_server import LocalServers
 
 CELL = "same"
@@ -64,13 +65,16 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     path: Path = tmp_path_factory.mktemp("same") / "log.db"
-    with asyncio.Runner() as runner:
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        wait_for_answers(patch)
 
         async def start() -> list[Engine]:
-            engines: list[Engine] = [LocalEngine(path), NatsEngine(servers.urls)]
+            nats = NatsEngine(servers.urls)
+            engines: list[Engine] = [LocalEngine(path), nats]
             for engine, replicas in zip(engines, (1, 3), strict=True):
                 await engine.open()
                 await engine.ensure_cells([CELL], replicas)
+            keep_connections(nats)
             return engines
 
         made = Pair(runner, runner.run(start()))
@@ -86,36 +90,49 @@ def pair(servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) -> Ite
 async def do(
     engine: Engine, prefix: str, command: tuple[Any, ...], known: dict[str, int], last: int
 ) -> Any:
-    """One command on one engine: what it gave, or the class of what it raised."""
+    """Do one command on one engine: return what it gave, or the class of what it raised.
+
+    The servers may have no leader for a moment, and then the command did nothing. A purge may be
+    repeated in any case.
+    """
+    late = (NoQuorum, Unknown) if command[0] == "purge" else (NoQuorum,)
     try:
-        if command[0] == "append":
-            records = []
-            for subject, payload, (kind, of) in command[1]:
-                name = f"{prefix}.{subject if of == 'own' else of}"
-                sequence = {
-                    "": 0,
-                    "right": known.get(name, 0),
-                    "zero": 0,
-                    "old": max(known.get(name, 0) - 1, 1),
-                }[kind]
-                records.append(
-                    Record(f"{prefix}.{subject}", payload, Expect(name, sequence) if kind else None)
-                )
-            return list(await engine.log.append(CELL, records))
-        if command[0] == "read":
-            return await engine.log.read(CELL, f"{prefix}.{command[1]}")
-        if command[0] == "purge":
-            return await engine.log.purge(CELL, f"{prefix}.{command[1]}", last + command[2])
-        found = []
-        async with aclosing(
-            engine.log.tail(CELL, [f"{prefix}.{command[1]}"], last + command[2])
-        ) as tail:  # type: ignore[type-var]
-            async for chunk in tail:
-                found += chunk.records
-                if chunk.caught_up:
-                    return found
+        return await again(lambda: once(engine, prefix, command, known, last), *late)
     except HoldfastError as error:
         return type(error)
+
+
+async def once(
+    engine: Engine, prefix: str, command: tuple[Any, ...], known: dict[str, int], last: int
+) -> Any:
+    """Do one command on one engine, and return what it gave."""
+    if command[0] == "append":
+        records = []
+        for subject, payload, (kind, of) in command[1]:
+            name = f"{prefix}.{subject if of == 'own' else of}"
+            sequence = {
+                "": 0,
+                "right": known.get(name, 0),
+                "zero": 0,
+                "old": max(known.get(name, 0) - 1, 1),
+            }[kind]
+            records.append(
+                Record(f"{prefix}.{subject}", payload, Expect(name, sequence) if kind else None)
+            )
+        return list(await engine.log.append(CELL, records))
+    if command[0] == "read":
+        return await engine.log.read(CELL, f"{prefix}.{command[1]}")
+    if command[0] == "purge":
+        return await engine.log.purge(CELL, f"{prefix}.{command[1]}", last + command[2])
+    found = []
+    async with aclosing(
+        engine.log.tail(CELL, [f"{prefix}.{command[1]}"], last + command[2])
+    ) as tail:  # type: ignore[type-var]
+        async for chunk in tail:
+            found += chunk.records
+            if chunk.caught_up:
+                return found
+    raise AssertionError("the tail ended")
 
 
 async def compare(pair: Pair, example: list[tuple[Any, ...]]) -> None:

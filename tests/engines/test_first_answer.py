@@ -16,7 +16,7 @@ import pytest
 
 from holdfast.engines.base import Record
 from holdfast.engines.nats.engine import NatsEngine
-from holdfast.errors import NoQuorum
+from holdfast.errors import NoQuorum, Unknown
 from holdfast.host.server.nats_config import ServerSettings
 from holdfast.host.server.nats_server import NatsServer, free_ports
 
@@ -130,7 +130,7 @@ async def test_a_connection_is_made_whatever_comes_before_the_answer(
                     try:
                         await engine.log.append("c", [Record(f"c.{n}", b"x")])
                         break
-                    except NoQuorum:
+                    except (NoQuorum, Unknown):
                         await asyncio.sleep(0.01)
 
 

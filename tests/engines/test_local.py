@@ -7,6 +7,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,12 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 async def written(path: Path) -> tuple[set[int], set[int]]:
     engine = LocalEngine(path)
     await engine.open()
-    tail = engine.log.tail("c", ["c.>"])
-    subjects = [stored.subject.removeprefix("c.") for stored in (await anext(tail)).records]
-    while not subjects or len(subjects) % 2000 == 0:
-        subjects += [stored.subject.removeprefix("c.") for stored in (await anext(tail)).records]
-    await tail.aclose()  # type: ignore[attr-defined]
+    subjects: list[str] = []
+    async with aclosing(engine.log.tail("c", ["c.>"])) as tail:  # type: ignore[type-var]
+        async for chunk in tail:
+            subjects += [stored.subject.removeprefix("c.") for stored in chunk.records]
+            if chunk.caught_up:
+                break
     await engine.close()
     return (
         {int(s) for s in subjects if not s.startswith("twin")},
@@ -166,11 +168,11 @@ async def test_whoever_closes_waits_for_what_is_written(tmp_path: Path) -> None:
 
     def slow(connection: sqlite3.Connection) -> None:
         begun.set()
-        goes_on.wait(30)
+        goes_on.wait(240)
         connection.execute("INSERT INTO blobs (key, checksum, value) VALUES ('k', 0, x'')")
 
     work = writer.call(slow)
-    await asyncio.to_thread(begun.wait, 30)
+    assert await asyncio.to_thread(begun.wait, 240)
     cancelled = asyncio.create_task(engine.close())
     await asyncio.sleep(0)
     cancelled.cancel()

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import until
 from typer.testing import CliRunner
 
-from holdfast import Agent, Node, NoResponders, State, StorageFailed, handler, reader
+from holdfast import Agent, Node, NoResponders, State, StorageFailed, handler, limits, reader
 from holdfast.admin.doctor.local_doctor import examine_file
 from holdfast.cli.main import app
 from holdfast.engines.base import Record
@@ -84,6 +85,13 @@ HARMS = [
 ]
 
 
+@pytest.fixture
+def noticed_at_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next write notices what became of the files: an idle log does not look before it."""
+    monkeypatch.setattr("holdfast.engines.local.writer._IDLE_SECONDS", 1000.0)
+
+
+@pytest.mark.usefixtures("noticed_at_a_write")
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 async def test_nothing_is_acknowledged_into_files_that_are_not_there(
     tmp_path: Path, harm: Callable[[Path], None]
@@ -119,10 +127,13 @@ async def test_an_idle_log_notices_as_well(tmp_path: Path) -> None:
     await engine.close()
 
 
+@pytest.mark.usefixtures("noticed_at_a_write")
 async def test_a_node_whose_files_are_gone_refuses_everything_at_once(tmp_path: Path) -> None:
     async with Node.join(f"local:{tmp_path}/data/log.db", serve=[Counter]) as node:
         counter = node.agent(Counter, "a").options(timeout_seconds=60)
         assert await counter.ask(Counter.add) == 1
+        await node.ready()
+        await until(lambda: not node.events._waiting)  # nothing else is about to be written
         remove_all(tmp_path / "data")
         with pytest.raises(OutcomeUnknown, match="is gone"):
             await counter.ask(Counter.add)
@@ -139,11 +150,12 @@ async def test_a_node_whose_files_are_gone_refuses_everything_at_once(tmp_path: 
 
 
 async def test_a_full_disk_is_named_and_everything_goes_on_when_there_is_room(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Node.join(f"local:{tmp_path}/log.db", serve=[Counter]) as node:
         counter = node.agent(Counter, "a").options(timeout_seconds=60)
         done = await counter.ask(Counter.add)
+        monkeypatch.setattr(limits, "ATTEMPT_SECONDS", 240.0)  # each ask has one attempt
         writer = node.engine._writer  # type: ignore[attr-defined]
         await writer.call(
             lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchone()
@@ -177,6 +189,7 @@ async def test_a_disk_that_is_full_at_the_start_is_named(
         done = await node.agent(Counter, "a").ask(Counter.add)
     monkeypatch.setattr(LocalEngine, "_prepare", without_room)
     async with Node.join(f"local:{tmp_path}/log.db", serve=[Counter]) as node:
+        await until(lambda: node.statistics()["recovery_failures"])
         with pytest.raises(NoResponders, match=r"log\.db: its disk is full"):
             await node.ready(1)
         said = [record.message for record in caplog.records if "cannot be served" in record.message]

@@ -6,30 +6,37 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
+from tests.patience import again
 
 from holdfast import limits
 from holdfast.engines.base import Engine, Expect, Record, Stored
+from holdfast.engines.nats import replica, streams
 from holdfast.engines.nats import tail as nats_tail
+from holdfast.engines.nats.engine import NatsEngine
 from holdfast.engines.nats.tail import _WIDE_ABOVE, _WIDE_SECONDS
-from holdfast.errors import Closed, Conflict, Fenced, InvalidName, NoQuorum, TooLarge
+from holdfast.errors import Closed, Conflict, Fenced, InvalidName, NoQuorum, TooLarge, Unknown
 
 
 async def put(
     engine: Engine, cell: str, subject: str, payload: bytes = b"x", expect: int | None = None
 ) -> int:
+    """Append one record, and append it again while an engine refuses it with `NoQuorum`: nothing
+    was written then. An engine may refuse either of two that are under way."""
     subject = f"{cell}.{subject}"
     wanted = None if expect is None else Expect(subject, expect)
-    return (await engine.log.append(cell, [Record(subject, payload, wanted)]))[0]
+    record = Record(subject, payload, wanted)
+    return (await again(lambda: engine.log.append(cell, [record]), NoQuorum))[0]
 
 
 async def eventually(engine: Engine, cell: str, subject: str, sequence: int) -> Stored:
     """Read until a replica shows the record that is known to be there."""
-    async with asyncio.timeout(240):
-        while True:
-            stored = await engine.log.read(cell, f"{cell}.{subject}")
-            if stored is not None and stored.sequence >= sequence:
-                return stored
-            await asyncio.sleep(0.01)
+
+    async def look() -> Stored:
+        stored = await engine.log.read(cell, f"{cell}.{subject}")
+        assert stored is not None and stored.sequence >= sequence, stored
+        return stored
+
+    return await again(look, AssertionError, NoQuorum)
 
 
 async def take(
@@ -42,6 +49,24 @@ async def take(
             if len(found) >= count:
                 break
     return found
+
+
+async def replicas_agree(engine: Engine, cell: str) -> None:
+    """Wait until every replica has what the leader has. A tail may read any of them."""
+    if not isinstance(engine, NatsEngine):
+        return
+    connection = engine.connection
+
+    async def look() -> None:
+        leading = await streams.info(connection, cell)
+        assert leading.cluster.leader, leading.cluster
+        names = [leading.cluster.leader, *(peer.name for peer in leading.cluster.replicas)]
+        sizes = await replica.sizes(connection, cell, names)
+        assert {(one.last_sequence, one.messages) for one in sizes.values()} == {
+            (leading.state.last_seq, leading.state.messages)
+        }, sizes
+
+    await again(look, AssertionError, NoQuorum, Unknown)
 
 
 async def test_what_was_appended_is_read(engine: Engine, cell: str) -> None:
@@ -72,6 +97,7 @@ async def test_only_the_newest_of_a_subject_is_kept(engine: Engine, cell: str) -
     new = await put(engine, cell, "s", b"new")
     assert (await eventually(engine, cell, "s", new)).payload == b"new"
     assert await engine.log.read_sequence(cell, old) is None
+    await replicas_agree(engine, cell)
     assert [stored.payload for stored in await take(engine, cell, [f"{cell}.>"], 1)] == [b"new"]
 
 
@@ -101,13 +127,10 @@ async def test_compare_and_set(engine: Engine, cell: str) -> None:
 
 async def test_of_many_that_create_one_succeeds(engine: Engine, cell: str) -> None:
     async def create(number: int) -> int:
-        while True:
-            try:
-                return await put(engine, cell, "only", str(number).encode(), expect=0)
-            except NoQuorum:  # "an engine may refuse either of two under way"
-                await asyncio.sleep(0.01)
-            except Conflict:
-                return 0
+        try:
+            return await put(engine, cell, "only", str(number).encode(), expect=0)
+        except Conflict:
+            return 0
 
     made = [sequence for sequence in await asyncio.gather(*map(create, range(50))) if sequence]
     assert len(made) == 1
@@ -199,6 +222,7 @@ async def test_a_tail_with_much_to_catch_up_with_takes_the_same(
             )
 
     await write(0, 9_000)
+    await replicas_agree(engine, cell)
     async with asyncio.timeout(240), aclosing(engine.log.tail(cell, filters)) as tail:  # type: ignore[type-var]
         found: list[Stored] = []
         begun = set()
@@ -242,6 +266,7 @@ async def test_the_copy_that_decides_shows_all_subjects_and_others_can_be_read(
     for subject in ("1.st.a", "1.in.a", "2.st.a", "1.in.b", "1.epoch"):
         await put(engine, cell, subject)
     await engine.log.purge(cell, f"{cell}.1.in.a", 100)
+    await replicas_agree(engine, cell)
     shown = await engine.log.subjects(cell, [f"{cell}.1.>", f"{cell}.3.>"])
     if engine.name == "local":  # one copy of everything: there is nothing to compare it with
         assert shown is None
@@ -277,6 +302,7 @@ async def test_purge_removes_what_is_older_and_nothing_else(engine: Engine, cell
     await engine.log.purge(cell, f"{cell}.in.>", 4)
     await engine.log.purge(cell, f"{cell}.in.>", 1)
     await engine.log.purge(cell, f"{cell}.none.>", 99)
+    await replicas_agree(engine, cell)
     assert [stored.sequence for stored in await take(engine, cell, [f"{cell}.>"], 3)] == [4, 5, 6]
     assert await put(engine, cell, "in.1", expect=0) == 7
 

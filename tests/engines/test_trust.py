@@ -21,9 +21,10 @@ import pytest
 from msgspec.structs import asdict
 from tests.authority import Authority
 from tests.engines.impostors import Impostor
-from tests.patience import connect_within
+from tests.patience import again, connect_within, until
 
 from holdfast import ConfigError, HoldfastError, Node, NoQuorum
+from holdfast.cli.common import EXIT_NOT_DONE
 from holdfast.engines.nats.certificates import Certificates
 from holdfast.engines.nats.engine import NatsEngine
 from holdfast.host.server.nats_config import ServerSettings
@@ -79,7 +80,8 @@ async def host(url: str, keys: Security, _: Path) -> str:
     return str(caught.value)
 
 
-async def said_by(directory: Path, keys: Security, *arguments: str, code: int = 2) -> str:
+async def run(directory: Path, keys: Security, *arguments: str) -> tuple[int | None, str]:
+    """Run a command, and return how it ended and what it said."""
     (directory / "password").write_text(keys.password + "\n")
     (directory / "password").chmod(0o600)
     names = {
@@ -100,12 +102,18 @@ async def said_by(directory: Path, keys: Security, *arguments: str, code: int = 
         stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await process.communicate()
-    assert process.returncode == code, out.decode()
-    return out.decode()
+    return process.returncode, out.decode()
+
+
+async def said_by(directory: Path, keys: Security, *arguments: str) -> str:
+    """What a command says that cannot work as its settings are."""
+    code, said = await run(directory, keys, *arguments)
+    assert code == 2, said
+    return said
 
 
 async def command(url: str, keys: Security, directory: Path) -> str:
-    return await said_by(directory, keys, "status", "--at", url)
+    return await said_by(directory, keys, "status", "--at", url, "--wait", "--timeout", "240")
 
 
 async def host_process(url: str, keys: Security, directory: Path) -> str:
@@ -187,16 +195,15 @@ async def test_a_server_says_nothing_to_an_impostor_in_the_place_of_another_host
 
 @pytest.mark.parametrize("first", ["none", "required", "available"])
 @pytest.mark.parametrize("url", ["tls", "nats"])
-async def test_nothing_is_said_in_clear(
-    first: str, url: str, keys: Security, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if first != "none":
-        connect_within(monkeypatch, 5.0)
+async def test_nothing_is_said_in_clear(first: str, url: str, keys: Security) -> None:
     # One that promises TLS and does not speak it gets the beginning of a handshake. Certificates
     # are enough to want TLS.
+    refuses = first == "none"
     async with Impostor(first=first).running() as impostor:
-        with pytest.raises(ConfigError if first == "none" else NoQuorum):
-            await NatsEngine([f"{url}://{impostor.where}"], keys).open()
+        with pytest.raises(ConfigError if refuses else NoQuorum):
+            await NatsEngine(
+                [f"{url}://{impostor.where}"], keys, connect_seconds=240.0 if refuses else 30.0
+            ).open()
     assert impostor.heard and impostor.connections > 1
     assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
 
@@ -240,7 +247,14 @@ async def test_servers_of_all_ways_are_connected_to(
     await engine.open()
     assert engine.connection._transport.secured  # type: ignore[union-attr]
     await engine.close()
-    said = await said_by(tmp_path, keys, "status", "--at", server.url, code=1)
+
+    async def status() -> tuple[int | None, str]:
+        code, said = await run(tmp_path, keys, "status", "--at", server.url)
+        assert code != EXIT_NOT_DONE, said  # no server answered in time
+        return code, said
+
+    code, said = await again(status, AssertionError)
+    assert code == 1, said
     assert "there is no cluster here yet" in said and "eof_received" not in said, (
         "asyncio's warnings are no news"
     )
@@ -253,7 +267,7 @@ async def test_a_client_that_lets_the_server_speak_first_still_connects(
     # host.
     context = Certificates(keys.tls_ca, keys.tls_cert, keys.tls_key).context()
     other = await nats.connect(
-        server.url, tls=context, user=keys.user, password=keys.password, connect_timeout=10
+        server.url, tls=context, user=keys.user, password=keys.password, connect_timeout=120
     )
     assert other.is_connected
     await other.close()
@@ -320,7 +334,8 @@ async def test_a_server_that_closes_is_not_tried_without_a_pause(
     caplog.set_level(logging.INFO)
     began_at = time.monotonic()
     async with Impostor(first="none", closes=closes).running() as impostor:
-        engine = NatsEngine([f"nats://{impostor.where}"])
+        seconds = 5.0 if closes == "at once" else 240.0
+        engine = NatsEngine([f"nats://{impostor.where}"], connect_seconds=seconds)
         try:
             await engine.open()
         except NoQuorum:
@@ -346,15 +361,16 @@ async def test_who_is_not_let_in_again_says_so_once_and_goes_on_trying(
     server.settings = msgspec.structs.replace(was, security=security)
     await server.kill()
     await server.start()
-    async with asyncio.timeout(240):
-        while engine.connection._pool.current.failures < 4:
-            await asyncio.sleep(0.05)
-    said = [
-        record.getMessage()
-        for record in caplog.records
-        if "cannot be made again" in record.getMessage()
-    ]
-    assert len(said) == 1 and "Authorization Violation" in said[0] and SECRET not in caplog.text
+
+    def said() -> list[str]:
+        texts = (record.getMessage() for record in caplog.records)
+        return [text for text in texts if "cannot be made again" in text]
+
+    await until(said)  # the attempts before found no server
+    refused = engine.connection._pool.current.failures
+    await until(lambda: engine.connection._pool.current.failures >= refused + 4)
+    texts = said()
+    assert len(texts) == 1 and "Authorization Violation" in texts[0] and SECRET not in caplog.text
     server.settings = was
     await server.kill()
     await server.start()
@@ -371,8 +387,8 @@ async def test_urls_with_a_password_are_used_and_never_shown(
     engine = NatsEngine([url], msgspec.structs.replace(keys, user="", password=""))
     await engine.open()
     await engine.close()
-    connect_within(monkeypatch, 5.0)
     (port,) = free_ports(1)
+    connect_within(monkeypatch, 5.0)  # nobody listens there
     for bad in (
         f"nats://somebody:{SECRET}@127.0.0.1:{port}",
         f"nats://somebody:{SECRET}@127.0.0.1:x",

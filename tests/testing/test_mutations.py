@@ -313,7 +313,7 @@ def a_stop_in_order_is_an_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "counting", lambda _, marks: dict(marks))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_what_is_taken_out_is_missed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     change, scenario, missed_by = MUTATIONS[name]

@@ -32,7 +32,7 @@ asyncio.run(main())
 """
 TALK = """
 import socket, sys
-talk = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+talk = socket.create_connection((sys.argv[1], int(sys.argv[2])), 240)
 for line in sys.stdin:
     talk.sendall(line.encode())
     talk.settimeout(float(line.split()[1]))
@@ -49,7 +49,7 @@ class Talk:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
-    async def says(self, timeout_seconds: float = 20.0) -> str:
+    async def says(self, timeout_seconds: float = 240.0) -> str:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(f"x {timeout_seconds}\n".encode())
         return (await self.process.stdout.readline()).decode().strip()

@@ -77,7 +77,7 @@ for name in runs.names():
 """
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> None:
     here = Path(holdfast.__file__).parent
     there = tmp_path / "a directory with another name, longer than most" / "holdfast"

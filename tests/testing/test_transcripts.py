@@ -14,7 +14,7 @@ from holdfast.testing.simulation import story
 STORIES = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_the_story_is_as_told(path: Path) -> None:
     told = path.read_text()
