@@ -14,12 +14,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.patience import PATIENT_SECONDS, again_blocking
+from tests.patience import PATIENT_SECONDS, again_blocking, children_wait
 
 from holdfast import (
     Agent,
@@ -80,10 +80,12 @@ class Adder(Agent[Number], capabilities={"adding"}):
         return self.state.n
 
 
-def holdfast(directory: Path, *arguments: str, code: int = 0) -> str:
+def holdfast(
+    directory: Path, *arguments: str, code: int = 0, bounds: Mapping[str, str] | None = None
+) -> str:
     """Run the command, and return what it printed. It is run again while the program that has the
     log open does not answer: nothing was sent to that one by then."""
-    environment = {**os.environ, "HOLDFAST_AT": "local:dev.db"}
+    environment = {**os.environ, "HOLDFAST_AT": "local:dev.db", **(bounds or {})}
     until = time.monotonic() + PATIENT_SECONDS
     while True:
         done = subprocess.run(
@@ -249,8 +251,10 @@ def test_commands_beside_a_stopped_program_end_and_say_why(
 ) -> None:
     running.send_signal(signal.SIGSTOP)
     waiting = crowd(tmp_path / "dev.db")
+    bounds = children_wait("holdfast.limits:CONNECT_SECONDS", 5.0)
     for command in (("status",), ("call", "Adder/a", "add")):
-        assert f"process {running.pid} has" in holdfast(tmp_path, *command, code=3)
+        said = holdfast(tmp_path, *command, code=3, bounds=bounds)
+        assert f"process {running.pid} has" in said
     for one in waiting:
         one.close()
     running.send_signal(signal.SIGCONT)
