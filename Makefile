@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q
 # Tests wait more than they compute. Those of one file stay together, as they share clusters.
 WORKERS ?= 3
 
-.PHONY: help test check demo demo-cluster bench bench-peers bench-growth soak format clean
+.PHONY: help test check demo demo-cluster bench bench-peers bench-growth night soak format clean
 
 help:
 	@echo "make test          all tests but the soak"
@@ -22,7 +22,8 @@ help:
 	@echo "make bench         the benchmarks"
 	@echo "make bench-peers   the same work on Ray, xoscar and Dask"
 	@echo "make bench-growth  cost from a thousand to a million agents, 1 to 8 nodes, 16 to 1,024 shards"
-	@echo "make soak          the long form of the fault tests"
+	@echo "make night         a thousand new seeds, chaos, and every kill and partition of the soak (some hours)"
+	@echo "make soak          the long form of the fault tests (a day)"
 	@echo "make format        format the code and fix what lint can fix"
 	@echo "make clean         remove .venv and all that was built"
 
@@ -62,6 +63,18 @@ bench-peers: $(READY)
 bench-growth: $(READY)
 	$(BIN)/python -m bench.growth
 	$(BIN)/python -m bench.many_hosts
+
+# All parts run, also where one of them fails.
+night: $(READY)
+	$(MAKE) --keep-going night-seeds night-chaos night-soak
+
+.PHONY: night-seeds night-chaos night-soak
+night-seeds:
+	$(PYTEST) -m night
+night-chaos:
+	$(BIN)/holdfast chaos --seconds 900
+night-soak:
+	$(PYTEST) -m "soak and not night" --deselect tests/testing/test_simulation.py
 
 soak: $(READY)
 	$(PYTEST) -m soak

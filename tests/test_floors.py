@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import holdfast
@@ -38,6 +39,11 @@ LARGE = {
     "Baseline": 16,
 }
 """Classes that have more. A number here may only get smaller, and a class may only leave."""
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def name_of(path: Path) -> str:
@@ -101,7 +107,7 @@ def test_first_party_imports_stand_at_the_top() -> None:
     found = [
         f"{name_of(path)}:{node.lineno}"  # type: ignore[attr-defined]
         for path in MODULES
-        for node in imports_in_functions(ast.parse(path.read_text()))
+        for node in imports_in_functions(parsed(path))
     ]
     assert found == []
 
@@ -114,7 +120,7 @@ def test_nobody_imports_the_package_root() -> None:
         f"{name_of(path)}:{node.lineno}"  # type: ignore[attr-defined]
         for path in MODULES
         if path != SOURCE / "__init__.py"
-        for node in root_imports(ast.parse(path.read_text()), submodules)
+        for node in root_imports(parsed(path), submodules)
     ]
     assert found == []
 
@@ -123,15 +129,13 @@ def test_core_knows_random_only_as_a_type() -> None:
     found = [
         f"{name_of(path)}:{node.lineno}"  # type: ignore[attr-defined]
         for path in sorted((SOURCE / "core").rglob("*.py"))
-        for node in imports_of(ast.parse(path.read_text()), "random", type_checking=True)
+        for node in imports_of(parsed(path), "random", type_checking=True)
     ]
     assert found == []
 
 
 def test_every_module_says_why_it_is_there() -> None:
-    assert [
-        name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))
-    ] == []
+    assert [name_of(path) for path in MODULES if not ast.get_docstring(parsed(path))] == []
 
 
 def attributes(cls: ast.ClassDef) -> set[str]:
@@ -157,7 +161,7 @@ def test_no_class_has_more_attributes_than_it_had() -> None:
     found = {
         node.name: len(attributes(node))
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef) and len(attributes(node)) > ATTRIBUTES_MAX
     }
     assert found == LARGE
@@ -168,7 +172,7 @@ def test_nothing_is_pickled() -> None:
         name_of(path)
         for path in MODULES
         for module in ("pickle", "cloudpickle", "dill", "marshal", "shelve")
-        for _ in imports_of(ast.parse(path.read_text()), module, type_checking=False)
+        for _ in imports_of(parsed(path), module, type_checking=False)
     ]
     assert found == []
 

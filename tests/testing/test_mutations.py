@@ -47,14 +47,16 @@ class Mutation(NamedTuple):
     change: Change
     scenario: str
     missed_by: set[str]
+    seed: int
+    """The seed that showed it when this was written. It is tried first."""
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def mutation(scenario: str, *missed_by: str) -> Callable[[Change], Change]:
+def mutation(scenario: str, *missed_by: str, seed: int = 0) -> Callable[[Change], Change]:
     def add(change: Change) -> Change:
-        MUTATIONS[change.__name__] = Mutation(change, scenario, set(missed_by))
+        MUTATIONS[change.__name__] = Mutation(change, scenario, set(missed_by), seed)
         return change
 
     return add
@@ -82,7 +84,7 @@ def a_claim_breaks_no_chain(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Claims, "_breaks", nothing)
 
 
-@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log", seed=1)
 def a_slot_is_written_again_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PackTable, "slot", lambda _: 0)
 
@@ -92,7 +94,7 @@ def a_claim_forgets_whose_packs_it_needs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Epochs, "packs", lambda *_: set())
 
 
-@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log", seed=1)
 def a_shard_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         PackTable,
@@ -101,7 +103,7 @@ def a_shard_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log")
+@mutation("newborn", "one_line", "acknowledged_is_there", "settles", "memory_is_the_log", seed=1)
 def a_shard_is_released_with_what_is_packed(patch: pytest.MonkeyPatch) -> None:
     async def drain(
         self: Runtime, targets: dict[int, str], timeout_seconds: float
@@ -131,7 +133,7 @@ def no_link_between_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_conflict", resend)
 
 
-@mutation("order", "once_each", "fifo")
+@mutation("order", "once_each", "fifo", seed=1)
 def no_consumed_sequence(patch: pytest.MonkeyPatch) -> None:
     load = Activation.load
 
@@ -198,7 +200,7 @@ def a_replica_is_not_compared_with_the_leader(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Recovery, "_lacking", nothing)
 
 
-@mutation("late", "one_line", "once_each", "relay_prefix", "memory_is_the_log")
+@mutation("late", "one_line", "once_each", "relay_prefix", "memory_is_the_log", seed=1)
 def an_unknown_outcome_is_taken_for_a_failure(patch: pytest.MonkeyPatch) -> None:
     def put_back(self: Runtime, cell: str) -> None:
         for one in self.shards.values():
@@ -228,7 +230,7 @@ def callers_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Seen, "check_caller", lambda *_: Verdict.NEW)
 
 
-@mutation("life", "one_actor", "no_ghost_read")
+@mutation("life", "one_actor", "no_ghost_read", seed=1)
 def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Liveness, "live_until", property(lambda _: math.inf, lambda *_: None), raising=False
@@ -236,7 +238,7 @@ def a_node_always_takes_itself_for_live(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Liveness, "look", lambda _: None)
 
 
-@mutation("unheard", "one_actor", "no_ghost_read")
+@mutation("unheard", "one_actor", "no_ghost_read", seed=11)
 def a_sentence_without_waiting(patch: pytest.MonkeyPatch) -> None:
     async def condemn(self: Liveness, incarnation: str) -> bool:
         found = [await self._life_of(cell, incarnation) for cell in self._cells]
@@ -303,12 +305,12 @@ def nobody_hears_what_stands_still(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Standstills, "note", lambda *_: [])
 
 
-@mutation("standstill", "stands_still_alone")
+@mutation("standstill", "stands_still_alone", seed=2)
 def what_stood_still_bears_no_mark(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "put", lambda *_: None)
 
 
-@mutation("standstill", "no_contagion")
+@mutation("standstill", "no_contagion", seed=10)
 def a_stop_in_order_is_an_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "counting", lambda _, marks: dict(marks))
 
@@ -316,16 +318,13 @@ def a_stop_in_order_is_an_end(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_what_is_taken_out_is_missed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    change, scenario, missed_by = MUTATIONS[name]
+    change, scenario, missed_by, first = MUTATIONS[name]
     change(monkeypatch)
-    for seed in range(SEEDS_MAX):
+    for seed in (first, *(seed for seed in range(SEEDS_MAX) if seed != first)):
         outcome = runs.run(runs.load(scenario), seed)
         found = {violation.partition(":")[0] for violation in outcome.violations} & missed_by
         if found:
-            print(
-                f"\n{name}: missed by {', '.join(sorted(found))} with seed {seed}, the "
-                f"{seed + 1}th of {scenario}"
-            )
+            print(f"\n{name}: missed by {', '.join(sorted(found))} with seed {seed} of {scenario}")
             return
     pytest.fail(
         f"{name}: none of {', '.join(sorted(missed_by))} missed it in {SEEDS_MAX} seeds of "

@@ -1,8 +1,9 @@
-"""Whole clusters, a few hundred seeds of every scenario: no checker finds anything. The long form
-runs ten thousand."""
+"""Whole clusters, a few seeds of every scenario: no checker finds anything. A night takes a
+thousand others, and the long form ten thousand."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -24,25 +25,13 @@ from holdfast.testing.simulation import runs
 from holdfast.testing.simulation.campaign import run_all
 
 JOBS = min(os.cpu_count() or 1, 8)
-SEEDS = {
-    "storm": 40,
-    "unchanged": 80,
-    "damage": 60,
-    "late": 60,
-    "inbox": 40,
-    "order": 40,
-    "relay": 40,
-    "newborn": 40,
-}
-"""Of each scenario; those that are not named, which cost more: 20."""
-CHUNK = 20
+SEEDS = 5
+"""Of each scenario, in every run of the tests."""
+
+NIGHTLY_SEEDS = 1_000
+"""Of all scenarios together, in one night: other ones each day."""
+
 SOAK_SEEDS = 10_000
-
-
-def chunks() -> list[tuple[str, int]]:
-    return [
-        (name, start) for name in runs.names() for start in range(0, SEEDS.get(name, 20), CHUNK)
-    ]
 
 
 def judge(name: str, seeds: range) -> None:
@@ -50,42 +39,60 @@ def judge(name: str, seeds: range) -> None:
     assert not bad, "\n\n".join(bad[:3])
 
 
-def test_there_are_enough_seeds() -> None:
-    assert len(chunks()) * CHUNK >= 500
+def share(seeds: int) -> int:
+    """How many seeds one scenario gets, if all together get so many."""
+    return seeds // len(runs.names()) + 1
 
 
 @pytest.mark.capability("D9")
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("name", "start"), chunks())
-def test_nothing_is_broken(name: str, start: int) -> None:
-    judge(name, range(1000 + start, 1000 + start + CHUNK))
+@pytest.mark.parametrize("name", runs.names())
+def test_nothing_is_broken(name: str) -> None:
+    judge(name, range(1000, 1000 + SEEDS))
+
+
+@pytest.mark.night
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.parametrize("name", runs.names())
+def test_nothing_is_broken_in_the_seeds_of_this_day(name: str) -> None:
+    start = datetime.date.today().toordinal() * 1000
+    judge(name, range(start, start + share(NIGHTLY_SEEDS)))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(12 * 3600)
 @pytest.mark.parametrize("name", runs.names())
 def test_nothing_is_broken_in_ten_thousand_seeds(name: str) -> None:
-    judge(name, range(10_000, 10_000 + SOAK_SEEDS // len(runs.names()) + 1))
+    judge(name, range(10_000, 10_000 + share(SOAK_SEEDS)))
 
 
 DIGESTS = """
+import sys
 import holdfast
 from holdfast.testing.simulation import runs
 print(holdfast.__file__)
-for name in runs.names():
+for name in sys.argv[1:]:
     print(name, runs.run(runs.load(name), 7).digest)
 """
 
+VARIED = ["storm", "attempts", "poison", "rogues", "newborn", "timers"]
+"""Scenarios that have, together, all that a run keeps: errors with their tracebacks as well."""
+
 
 @pytest.mark.timeout(3600)
-def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [VARIED, pytest.param(runs.names(), marks=pytest.mark.night)], ids=["varied", "all"]
+)
+def test_a_seed_is_the_same_run_in_every_process_and_place(
+    names: list[str], tmp_path: Path
+) -> None:
     here = Path(holdfast.__file__).parent
     there = tmp_path / "a directory with another name, longer than most" / "holdfast"
     shutil.copytree(here, there)
     made = []
     for hashes, place in (("1", here), ("2", there)):
         done = subprocess.run(
-            [sys.executable, "-c", DIGESTS],
+            [sys.executable, "-c", DIGESTS, *names],
             env={**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": str(place.parent)},
             cwd=tmp_path,
             capture_output=True,
@@ -95,7 +102,7 @@ def test_a_seed_is_the_same_run_in_every_process_and_place(tmp_path: Path) -> No
         imported, *digests = done.stdout.splitlines()
         assert Path(imported).parent == place
         made.append(digests)
-    assert [len(line.split()[1]) for line in made[0]] == [32] * len(runs.names())
+    assert [len(line.split()[1]) for line in made[0]] == [32] * len(names)
     assert made[0] == made[1]
 
 
