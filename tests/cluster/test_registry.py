@@ -93,7 +93,7 @@ async def test_of_a_hundred_one_gets_the_name(registry: Registry, engine: Engine
 
     async def create(number: int) -> bool:
         try:
-            await (registry, other)[number % 2].create("A", "the-one", metadata={"by": number})
+            await (registry, other)[number % 2].register("A", "the-one", metadata={"by": number})
         except AlreadyExists:
             return False
         return True
