@@ -10,7 +10,7 @@ SOURCES := src tests $(wildcard bench) $(wildcard examples)
 TYPING := $(wildcard tests/typing/*.py)
 PYTEST := $(BIN)/python -m pytest -q
 # Tests wait more than they compute. Those of one file stay together, as they share clusters.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .PHONY: help test check demo demo-cluster bench bench-peers bench-growth night soak format clean
 

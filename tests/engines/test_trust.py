@@ -202,7 +202,7 @@ async def test_nothing_is_said_in_clear(first: str, url: str, keys: Security) ->
     async with Impostor(first=first).running() as impostor:
         with pytest.raises(ConfigError if refuses else NoQuorum):
             await NatsEngine(
-                [f"{url}://{impostor.where}"], keys, connect_seconds=240.0 if refuses else 30.0
+                [f"{url}://{impostor.where}"], keys, connect_seconds=240.0 if refuses else 10.0
             ).open()
     assert impostor.heard and impostor.connections > 1
     assert b"CONNECT" not in impostor.heard and SECRET.encode() not in impostor.heard
