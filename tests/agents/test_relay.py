@@ -30,7 +30,9 @@ class Owner:
         self.open.set()
         self.lose_answers = 0
         self.gate = self
-        self.shard = cast(Shard, SimpleNamespace(prefix=f"{source}.7", cell=source, active=True))
+        self.shard = cast(
+            Shard, SimpleNamespace(prefix=f"{source}.7", number=7, cell=source, active=True)
+        )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work)

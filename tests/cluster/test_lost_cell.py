@@ -45,7 +45,7 @@ async def test_a_node_stops_serving_a_cell_whose_log_went_back(tmp_path: Path) -
             while cell not in node._ownership.lost_cells:
                 await asyncio.sleep(0.1)
         assert "was acknowledged" in node._ownership.lost_cells[cell]
-        assert state(node).shards == [] and state(node).lost_cells
+        assert state(node._parts).shards == [] and state(node._parts).lost_cells
         with pytest.raises(HoldfastError) as refused:
             await agent.options(timeout_seconds=3).ask(Account.add, 1)
         assert isinstance(refused.value, NotDone) or "Unknown" in type(refused.value).__name__
@@ -71,4 +71,4 @@ async def test_each_batch_and_each_claim_is_compared_with_what_was_acknowledged(
             while cell not in node._ownership.lost_cells:
                 await asyncio.sleep(0.05)
         assert f"and {before + 1000} was acknowledged" in node._ownership.lost_cells[cell]
-        assert state(node).shards == []
+        assert state(node._parts).shards == []

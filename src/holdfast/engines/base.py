@@ -350,19 +350,20 @@ GAPS: Final[tuple[Gap, ...]] = (
     Gap(
         "local",
         "several processes",
-        "a second process that serves agents gets `ConfigError` naming the first; one that serves "
-        "none is its client",
+        "a second process that serves agents gets `ConfigError` naming the first; a process that "
+        "serves none becomes its client",
     ),
     Gap(
         "nats",
         "read: the newest record",
-        "a replica that lags, or a leader cut off, answers with an older one",
+        "a lagging replica, or a leader that was cut off, answers with an older record",
     ),
     Gap(
         "nats",
         "append: what is refused was not written",
-        "around a change of leaders a batch may arrive twice: one copy is written, and the other "
-        "one's refusal is heard; so each writer's batches expect something that they change",
+        "when leaders change, a batch may arrive twice: one copy is written, and the writer hears "
+        "the refusal of the other. Therefore each batch of a writer expects a record that the batch "
+        "itself changes",
     ),
 )
 """The one table of what an engine cannot do. `docs/guarantees.md` prints it, and a test holds the
