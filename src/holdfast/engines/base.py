@@ -362,8 +362,8 @@ GAPS: Final[tuple[Gap, ...]] = (
         "nats",
         "append: what is refused was not written",
         "when leaders change, a batch may arrive twice: one copy is written, and the writer hears "
-        "the refusal of the other. Therefore each batch of a writer expects a record that the batch "
-        "itself changes",
+        "the refusal of the other. Therefore each batch of a writer expects a record that the "
+        "batch itself changes",
     ),
 )
 """The one table of what an engine cannot do. `docs/guarantees.md` prints it, and a test holds the
