@@ -34,7 +34,8 @@ async def main() -> None:
         os.kill(await agent.pid(), signal.SIGKILL)
         started = time.perf_counter()
         try:
-            left = await asyncio.wait_for(agent.add(0), 30)
+            async with asyncio.timeout(30):
+                left = await agent.add(0)
             text = back(left - before, started)
         except Exception as error:
             text = f"0 of {ADDS} adds kept, gone for good: {type(error).__name__}"

@@ -41,7 +41,8 @@ async def main() -> None:
     text = f"0 of {ADDS} adds kept, not back within 30 s"
     while time.perf_counter() - started < 30:
         try:
-            left = await asyncio.wait_for(agent.add(0), 5)
+            async with asyncio.timeout(5):
+                left = await agent.add(0)
         except Exception:  # whatever it says while it is away
             await asyncio.sleep(0.1)
             continue

@@ -245,7 +245,7 @@ class Helped(Agent[Page]):
         await asyncio.gather(*(part() for _ in range(5)))
         async with asyncio.TaskGroup() as group:
             group.create_task(part())
-        await asyncio.wait_for(part(), 5)
+        await asyncio.wait_for(part(), 5)  # noqa: TID251 - as users write it
         await asyncio.get_running_loop().run_in_executor(None, self.helper.bump)
         await asyncio.to_thread(self.helper.bump)
         asyncio.get_running_loop().call_soon(self.helper.bump)

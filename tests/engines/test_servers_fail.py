@@ -165,7 +165,8 @@ async def test_who_waits_for_a_batch_hears_of_a_new_leader(
             with suppress(NoQuorum, Unknown, TimeoutError):
                 leader = (await streams.info(engine.connection, "c")).cluster.leader
                 await streams.move_leader(engine.connection, "c", min(names - {leader}))
-                await asyncio.wait_for(elected.wait(), 10)
+                async with asyncio.timeout(10):
+                    await elected.wait()
 
     # Somebody listens to this subject, who is no stream.
     monkeypatch.setattr(limits, "APPEND_TIMEOUT_SECONDS", 600.0)

@@ -152,6 +152,8 @@ class Link(Client):
             except Exception as error:  # whatever a server says, or does not say
                 if isinstance(self._transport, Wire):
                     self._transport.abort()
+                if _cancelled():
+                    raise asyncio.CancelledError from error
                 await self._failed(
                     server,
                     explained(error, server.where) if isinstance(error, ssl.SSLError) else error,
@@ -263,3 +265,10 @@ class Link(Client):
         self._said = ""
         if not self._closing:
             _logger.log(self._level, "%s is back, to %s", self._role, self._pool.current.where)
+
+
+def _cancelled() -> bool:
+    """Whether the running task was told to end. nats-py waits in ways that lose this, with Python
+    3.11."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

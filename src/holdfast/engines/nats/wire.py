@@ -64,9 +64,11 @@ class Wire(TcpTransport):
         options: dict[str, Any] = (
             {"ssl": certificates.context(), "server_hostname": name} if first else {}
         )
-        opening = asyncio.open_connection(host, port, limit=_READ_BYTES, **options)
         try:
-            reader, self._bare_io_writer = await asyncio.wait_for(opening, timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                reader, self._bare_io_writer = await asyncio.open_connection(
+                    host, port, limit=_READ_BYTES, **options
+                )
         except ssl.SSLError as error:
             raise explained(error, where, certificates.authority) from None
         self._bare_io_reader, self._io_reader, self._io_writer = (
@@ -78,7 +80,8 @@ class Wire(TcpTransport):
         if first or not certificates.wanted:
             return
         try:
-            self._greeting = await asyncio.wait_for(reader.readline(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                self._greeting = await reader.readline()
             _check_greeting(self._greeting, where)
             await self._secure(name, certificates, where, timeout_seconds)
         except BaseException:
@@ -95,15 +98,13 @@ class Wire(TcpTransport):
         protocol = _Protocol(reader)
         loop = asyncio.get_running_loop()
         try:
-            transport = await asyncio.wait_for(
-                loop.start_tls(
+            async with asyncio.timeout(timeout_seconds):
+                transport = await loop.start_tls(
                     self._bare_io_writer.transport,
                     protocol,
                     certificates.context(),
                     server_hostname=name,
-                ),
-                timeout_seconds,
-            )
+                )
         except ssl.SSLError as error:
             raise explained(error, where, certificates.authority) from None
         if transport is None:
@@ -163,7 +164,8 @@ class Wire(TcpTransport):
         if self._io_writer is not None:
             self._io_writer.close()
             with suppress(OSError, TimeoutError):
-                await asyncio.wait_for(self._io_writer.wait_closed(), timeout_seconds)
+                async with asyncio.timeout(timeout_seconds):
+                    await self._io_writer.wait_closed()
 
     def abort(self) -> None:
         """Close at once."""
