@@ -83,7 +83,9 @@ def _hosts(found: Status) -> str:
         else f"; {found.copies} cop{'y' if found.copies == 1 else 'ies'} of everything"
     )
     if not found.hosts:
-        return f"the servers are run by no Holdfast host{copies}"
+        # Who ought to be there stands in the log.
+        unheard = found.copies is None
+        return "no host answers" if unheard else f"the servers are run by no Holdfast host{copies}"
     up = sum(host.up for host in found.hosts)
     gone = [gone_text(host) for host in found.hosts if not host.up]
     return "; ".join([f"hosts {up} of {len(found.hosts)} up", *gone]) + copies
